@@ -175,9 +175,7 @@ class PolynomialTail:
         if not 1 < self.mean < float("inf"):
             raise ValueError(f"mean must be a finite number of steps above 1: got {self.mean}")
         if not 2 < self.tail < float("inf"):
-            raise ValueError(
-                f"tail must be finite and above 2, else the mean length is infinite: got {self.tail}"
-            )
+            raise ValueError(f"tail must be finite and above 2, else the mean length is infinite: got {self.tail}")
 
     def keep(self, distance: int) -> float:
         """Probability that the edge `distance` steps after the last cut is kept."""
@@ -211,24 +209,18 @@ class Randomized(Policy):
         if isinstance(self.p, Sequence) and not isinstance(self.p, str):
             object.__setattr__(self, "p", tuple(float(p) for p in self.p))
             if not self.p:
-                raise ValueError(
-                    "p must be a probability or a non-empty sequence of them: got an empty sequence"
-                )
+                raise ValueError("p must be a probability or a non-empty sequence of them: got an empty sequence")
         elif not isinstance(self.p, (int, float, PolynomialTail)) or isinstance(self.p, bool):
             raise TypeError(
                 f"p must be a probability, a sequence of them, or a PolynomialTail: got {self.p!r} "
                 f"({type(self.p).__name__})"
             )
-        for p in (
-            () if isinstance(self.p, PolynomialTail) else self.p if isinstance(self.p, tuple) else (self.p,)
-        ):
+        for p in () if isinstance(self.p, PolynomialTail) else self.p if isinstance(self.p, tuple) else (self.p,):
             if not 0 < p <= 1:
                 raise ValueError(f"p must lie in (0, 1], since kept edges are weighted by 1/p: got {p}")
 
     @classmethod
-    def polynomial(
-        cls, mean: float, tail: float = 4.0, *, generator: torch.Generator | None = None
-    ) -> Randomized:
+    def polynomial(cls, mean: float, tail: float = 4.0, *, generator: torch.Generator | None = None) -> Randomized:
         """Pieces of mean length `mean` steps whose lengths have a polynomial tail: see `PolynomialTail`."""
         return cls(PolynomialTail(mean, tail), generator=generator)
 
@@ -268,9 +260,7 @@ class Randomized(Policy):
     def __str__(self) -> str:
         if isinstance(self.p, PolynomialTail):
             return f"randomized:mean={self.p.mean:g},tail={self.p.tail:g}"
-        return "randomized:" + ",".join(
-            f"{p!r}" for p in (self.p if isinstance(self.p, tuple) else (self.p,))
-        )
+        return "randomized:" + ",".join(f"{p!r}" for p in (self.p if isinstance(self.p, tuple) else (self.p,)))
 
 
 _FORMS = (
@@ -293,9 +283,7 @@ def parse(text: str | Policy) -> Policy:
     if isinstance(text, Policy):
         return text
     if not isinstance(text, str):
-        raise TypeError(
-            f"gradient must be a policy or its text form ({_FORMS}): got {text!r} ({type(text).__name__})"
-        )
+        raise TypeError(f"gradient must be a policy or its text form ({_FORMS}): got {text!r} ({type(text).__name__})")
     form = text.strip().lower()
     if form == "full":
         return Full()

@@ -1,0 +1,82 @@
+"""The four stages, once; the only autograd boundary.
+
+A `Program` is a computation whose gradient we define ourselves: stage 1 is its `forward`, stages 3 and 4 its
+`backward` (stage 2, the local error, is whatever autograd does above). `run` puts it into autograd's graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Program", "run"]
+
+Tensors = tuple[Tensor | None, ...]
+
+
+class Program(Protocol):
+    """A computation with a hand-written gradient. Immutable once `run` has been called with it."""
+
+    outputs: int
+    """How many tensors `forward` returns before its tape."""
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(outputs, tape) from the inputs. keep: a backward call will follow; else the tape may be empty.
+
+        No tape tensor may be an input or an output; these are saved anyway.
+        """
+        ...
+
+    def backward(
+        self,
+        tensors: Tensors,
+        outputs: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...] | None,
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+    ) -> Tensors:
+        """The gradient of every input (None where `needs` is False), from the cotangents of the outputs.
+
+        tape: what `forward` kept; or None when the gradient itself must be differentiable (double backward): then
+        grad mode is on, and the tape is to be rebuilt from `tensors` by operations autograd can record.
+        A cotangent is None where nothing arrived.
+        """
+        ...
+
+
+def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """The program's outputs, differentiable by the program's own backward."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Boundary.apply(program, *tensors)[: program.outputs]
+    return program.forward(tensors, keep=False)[0]
+
+
+class _Boundary(torch.autograd.Function):
+    @staticmethod
+    def forward(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        outputs, tape = program.forward(tensors, keep=True)
+        return (*outputs, *tape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        program, *tensors = inputs
+        ctx.program, ctx.inputs = program, len(tensors)
+        ctx.mark_non_differentiable(*output[program.outputs :])
+        ctx.save_for_backward(*tensors, *output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        program, saved = ctx.program, ctx.saved_tensors
+        tensors, results = saved[: ctx.inputs], saved[ctx.inputs :]
+        outputs, tape = results[: program.outputs], results[program.outputs :]
+        grads = program.backward(
+            tensors,
+            outputs,
+            None if torch.is_grad_enabled() else tape,
+            cotangents[: program.outputs],
+            ctx.needs_input_grad[1:],
+        )
+        return (None, *grads)
