@@ -1,5 +1,9 @@
 """Backpropagation through time for PyTorch, made explicit, fast and visible."""
 
+from . import nn as nn
+from .kernels import explain as explain
+from .nn import convert as convert
+from .nn import gradients as gradients
 from .policies import Chunked as Chunked
 from .policies import Full as Full
 from .policies import Randomized as Randomized

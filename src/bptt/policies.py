@@ -140,7 +140,8 @@ class Truncated(Policy):
         _check_count("every", self.every)
         if self.every > self.window:
             raise ValueError(
-                f"every must be at most window, so that no loss is left out: got every={self.every}, window={self.window}"
+                f"every must be at most window, so that no loss is left out: "
+                f"got every={self.every}, window={self.window}"
             )
 
     def reach(self, T: int) -> Reach:

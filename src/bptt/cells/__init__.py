@@ -1,0 +1,8 @@
+"""What recurs: the torch definition of each cell, one file a cell. See `_cell` for what a cell is."""
+
+from ._cell import Cell as Cell
+from ._cell import Pullback as Pullback
+from ._cell import Weights as Weights
+from .gru import GRU as GRU
+from .lstm import LSTM as LSTM
+from .rnn import RNN as RNN

@@ -1,4 +1,4 @@
-"""The four stages, once; the only autograd boundary.
+"""The only autograd boundary.
 
 A `Program` is a computation whose gradient we define ourselves: stage 1 is its `forward`, stages 3 and 4 its
 `backward` (stage 2, the local error, is whatever autograd does above). `run` puts it into autograd's graph.
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Program", "run"]
+__all__ = ["Program", "Tensors", "run"]
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -19,8 +19,10 @@ Tensors = tuple[Tensor | None, ...]
 class Program(Protocol):
     """A computation with a hand-written gradient. Immutable once `run` has been called with it."""
 
-    outputs: int
-    """How many tensors `forward` returns before its tape."""
+    @property
+    def outputs(self) -> int:
+        """How many tensors `forward` returns before its tape."""
+        ...
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(outputs, tape) from the inputs. keep: a backward call will follow; else the tape may be empty.

@@ -1,0 +1,83 @@
+"""What a cell is: four formulas, each over any number of rows at once.
+
+Legend: H hidden units, P size of h (H, or `proj_size`), G gates, I input features. "..." stands for any leading
+shape: one step `[B]`, all steps `[T, B]`, or the rows of a block sweep.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Cell", "Pullback", "State", "Weights"]
+
+State = tuple[Tensor, ...]
+"""(h,) or (h, c): h `[..., P]`, c `[..., H]`."""
+
+
+class Weights(NamedTuple):
+    """The parameters of one layer and direction, named and shaped as in torch.nn."""
+
+    ih: Tensor  # [G*H, I]
+    hh: Tensor  # [G*H, P]
+    b_ih: Tensor | None = None  # [G*H]
+    b_hh: Tensor | None = None  # [G*H]
+    hr: Tensor | None = None  # [P, H], an LSTM's projection
+
+
+class Pullback(NamedTuple):
+    """What one step sends back."""
+
+    da: Tensor  # [..., G*H]  dL/d(pre-activation), as the input product sees it
+    total: State  # dL/d(state_t): what came in, completed by the paths inside the step (dC gains the path through h)
+    direct: Tensor | None = None  # dL/dh_{t-1} [..., P] by the paths that avoid the recurrent product
+    carried: State = ()  # dL/dc_{t-1} [..., H], for a state (h, c)
+
+
+class Cell(ABC):
+    """One recurrent cell, as formulas. Stateless: parameters arrive as `Weights`."""
+
+    name: ClassVar[str]
+    gates_per_unit: ClassVar[int]
+    """G: rows of the weights per hidden unit."""
+    taped_per_unit: ClassVar[int]
+    """Gate values kept per hidden unit and step."""
+    states: ClassVar[int] = 1
+    """1: the state is h. 2: it is (h, c)."""
+
+    def project(self, x: Tensor, w: Weights) -> Tensor:
+        """The input product `[..., G*H]` of any number of steps, with every bias that can be added beforehand."""
+        bias = None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
+        return functional.linear(x, w.ih, bias)
+
+    @abstractmethod
+    def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
+        """The taped gate values `[..., F]` from gx `[..., G*H]` and the previous h `[..., P]`.
+
+        Needs no walk: with every h known, all steps are one product.
+        """
+
+    @abstractmethod
+    def advance(self, gates: Tensor, prev: State, w: Weights) -> State:
+        """The state of step t from its gates and the state of step t-1."""
+
+    @abstractmethod
+    def pull(self, lam: State, gates: Tensor, prev: State, state: State, w: Weights) -> Pullback:
+        """The adjoint of one step: from dL/d(state_t) through everything later, to the pre-activations."""
+
+    def recurrent(self, da: Tensor, gates: Tensor) -> Tensor:
+        """`da` as the recurrent product sees it `[..., G*H]`: the same, but for cells that gate that product."""
+        return da
+
+    def projected(self, gates: Tensor, state: State) -> Tensor:
+        """What `Weights.hr` multiplies `[..., H]`."""
+        raise TypeError(f"{self.name} has no projection")
+
+
+def parts(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The last dimension cut into equal parts."""
+    return torch.chunk(x, count, dim=-1)

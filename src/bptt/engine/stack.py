@@ -1,0 +1,170 @@
+"""A stack of recurrent layers as a program: stage 1 here, stages 3 and 4 in `walk`.
+
+Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates, L layers, D directions. k = layer * D
++ direction numbers the layers and directions, as torch.nn orders their parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..cells import Cell, Weights
+from ..kernels import Kernel
+from ..memory import Memory, keeps_gates
+from ..policies import Reach
+from .boundary import Tensors
+from .walk import Walk, given
+
+__all__ = ["Stack"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A stack of recurrent layers as a program: the four stages for every cell, policy, kernel and direction.
+
+    Inputs, in order: x `[T, B, I]`, h_0 `[L*D, B, P]`, for an LSTM c_0 `[L*D, B, H]`, then the weights of each layer
+    and direction as torch.nn orders them. Outputs: y `[T, B, D*P]`, h_n, for an LSTM c_n.
+
+    Everything random (dropout masks, xi) is drawn before and held here, so a rebuilt forward repeats it.
+    """
+
+    cell: Cell
+    kernel: Kernel
+    layers: int
+    directions: int
+    per_layer: int  # weights per layer and direction
+    biased: bool
+    reach: Reach
+    memory: Memory
+    lengths: Tensor  # [B] int64
+    ragged: bool  # whether lengths differ from T
+    masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
+    xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
+    keep: tuple[Tensor, ...] = ()  # [T, B, 1] for every direction, in its time: 0 at resets; empty for none
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs `forward` has."""
+        return 1 + self.cell.states
+
+    # Stage 1 ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """See `Program.forward`. Taped, layer by layer and direction by direction: states but the top h, gates."""
+        x = given(tensors[0])
+        with torch.autocast(x.device.type, enabled=False):
+            initial, weights = self.inputs(tensors)
+            gate_bytes = x.shape[0] * x.shape[1] * weights[0].hh.shape[0] * x.element_size() * len(weights)
+            tape_gates = keep and self.cell.taped_per_unit > 0 and keeps_gates(self.memory, gate_bytes)
+            tape: list[Tensor] = []
+            finals: list[tuple[Tensor, ...]] = []
+            y = x
+            for layer in range(self.layers):
+                below, ys = self.masked(y, layer), []
+                for d in range(self.directions):
+                    k = layer * self.directions + d
+                    gx = self.cell.project(self.turn(below, d), weights[k])
+                    states, gates = self.kernel.forward(
+                        self.cell, gx, initial[k], self.keep[d] if self.keep else None, weights[k], tape_gates
+                    )
+                    finals.append(tuple(self._last(s) for s in states))
+                    ys.append(self.turn(states[0], d))
+                    tape += [] if layer == self.layers - 1 else [states[0]]
+                    tape += states[1:]
+                    tape += [] if gates is None else [gates]
+                y = ys[0] if self.directions == 1 else torch.cat(ys, -1)
+            hc_n = tuple(torch.stack(s) for s in zip(*finals, strict=True))
+            return (y, *hc_n), tuple(tape) if keep else ()
+
+    # Stages 3 and 4 --------------------------------------------------------------------------------------------------
+
+    def backward(
+        self,
+        tensors: Tensors,
+        outputs: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...] | None,
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+    ) -> Tensors:
+        """See `Program.backward`."""
+        return self.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints=False)[0]
+
+    def gradients(
+        self,
+        tensors: Tensors,
+        outputs: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...] | None,
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+        want_adjoints: bool,
+    ) -> tuple[Tensors, list[Tensor]]:
+        """`backward`, and lambda_t of h for every layer and direction `[T, B, P]` in the direction's own time."""
+        with torch.autocast(given(tensors[0]).device.type, enabled=False):
+            if tape is None:
+                outputs, tape = self.forward(tensors, keep=True)
+            walk = Walk(self, tensors, outputs, tape, cotangents)
+            return walk.run(needs, want_adjoints), walk.adjoints
+
+    # What both directions in time share ------------------------------------------------------------------------------
+
+    def with_resets(self, resets: Tensor) -> Stack:
+        """The same with the state zeroed before the steps where resets `[T, B]` (bool) is True.
+
+        A reset at t closes the edge between t-1 and t; a reverse layer crosses it on its way to step t-1.
+        """
+        keep = [~resets[..., None]]
+        if self.directions == 2:
+            turned = self.turn(keep[0], 1)
+            keep.append(torch.cat([torch.ones_like(turned[:1]), turned[:-1]]))
+        return replace(self, keep=tuple(keep))
+
+    def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
+        """Values of every layer and direction, in own time, as one `[T, B, D*F]` per layer in forward time."""
+        turned = [self.turn(value, k % self.directions) for k, value in enumerate(per_k)]
+        return tuple(torch.cat(turned[i : i + self.directions], -1) for i in range(0, len(turned), self.directions))
+
+    def inputs(self, tensors: Tensors) -> tuple[list[tuple[Tensor, ...]], list[Weights]]:
+        """Initial states and weights of every layer and direction."""
+        states = self.cell.states
+        initial = list(zip(*(given(s).unbind(0) for s in tensors[1 : 1 + states]), strict=True))
+        flat = tensors[1 + states :]
+        weights = []
+        for i in range(0, len(flat), self.per_layer):
+            one = list(flat[i : i + self.per_layer])
+            if not self.biased:
+                one[2:2] = [None, None]
+            weights.append(Weights(*one))  # type: ignore[arg-type]  # ih and hh are always given
+        return initial, weights
+
+    def masked(self, below: Tensor, layer: int) -> Tensor:
+        """The input of a layer: dropout on what the layer below puts out."""
+        return below * self.masks[layer - 1] if self.masks and layer > 0 else below
+
+    def turn(self, x: Tensor, d: int) -> Tensor:
+        """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
+        if d == 0:
+            return x
+        if not self.ragged:
+            return x.flip(0)
+        t = torch.arange(x.shape[0], device=x.device)[:, None]
+        back = torch.where(t < self.lengths, self.lengths - 1 - t, t)
+        return x[back, torch.arange(x.shape[1], device=x.device)]
+
+    def half(self, x: Tensor, d: int) -> Tensor:
+        """Direction d's part of `[..., D*P]`."""
+        return x if self.directions == 1 else x.chunk(2, -1)[d]
+
+    def edges(self, k: int) -> Tensor | None:
+        """The factor on each time edge `[T, B, 1]` of layer and direction k, None for 1."""
+        keep = self.keep[k % self.directions] if self.keep else None
+        xi = self.xi[k] if self.xi else None
+        return keep if xi is None else xi if keep is None else xi * keep
+
+    def _last(self, states: Tensor) -> Tensor:
+        """The state after each sequence's last step `[B, F]`."""
+        if not self.ragged:
+            return states[-1]
+        return states[self.lengths - 1, torch.arange(states.shape[1], device=states.device)]

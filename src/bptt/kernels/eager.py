@@ -1,0 +1,66 @@
+"""The eager kernel: plain torch operations, one step at a time. Every cell, device and dtype; autograd can record it.
+
+Legend: T steps, B lanes, F taped gate values, R positions and N columns of a sweep (see `frames`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cells import Cell, Weights
+from .frames import Frames
+from .registry import Request, Swept, Tape
+
+__all__ = ["Eager"]
+
+
+class Eager:
+    """Stage 1 and stage 3 in plain torch. The reference the other kernels are held to, and the recordable one."""
+
+    name = "eager"
+
+    def refuses(self, request: Request) -> str | None:
+        return None
+
+    def forward(
+        self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], keep: Tensor | None, w: Weights, tape_gates: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        state, states, taped = initial, [], []
+        for t in range(gx.shape[0]):
+            if keep is not None:
+                state = tuple(s * keep[t] for s in state)
+            gates = cell.gates(gx[t], state[0], w)
+            state = cell.advance(gates, state, w)
+            states.append(state)
+            if tape_gates:
+                taped.append(gates)
+        return tuple(torch.stack(s) for s in zip(*states, strict=True)), torch.stack(taped) if tape_gates else None
+
+    def sweep(
+        self,
+        cell: Cell,
+        w: Weights,
+        tape: Tape,
+        frames: Frames,
+        errors: tuple[Tensor | None, ...],
+        edges: Tensor | None,
+    ) -> Swept:
+        gates = frames.spread(tape.gates)
+        prev, state = tuple(map(frames.spread, tape.prev)), tuple(map(frames.spread, tape.state))
+        edge = None if edges is None else frames.spread(edges)
+        N = prev[0].shape[1]
+        lam = tuple(s.new_zeros(N, s.shape[-1]) for s in state)
+        das, totals = [], []
+        for r in reversed(range(frames.R)):
+            lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))
+            back = cell.pull(lam, gates[r], tuple(s[r] for s in prev), tuple(s[r] for s in state), w)
+            through = cell.recurrent(back.da, gates[r]) @ w.hh
+            lam = (through if back.direct is None else through + back.direct, *back.carried)
+            if edge is not None:
+                lam = tuple(a * edge[r] for a in lam)
+            das.append(back.da)
+            totals.append(back.total)
+        das.reverse()
+        totals.reverse()
+        return Swept(torch.stack(das), tuple(torch.stack(s) for s in zip(*totals, strict=True)), lam)

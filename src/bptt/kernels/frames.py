@@ -1,0 +1,169 @@
+"""Where the rows of a block sweep lie: addresses only, no arithmetic on values.
+
+A block sweep walks N columns side by side, one per (block, lane). Column n walks R positions, position r at step
+start[n] + r, from r = R-1 down to r = 0. Aligning the columns at their *ends of the walk* (r = 0) lets a shorter
+last block start later instead of stopping earlier: before it has met its first error its adjoint is zero.
+
+Legend: T steps, B lanes, N columns, R positions. Times are the direction's own: for a reverse layer they count
+from the end of each sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..policies import Reach
+
+__all__ = ["Frames"]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The columns of one sweep. All tensors `[N]`, int64; steps are inclusive."""
+
+    T: int
+    B: int
+    R: int
+    start: Tensor
+    lane: Tensor
+    first: Tensor  # a column's own losses: steps first..last
+    last: Tensor
+    end: Tensor  # the last step of the column's sequence
+    whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
+
+    @classmethod
+    def of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
+        """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the tensors' device) out of T."""
+        B, device = lengths.shape[0], lengths.device
+        lanes = torch.arange(B, device=device)
+        if reach.every is None:
+            zero = torch.zeros_like(lengths)
+            return cls(T, B, T, zero, lanes, zero, lengths - 1, lengths - 1, whole=True)
+        n = -(-T // reach.every)
+        first = (torch.arange(n, device=device) * reach.every).repeat_interleave(B)
+        lane = lanes.repeat(n)
+        real = first < lengths[lane]  # shorter sequences have fewer blocks
+        first, lane = first[real], lane[real]
+        end = lengths[lane] - 1
+        last = torch.minimum(first + reach.every - 1, end)
+        window = reach.every if reach.window is None else reach.window
+        start = first if reach.fenced else (last - window + 1).clamp(min=0)
+        R = int((last - start).max()) + 1 if len(first) else 1
+        return cls(T, B, R, start, lane, first, last, end)
+
+    def groups(self, columns: int) -> Iterator[Frames]:
+        """The same columns in groups of at most `columns`, so that a sweep's memory stays bounded."""
+        if self.whole or len(self.start) <= columns:
+            yield self
+            return
+        for i in range(0, len(self.start), max(columns, 1)):
+            yield self.pick(slice(i, i + max(columns, 1)))
+
+    def pick(self, columns: slice | Tensor) -> Frames:
+        """The sweep over some of the columns."""
+        start, lane, first, last, end = (v[columns] for v in (self.start, self.lane, self.first, self.last, self.end))
+        return replace(self, start=start, lane=lane, first=first, last=last, end=end, whole=False)
+
+    def steps(self) -> Tensor:
+        """The step of each position `[R, N]`."""
+        return self.start + torch.arange(self.R, device=self.start.device)[:, None]
+
+    def addresses(self) -> Tensor:
+        """Row of each position in a `[T * B, ...]` tensor `[R * N]`; past T-1 clamped (adjoint still zero)."""
+        return (self.steps().clamp(max=self.T - 1) * self.B + self.lane).flatten()
+
+    def spread(self, x: Tensor) -> Tensor:
+        """`[T, B, F]` -> `[R, N, F]`: every position's value."""
+        if self.whole:
+            return x
+        rows = x.reshape(self.T * self.B, x.shape[2]).index_select(0, self.addresses())
+        return rows.view(self.R, len(self.start), x.shape[2])
+
+    def collect(self, x: Tensor) -> Tensor:
+        """`[R, N, F]` -> `[T, B, F]`: the sum over all positions at a step and lane; the transpose of `spread`."""
+        if self.whole:
+            return x
+        rows = x.new_zeros(self.T * self.B, x.shape[2]).index_add(0, self.addresses(), x.flatten(0, 1))
+        return rows.view(self.T, self.B, x.shape[2])
+
+    def own(self) -> Tensor:
+        """Which positions are the column's own losses `[R, N]`, bool."""
+        steps = self.steps()
+        return (steps >= self.first) & (steps <= self.last)
+
+    def finals(self) -> tuple[Tensor, Tensor]:
+        """Positions and columns where a cotangent of the final state enters: at the end of each sequence."""
+        columns = (self.last == self.end).nonzero()[:, 0]
+        return (self.end - self.start)[columns], columns
+
+    def initials(self) -> Tensor:
+        """Columns whose walk reaches the initial state."""
+        return (self.start == 0).nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of overlapping blocks in a stack, addressed in both directions' times.
+
+    A block with losses first..last spans the steps from last-window+1 to first+window-1 of the whole network (to last
+    in a one-directional stack). A column is the same block and lane in both entries of `frames`; position r of the
+    forward frame is position span-1-r of the reverse one.
+    """
+
+    frames: tuple[Frames, ...]  # one per direction, each in its own time
+    takes: Tensor  # [D, N] bool: whether the column's losses are those on this direction's outputs
+    span: Tensor  # [N] steps from the first to the last of the block's span
+
+    @classmethod
+    def of(cls, reach: Reach, lengths: Tensor, T: int, directions: int) -> Columns:
+        """The columns of a policy whose blocks overlap (reach.window and reach.every given, not fenced)."""
+        ahead = Frames.of(reach, lengths, T)
+        if directions == 1:
+            takes = torch.ones(1, len(ahead.start), dtype=torch.bool, device=lengths.device)
+            return cls((ahead,), takes, ahead.last - ahead.start + 1)
+        assert reach.window is not None
+        assert reach.every is not None
+        first, last, lane, end = ahead.first, ahead.last, ahead.lane, ahead.end
+        takes = torch.ones(2, len(first), dtype=torch.bool, device=lengths.device)
+        if reach.every > 1 and (lengths % reach.every).any():
+            # Counted from the other end the blocks are others: the two halves of the output have columns of their own.
+            takes = takes.repeat(1, 2)
+            takes[1, : len(first)] = False
+            takes[0, len(first) :] = False
+            first, last = torch.cat([first, end - last]), torch.cat([last, end - first])
+            lane, end = lane.repeat(2), end.repeat(2)
+        low = (last - reach.window + 1).clamp(min=0)
+        high = torch.minimum(first + reach.window - 1, end)
+        span = high - low + 1
+        R = int(span.max()) if len(span) else 1
+        forward = Frames(T, ahead.B, R, low, lane, first, last, end)
+        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end)
+        return cls((forward, reverse), takes, span)
+
+    def groups(self, columns: int) -> Iterator[Columns]:
+        """The same columns in groups of at most `columns`."""
+        for i in range(0, len(self.span), max(columns, 1)):
+            part = slice(i, i + max(columns, 1))
+            yield Columns(tuple(f.pick(part) for f in self.frames), self.takes[:, part], self.span[part])
+
+    def turn(self, x: Tensor, d: int) -> Tensor:
+        """`[R, N, F]` from forward positions to those of direction d, and back: its own inverse within the span."""
+        if d == 0:
+            return x
+        r = torch.arange(x.shape[0], device=x.device)[:, None]
+        back = torch.where(r < self.span, self.span - 1 - r, r)
+        return x.gather(0, back[..., None].expand_as(x))
+
+    def own(self, d: int) -> Tensor:
+        """Which positions are losses of the column on direction d's outputs `[R, N]`, bool."""
+        return self.frames[d].own() & self.takes[d]
+
+    def finals(self, d: int) -> tuple[Tensor, Tensor]:
+        """Positions and columns where a cotangent of direction d's final state enters."""
+        position, column = self.frames[d].finals()
+        takes = self.takes[d, column]
+        return position[takes], column[takes]

@@ -1,0 +1,11 @@
+"""Drop-in recurrent layers whose gradient is chosen: `RNN`, `GRU`, `LSTM`, and what one does with them.
+
+They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and argument checks are torch's own.
+"""
+
+from ._convert import convert as convert
+from ._gradients import Gradients as Gradients
+from ._gradients import gradients as gradients
+from ._layers import GRU as GRU
+from ._layers import LSTM as LSTM
+from ._layers import RNN as RNN

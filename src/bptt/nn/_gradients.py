@@ -1,0 +1,90 @@
+"""Gradients without autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import policies
+from ._call import Call, Hidden, program
+from ._layers import GRU, LSTM, RNN
+
+__all__ = ["Gradients", "gradients"]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What `gradients` returns."""
+
+    parameters: dict[str, Tensor]
+    """By the layer's parameter names, each of the parameter's shape."""
+    x: Tensor | PackedSequence
+    """In the layout of the input."""
+    hx: Hidden
+    """Of h_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
+    layer_adjoints: tuple[Tensor, ...]
+    """lambda_t = dL/dh_t of every layer `[T, B, D*P]`, in forward time, whatever the layout of the input."""
+
+    @property
+    def adjoints(self) -> Tensor:
+        """lambda_t = dL/dh_t of the last layer `[T, B, D*P]`: its own loss and everything later."""
+        return self.layer_adjoints[-1]
+
+
+@torch.no_grad()
+def gradients(
+    layer: RNN | GRU | LSTM,
+    x: Tensor | PackedSequence,
+    dy: Tensor | PackedSequence | None,
+    hx: Hidden | None = None,
+    dh_n: Hidden | None = None,
+    gradient: str | policies.Policy | None = None,
+    *,
+    resets: Tensor | None = None,
+) -> Gradients:
+    """Every gradient of L = <dy, y> + <dh_n, h_n>, and the adjoints lambda_t, without autograd.
+
+    layer: a `bptt.nn` layer. x, hx, resets: as for its forward. dy: dL/dy, of y's shape, or None for none.
+    dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
+    gradient: a policy or its text form; None is the layer's own. A dropout of the layer is drawn, as in forward.
+
+    Raises ValueError where dy or dh_n has another shape than y or h_n; else what forward raises.
+
+    >>> import torch, bptt
+    >>> layer, x = bptt.nn.RNN(2, 3), torch.ones(4, 1, 2)
+    >>> grads = bptt.gradients(layer, x, dy=torch.ones(4, 1, 3))
+    >>> grads.adjoints.shape, grads.parameters["weight_hh_l0"].shape
+    (torch.Size([4, 1, 3]), torch.Size([3, 3]))
+
+    Source: equations/README.md, chapter 2, step 3 (lambda_t is dL/dh_t there) and chapter 6.
+    """
+    call = Call.of(layer, x, hx, resets)
+    policy = layer.gradient if gradient is None else policies.parse(gradient)
+    stack = program(layer, call, policy, differentiated=True)
+    outputs, tape = stack.forward(call.tensors, keep=True)
+    states = len(outputs) - 1
+    given: tuple[Tensor | None, ...] = (None,) * states
+    if dh_n is not None:
+        given = (dh_n,) if isinstance(dh_n, Tensor) else tuple(dh_n)
+        given = given if call.batched else tuple(None if g is None else g.unsqueeze(1) for g in given)
+        if len(given) != states:
+            raise ValueError(f"dh_n must have {states} tensor(s), one per final state: got {len(given)}")
+    cotangents = (None if dy is None else call.engine_layout(dy), *given)
+    for name, cotangent, output in zip(("dy", "dh_n", "dc_n"), cotangents, outputs, strict=False):
+        if cotangent is not None and cotangent.shape != output.shape:
+            raise ValueError(
+                f"{name} must have the shape of what it is the gradient of (time first: {tuple(output.shape)}): "
+                f"got {tuple(cotangent.shape)}"
+            )
+    needs = (True,) * len(call.tensors)
+    grads, adjoints = stack.gradients(call.tensors, outputs, tape, cotangents, needs, want_adjoints=True)
+    dx, *rest = [g for g in grads if g is not None]
+    return Gradients(
+        parameters=dict(zip(layer._flat_weights_names, rest[states:], strict=True)),
+        x=call.restore(dx),
+        hx=call.restore_hidden(tuple(rest[:states])),
+        layer_adjoints=stack.join(adjoints),
+    )

@@ -1,0 +1,184 @@
+"""The drop-in layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import cells, kernels, policies
+from ..engine import run
+from ..memory import Memory
+from ..memory import check as check_memory
+from ._call import Call, Hidden, program
+
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+
+
+class Recurrent(torch.nn.RNNBase):
+    """What the three layers share: our keywords, torch's argument conventions, and the call of the engine."""
+
+    _states: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        mode: str,
+        *args: Any,
+        gradient: str | policies.Policy = "full",
+        memory: str = "auto",
+        kernel: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(mode, *args, **kwargs)
+        self.gradient, self.memory, self.kernel = gradient, memory, kernel
+
+    @property
+    def gradient(self) -> policies.Policy:
+        """The gradient policy; may be assigned a policy or its text form."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, value: str | policies.Policy) -> None:
+        self._gradient = policies.parse(value)
+
+    @property
+    def memory(self) -> Memory:
+        """The tape policy: "auto", "gates" or "states"."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, value: str) -> None:
+        self._memory = check_memory(value)
+
+    @property
+    def kernel(self) -> str:
+        """The kernel: "auto" or a kernel's name."""
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, value: str) -> None:
+        self._kernel = kernels.check(value)
+
+    def cell(self) -> cells.Cell:
+        """The cell this layer repeats."""
+        if self.mode == "LSTM":
+            return cells.LSTM()
+        return cells.GRU() if self.mode == "GRU" else cells.RNN("tanh" if self.mode == "RNN_TANH" else "relu")
+
+    def extra_repr(self) -> str:
+        ours = f", gradient={self.gradient}"
+        ours += f", memory={self.memory}" if self.memory != "auto" else ""
+        ours += f", kernel={self.kernel}" if self.kernel != "auto" else ""
+        return super().extra_repr() + ours
+
+    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
+        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return layers, batch, self.hidden_size
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Hidden | None = None, *, resets: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Hidden]:
+        """As torch.nn's forward, and: resets, bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched), zeroes the
+        state before step t of a lane, so that nothing passes the edge between t-1 and t in either direction.
+        """
+        call = Call.of(self, input, hx, resets)
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
+        y, *final = run(program(self, call, self.gradient, differentiated), *call.tensors)
+        return call.restore(y), call.restore_hidden(tuple(final))
+
+
+class RNN(Recurrent):
+    """torch.nn.RNN with a choice of gradient: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
+
+    Arguments: those of torch.nn.RNN (input_size, hidden_size, num_layers=1, nonlinearity="tanh" or "relu", bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None), then by keyword
+
+    gradient: how far gradients reach: `Full()`, `Chunked(k)`, `Truncated(window, every=1)`, `Randomized(p)`, or the
+        text form, as "truncated:35". Default full.
+    memory: what is kept for the backward pass, "gates", "states" or "auto". Changes no value.
+    kernel: "auto", or a kernel by name, which then runs or raises.
+
+    Raises ValueError for an unknown policy, memory or kernel; what torch.nn checks, torch.nn raises.
+
+    >>> import torch, bptt
+    >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))
+    >>> y, h_n = layer(torch.zeros(20, 2, 3))
+    >>> y.shape, h_n.shape
+    (torch.Size([20, 2, 5]), torch.Size([1, 2, 5]))
+    >>> layer
+    RNN(3, 5, gradient=truncated:10)
+
+    Source: Elman 1990, "Finding structure in time"; equations/README.md, chapter 3.
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity must be 'tanh' or 'relu': got {nonlinearity!r}")
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size is for LSTM only, not for RNN")
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
+        self.nonlinearity = nonlinearity
+
+
+class GRU(Recurrent):
+    """torch.nn.GRU with a choice of gradient; the reset gate acts after the matrix product, as there.
+
+    Arguments: those of torch.nn.GRU (input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, device=None, dtype=None), then gradient, memory and kernel as in `RNN`.
+
+    >>> import torch, bptt
+    >>> layer = bptt.nn.GRU(3, 5, gradient="chunked:10")
+    >>> y, h_n = layer(torch.zeros(20, 2, 3))
+    >>> y.shape, h_n.shape
+    (torch.Size([20, 2, 5]), torch.Size([1, 2, 5]))
+
+    Source: Cho et al. 2014 (arXiv 1406.1078, equations 5 to 8); equations/README.md, chapter 4.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size is for LSTM only, not for GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+
+class LSTM(Recurrent):
+    """torch.nn.LSTM with a choice of gradient.
+
+    Arguments: those of torch.nn.LSTM (input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+    bidirectional=False, proj_size=0, device=None, dtype=None), then gradient, memory and kernel as in `RNN`.
+
+    >>> import torch, bptt
+    >>> layer = bptt.nn.LSTM(3, 5, num_layers=2, gradient=bptt.Randomized(0.9))
+    >>> y, (h_n, c_n) = layer(torch.zeros(20, 2, 3))
+    >>> y.shape, h_n.shape, c_n.shape
+    (torch.Size([20, 2, 5]), torch.Size([2, 2, 5]), torch.Size([2, 2, 5]))
+
+    Source: Gers, Schmidhuber and Cummins 2000, "Learning to forget"; projection: Sak et al. 2014 (arXiv 1402.1128);
+    equations/README.md, chapter 5.
+    """
+
+    _states = 2
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        self.check_input(input, batch_sizes)
+        h_size, c_size = (
+            self.get_expected_hidden_size(input, batch_sizes),
+            self.get_expected_cell_size(input, batch_sizes),
+        )
+        self.check_hidden_size(hidden[0], h_size, "Expected hidden[0] size {}, got {}")
+        self.check_hidden_size(hidden[1], c_size, "Expected hidden[1] size {}, got {}")
