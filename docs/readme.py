@@ -1,0 +1,104 @@
+"""Write the generated parts of README.md: `python docs/readme.py`, or `--check` to fail where they are out of date.
+
+A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from bptt import Chunked, Full, Randomized, Truncated
+from bptt.policies import Policy
+
+README = Path(__file__).parent.parent / "README.md"
+STEPS = 8
+DRAW = torch.tensor([0.1, 0.6, 0.9, 0.3, 0.2, 0.8, 0.5], dtype=torch.float64)[:, None]
+"""One draw for the picture of randomized truncation: edges 3 and 6 are cut when p = 0.7."""
+
+
+def reached(policy: Policy, T: int) -> list[set[int]]:
+    """For each loss step, the steps whose use of the weights receives its gradient."""
+    xi = policy.weights(DRAW) if isinstance(policy, Randomized) else None
+    steps: list[set[int]] = []
+    for earliest, first, last in policy.reach(T).blocks(T):
+        for loss in range(first, last + 1):
+            cuts = [] if xi is None else [t for t in range(1, loss + 1) if xi[t, 0] == 0]
+            steps.append(set(range(max([earliest, *cuts]), loss + 1)))
+    return steps
+
+
+def reach_picture() -> str:
+    """One panel per policy: a row per loss step, a column per step, a dot where the gradient arrives."""
+    policies = [Full(), Chunked(4), Truncated(4), Truncated(4, every=2), Randomized(0.7)]
+    width = max(STEPS * 2, *(len(str(policy)) + 1 for policy in policies))
+    lines = ["        " + " ".join(f"{policy!s:<{width}}" for policy in policies).rstrip()]
+    panels = [reached(policy, STEPS) for policy in policies]
+    for loss in range(STEPS):
+        rows = (" ".join("●" if t in panel[loss] else "·" for t in range(STEPS)) for panel in panels)
+        lines.append(f"loss {loss}  " + " ".join(f"{row:<{width}}" for row in rows).rstrip())
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+def policy_table() -> str:
+    """Every policy: what it computes, its text form, and its names elsewhere."""
+    rows = [
+        ("Full()", Full(), "the exact gradient", "BPTT, full computation"),
+        (
+            "Chunked(35)",
+            Chunked(35),
+            "every edge into a multiple of k is cut; chunks walk side by side",
+            "`detach()` every k steps, `repackage_hidden`, Lightning 1's `truncated_bptt_steps`",
+        ),
+        (
+            "Truncated(20)",
+            Truncated(20),
+            "every loss reaches back exactly `window` steps",
+            "regular truncation; two-loop code with `bptt_truncate = window - 1`",
+        ),
+        (
+            "Truncated(20, every=5)",
+            Truncated(20, every=5),
+            "every 5 losses walk back 20 steps from their last",
+            "BPTT(h; h'), TBPTT(k1, k2) with k1 = `every`, k2 = `window`",
+        ),
+        (
+            "Randomized(0.9)",
+            Randomized(0.9),
+            "an edge is kept with probability p and weighted 1/p: unbiased",
+            "randomized truncation",
+        ),
+        (
+            "Randomized.polynomial(mean=20)",
+            Randomized.polynomial(mean=20),
+            "the same, the length of uncut pieces with a polynomial tail",
+            "anticipated reweighting (ARTBP)",
+        ),
+    ]
+    lines = ["| policy | text form | what it computes | known elsewhere as |", "|---|---|---|---|"]
+    lines += [f"| `{code}` | `{policy}` | {what} | {names} |" for code, policy, what, names in rows]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Rewrite the parts, or with --check say whether they are up to date."""
+    old = new = README.read_text(encoding="utf-8")
+    for name, text in {"reach": reach_picture(), "policies": policy_table()}.items():
+        pattern = rf"(<!-- {name} -->).*?(<!-- /{name} -->)"
+        new, found = re.subn(pattern, lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", new, flags=re.DOTALL)
+        if found != 1:
+            print(f"README.md must have one part named {name}: found {found}", file=sys.stderr)
+            return 1
+    if "--check" in sys.argv[1:]:
+        if old != new:
+            print("README.md is out of date: run python docs/readme.py", file=sys.stderr)
+        return int(old != new)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

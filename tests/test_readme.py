@@ -1,0 +1,24 @@
+"""The README's generated parts are up to date, and its example runs."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_generated_parts_are_up_to_date():
+    check = subprocess.run(
+        [sys.executable, ROOT / "docs" / "readme.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stderr
+
+
+def test_example_runs_and_gives_the_derivative_it_claims(tmp_path, capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(example, encoding="utf-8")
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out.splitlines()[-1] == "12926834988414.0"
