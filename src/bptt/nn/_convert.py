@@ -52,7 +52,7 @@ def convert(
         for setting, value in settings.items():
             setattr(layer, setting, value)
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # named_children would skip a second name of a shared layer
             if child in new and new[child] is not child:
                 setattr(parent, name, new[child])
     return new.get(model, model)
