@@ -43,7 +43,7 @@ class Stack:
     ragged: bool  # whether lengths differ from T
     masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
     xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
-    keep: tuple[Tensor, ...] = ()  # [T, B, 1] for every direction, in its time: 0 at resets; empty for none
+    resets: tuple[Tensor, ...] = ()  # [T, B, 1] bool for every direction, in its time; empty for none
 
     @property
     def outputs(self) -> int:
@@ -68,7 +68,7 @@ class Stack:
                     k = layer * self.directions + d
                     gx = self.cell.project(self.turn(below, d), weights[k])
                     states, gates = self.kernel.forward(
-                        self.cell, gx, initial[k], self.keep[d] if self.keep else None, weights[k], tape_gates
+                        self.cell, gx, initial[k], self.resets_of(d), weights[k], tape_gates
                     )
                     finals.append(tuple(self._last(s) for s in states))
                     ys.append(self.turn(states[0], d))
@@ -115,11 +115,11 @@ class Stack:
 
         A reset at t closes the edge between t-1 and t; a reverse layer crosses it on its way to step t-1.
         """
-        keep = [~resets[..., None]]
+        own = [resets[..., None]]
         if self.directions == 2:
-            turned = self.turn(keep[0], 1)
-            keep.append(torch.cat([torch.ones_like(turned[:1]), turned[:-1]]))
-        return replace(self, keep=tuple(keep))
+            turned = self.turn(own[0], 1)
+            own.append(torch.cat([torch.zeros_like(turned[:1]), turned[:-1]]))
+        return replace(self, resets=tuple(own))
 
     def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
         """Values of every layer and direction, in own time, as one `[T, B, D*F]` per layer in forward time."""
@@ -157,11 +157,17 @@ class Stack:
         """Direction d's part of `[..., D*P]`."""
         return x if self.directions == 1 else x.chunk(2, -1)[d]
 
-    def edges(self, k: int) -> Tensor | None:
+    def edges(self, k: int, dtype: torch.dtype) -> Tensor | None:
         """The factor on each time edge `[T, B, 1]` of layer and direction k, None for 1."""
-        keep = self.keep[k % self.directions] if self.keep else None
-        xi = self.xi[k] if self.xi else None
-        return keep if xi is None else xi if keep is None else xi * keep
+        resets, xi = self.resets_of(k % self.directions), self.xi[k] if self.xi else None
+        if resets is None:
+            return xi
+        open_edges = ~resets if xi is None else xi.masked_fill(resets, 0)
+        return open_edges.to(dtype)
+
+    def resets_of(self, d: int) -> Tensor | None:
+        """Where direction d's state is zeroed before the step `[T, B, 1]`, in its time; None for nowhere."""
+        return self.resets[d] if self.resets else None
 
     def _last(self, states: Tensor) -> Tensor:
         """The state after each sequence's last step `[B, F]`."""

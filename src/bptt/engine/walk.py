@@ -124,7 +124,7 @@ class Walk:
                 value = d_final[k].index_select(0, frames.lane[column])
                 errors[i] = base.index_put((position, column), value, accumulate=True)
         return self.stack.kernel.sweep(
-            self.stack.cell, self.weights[k], tape, frames, tuple(errors), self.stack.edges(k)
+            self.stack.cell, self.weights[k], tape, frames, tuple(errors), self.stack.edges(k, self.x.dtype)
         )
 
     # Stage 4 ---------------------------------------------------------------------------------------------------------
@@ -179,8 +179,9 @@ class Walk:
         cell, w = self.stack.cell, self.weights[k]
         states, gates = self.kept[k]
         prev = tuple(torch.cat([s0[None], s[:-1]]) for s0, s in zip(self.initial[k], states, strict=True))
-        if self.stack.keep:
-            prev = tuple(s * self.stack.keep[k % self.stack.directions] for s in prev)
+        resets = self.stack.resets_of(k % self.stack.directions)
+        if resets is not None:
+            prev = tuple(s.masked_fill(resets, 0) for s in prev)
         if cell.taped_per_unit == 0:
             gates = x.new_empty(*x.shape[:2], 0)
         elif gates is None:

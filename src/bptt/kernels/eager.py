@@ -24,12 +24,12 @@ class Eager:
         return None
 
     def forward(
-        self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], keep: Tensor | None, w: Weights, tape_gates: bool
+        self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], resets: Tensor | None, w: Weights, tape_gates: bool
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         state, states, taped = initial, [], []
         for t in range(gx.shape[0]):
-            if keep is not None:
-                state = tuple(s * keep[t] for s in state)
+            if resets is not None:
+                state = tuple(s.masked_fill(resets[t], 0) for s in state)
             gates = cell.gates(gx[t], state[0], w)
             state = cell.advance(gates, state, w)
             states.append(state)
@@ -58,7 +58,7 @@ class Eager:
             through = cell.recurrent(back.da, gates[r]) @ w.hh
             lam = (through if back.direct is None else through + back.direct, *back.carried)
             if edge is not None:
-                lam = tuple(a * edge[r] for a in lam)
+                lam = tuple((a * edge[r]).masked_fill(edge[r] == 0, 0) for a in lam)
             das.append(back.da)
             totals.append(back.total)
         das.reverse()

@@ -51,12 +51,12 @@ class Kernel(Protocol):
         ...
 
     def forward(
-        self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], keep: Tensor | None, w: Weights, tape_gates: bool
+        self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], resets: Tensor | None, w: Weights, tape_gates: bool
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """States of all steps, h `[T, B, P]` (and c `[T, B, H]`), and the gates `[T, B, F]` if tape_gates, else None.
 
-        gx: `[T, B, G*H]`, the input product. initial: h `[B, P]`, c `[B, H]`. keep: `[T, B, 1]`, 0 where the state
-        is zeroed before the step, else 1; None is all 1.
+        gx: `[T, B, G*H]`, the input product. initial: h `[B, P]`, c `[B, H]`. resets: bool `[T, B, 1]`, where the
+        state is replaced by zero before the step; None is nowhere.
         """
         ...
 
@@ -72,6 +72,7 @@ class Kernel(Protocol):
         """The block sweep of one layer and direction over the columns of `frames`.
 
         errors: the local error of h `[R, N, P]` and of c `[R, N, H]`, None for none; zero where a column has no error.
-        edges: `[T, B, 1]`, the factor on the adjoint from step t to step t-1; None is all 1.
+        edges: `[T, B, 1]`, the factor on the adjoint from step t to step t-1; None is all 1. Where it is 0
+        nothing passes, not even a NaN.
         """
         ...
