@@ -1,9 +1,4 @@
-"""The GRU of torch.nn: the reset gate acts after the matrix product. Equations: chapter 4 of equations/README.md.
-
-r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)          q = W_hn h + b_hn
-z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)          n = tanh(W_in x + b_in + r * q)
-h_t = (1 - z) * n + z * h_{t-1}
-"""
+"""The GRU of torch.nn: the reset gate acts after the matrix product. Numbers are those of equations/README.md."""
 
 from __future__ import annotations
 
@@ -17,44 +12,45 @@ __all__ = ["GRU"]
 
 
 class GRU(Cell):
-    """Taped: r, z, n, q, in this order."""
+    """Taped: r, z, n and m = W_hn h_{t-1} + b_hn, in this order."""
 
     name = "gru"
     gates_per_unit = 3
     taped_per_unit = 4
 
     def project(self, x: Tensor, w: Weights) -> Tensor:
-        # b_hn is inside the reset gate's product, so only the other recurrent biases may join beforehand.
+        # b_hn is inside the reset gate's product (4.3), so only the other recurrent biases may join beforehand.
         if w.b_ih is None or w.b_hh is None:
             return functional.linear(x, w.ih)
-        hidden = w.hh.shape[0] // 3
-        early = torch.cat([w.b_hh[: 2 * hidden], torch.zeros_like(w.b_hh[2 * hidden :])])
+        early = torch.cat([*parts(w.b_hh, 3)[:2], torch.zeros_like(parts(w.b_hh, 3)[2])])
         return functional.linear(x, w.ih, w.b_ih + early)
 
     def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
         gr, gz, gn = parts(gx, 3)
-        ar, az, q = parts(functional.linear(h, w.hh), 3)
+        ar, az, m = parts(functional.linear(h, w.hh), 3)
         if w.b_hh is not None:
-            q = q + parts(w.b_hh, 3)[2]
-        r = torch.sigmoid(gr + ar)
-        z = torch.sigmoid(gz + az)
-        n = torch.tanh(gn + r * q)
-        return torch.cat([r, z, n, q], -1)
+            m = m + parts(w.b_hh, 3)[2]  # (4.3)
+        r = torch.sigmoid(gr + ar)  # (4.1)
+        z = torch.sigmoid(gz + az)  # (4.2)
+        n = torch.tanh(gn + r * m)  # (4.4)
+        return torch.cat([r, z, n, m], -1)
 
     def advance(self, gates: Tensor, prev: State, w: Weights) -> State:
         _, z, n, _ = parts(gates, 4)
-        return (n + z * (prev[0] - n),)
+        return (n + z * (prev[0] - n),)  # (4.5)
 
     def pull(self, lam: State, gates: Tensor, prev: State, state: State, w: Weights) -> Pullback:
-        r, z, n, q = parts(gates, 4)
+        r, z, n, m = parts(gates, 4)
         (dh,), (h,) = lam, prev
-        dn = dh * (1 - z)
-        dan = dn * (1 - n * n)
-        daz = dh * (h - n) * z * (1 - z)
-        dar = dan * q * r * (1 - r)
-        return Pullback(torch.cat([dar, daz, dan], -1), total=(dh,), direct=dh * z)
+        dz = dh * (h - n)  # (4.6)
+        dn = dh * (1 - z)  # (4.7)
+        da_n = dn * (1 - n * n)  # (4.8)
+        dr = da_n * m  # (4.9)
+        da_r = dr * r * (1 - r)  # (4.11)
+        da_z = dz * z * (1 - z)  # (4.12)
+        return Pullback(torch.cat([da_r, da_z, da_n], -1), total=(dh,), direct=dh * z)  # (4.13), first term
 
     def recurrent(self, da: Tensor, gates: Tensor) -> Tensor:
-        dar, daz, dan = parts(da, 3)
-        r = parts(gates, 4)[0]
-        return torch.cat([dar, daz, dan * r], -1)
+        da_r, da_z, da_n = parts(da, 3)
+        dm = da_n * parts(gates, 4)[0]  # (4.10)
+        return torch.cat([da_r, da_z, dm], -1)

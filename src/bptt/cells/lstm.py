@@ -1,8 +1,4 @@
-"""The LSTM, with or without a projection of h. Equations: chapter 5 of equations/README.md.
-
-i, f, o = sigmoid(...), g = tanh(...) of W_i* x + b_i* + W_h* h_{t-1} + b_h*
-c_t = f * c_{t-1} + i * g          h_t = o * tanh(c_t), times W_hr' with a projection
-"""
+"""The LSTM, with or without a projection of h. Numbers are those of equations/README.md."""
 
 from __future__ import annotations
 
@@ -24,27 +20,28 @@ class LSTM(Cell):
     states = 2
 
     def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
-        i, f, g, o = parts(gx + functional.linear(h, w.hh), 4)
-        return torch.cat([torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)], -1)
+        a_i, a_f, a_g, a_o = parts(gx + functional.linear(h, w.hh), 4)
+        return torch.cat([torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)], -1)  # (5.1-5.4)
 
     def advance(self, gates: Tensor, prev: State, w: Weights) -> State:
         i, f, g, o = parts(gates, 4)
-        c = f * prev[1] + i * g
-        h = o * torch.tanh(c)
-        return (h if w.hr is None else functional.linear(h, w.hr), c)
+        c = f * prev[1] + i * g  # (5.5)
+        m = o * torch.tanh(c)  # (5.6)
+        return (m if w.hr is None else functional.linear(m, w.hr), c)  # (5.7)
 
     def pull(self, lam: State, gates: Tensor, prev: State, state: State, w: Weights) -> Pullback:
         i, f, g, o = parts(gates, 4)
-        dh, dc_later = lam
+        dh, dc_later = lam  # (5.8)
         tanh_c = torch.tanh(state[1])
-        dm = dh if w.hr is None else dh @ w.hr  # m = o * tanh(c), what the projection reads
-        do = dm * tanh_c
-        dc = dc_later + dm * o * (1 - tanh_c * tanh_c)
-        df = dc * prev[1]
-        di = dc * g
-        dg = dc * i
-        da = torch.cat([di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)], -1)
-        return Pullback(da, total=(dh, dc), carried=(dc * f,))
+        dm = dh if w.hr is None else dh @ w.hr  # (5.9)
+        do = dm * tanh_c  # (5.10)
+        dc = dc_later + dm * o * (1 - tanh_c * tanh_c)  # (5.11)
+        df = dc * prev[1]  # (5.12)
+        di = dc * g  # (5.13)
+        dg = dc * i  # (5.14)
+        dc_before = dc * f  # (5.15)
+        da = torch.cat([di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)], -1)  # (5.16-5.19)
+        return Pullback(da, total=(dh, dc), carried=(dc_before,))
 
     def projected(self, gates: Tensor, state: State) -> Tensor:
-        return parts(gates, 4)[3] * torch.tanh(state[1])
+        return parts(gates, 4)[3] * torch.tanh(state[1])  # (5.6)

@@ -1,4 +1,4 @@
-"""The Elman RNN: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh). Equations: chapter 3 of equations/README.md."""
+"""The simple RNN: h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh). Numbers are those of equations/README.md."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class RNN(Cell):
         self.nonlinearity = nonlinearity
 
     def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
-        return gx + functional.linear(h, w.hh)
+        return gx + functional.linear(h, w.hh)  # (3.1)
 
     def advance(self, gates: Tensor, prev: State, w: Weights) -> State:
-        return (torch.tanh(gates) if self.nonlinearity == "tanh" else torch.relu(gates),)
+        return (torch.tanh(gates) if self.nonlinearity == "tanh" else torch.relu(gates),)  # (3.2)
 
     def pull(self, lam: State, gates: Tensor, prev: State, state: State, w: Weights) -> Pullback:
         (dh,), (h,) = lam, state
-        da = dh * (1 - h * h) if self.nonlinearity == "tanh" else dh * (h > 0)
+        da = dh * (1 - h * h) if self.nonlinearity == "tanh" else dh * (h > 0)  # (3.4)
         return Pullback(da, total=(dh,))

@@ -81,7 +81,7 @@ class Walk:
     def _block_by_block(self, reach: Reach) -> None:
         """Overlapping blocks in a stack: a block's adjoints go down through all layers before blocks are summed.
 
-        Only so does a window count steps of the whole network.
+        Only so does a window count steps of the whole network: (7.3) and (7.4).
         """
         stack, D = self.stack, self.stack.directions
         columns = Columns.of(reach, stack.lengths, self.x.shape[0], D)
@@ -132,7 +132,7 @@ class Walk:
     def _finish(
         self, k: int, tape: Tape, x: Tensor, sums: _Sums, dx: Tensor | None, needs_dx: bool = True
     ) -> Tensor | None:
-        """One product per weight over all steps and lanes; returns `dx` plus this direction's part of it."""
+        """(6.4): one product per weight over all steps and lanes; returns `dx` plus this direction's part of it."""
         stack, w = self.stack, self.weights[k]
         needs = self.needs_weights[k * stack.per_layer : (k + 1) * stack.per_layer]
         needs_dx = needs_dx and (k >= stack.directions or self.needs_x)

@@ -53,7 +53,7 @@ class Eager:
         lam = tuple(s.new_zeros(N, s.shape[-1]) for s in state)
         das, totals = [], []
         for r in reversed(range(frames.R)):
-            lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))
+            lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))  # (6.1), (6.2)
             back = cell.pull(lam, gates[r], tuple(s[r] for s in prev), tuple(s[r] for s in state), w)
             through = cell.recurrent(back.da, gates[r]) @ w.hh
             lam = (through if back.direct is None else through + back.direct, *back.carried)

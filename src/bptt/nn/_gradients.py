@@ -59,7 +59,7 @@ def gradients(
     >>> grads.adjoints.shape, grads.parameters["weight_hh_l0"].shape
     (torch.Size([4, 1, 3]), torch.Size([3, 3]))
 
-    Source: equations/README.md, chapter 2, step 3 (lambda_t is dL/dh_t there) and chapter 6.
+    Source: equations/README.md, (1.16) to (1.18), and chapter 6 for the policies.
     """
     call = Call.of(layer, x, hx, resets)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
