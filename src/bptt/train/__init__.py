@@ -1,0 +1,26 @@
+"""Language-model training on the public API: text in, a run directory out.
+
+    corpus -> vocabulary -> batches -> model -> loop -> run directory -> sampling
+
+`Config` holds every option; `start` and `resume` open a run, `fit` trains it, `generate` samples from it. Nothing
+here prints.
+"""
+
+from .batches import RandomWindows as RandomWindows
+from .batches import Sequential as Sequential
+from .batches import Window as Window
+from .config import Config as Config
+from .dataset import Dataset as Dataset
+from .dataset import prepare as prepare
+from .errors import InputError as InputError
+from .errors import NonFiniteError as NonFiniteError
+from .loop import Record as Record
+from .loop import Step as Step
+from .loop import Trainer as Trainer
+from .model import LanguageModel as LanguageModel
+from .rundir import RunDirectory as RunDirectory
+from .sampling import generate as generate
+from .session import fit as fit
+from .session import resume as resume
+from .session import start as start
+from .vocabulary import Vocabulary as Vocabulary

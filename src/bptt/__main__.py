@@ -1,0 +1,5 @@
+"""`python -m bptt` is `bptt`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,66 @@
+"""The subcommands put together, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ..train import InputError, NonFiniteError
+from .check import check
+from .demo import demo
+from .info import info
+from .sample import sample
+from .train import train
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="bptt",
+    help="Backpropagation through time, made explicit.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (train, sample, demo, check, info):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bptt {importlib.metadata.version('bptt')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Backpropagation through time, made explicit: train, sample, check."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit status of a command line."""
+    try:
+        status = app(list(arguments) or ["--help"], prog_name="bptt", standalone_mode=False)
+    except typer.TyperException as error:  # a wrong option or argument
+        return _fail(error.format_message(), 2)
+    except typer.Abort:
+        return _fail("aborted", 130)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except OSError as error:  # a full disk, a directory that may not be written
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}", 2)
+    except NonFiniteError as error:
+        return _fail(str(error), 1)
+    return int(status or 0)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"bptt: error: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,65 @@
+"""`bptt info`: what there is to compute with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .. import kernels
+
+__all__ = ["info"]
+
+OPTIONAL = ("numpy", "typer", "rich", "safetensors", "tomli_w", "pooch")
+
+
+def info() -> None:
+    """Show versions, processor, threads, kernels and optional packages."""
+    table = Table(show_header=False, box=None)
+    for name, value in _rows():
+        table.add_row(name, value)
+    Console().print(table, soft_wrap=True)
+
+
+def _rows() -> Iterator[tuple[str, str]]:
+    yield "bptt", importlib.metadata.version("bptt")
+    yield "python", f"{platform.python_version()} ({platform.platform()})"
+    yield "torch", torch.__version__
+    yield "processor", f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    yield "threads", f"{torch.get_num_threads()} within an operation, {torch.get_num_interop_threads()} between"
+    yield "BLAS", f"{_blas()}, oneDNN {'yes' if torch.backends.mkldnn.is_available() else 'no'}"
+    yield "devices", ", ".join(_devices())
+    yield "kernels", f"auto -> {', '.join(kernels.KERNELS)} (in order of preference)"
+    for name in OPTIONAL:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield name, "not installed"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _blas() -> str:
+    if torch.backends.mkl.is_available():
+        return "MKL"
+    found = [part.strip() for part in torch.__config__.show().split(",") if "BLAS_INFO=" in part]
+    return found[0].partition("=")[2] if found else "unknown"
+
+
+def _devices() -> Iterator[str]:
+    yield "cpu"
+    for number in range(torch.cuda.device_count()):
+        yield f"cuda:{number} ({torch.cuda.get_device_name(number)})"

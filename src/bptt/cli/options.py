@@ -1,0 +1,44 @@
+"""Training options as flags: one per field of `Config`, so that name, meaning and check have one home."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar, get_type_hints
+
+import typer
+
+from ..train import Config
+
+__all__ = ["with_training_options"]
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+ALIASES = {"optimiser": ["--optimizer"]}
+
+
+def with_training_options(command: C) -> C:
+    """Give a command one flag per training option; those on the command line arrive in its `**options`.
+
+    A flag that is not given arrives as None, so that the command can tell it from the default.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    hints = get_type_hints(Config)
+    added = []
+    for option in fields(Config):
+        default = "" if option.default is None else f" (default: {option.default})"
+        flag = typer.Option(
+            None,
+            "--" + option.name.replace("_", "-"),
+            *ALIASES.get(option.name, ()),
+            help=f"{option.metadata['meaning']}{default}",
+        )
+        added.append(
+            inspect.Parameter(
+                option.name, inspect.Parameter.KEYWORD_ONLY, default=flag, annotation=hints[option.name] | None
+            )
+        )
+    command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]  # read by inspect
+    return command

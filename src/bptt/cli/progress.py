@@ -1,0 +1,100 @@
+"""What is shown while training: a live line on a terminal, occasional plain lines elsewhere."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import monotonic
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..train import Record, RunDirectory, Step, Trainer, fit
+from ..train.model import unigram_perplexity
+
+__all__ = ["TrainingProgress", "describe", "train_with_progress", "unigram"]
+
+PLAIN_SECONDS = 2.0
+"""Least time between two plain lines, lines with a held-out measurement excepted."""
+
+
+def describe(record: Record) -> str:
+    """One record in one line.
+
+    >>> describe(Record(50, 1, 1.0, 2.718281828, None, None, 0.25, 0.5, 12345.6))
+    'loss 1.000  perplexity 2.72  grad norm 0.25  clipped 50%  12,346 tokens/s'
+    """
+    held = "" if record.heldout_perplexity is None else f"held-out {record.heldout_perplexity:.2f}  "
+    return (
+        f"loss {record.loss:.3f}  perplexity {record.perplexity:.2f}  {held}"
+        f"grad norm {record.grad_norm:.2f}  clipped {record.clipped:.0%}  {record.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+class TrainingProgress:
+    """Inside `with`, shows steps and records on a console."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self.console, self.total = console, total
+        self.heldout = ""  # the last measurement stays in the live line
+        self.last = -PLAIN_SECONDS
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=total, completed=done, text="")
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def step(self, step: Step) -> None:
+        """Move the live line."""
+        self.bar.update(self.task, completed=step.step)
+
+    def record(self, record: Record) -> None:
+        """Show a record. On a terminal those with a held-out measurement also stay, as a line above the live one."""
+        measured = record.heldout_perplexity is not None
+        if measured:
+            self.heldout = f"  (held-out {record.heldout_perplexity:.2f})"
+        self.bar.update(self.task, text=describe(record) + ("" if measured else self.heldout))
+        if self.console.is_terminal and not measured:
+            return
+        if measured or monotonic() - self.last >= PLAIN_SECONDS:
+            self.last = monotonic()
+            line = f"step {record.step}/{self.total}  {describe(record)}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def unigram(trainer: Trainer) -> float:
+    """The perplexity to beat, by guessing from frequencies: of the held-out text, or without one the training text."""
+    dataset = trainer.dataset
+    return unigram_perplexity(dataset.vocabulary.counts, dataset.train if dataset.heldout is None else dataset.heldout)
+
+
+def train_with_progress(trainer: Trainer, run: RunDirectory, console: Console) -> int:
+    """`fit`, shown; the exit status: 0, or 128 + the number of the signal after which it saved and stopped."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    dataset = trainer.dataset
+    held = 0 if dataset.heldout is None else len(dataset.heldout)
+    say(
+        f"{run.path}: {len(dataset.train):,} tokens to train on, {held:,} held out, {len(dataset.vocabulary)} in the "
+        f"vocabulary, {sum(p.numel() for p in trainer.model.parameters()):,} weights; "
+        f"guessing by frequency has perplexity {unigram(trainer):.2f}"
+    )
+    with TrainingProgress(console, trainer.total, trainer.step) as progress:
+        stopped_by = fit(trainer, run, on_step=progress.step, on_record=progress.record)
+    if stopped_by is None:
+        return 0
+    say(f"saved at step {trainer.step}; to go on: bptt train --resume {run.path}")
+    return 128 + stopped_by

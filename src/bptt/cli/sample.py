@@ -1,0 +1,42 @@
+"""`bptt sample`: text from a trained model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..train import InputError, RunDirectory, generate
+from ..train.sampling import load, read_prompt
+
+__all__ = ["sample"]
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory of bptt train")],
+    prompt: Annotated[str, typer.Option(help="text to continue")] = "",
+    length: Annotated[int, typer.Option(help="tokens to generate")] = 500,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model says")] = 0.8,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+) -> None:
+    """Continue a prompt with the model of a run, printed token by token.
+
+    Same run, prompt and seed: same text. An empty prompt starts from a token drawn by its frequency.
+    """
+    model, vocabulary, config = load(RunDirectory.open(run), device)
+    ids = read_prompt(prompt, vocabulary, config.preprocess)
+    try:
+        tokens = generate(model, vocabulary, ids, length, temperature=temperature, seed=seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    separator = "" if vocabulary.level == "char" else " "
+    between = separator if ids else ""
+    sys.stdout.write(vocabulary.decode(ids))
+    for token in tokens:
+        sys.stdout.write(between + vocabulary.tokens[token])
+        sys.stdout.flush()
+        between = separator
+    sys.stdout.write("\n")

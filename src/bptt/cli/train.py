@@ -1,0 +1,72 @@
+"""`bptt train`: a language model on a text."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..train import Config, InputError, RunDirectory, resume, start
+from ..train.corpus import read_file
+from .options import with_training_options
+from .progress import train_with_progress
+
+__all__ = ["train"]
+
+
+@with_training_options
+def train(
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="options from a TOML file; flags win")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="run directory (default: runs/TEXT-CELL-TIME)", show_default=False),
+    ] = None,
+    resume_from: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="go on with a run, exactly where it was saved")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
+    **options: Any,
+) -> int:
+    """Train a character or word language model on a text.
+
+    Perplexity is exp(total NLL / predicted tokens). Ctrl-C finishes the step, saves, and says how to go on.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if resume_from is not None:
+        if out is not None or config_file is not None or overwrite:
+            raise InputError(
+                "--resume takes its directory and options from the run: leave out --out, --config, --overwrite"
+            )
+        trainer, run = resume(resume_from, **given)
+    else:
+        config = _read(config_file).override(**given)
+        trainer, run = start(config, out or _default_directory(config), overwrite=overwrite)
+    status = train_with_progress(trainer, run, Console(stderr=True))
+    if status == 0:
+        typer.echo(_summary(run, trainer.step))
+    return status
+
+
+def _read(file: Path | None) -> Config:
+    return Config() if file is None else Config.from_toml(read_file(file, "configuration"), str(file))
+
+
+def _default_directory(config: Config) -> Path:
+    name = Path(config.text).stem if config.text else config.corpus
+    return Path("runs") / f"{name}-{config.cell}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _summary(run: RunDirectory, step: int) -> str:
+    last = run.metrics()[-1]
+    held = last["heldout_perplexity"]
+    measured = "" if held is None else f", held-out {held:.4g}"
+    return (
+        f"{step} steps: training perplexity {last['perplexity']:.4g}{measured}\n"
+        f"{run.path}: config.toml, metrics.jsonl, vocabulary.json, weights.safetensors, state.pt\n"
+        f"sample from it: bptt sample {run.path}"
+    )

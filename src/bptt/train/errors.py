@@ -1,0 +1,13 @@
+"""What can go wrong in ways a user can put right. Each message is one line that names what to change."""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "NonFiniteError"]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: an option, a text, a run directory, a missing extra."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the gradient stopped being finite. The weights are those before the step that failed."""

@@ -1,0 +1,86 @@
+"""The network: embedding or one-hot, recurrent layers, linear output; and the baseline it must beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from .. import nn
+from ..policies import Policy
+
+__all__ = ["LanguageModel", "State", "detach", "unigram_perplexity"]
+
+State = Tensor | tuple[Tensor, Tensor] | None
+
+
+class LanguageModel(torch.nn.Module):
+    """o_t = V dropout(h_t) + c, with h_t from recurrent layers over an embedding (or the one-hot code) of token t.
+
+    size: tokens in the vocabulary. cell: "rnn", "gru" or "lstm". embedding: its size; 0 feeds one-hot vectors.
+    dropout: probability of zeroing an entry of the embedding, between layers, and before the output.
+    gradient, memory, kernel: the recurrent layer's.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        cell: str = "lstm",
+        nonlinearity: str = "tanh",
+        layers: int = 1,
+        hidden: int = 256,
+        embedding: int = 0,
+        dropout: float = 0.0,
+        gradient: str | Policy = "full",
+        memory: str = "auto",
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.embedding = torch.nn.Embedding(size, embedding) if embedding else None
+        self.dropout = torch.nn.Dropout(dropout)
+        kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        self.recurrent = kind(
+            embedding or size,
+            hidden,
+            num_layers=layers,
+            dropout=dropout if layers > 1 else 0.0,  # torch warns of dropout without a layer above
+            gradient=gradient,
+            memory=memory,
+            kernel=kernel,
+            **({"nonlinearity": nonlinearity} if cell == "rnn" else {}),
+        )
+        self.output = torch.nn.Linear(hidden, size)
+
+    def forward(self, ids: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Logits `[T, B, V]` and the final state, from tokens int64 `[T, B]` and an initial state (zero if None)."""
+        if self.embedding is None:
+            x = one_hot(ids, self.size).to(self.output.weight.dtype)
+        else:
+            x = self.dropout(self.embedding(ids))
+        y, state = self.recurrent(x, state)
+        return self.output(self.dropout(y)), state
+
+
+def detach(state: State) -> State:
+    """The same state with its history dropped: the next window's gradient stops here."""
+    if state is None:
+        return None
+    return state.detach() if isinstance(state, Tensor) else (state[0].detach(), state[1].detach())
+
+
+def unigram_perplexity(counts: Sequence[int], ids: Tensor) -> float:
+    """Perplexity on `ids` of guessing every token by its frequency in the training text, add-one smoothed.
+
+    p(v) = (count_v + 1) / (sum of counts + V).  The first of `ids` is left out: no model predicts it either.
+
+    >>> round(unigram_perplexity([0, 3, 2, 1], torch.tensor([1, 1, 2])), 6)  # sqrt(10/4 * 10/3)
+    2.886751
+    """
+    frequency = torch.tensor(counts, dtype=torch.float64) + 1
+    nll = (frequency.sum() / frequency).log()
+    return math.exp(float(nll[ids[1:]].mean()))

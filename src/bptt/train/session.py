@@ -1,0 +1,97 @@
+"""A run from its beginning or its last checkpoint to its end: the loop, with its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .config import Config
+from .dataset import prepare
+from .errors import InputError, NonFiniteError
+from .interrupt import StopRequest
+from .loop import Record, Step, Trainer
+from .rundir import RunDirectory
+
+__all__ = ["CHANGEABLE", "fit", "resume", "start"]
+
+CHANGEABLE = ("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "text")
+"""Options that may change when a run is resumed; the others would make it another run."""
+
+
+def start(config: Config, path: Path, *, overwrite: bool = False) -> tuple[Trainer, RunDirectory]:
+    """A new run in a directory. Everything is checked before the directory is touched; step 0 is saved at once.
+
+    Raises InputError for a text, an option or a directory that cannot be used.
+    """
+    run = RunDirectory.vacant(path, overwrite)
+    trainer = Trainer(_located(config), prepare(config))
+    try:
+        run.create(trainer.config, trainer.dataset.vocabulary)
+        run.save(trainer.state())
+    except BaseException:  # a full disk, Ctrl-C: half a run is of no use to anybody
+        run.discard()
+        raise
+    return trainer, run
+
+
+def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
+    """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`."""
+    run = RunDirectory.open(path)
+    old = run.config()
+    config = old.override(**changes)
+    for entry in fields(Config):
+        was, now = getattr(old, entry.name), getattr(config, entry.name)
+        if was != now and entry.name not in CHANGEABLE:
+            raise InputError(
+                f"{entry.name} cannot change when a run is resumed: it was {was!r}, got {now!r}; "
+                f"only {', '.join(CHANGEABLE)} can"
+            )
+    state = run.state()
+    dataset = prepare(config)
+    trainer = Trainer(_located(config), dataset)
+    trainer.restore(state)
+    if dataset.vocabulary != run.vocabulary():
+        raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
+    run.rewind_metrics(trainer.step)
+    if trainer.config != old:
+        run.write_config(trainer.config.to_toml())
+    return trainer, run
+
+
+def fit(
+    trainer: Trainer,
+    run: RunDirectory,
+    *,
+    on_step: Callable[[Step], None] = lambda step: None,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> int | None:
+    """Train to the end, logging and saving on the way.
+
+    Returns None, or the number of the signal (SIGINT, SIGTERM) after which it saved and stopped. Raises
+    NonFiniteError, the last checkpoint kept.
+    """
+    config = trainer.config
+    with StopRequest() as request:
+        while not trainer.finished:
+            try:
+                step = trainer.advance()
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error} (the last checkpoint in {run.path} is kept)") from error
+            on_step(step)
+            measure = trainer.finished or step.step % config.eval_every == 0
+            if measure or step.step % config.log_every == 0:
+                record = trainer.record(heldout=measure)
+                run.append(record)
+                on_record(record)
+            if trainer.finished or request.signal is not None or step.step % config.save_every == 0:
+                run.save(trainer.state())
+            if request.signal is not None:
+                break
+    return None if trainer.finished else request.signal
+
+
+def _located(config: Config) -> Config:
+    """The text's place made absolute, so that the run can be resumed from another directory."""
+    return config if config.text is None else config.override(text=str(Path(config.text).absolute()))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from bptt.train import Config, InputError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corpus": "bible"}, "corpus must be one of python-docs, timemachine: got 'bible'"),
+        ({"text": ""}, "text must be text: got ''"),
+        ({"cell": "LSTM"}, "cell must be one of rnn, gru, lstm: got 'LSTM'"),
+        ({"nonlinearity": "sigmoid"}, "nonlinearity must be one of tanh, relu: got 'sigmoid'"),
+        ({"layers": 0}, "layers must be a whole number of at least 1: got 0"),
+        ({"hidden": 2.5}, "hidden must be a whole number of at least 1: got 2.5"),
+        ({"batch": True}, "batch must be a whole number of at least 1: got True"),
+        ({"seq_length": "35"}, "seq_length must be a whole number of at least 1: got '35'"),
+        ({"heldout": 1.0}, "heldout must be a number of at least 0 and below 1: got 1.0"),
+        ({"heldout": float("nan")}, "heldout must be a number of at least 0 and below 1: got nan"),
+        ({"dropout": -0.1}, "dropout must be"),
+        ({"learning_rate": 0}, "learning_rate must be a finite number above 0: got 0.0"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number above 0: got inf"),
+        ({"clip": -1}, "clip must be a finite number of at least 0: got -1.0"),
+        ({"optimiser": "adagrad"}, "optimiser must be one of adam, sgd: got 'adagrad'"),
+        ({"seed": -1}, "seed must be a whole number in"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64: got 'float16'"),
+        ({"memory": "disk"}, "memory must be one of"),
+        ({"kernel": "quantum"}, "kernel must be one of .*: got 'quantum'"),
+        ({"gradient": "chunked:0"}, "k must be at least 1 step: got 0"),
+        ({"gradient": "sometimes"}, "gradient must be one of full, .*: got 'sometimes'"),
+        ({"device": "toaster"}, "toaster"),
+        ({"steps": 5, "epochs": 5}, "steps or epochs, not both"),
+        ({"steps": 0}, "steps must be a whole number of at least 1: got 0"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_expected(options: dict[str, object], message: str):
+    with pytest.raises(InputError, match=message) as caught:
+        Config(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults():
+    config = Config()
+    assert (config.epochs, config.steps) == (10, None)
+    assert Config(clip=0).clip == 0.0
+
+
+def test_toml_there_and_back():
+    config = Config(text="a b/ü.txt", gradient="randomized:0.9", steps=7, learning_rate=1, seed=2**62)
+    assert Config.from_toml(config.to_toml(), "here") == config
+
+
+def test_toml_has_every_option_that_has_a_value():
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert set(tomllib.loads(Config(text="x").to_toml())) == names - {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hiden = 3", "conf.toml: unknown option hiden; known are corpus, text, .*"),
+        ("hidden = 'big'", "conf.toml: hidden must be a whole number of at least 1: got 'big'"),
+        ("hidden = ", "conf.toml is not TOML"),
+        ("[model]\nhidden = 3", "conf.toml: unknown option model"),
+    ],
+)
+def test_bad_toml_names_the_file(text: str, message: str):
+    with pytest.raises(InputError, match=message):
+        Config.from_toml(text, "conf.toml")
+
+
+def test_steps_and_epochs_take_each_others_place():
+    assert Config(epochs=3).override(steps=5).steps == 5
+    assert Config(epochs=3).override(steps=5).epochs is None
+    assert Config(steps=3).override(epochs=5).steps is None
+    assert Config(steps=3).override(hidden=5).steps == 3
+    with pytest.raises(InputError, match="not both"):
+        Config().override(steps=1, epochs=1)

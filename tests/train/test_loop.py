@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from bptt.train import InputError, NonFiniteError, Trainer, prepare
+from bptt.train.loop import build_model, perplexity
+
+from .tiny import tiny, write_text
+
+FROZEN = {"optimiser": "sgd", "learning_rate": 1e-300, "dtype": "float64", "clip": 0}
+
+
+def trainer(folder: Path, **options: object) -> Trainer:
+    config = tiny(write_text(folder), **options)
+    return Trainer(config, prepare(config))
+
+
+def test_held_out_text_is_read_in_one_lane_as_one_sequence(tmp_path: Path):
+    t = trainer(tmp_path, batch=1, dtype="float64")
+    ids = t.dataset.heldout
+    with torch.no_grad():
+        logits, _ = t.model.eval()(ids[:-1, None])
+    expected = cross_entropy(logits[:, 0], ids[1:])  # the mean over len(ids) - 1 predictions
+    assert math.isclose(t.evaluate(ids), float(expected), rel_tol=1e-12)
+
+
+def test_evaluation_does_not_depend_on_the_window(tmp_path: Path):
+    losses = []
+    for length in (1, 7, 1000):
+        t = trainer(tmp_path, seq_length=length, dtype="float64")
+        losses.append(t.evaluate(t.dataset.heldout))
+    assert math.isclose(losses[0], losses[1], rel_tol=1e-12)
+    assert math.isclose(losses[0], losses[2], rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm"])
+def test_an_epoch_carries_the_state_and_counts_every_token(tmp_path: Path, cell: str):
+    t = trainer(tmp_path, epochs=1, cell=cell, **FROZEN)
+    steps = list(t.run())
+    tokens = sum(step.tokens for step in steps)
+    assert tokens == len(t.dataset.train) - 1
+    assert len(steps) == t.total == t.step
+    assert math.isclose(sum(step.nll for step in steps) / tokens, t.evaluate(t.dataset.train), rel_tol=1e-12)
+
+
+def test_random_windows_start_from_a_fresh_state(tmp_path: Path):
+    t = trainer(tmp_path, batching="random", **FROZEN)
+    for index in range(3):
+        window = t.batches.window(0, index)
+        with torch.no_grad():
+            logits, _ = t.model(window.inputs)
+        expected = cross_entropy(logits.flatten(0, 1), window.targets.flatten(), reduction="sum")
+        assert math.isclose(t.advance().nll, float(expected), rel_tol=1e-12)
+
+
+def test_a_token_of_the_shorter_last_window_weighs_the_same(tmp_path: Path):
+    t = trainer(tmp_path, epochs=1, **FROZEN)
+    while t.index < t.batches.windows(0) - 1:
+        t.advance()
+    window, carry = t.batches.window(0, t.index), t.carry
+    assert window.tokens < t.batches.full == 4 * 10
+    t.advance()
+    logits, _ = t.model(window.inputs, carry)
+    loss = cross_entropy(logits.flatten(0, 1), window.targets.flatten(), reduction="sum") / 40
+    for parameter, expected in zip(
+        t.model.parameters(), torch.autograd.grad(loss, list(t.model.parameters())), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_a_record_is_the_token_weighted_mean_since_the_last(tmp_path: Path):
+    t = trainer(tmp_path)
+    steps = [t.advance() for _ in range(5)]
+    record = t.record(heldout=True)
+    assert record.step == 5
+    assert math.isclose(record.loss, sum(s.nll for s in steps) / sum(s.tokens for s in steps))
+    assert record.perplexity == math.exp(record.loss)
+    assert record.heldout_loss == t.evaluate(t.dataset.heldout)
+    assert math.isclose(record.grad_norm, sum(s.grad_norm for s in steps) / 5)
+    step = t.advance()
+    assert math.isclose(t.record(heldout=False).loss, step.nll / step.tokens)
+
+
+def test_clipping_bounds_the_update_and_is_counted(tmp_path: Path):
+    t = trainer(tmp_path, optimiser="sgd", learning_rate=1.0, clip=0.01, dtype="float64")
+    before = torch.nn.utils.parameters_to_vector(t.model.parameters()).clone()
+    step = t.advance()
+    after = torch.nn.utils.parameters_to_vector(t.model.parameters())
+    assert step.clipped
+    assert step.grad_norm > 0.01
+    torch.testing.assert_close((after - before).norm(), torch.tensor(0.01, dtype=torch.float64), rtol=1e-3, atol=0)
+    assert t.record(heldout=False).clipped == 1.0
+    assert not trainer(tmp_path, clip=0).advance().clipped
+    assert not trainer(tmp_path, clip=1e6).advance().clipped
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_weights_untouched(tmp_path: Path):
+    t = trainer(tmp_path)
+    t.advance()
+    with torch.no_grad():
+        t.model.output.bias[0] = math.nan
+    before = {name: value.clone() for name, value in t.model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="step 2: loss nan, gradient norm nan: not finite; lower learning_rate"):
+        t.advance()
+    torch.testing.assert_close(t.model.state_dict(), before, equal_nan=True, rtol=0, atol=0)
+    assert t.step == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cell": "lstm", "layers": 2, "dropout": 0.3},
+        {"cell": "rnn", "nonlinearity": "relu", "optimiser": "sgd", "learning_rate": 0.1, "embedding": 0},
+        {"gradient": "randomized:0.7", "batching": "random"},
+        {"gradient": "truncated:4/2", "dtype": "float64", "memory": "states"},
+    ],
+)
+def test_twenty_steps_are_ten_and_ten_bit_for_bit(tmp_path: Path, options: dict[str, object]):
+    whole = trainer(tmp_path, **options)
+    steps = [s.nll for s in whole.run()]
+
+    first = trainer(tmp_path, **options)
+    firsts = [first.advance().nll for _ in range(10)]
+    torch.save(first.state(), tmp_path / "state")
+    torch.rand(3)  # what happens in between must not matter
+    second = trainer(tmp_path, **options)
+    second.restore(torch.load(tmp_path / "state", weights_only=True))
+    seconds = [s.nll for s in second.run()]
+
+    assert firsts + seconds == steps
+    torch.testing.assert_close(second.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_the_seed_decides_everything(tmp_path: Path):
+    runs = [[s.nll for s in trainer(tmp_path, seed=seed, steps=5).run()] for seed in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_epochs_or_steps_end_the_run(tmp_path: Path):
+    t = trainer(tmp_path, epochs=2)
+    last = list(t.run())[-1]
+    assert (last.epoch, last.step) == (2, 2 * t.batches.windows(0))
+    assert trainer(tmp_path, steps=7).total == 7
+    random = trainer(tmp_path, epochs=3, batching="random")
+    assert len(list(random.run())) == random.total
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("tokens", ["char", "word"])
+def test_a_repeated_sentence_is_learned(tmp_path: Path, cell: str, tokens: str):
+    t = trainer(tmp_path, cell=cell, tokens=tokens, hidden=16, steps=60, learning_rate=0.02)
+    start = t.evaluate(t.dataset.heldout)
+    list(t.run())
+    assert t.evaluate(t.dataset.heldout) < start / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 1000}, "the text is too short: 810 tokens to train on, batch=1000 lanes need at least 1001"),
+        ({"seq_length": 500, "batching": "random"}, "random windows need at least 1000"),
+        ({"limit": 5, "heldout": 0.2}, "heldout=0.2 of 5 tokens leaves 1 held-out tokens, at least 2 are needed"),
+    ],
+)
+def test_a_text_too_short_is_refused(tmp_path: Path, options: dict[str, object], message: str):
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, **options)
+
+
+def test_without_held_out_text_nothing_is_measured(tmp_path: Path):
+    t = trainer(tmp_path, heldout=0, limit=300)
+    assert len(t.dataset.train) == 300
+    t.advance()
+    assert t.record(heldout=True).heldout_perplexity is None
+
+
+def test_the_vocabulary_comes_from_the_training_text(tmp_path: Path):
+    config = tiny(write_text(tmp_path, "ab" * 90 + "z" * 20))
+    dataset = prepare(config)
+    assert dataset.vocabulary.tokens == ("<unk>", "a", "b")
+    assert dataset.heldout.tolist() == [0] * 20
+
+
+def test_a_device_that_is_not_there_is_an_input_error(tmp_path: Path):
+    with pytest.raises(InputError, match=r"(?i)cuda"):
+        build_model(tiny(tmp_path, device="cuda:99"), 5)
+
+
+def test_perplexity_overflows_to_infinity():
+    assert perplexity(1e5) == math.inf
