@@ -8,3 +8,4 @@ from .policies import Chunked as Chunked
 from .policies import Full as Full
 from .policies import Randomized as Randomized
 from .policies import Truncated as Truncated
+from .scan import scan as scan

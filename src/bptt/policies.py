@@ -260,8 +260,9 @@ class Randomized(Policy):
 
     def __str__(self) -> str:
         if isinstance(self.p, PolynomialTail):
-            return f"randomized:mean={self.p.mean:g},tail={self.p.tail:g}"
-        return "randomized:" + ",".join(f"{p!r}" for p in (self.p if isinstance(self.p, tuple) else (self.p,)))
+            mean, tail = (repr(number).removesuffix(".0") for number in (self.p.mean, self.p.tail))
+            return f"randomized:mean={mean},tail={tail}"
+        return "randomized:" + ",".join(map(repr, self.p if isinstance(self.p, tuple) else (self.p,)))
 
 
 _FORMS = (

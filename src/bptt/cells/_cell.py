@@ -49,6 +49,10 @@ class Cell(ABC):
     states: ClassVar[int] = 1
     """1: the state is h. 2: it is (h, c)."""
 
+    def taped(self, w: Weights) -> int:
+        """F: gate values kept per lane and step."""
+        return self.taped_per_unit * w.hh.shape[0] // self.gates_per_unit
+
     def project(self, x: Tensor, w: Weights) -> Tensor:
         """The input product `[..., G*H]` of any number of steps, with every bias that can be added beforehand."""
         bias = None if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh

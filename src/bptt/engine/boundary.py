@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 __all__ = ["Program", "Tensors", "run"]
 
@@ -50,6 +51,9 @@ class Program(Protocol):
 
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """The program's outputs, differentiable by the program's own backward."""
+    if has_torch_function(tensors):
+        # A torch function mode, as `scan` uses, must see and may replace what enters; autograd.Function hides it.
+        return handle_torch_function(run, tensors, program, *tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Boundary.apply(program, *tensors)[: program.outputs]
     return program.forward(tensors, keep=False)[0]

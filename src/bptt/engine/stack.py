@@ -57,7 +57,7 @@ class Stack:
         x = given(tensors[0])
         with torch.autocast(x.device.type, enabled=False):
             initial, weights = self.inputs(tensors)
-            gate_bytes = x.shape[0] * x.shape[1] * weights[0].hh.shape[0] * x.element_size() * len(weights)
+            gate_bytes = x.shape[0] * x.shape[1] * self.cell.taped(weights[0]) * x.element_size() * len(weights)
             tape_gates = keep and self.cell.taped_per_unit > 0 and keeps_gates(self.memory, gate_bytes)
             tape: list[Tensor] = []
             finals: list[tuple[Tensor, ...]] = []
@@ -111,15 +111,17 @@ class Stack:
     # What both directions in time share ------------------------------------------------------------------------------
 
     def with_resets(self, resets: Tensor) -> Stack:
-        """The same with the state zeroed before the steps where resets `[T, B]` (bool) is True.
+        """The same with the state zeroed before the steps where resets `[T, B]` (bool) is True, and in padding.
 
-        A reset at t closes the edge between t-1 and t; a reverse layer crosses it on its way to step t-1.
+        A reset at t closes the edge between t-1 and t; a reverse layer crosses it on its way to step t-1. What a state
+        would become after its sequence has ended is nobody's, but it must not overflow.
         """
         own = [resets[..., None]]
         if self.directions == 2:
             turned = self.turn(own[0], 1)
             own.append(torch.cat([torch.zeros_like(turned[:1]), turned[:-1]]))
-        return replace(self, resets=tuple(own))
+        ended = torch.arange(len(resets), device=resets.device)[:, None] >= self.lengths
+        return replace(self, resets=tuple(r | ended[..., None] for r in own))
 
     def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
         """Values of every layer and direction, in own time, as one `[T, B, D*F]` per layer in forward time."""

@@ -49,7 +49,8 @@ class Call:
             flat, batch_sizes = packed.data, packed.batch_sizes
             batched, sizes = True, batch_sizes
         else:
-            assert isinstance(input, Tensor)
+            if not isinstance(input, Tensor):
+                raise TypeError(f"{name}: input must be a Tensor or a PackedSequence: got {type(input).__name__}")
             if input.dim() not in (2, 3):
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
             batched, sizes = input.dim() == 3, None
@@ -58,7 +59,7 @@ class Call:
         layer.check_forward_args(flat, bare(states), sizes)  # type: ignore[arg-type]  # an LSTM takes the pair
         for state in states:
             if state.dtype != flat.dtype and not torch._C._is_any_autocast_enabled():
-                raise ValueError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
+                raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
         if packed is not None:
             x, lengths = pad_packed_sequence(packed)
             ragged = bool((lengths != x.shape[0]).any())
@@ -85,9 +86,10 @@ class Call:
             shapes = (layer.get_expected_hidden_size(flat, sizes), layer.get_expected_cell_size(flat, sizes))
             return tuple(flat.new_zeros(shape) for shape in shapes[: layer._states])
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if len(given) != layer._states:
+        if len(given) != layer._states or isinstance(hx, Tensor) != (layer._states == 1):
             expected = "a tuple (h_0, c_0)" if layer._states == 2 else "one tensor h_0"
-            raise RuntimeError(f"{type(layer).__name__}: hx must be {expected}: got {len(given)} tensor(s)")
+            got = "one tensor" if isinstance(hx, Tensor) else f"a {type(hx).__name__} of {len(given)}"
+            raise RuntimeError(f"{type(layer).__name__}: hx must be {expected}: got {got}")
         expected_dim = 3 if batched else 2
         if sizes is None and any(state.dim() != expected_dim for state in given):
             kind, dims = "batched 3-D" if batched else "unbatched 2-D", ", ".join(f"{s.dim()}-D" for s in given)
@@ -173,4 +175,7 @@ def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentia
         masks=masks,
         xi=tuple(xi),
     )
-    return stack if call.resets is None else stack.with_resets(call.resets)
+    if call.resets is None and not call.ragged:
+        return stack
+    none = torch.zeros(T, B, dtype=torch.bool, device=x.device)
+    return stack.with_resets(none if call.resets is None else call.resets)

@@ -1,0 +1,397 @@
+"""One step of a scan, watched in forward and replayed in backward.
+
+A replay has to be the same computation: the same tensors captured by the step's closure, the same random numbers,
+the same autocast. And it has to be cut off from the graph around it: the gradient of a captured tensor is an
+output of the replay, not something that flows on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+__all__ = ["Autocast", "Form", "Replay", "Tape", "Visit", "Watch"]
+__all__ += ["added", "differentiable", "fresh", "random_kept", "split", "split_y", "unseen"]
+
+# These write to their running statistics without raising the version that tells of it.
+_WRITING_UNSEEN = {functional.batch_norm, functional.instance_norm, torch.batch_norm, torch.instance_norm}
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+Edge = tuple[Any, int]
+States = dict[torch.device, Tensor]
+
+
+class _Hole:
+    """Stands for a tensor in a `Form`."""
+
+
+_HOLE = _Hole()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A pytree without its tensors: what is needed to put others in their place."""
+
+    spec: TreeSpec
+    leaves: tuple[Any, ...]
+
+    @property
+    def tensors_only(self) -> bool:
+        """Whether no leaf is a Python value (None, which holds nothing, aside)."""
+        return all(leaf is _HOLE or leaf is None for leaf in self.leaves)
+
+    def join(self, tensors: Iterable[Tensor]) -> Any:
+        tensors = iter(tensors)
+        return tree_unflatten([next(tensors) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)
+
+
+def split(tree: Any) -> tuple[list[Tensor], Form]:
+    """The tensors of a pytree, and its form."""
+    leaves, spec = tree_flatten(tree)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, Form(spec, tuple(_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
+
+def split_y(y: Any) -> tuple[list[Tensor], Form]:
+    """The same for a y, whose numbers become tensors."""
+    return split(tree_map(lambda v: torch.as_tensor(v) if isinstance(v, (bool, int, float, complex)) else v, y))
+
+
+class Watch(TorchFunctionMode):
+    """Runs steps without recording them, and notes what a replay will need.
+
+    captured: tensors that require grad, and come neither from carry and x nor from inside the step.
+    written: other tensors from outside that a step wrote to in place (the running statistics of a batch norm).
+    states: for each step, the random generators' states before it, or None if it drew no numbers.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        super().__init__()
+        self.captured: dict[int, Tensor] = {}
+        self.written: dict[int, Tensor] = {}
+        self.states: list[States | None] = []
+        self._latest = _states(devices)
+        # Holds the tensors, not only their ids, which another tensor could take over.
+        self._inside: dict[int, Tensor] = {}
+
+    def call(self, step: Step, carry: Any, x: Any) -> Any:
+        self._inside = {id(t): t for t in tree_leaves((carry, x)) if isinstance(t, Tensor)}
+        with self:
+            result = step(carry, x)
+        self._note(_outside(tree_leaves(result), self._inside))
+        self._inside = {}
+        before, self._latest = self._latest, _states(self._latest)
+        drew = any(not torch.equal(state, before[device]) for device, state in self._latest.items())
+        self.states.append(before if drew else None)
+        return result
+
+    def replay(self, step: Step, carry: Sequence[Form], x: Form, autocast: Autocast) -> Replay:
+        """What was noted. carry, x: the forms of what entered each step."""
+        # The wrappers of torch.func's transforms came and went inside a step.
+        captured = (t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
+        return Replay(step, carry, x, tuple(captured), tuple(self.written.values()), self.states, autocast)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        outside = _outside((args, kwargs), self._inside)
+        versions = [0 if t.is_inference() else t._version for t in outside.values()]
+        self._note(outside)
+        result = func(*args, **kwargs)
+        for t, version in zip(outside.values(), versions, strict=True):
+            wrote = func in _WRITING_UNSEEN or (not t.is_inference() and t._version != version)
+            if wrote and not t.requires_grad:
+                self.written[id(t)] = t
+        self._inside.update((i, t) for i, t in _outside(result, self._inside).items() if i not in outside)
+        return result
+
+    def _note(self, outside: dict[int, Tensor]) -> None:
+        for i, t in outside.items():
+            if t.requires_grad and i not in self.captured:
+                self.captured[i] = t
+
+
+class _Substitute(TorchFunctionMode):
+    """Puts other tensors in the place of the captured ones."""
+
+    def __init__(self, table: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.table = table
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*self._swap(args), **self._swap(kwargs or {}))
+
+    def _swap(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.table.get(id(value), value)
+        if isinstance(value, dict):
+            return {key: self._swap(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            items = [self._swap(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return value
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The autocast state of the forward. Its cache stays off: entries made without grad would hide weights from it."""
+
+    types: dict[str, tuple[bool, torch.dtype]]
+
+    @classmethod
+    def current(cls, devices: Iterable[torch.device]) -> Autocast:
+        types = {device.type for device in devices}
+        return cls({kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types})
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for kind, (enabled, dtype) in self.types.items():
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False))
+            yield
+
+
+@dataclass(frozen=True)
+class Replay:
+    """All that a step needs to be run again.
+
+    carry: the form of the carry that enters each step. x: the form of each x.
+    opaque: the step hands captured tensors to calls that torch function modes do not see, such as the `apply` of an
+        autograd.Function or a scripted module.
+    """
+
+    step: Step
+    carry: Sequence[Form]
+    x: Form
+    captured: tuple[Tensor, ...]
+    written: tuple[Tensor, ...]
+    states: Sequence[States | None]
+    autocast: Autocast
+    opaque: bool = False
+
+    def visit(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> Visit:
+        """Step t again, recorded by autograd from these carry and x, with these in place of the captured tensors."""
+        table = {id(old): new for old, new in zip(self.captured, captured, strict=True)}
+        table |= {id(old): old.clone() for old in self.written}
+        state = self.states[t]
+        if state is not None:
+            _set_states(state)
+        with torch.enable_grad(), self.autocast.entered(), _Substitute(table):
+            new_carry, y = self.step(self.carry[t].join(carry), self.x.join(x))
+        with torch.enable_grad():
+            # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
+            outputs = [t.view_as(t) if t.requires_grad else t for t in [*split(new_carry)[0], *split_y(y)[0]]]
+        return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ())
+
+    def check(self, visit: Visit) -> None:
+        """Raise RuntimeError where a visit in backward uses a parameter that the forward did not."""
+        for leaf in unseen(visit, self.captured)[0]:
+            if isinstance(leaf, torch.nn.Parameter):
+                raise RuntimeError(
+                    f"step, run again for the gradient, uses a parameter {list(leaf.shape)} that it did not use in "
+                    "forward: what its closure captures must still be there in backward (torch.func.functional_call "
+                    "puts its tensors there only until it returns)"
+                )
+
+
+@dataclass
+class Tape:
+    """Where a first-order backward replays steps from: each visit is a graph of its own, cut off on all sides.
+
+    carry: what entered each step, xs: both `[T, ...]`. captured: leaves in the place of the captured tensors.
+    wanted: whether each of xs and of captured is to receive a gradient. checked: a visit has passed `Replay.check`.
+    """
+
+    replay: Replay
+    carry: Sequence[Tensor]
+    xs: Sequence[Tensor]
+    captured: Sequence[Tensor]
+    wanted: Sequence[bool]
+    checked: bool = False
+
+    @property
+    def T(self) -> int:
+        return len(self.replay.carry)
+
+    def visit(self, t: int) -> Visit:
+        return self._visit(t, lambda leaf: leaf[t])
+
+    def visit_merged(self, times: list[int]) -> Visit:
+        """Several steps as one, of `[len(times) * B, ...]` rows: for steps that draw no numbers, with one form."""
+        return self._visit(times[0], lambda leaf: leaf[times].flatten(0, 1))
+
+    def _visit(self, t: int, at: Callable[[Tensor], Tensor]) -> Visit:
+        carry = [fresh(at(c), True) for c in self.carry]
+        x = [fresh(at(x), wanted) for x, wanted in zip(self.xs, self.wanted, strict=False)]
+        visit = self.replay.visit(t, carry, x, self.captured)
+        visit.wanted = [i for i in visit.wanted if i < len(carry) or self.wanted[i - len(carry)]]
+        if not self.checked:
+            self.replay.check(visit)
+            self.checked = True
+        return visit
+
+
+@dataclass
+class _Detour:
+    """Gradients on their way to captured tensors, by number, taken out of the graph while it is open."""
+
+    open: bool = False
+    taken: dict[int, Tensor] = field(default_factory=dict)
+
+    def hook(self, places: list[tuple[int, int]]) -> Callable[[Any, Any], tuple[Tensor | None, ...] | None]:
+        """For a node whose i-th input is captured tensor k, for (i, k) in places: zeros go on instead."""
+
+        def take(grad_inputs: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...] | None:
+            if not self.open:
+                return None
+            grads = list(grad_inputs)
+            for i, k in places:
+                grad = grads[i]
+                if grad is not None:
+                    self.taken[k] = self.taken[k] + grad if k in self.taken else grad
+                    grads[i] = torch.zeros_like(grad)
+            return tuple(grads)
+
+        return take
+
+
+class Visit:
+    """One replayed step as a graph of its own.
+
+    entries: carry, x, captured tensors, in this order. outputs: carry, y. wanted: the entries whose gradient is taken.
+    unswapped: captured tensors that may be in the graph themselves, not only by their entry. Their gradient is taken
+    at the nodes that use them: at the tensors it would pass the hooks that users put on them, once a step, and count
+    a tensor twice that is captured together with another one made from it.
+    """
+
+    def __init__(self, entries: list[Tensor], outputs: list[Tensor], unswapped: Sequence[Tensor]) -> None:
+        self.entries, self.outputs, self.unswapped = entries, outputs, unswapped
+        self.wanted = [i for i, entry in enumerate(entries) if entry.requires_grad]
+        self._detour = _Detour()
+        if unswapped:
+            number = {_edge(t): k for k, t in enumerate(unswapped)}
+            uses: dict[Any, list[tuple[int, int]]] = {}
+            for node, i, edge in _edges(outputs, {*number, *(_edge(t) for t in entries if t.requires_grad)}):
+                if edge in number:
+                    uses.setdefault(node, []).append((i, number[edge]))
+            for node, places in uses.items():
+                node.register_hook(self._detour.hook(places))
+
+    def vjp(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradient of every entry from the cotangents of the outputs; None where nothing arrives."""
+        arrived = [(o, c) for o, c in zip(self.outputs, cotangents, strict=True) if o.requires_grad and c is not None]
+        grads: list[Tensor | None] = [None] * len(self.entries)
+        if not arrived or not (self.wanted or self.unswapped):
+            return grads
+        self._detour.open = True
+        found = torch.autograd.grad(
+            [o for o, _ in arrived],
+            [*(self.entries[i] for i in self.wanted), *self.unswapped],
+            [c for _, c in arrived],
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        self._detour.open = False
+        for i, grad in zip(self.wanted, found, strict=False):
+            grads[i] = grad
+        first = len(self.entries) - len(self.unswapped)
+        while self._detour.taken:
+            k, taken = self._detour.taken.popitem()
+            grads[first + k] = added(grads[first + k], taken)
+        return grads
+
+
+def unseen(visit: Visit, captured: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
+    """What a visit reaches beside its entries: leaves that are not captured yet; whether it reaches any tensor."""
+    known = {_edge(t) for t in captured}
+    leaves: dict[int, Tensor] = {}
+    reached = False
+    for _, _, edge in _edges(visit.outputs, known | {_edge(t) for t in visit.entries if t.requires_grad}):
+        variable = getattr(edge[0], "variable", None)
+        if variable is not None and edge not in known and not any(variable is entry for entry in visit.entries):
+            leaves[id(variable)] = variable
+        reached |= edge in known
+    return list(leaves.values()), reached or bool(leaves)
+
+
+@contextmanager
+def random_kept(states: Sequence[States | None]) -> Iterator[None]:
+    """Leaves the random generators as they were, whatever is replayed inside."""
+    devices = {device for state in states if state is not None for device in state}
+    before = _states(devices)
+    try:
+        yield
+    finally:
+        _set_states(before)
+
+
+def differentiable(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def fresh(t: Tensor, wanted: bool) -> Tensor:
+    """The same values without a past, to receive a gradient if that is wanted and they can have one."""
+    return t.detach().requires_grad_(wanted and differentiable(t))
+
+
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, None counting as zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+def _states(devices: Iterable[torch.device]) -> States:
+    return {d: torch.cuda.get_rng_state(d) if d.type == "cuda" else torch.get_rng_state() for d in devices}
+
+
+def _set_states(states: States) -> None:
+    for device, state in states.items():
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+
+
+def _outside(value: Any, inside: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The tensors in nested tuples, lists and dicts that are not inside, by id."""
+    found: dict[int, Tensor] = {}
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Tensor):
+            if id(item) not in inside:
+                found[id(item)] = item
+        elif isinstance(item, (tuple, list)):
+            todo.extend(item)
+        elif isinstance(item, dict):
+            todo.extend(item.values())
+    return found
+
+
+def _edge(t: Tensor) -> Edge:
+    edge = get_gradient_edge(t)
+    return edge.node, edge.output_nr
+
+
+def _edges(outputs: Iterable[Tensor], stop: set[Edge]) -> Iterator[tuple[Any, int, Edge]]:
+    """Edges of the graph behind the outputs as (node, which of its inputs, edge), not followed beyond `stop`."""
+    todo = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        for i, edge in enumerate(node.next_functions):
+            yield node, i, edge
+            if edge[0] is not None and edge not in stop and edge[0] not in seen:
+                seen.add(edge[0])
+                todo.append(edge[0])

@@ -1,0 +1,367 @@
+"""Backpropagation through time for any step function: `scan(step, carry, xs)` with a gradient policy.
+
+The forward runs the steps without recording them and keeps the carries: they are the tape. The backward re-runs one
+step at a time from its stored carry and takes its vector-Jacobian product, block by block as the policy says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
+
+from ..engine import Tensors, run
+from ..policies import Policy, parse
+from ._replay import (
+    Autocast,
+    Form,
+    Replay,
+    Tape,
+    Visit,
+    Watch,
+    differentiable,
+    fresh,
+    random_kept,
+    split,
+    split_y,
+    unseen,
+)
+from ._walk import Grads, Sweep, independent, reproduces, reset
+
+__all__ = ["scan"]
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+Rows = Literal["auto", "independent", "coupled"]
+
+
+def scan(
+    step: Step,
+    carry: Any,
+    xs: Any = None,
+    *,
+    gradient: Policy | str = "full",
+    resets: Tensor | None = None,
+    reverse: bool = False,
+    length: int | None = None,
+    rows: Rows = "auto",
+) -> tuple[Any, Any]:
+    """Run `carry, y = step(carry, x)` over time; its gradient reaches back as far as a policy says.
+
+    Forward: (c_t, y_t) = step(c_{t-1}, x_t). Backward, for every block of losses of the policy, from the block's last
+    step to the earliest it reaches (equations/README.md, chapter 1; the policies, chapter 6):
+
+        lambda_t = e_t + xi_{t+1} * J_{t+1}' lambda_{t+1}      e_t = 0 before the block's first loss
+
+    where J_t is dc_t/dc_{t-1} and e_t comes from the cotangent of y_t; the cotangent of the final carry belongs to the
+    last step's loss. What blocks send to x_t, to captured tensors and to the first carry adds up.
+
+    step: a function of (carry, x) alone: called again in backward, it must do the same. Modules and tensors its closure
+        captures receive their gradients. Random numbers from torch's default generators are replayed. Writes to
+        captured buffers (batch norm's running statistics) happen in forward only.
+    carry: pytree. Its structure, and every tensor's shape, dtype and device, stay the same from step to step. Tensors
+        of integers or bools and Python values pass without gradient.
+    xs: pytree of tensors `[T, ...]`, of which the step gets x_t `[...]`; or None, and the step gets None, length times.
+    gradient: a policy, or its text form.
+    resets: bool `[T, B]` or `[T]`: all tensors of the carry are zeroed, by row or wholly, before that step; no gradient
+        crosses there. With `[T, B]` every tensor of the carry is `[B, ...]`. Python values in the carry stay.
+    reverse: walk from the last step to the first. The ys stay in place; the policy counts from the step walked first.
+    length: T, where xs does not tell it.
+    rows: whether row b of the new carry and of y depends on row b of carry and x alone. Where it does, blocks lie side
+        by side in the first dimension, and `window` steps over (blocks * B) rows replace a walk per block. This needs
+        every tensor of carry, x and y to be `[B, ...]` and a step that draws no random numbers.
+        "independent": it does. Not tested beyond these needs; a step whose rows are mixed gets a wrong gradient.
+        "coupled": it does not, as with batch norm, or a closure over a tensor `[B, ...]`.
+        "auto": tested in every backward of more than one block. The last two steps are run as one of 2B rows; they must
+        reproduce what the forward computed, and the Jacobian between different rows must be exactly zero (every pair of
+        rows is tested). In the walk itself every merged step must again reproduce the forward. Else, or where the step
+        raises in the test, the rows are coupled.
+        Coupled rows: every step is re-run once, with one vector-Jacobian product per block that walks over it.
+
+    Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
+
+    In forward the step is called once more than there are steps when gradients are on, to find parameters in calls
+    that torch's function modes do not see. Memory: T carries, and in backward one step's graph (all of them for
+    double backward, which differentiates the policy's gradient exactly).
+
+    Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
+    for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
+    above needs are not met. TypeError where the step does not return a pair. RuntimeError in backward where the step
+    finds other parameters in its closure than in forward.
+
+    Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
+
+    Example: the derivative of four nested f(x) = (1 + w x)^2.
+
+    >>> import torch
+    >>> import bptt
+    >>> w = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    >>> x, ys = bptt.scan(lambda x, _: ((1 + w * x) ** 2, x), torch.ones((), dtype=torch.float64), length=4)
+    >>> x.backward()
+    >>> ys.tolist(), w.grad.item()
+    ([1.0, 9.0, 361.0, 522729.0], 12926834988414.0)
+
+    Source: the interface is that of jax.lax.scan. Williams and Peng 1990 for the walk over blocks.
+    """
+    policy = parse(gradient)
+    if rows not in ("auto", "independent", "coupled"):
+        raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
+    state, form = split(carry)
+    inputs, x_form = split(xs)
+    T = _length(inputs, x_form, length)
+    resets = _checked_resets(resets, T, state)
+    if reverse:
+        inputs = [x.flip(0) for x in inputs]
+        resets = None if resets is None else resets.flip(0)
+
+    devices = {torch.device("cpu"), *(t.device for t in (*state, *inputs))}
+    watch = Watch(devices) if torch.is_grad_enabled() else None
+    autocast = Autocast.current(devices)
+    with torch.no_grad(), autocast.entered():
+        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch)
+    outputs = [*walked.carry, *walked.ys]
+    if watch is not None:
+        replay = _complete(watch.replay(step, walked.forms, x_form, autocast), walked.tape, inputs)
+        tensors = (*state, *inputs, *replay.captured)
+        if any(t.requires_grad for t in tensors):
+            obstacle = _obstacle(replay, walked, inputs)
+            if rows == "independent" and obstacle is not None:
+                raise ValueError(f"rows='independent' cannot hold: {obstacle}")
+            blocks, edges = policy.reach(T).blocks(T), _edge_factors(policy, T, state, resets)
+            program = _Program(
+                outputs=len(outputs),
+                counts=(len(state), len(inputs)),
+                replay=replay,
+                sweep=Sweep(blocks, edges),
+                resets=resets,
+                rows=rows,
+                obstacle=obstacle,
+                recorded=[(tuple(outputs), tuple(walked.tape))],
+            )
+            outputs = list(run(program, *tensors))
+    final, ys = outputs[: len(state)], outputs[len(state) :]
+    return walked.carry_form.join(final), walked.y_form.join(y.flip(0) if reverse else y for y in ys)
+
+
+@dataclass
+class _Walked:
+    """What the forward computed: final carry, ys `[T, ...]`, and the carries that entered each step `[T, ...]`."""
+
+    carry: list[Tensor]
+    carry_form: Form
+    ys: list[Tensor]
+    y_form: Form
+    tape: list[Tensor]
+    forms: list[Form]
+
+
+def _forward(
+    step: Step,
+    carry: list[Tensor],
+    form: Form,
+    xs: list[Tensor],
+    x_form: Form,
+    T: int,
+    resets: Tensor | None,
+    watch: Watch | None,
+) -> _Walked:
+    """Every step once; the carries are kept where someone watches."""
+    tape = [] if watch is None else [c.new_empty((T, *c.shape)) for c in carry]
+    ys: list[Tensor] = []
+    forms = []
+    for t in range(T):
+        carry = reset([c.detach() for c in carry], resets, t)
+        forms.append(form)
+        for kept, c in zip(tape, carry, strict=False):
+            kept[t] = c
+        x = x_form.join(x[t] for x in xs)
+        result = step(form.join(carry), x) if watch is None else watch.call(step, form.join(carry), x)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"step must return a pair (carry, y): got {_described(result)}")
+        before = carry, form
+        carry, form = split(result[0])
+        _check_same("carry", f"after step {t} as before it", (carry, form), before)
+        y, y_form = split_y(result[1])
+        if t == 0:
+            if not y_form.tensors_only:
+                raise ValueError(f"y must hold tensors, numbers or None: got {_described(result[1])}")
+            first = y, y_form
+            ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
+        _check_same("y", f"at step {t} as at the first", (y, y_form), first)
+        for kept, leaf in zip(ys, y, strict=True):
+            kept[t] = leaf
+    # Clones, so that no output is an input that a step passed through.
+    return _Walked([c.clone() for c in carry], form, ys, y_form, tape, forms)
+
+
+@dataclass
+class _Program:
+    """The program of one call of `scan`: its inputs are the tensors of carry and xs, and the captured ones.
+
+    obstacle: why steps cannot be merged, or None. recorded: (outputs, tape) until `forward` hands them over.
+    """
+
+    outputs: int
+    counts: tuple[int, int]
+    replay: Replay
+    sweep: Sweep
+    resets: Tensor | None
+    rows: Rows
+    obstacle: str | None
+    recorded: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        # The steps ran before, to find the captured tensors. Handed over, so that the program keeps no tensor alive.
+        return self.recorded.pop()
+
+    def backward(
+        self,
+        tensors: Tensors,
+        outputs: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...] | None,
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+    ) -> Tensors:
+        n, m = self.counts
+        T = len(self.replay.carry)
+        given = [t for t in tensors if t is not None]
+        carry, xs, captured = given[:n], given[n : n + m], given[n + m :]
+        dcarry, dys = cotangents[:n], cotangents[n:]
+        with random_kept(self.replay.states):
+            if tape is None:
+                visits = self._chain(carry, xs, captured)
+                self.replay.check(visits[-1])
+                grads = self.sweep.one_by_one(visits.__getitem__, T, m, dcarry, dys)
+            else:
+                taped = Tape(self.replay, tape, xs, [fresh(w, True) for w in captured], needs[n:])
+                grads = self._side_by_side(taped, outputs, dcarry, dys) or self.sweep.one_by_one(
+                    taped.visit, T, m, dcarry, dys
+                )
+        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+
+    def _side_by_side(self, tape: Tape, outputs: tuple[Tensor, ...], dcarry: Tensors, dys: Tensors) -> Grads | None:
+        """The gradient from blocks walked side by side, or None where they are not to be."""
+        if self.rows == "coupled" or len(self.sweep.blocks) == 1 or self.obstacle is not None:
+            return None
+        if self.rows == "auto":
+            if not independent(tape, outputs, self.resets):
+                return None
+            # Each visit is compared too: a step may branch on values of the whole batch.
+            return self.sweep.merged(tape, dcarry, dys, partial(reproduces, tape, outputs, self.resets))
+        try:
+            return self.sweep.merged(tape, dcarry, dys, lambda *_: True)
+        except Exception as error:  # whatever a step may raise that is made for B rows and is given more
+            raise ValueError(
+                "rows='independent' does not hold: the step fails on the rows of several blocks at once"
+            ) from error
+
+    def _chain(self, carry: list[Tensor], xs: list[Tensor], captured: list[Tensor]) -> list[Visit]:
+        """All steps, each from the carry of the one before, recorded by autograd.
+
+        What a step receives are views of its own: a vector-Jacobian product to them is this step's alone, and its
+        own derivative goes on through the states to everything they depend on.
+        """
+        visits = []
+        for t in range(len(self.replay.carry)):
+            received = reset(carry, self.resets, t), [x[t] for x in xs], captured
+            visits.append(self.replay.visit(t, *([r.view_as(r) for r in group] for group in received)))
+            carry = visits[-1].outputs[: len(carry)]
+        return visits
+
+
+def _complete(replay: Replay, tape: list[Tensor], xs: list[Tensor]) -> Replay:
+    """With the captured tensors that the watch could not see, found in the graph of the first step."""
+    captured = [fresh(w, True) for w in replay.captured]
+    with random_kept(replay.states):
+        visit = Tape(replay, tape, xs, captured, [True] * (len(xs) + len(captured)), checked=True).visit(0)
+    found, opaque = unseen(visit, replay.captured)
+    return replace(replay, captured=(*replay.captured, *found), opaque=opaque)
+
+
+def _obstacle(replay: Replay, walked: _Walked, xs: list[Tensor]) -> str | None:
+    """Why several steps cannot be run as one with more rows, or None."""
+    if not (replay.carry[0].tensors_only and replay.x.tensors_only):
+        return "the carry holds Python values"
+    if any(state is not None for state in replay.states):
+        return "the step draws random numbers"
+    leaves = [*walked.tape, *xs, *walked.ys]
+    sizes = {t.shape[1] if t.dim() > 1 else None for t in leaves}
+    if len(sizes) != 1 or sizes <= {None, 0}:
+        return f"carry, x and y do not share one first dimension: got {[list(t.shape[1:]) for t in leaves]}"
+    return None
+
+
+def _edge_factors(policy: Policy, T: int, carry: list[Tensor], resets: Tensor | None) -> Tensor | None:
+    """What multiplies the adjoint from step t to step t-1, `[T, B]` or `[T, 1]`: xi, and 0 at a reset."""
+    floats = [c for c in carry if differentiable(c)]
+    if not floats:
+        return None
+    sizes = {c.shape[0] if c.dim() else None for c in floats}
+    xi = policy.draw(T, sizes.pop() or 1 if len(sizes) == 1 else 1)
+    if xi is None and resets is None:
+        return None
+    dtype = reduce(torch.promote_types, (c.dtype for c in floats))
+    xi = torch.ones(T, 1) if xi is None else xi
+    factors = xi.to(floats[0].device, dtype)
+    return factors if resets is None else factors * ~resets
+
+
+def _length(xs: list[Tensor], form: Form, length: int | None) -> int:
+    if not form.tensors_only or any(x.dim() == 0 for x in xs):
+        raise ValueError("every leaf of xs must be a tensor [T, ...] or None")
+    lengths = {len(x) for x in xs} | (set() if length is None else {length})
+    if len(lengths) != 1:
+        raise ValueError(
+            f"xs and length must tell one number of steps: got leaves of xs of {[len(x) for x in xs]} steps, {length=}"
+        )
+    T = lengths.pop()
+    if T < 1:
+        raise ValueError(f"scan needs at least 1 step, since the first step tells what ys look like: got {T}")
+    return T
+
+
+def _checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tensor | None:
+    """`[T, B]` or `[T, 1]`."""
+    if resets is None:
+        return None
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        raise TypeError(f"resets must be a bool tensor [T, B] or [T]: got {_described(resets)}")
+    sizes = {c.shape[0] if c.dim() else None for c in carry}
+    shapes = [[T], *([T, size] for size in sizes if len(sizes) == 1 and size is not None)]
+    if list(resets.shape) not in shapes:
+        raise ValueError(
+            f"resets must have shape {' or '.join(map(str, shapes))}, for {T} steps and a carry with tensors of shape "
+            f"{[list(c.shape) for c in carry]}: got {list(resets.shape)}"
+        )
+    for c in carry:
+        if c.device != resets.device:
+            raise ValueError(f"resets must be on the carry's device {c.device}: got {resets.device}")
+    return resets if resets.dim() == 2 else resets[:, None]
+
+
+def _check_same(name: str, when: str, got: tuple[list[Tensor], Form], expected: tuple[list[Tensor], Form]) -> None:
+    """Raise ValueError for the first leaf that differs in kind, shape, dtype or device."""
+    if got[1] == expected[1] and all(map(_alike, got[0], expected[0])):
+        return
+    if got[1].spec != expected[1].spec:
+        raise ValueError(f"{name} must have the same structure {when}: expected {expected[1].spec}, got {got[1].spec}")
+    now, then = (tree_flatten_with_path(form.join(tensors))[0] for tensors, form in (got, expected))
+    for (path, a), (_, b) in zip(now, then, strict=True):
+        if _described(a) != _described(b):
+            raise ValueError(
+                f"{name}{keystr(path)} must be the same {when}: expected {_described(b)}, got {_described(a)}"
+            )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"

@@ -1,0 +1,310 @@
+"""What is refused, by which error, and in which words: torch's type where torch refuses too, else ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from reference import build, case, ours
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import bptt
+
+KINDS = ("RNN", "GRU", "LSTM")
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def hx(layer: Any, *shape: int, **kw: Any) -> Any:
+    """An initial state whose every tensor is of one shape."""
+    return (zeros(*shape, **kw), zeros(*shape, **kw)) if layer.mode == "LSTM" else zeros(*shape, **kw)
+
+
+def packed(*shape: int, **kw: Any) -> Any:
+    return pack_padded_sequence(zeros(*shape, **kw), (7, 3, 2))
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {  # of a layer of 5 inputs, 4 hidden units and 2 layers
+    "x_of_no_dimension": lambda m: m(zeros()),
+    "x_of_one_dimension": lambda m: m(zeros(5)),
+    "x_of_four_dimensions": lambda m: m(zeros(1, 7, 3, 5)),
+    "input_size": lambda m: m(zeros(7, 3, 6)),
+    "input_size_unbatched": lambda m: m(zeros(7, 6)),
+    "input_size_packed": lambda m: m(packed(7, 3, 6)),
+    "x_float32": lambda m: m(zeros(7, 3, 5, dtype=torch.float32)),
+    "x_integer": lambda m: m(zeros(7, 3, 5, dtype=torch.long)),
+    "hidden_size": lambda m: m(zeros(7, 3, 5), hx(m, 2, 3, 5)),
+    "hidden_size_unbatched": lambda m: m(zeros(7, 5), hx(m, 2, 5)),
+    "layers_of_hx": lambda m: m(zeros(7, 3, 5), hx(m, 1, 3, 4)),
+    "lanes_of_hx": lambda m: m(zeros(7, 3, 5), hx(m, 2, 1, 4)),
+    "lanes_of_hx_packed": lambda m: m(packed(7, 3, 5), hx(m, 2, 2, 4)),
+    "hx_unbatched_for_batched": lambda m: m(zeros(7, 3, 5), hx(m, 2, 4)),
+    "hx_batched_for_unbatched": lambda m: m(zeros(7, 5), hx(m, 2, 1, 4)),
+    "hx_float32": lambda m: m(zeros(7, 3, 5), hx(m, 2, 3, 4, dtype=torch.float32)),
+    "x_on_another_device": lambda m: m(zeros(7, 3, 5, device="meta")),
+    "hx_on_another_device": lambda m: m(zeros(7, 3, 5), hx(m, 2, 3, 4, device="meta")),
+    "no_steps": lambda m: m(zeros(0, 3, 5), hx(m, 2, 3, 4)),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("policy", ["full", "truncated:3"])
+def test_call_raises_as_torch_does(kind: str, name: str, policy: str) -> None:
+    theirs = getattr(nn, kind)(5, 4, 2, dtype=torch.float64)
+    mine = getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64, gradient=policy)
+    with pytest.raises((RuntimeError, ValueError), match=r".") as expected:
+        CALLS[name](theirs)
+    with pytest.raises(expected.type, match=r".") as actual:
+        CALLS[name](mine)
+    assert actual.type is expected.type
+
+
+@pytest.mark.parametrize("which", ["h", "c"])
+@pytest.mark.parametrize("size", [(2, 3, 5), (2, 2, 4), (1, 3, 4)])
+def test_one_of_h_and_c_is_wrong(which: str, size: tuple[int, ...]) -> None:
+    state = (zeros(*size), zeros(2, 3, 4)) if which == "h" else (zeros(2, 3, 4), zeros(*size))
+    for home in (nn, bptt.nn):
+        with pytest.raises(RuntimeError, match=rf"Expected hidden\[{'hc'.index(which)}\] size \(2, 3, 4\)"):
+            home.LSTM(5, 4, 2, dtype=torch.float64)(zeros(7, 3, 5), state)
+
+
+def test_projected_state_sizes() -> None:
+    for home in (nn, bptt.nn):
+        layer = home.LSTM(5, 4, 2, proj_size=3, dtype=torch.float64)
+        with pytest.raises(RuntimeError, match=r"hidden\[0\] size \(2, 3, 3\)"):
+            layer(zeros(7, 3, 5), (zeros(2, 3, 4), zeros(2, 3, 4)))
+        with pytest.raises(RuntimeError, match=r"hidden\[1\] size \(2, 3, 4\)"):
+            layer(zeros(7, 3, 5), (zeros(2, 3, 3), zeros(2, 3, 3)))
+
+
+@each_kind
+def test_packed_of_another_dtype(kind: str) -> None:
+    with pytest.raises(ValueError, match="dtype"):
+        getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64)(packed(7, 3, 5, dtype=torch.float32))
+
+
+@each_kind
+def test_packed_with_an_unbatched_state(kind: str) -> None:
+    layer = getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"\(2, 3, 4\)"):
+        layer(packed(7, 3, 5), hx(layer, 2, 4))
+
+
+@each_kind
+@pytest.mark.parametrize("x", [None, [[1.0]], 3.0])
+def test_input_that_is_no_tensor(kind: str, x: object) -> None:
+    with pytest.raises(TypeError, match="input must be a"):
+        getattr(bptt.nn, kind)(5, 4)(x)
+
+
+@each_kind
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_number_of_states(kind: str, count: int) -> None:
+    """An LSTM takes the pair (h, c), the others one tensor, not a tuple of one."""
+    layer = getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64)
+    state = tuple(zeros(2, 3, 4) for _ in range(count))
+    if kind == "LSTM" and count == 2:
+        layer(zeros(7, 3, 5), state)
+        return
+    with pytest.raises(RuntimeError, match="hx must be"):
+        layer(zeros(7, 3, 5), state)
+
+
+CONSTRUCTIONS: dict[str, dict[str, Any]] = {
+    "hidden_size_zero": {"hidden_size": 0},
+    "hidden_size_negative": {"hidden_size": -1},
+    "hidden_size_float": {"hidden_size": 2.5},
+    "input_size_zero": {"input_size": 0},
+    "input_size_text": {"input_size": "5"},
+    "num_layers_zero": {"num_layers": 0},
+    "dropout_above_one": {"dropout": 1.5, "num_layers": 2},
+    "dropout_bool": {"dropout": True, "num_layers": 2},
+    "dropout_text": {"dropout": "x", "num_layers": 2},
+    "proj_size_too_large": {"proj_size": 4},
+    "proj_size_negative": {"proj_size": -1},
+    "nonlinearity": {"nonlinearity": "sigmoid"},
+    "bias": {"bias": "yes"},
+    "batch_first": {"batch_first": 1},
+    "unknown": {"nonsense": 1},
+    "mode": {"mode": "GRU"},
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", CONSTRUCTIONS)
+def test_construction_raises_as_torch_does(kind: str, name: str) -> None:
+    arguments = {"input_size": 5, "hidden_size": 4} | CONSTRUCTIONS[name]
+    with pytest.raises((TypeError, ValueError), match=r".") as expected:
+        getattr(nn, kind)(**arguments)
+    with pytest.raises(expected.type, match=r".") as actual:
+        getattr(bptt.nn, kind)(**arguments)
+    assert actual.type is expected.type
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU"])
+def test_projection_is_for_the_lstm(kind: str) -> None:
+    for home in (nn, bptt.nn):
+        with pytest.raises(ValueError, match=r"proj_size .*only"):
+            getattr(home, kind)(5, 4, proj_size=2)
+
+
+@each_kind
+def test_dropout_of_one_layer_warns_as_torch_does(kind: str) -> None:
+    for home in (nn, bptt.nn):
+        with pytest.warns(UserWarning, match="num_layers greater than 1"):
+            getattr(home, kind)(5, 4, dropout=0.5)
+
+
+# Our own arguments
+
+
+OWN: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "gradient_unknown": ({"gradient": "nonsense"}, ValueError, r"gradient must be .*got 'nonsense'"),
+    "gradient_window": ({"gradient": "truncated:0"}, ValueError, r"window must be at least 1 .*got 0"),
+    "gradient_type": ({"gradient": 35}, TypeError, r"gradient must be .*got 35"),
+    "gradient_none": ({"gradient": None}, TypeError, r"gradient must be .*got None"),
+    "memory_unknown": ({"memory": "x"}, ValueError, r"memory must be .*'auto', 'gates', 'states'.*got 'x'"),
+    "memory_none": ({"memory": None}, ValueError, r"memory must be .*got None"),
+    "kernel_unknown": ({"kernel": "gpu"}, ValueError, r"kernel must be .*'auto', 'eager'.*got 'gpu'"),
+    "kernel_none": ({"kernel": None}, ValueError, r"kernel must be .*got None"),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", OWN)
+def test_own_argument(kind: str, name: str) -> None:
+    arguments, error, words = OWN[name]
+    with pytest.raises(error, match=words):
+        getattr(bptt.nn, kind)(5, 4, **arguments)
+
+
+@each_kind
+@pytest.mark.parametrize("name", OWN)
+def test_own_argument_assigned_later(kind: str, name: str) -> None:
+    arguments, error, words = OWN[name]
+    layer = getattr(bptt.nn, kind)(5, 4, gradient="chunked:3", memory="states", kernel="eager")
+    ((attribute, value),) = arguments.items()
+    before = repr(layer)
+    with pytest.raises(error, match=words):
+        setattr(layer, attribute, value)
+    assert repr(layer) == before
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if not name.startswith("gradient_none")])
+def test_own_argument_of_convert(name: str) -> None:
+    """Nothing is swapped where something is wrong."""
+    arguments, error, words = OWN[name]
+    model = nn.Sequential(nn.GRU(5, 4))
+    with pytest.raises(error, match=words):
+        bptt.convert(model, **arguments)
+    assert type(model[0]) is nn.GRU
+
+
+def test_own_arguments_are_by_keyword_only() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        bptt.nn.GRU(5, 4, 1, True, False, 0.0, False, 0, None, None, "full")
+    with pytest.raises(TypeError, match="positional"):
+        bptt.nn.GRU(5, 4)(torch.zeros(7, 3, 5), None, torch.zeros(7, 3, dtype=torch.bool))
+
+
+def test_convert_of_a_subclass() -> None:
+    class Mine(nn.GRU):
+        pass
+
+    model = nn.Sequential(nn.LSTM(5, 4), Mine(4, 4))
+    with pytest.raises(TypeError, match="Mine"):
+        bptt.convert(model, gradient="full")
+    assert type(model[0]) is nn.LSTM
+
+
+BAD_RESETS: dict[str, Any] = {
+    "lanes": zeros(7, 2, dtype=torch.bool),
+    "one_lane": zeros(7, 1, dtype=torch.bool),
+    "steps": zeros(6, 3, dtype=torch.bool),
+    "transposed": zeros(3, 7, dtype=torch.bool),
+    "one_dimension": zeros(7, dtype=torch.bool),
+    "three_dimensions": zeros(7, 3, 1, dtype=torch.bool),
+    "float": zeros(7, 3),
+    "integer": zeros(7, 3, dtype=torch.long),
+    "list": [[False] * 3] * 7,
+    "number": True,
+}
+
+
+@each_kind
+@pytest.mark.parametrize("name", BAD_RESETS)
+def test_resets(kind: str, name: str) -> None:
+    """Shapes are not broadcast, other dtypes not converted."""
+    error = TypeError if name in ("float", "integer", "list", "number") else ValueError
+    with pytest.raises(error, match=r"resets must .*\(7, 3\).*got"):
+        getattr(bptt.nn, kind)(5, 4)(torch.zeros(7, 3, 5), resets=BAD_RESETS[name])
+
+
+def test_resets_layouts() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 7\).*got \(7, 3\)"):
+        bptt.nn.GRU(5, 4, batch_first=True)(torch.zeros(3, 7, 5), resets=zeros(7, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"\(7,\).*got \(7, 1\)"):
+        bptt.nn.GRU(5, 4)(torch.zeros(7, 5), resets=zeros(7, 1, dtype=torch.bool))
+
+
+@each_kind
+@pytest.mark.parametrize("which", ["dy", "dh_n"])
+def test_cotangent_of_another_shape(kind: str, which: str) -> None:
+    layer = ours(build({"RNN": "tanh", "GRU": "gru", "LSTM": "lstm"}[kind]))
+    data = case(layer)
+    dy, dh = data.dy, list(data.dfinal)
+    if which == "dy":
+        dy = dy[1:]
+    else:
+        dh[0] = dh[0][:, 1:]
+    with pytest.raises(ValueError, match=rf"{which} must have the shape"):
+        bptt.gradients(layer, data.x, dy, None, tuple(dh) if kind == "LSTM" else dh[0])
+
+
+def test_gradients_of_an_unknown_policy() -> None:
+    with pytest.raises(ValueError, match="gradient must be"):
+        bptt.gradients(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 5), torch.zeros(7, 3, 4), gradient="nonsense")
+
+
+# Kernels
+
+
+class Refusing:
+    """A kernel that takes nothing."""
+
+    name = "refusing"
+
+    def refuses(self, request: Any) -> str:
+        return f"it does not compute {request.cell.name} in {request.dtype}"
+
+
+@each_kind
+def test_named_kernel_that_cannot_says_why(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only "auto" may choose another; and then `explain` says that it did."""
+    monkeypatch.setitem(bptt.kernels.KERNELS, "refusing", Refusing())
+    layer = getattr(bptt.nn, kind)(5, 4, kernel="refusing")
+    x = torch.zeros(7, 3, 5)
+    with pytest.raises(RuntimeError, match=r"'refusing' cannot .*it does not compute"):
+        layer(x)
+    with pytest.raises(RuntimeError, match=r"'refusing' cannot .*it does not compute"):
+        bptt.explain(layer, x)
+    monkeypatch.delitem(bptt.kernels.KERNELS, "eager")
+    automatic = getattr(bptt.nn, kind)(5, 4)
+    with pytest.raises(RuntimeError, match=r"no kernel can .*it does not compute"):
+        automatic(x)
+
+
+def test_automatic_choice_explains_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = bptt.kernels.KERNELS["eager"]
+    monkeypatch.delitem(bptt.kernels.KERNELS, "eager")
+    monkeypatch.setitem(bptt.kernels.KERNELS, "refusing", Refusing())
+    monkeypatch.setitem(bptt.kernels.KERNELS, "eager", eager)
+    text = bptt.explain(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 5))
+    assert "'eager'" in text
+    assert "it does not compute gru in torch.float32" in text

@@ -1,0 +1,229 @@
+"""The house rules: which way imports point, what importing costs, what files are called, what is public."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import bptt
+
+PACKAGE = Path(bptt.__file__).parent
+
+ORDER = [
+    ["equations"],
+    ["cells"],
+    ["policies", "memory"],
+    ["kernels"],
+    ["engine"],
+    ["nn", "scan"],
+    ["flow"],
+    ["plots"],
+    ["train"],
+    ["cli"],
+]
+"""Reading order. A module imports from its own folder, or from what stands before it."""
+
+RANK = {unit: rank for rank, units in enumerate(ORDER) for unit in units}
+
+PARTS = {"__main__": "cli"}
+"""Top-level files that belong to another one."""
+
+FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+
+
+def unit_of(name: str) -> str:
+    return PARTS.get(name, name)
+
+
+def imports(path: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import in a file, relative ones made absolute; name is "" for `import module`."""
+    package = ["bptt", *Path(path).parent.parts]
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield module, alias.name
+
+
+FACE = {name: module.split(".")[1] for module, name in imports("__init__.py") if module.count(".") >= 1}
+"""Where each public name lives."""
+
+
+def units_imported(path: str) -> set[str]:
+    """The units of the package a file imports from."""
+    found = set()
+    for module, name in imports(path):
+        parts = module.split(".")
+        if parts[0] != "bptt":
+            continue
+        inner = parts[1] if len(parts) > 1 else name
+        if len(parts) == 1 and inner in FACE and inner not in RANK:
+            inner = FACE[inner]
+        if inner and not (inner.startswith("__") and inner.endswith("__") and inner != "__main__"):
+            found.add(unit_of(inner))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_point_one_way(path: str) -> None:
+    unit = unit_of(Path(path).parts[0].removesuffix(".py"))
+    imported = units_imported(path)
+    assert imported <= set(RANK), f"{path} imports from what has no place in the order"
+    if unit == "__init__":
+        return
+    assert unit in RANK, f"{path} has no place in the order"
+    wrong = {other for other in imported if other != unit and RANK[other] >= RANK[unit]}
+    assert not wrong, f"{path} imports from {wrong}"
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.startswith("equations/")])
+def test_equations_are_numpy_only(path: str) -> None:
+    roots = {module.split(".")[0] for module, _ in imports(path)}
+    assert roots <= {"numpy", "bptt", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("path", ["policies.py", "memory.py"])
+def test_policies_and_memory_are_data(path: str) -> None:
+    assert not units_imported(path) - {"policies", "memory"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_only_plots_import_matplotlib(path: str) -> None:
+    roots = {module.split(".")[0] for module, _ in imports(path)}
+    assert "matplotlib" not in roots or path.startswith("plots/")
+
+
+def test_the_reading_order_is_the_one_in_use() -> None:
+    """Every folder and file of the package has its place, and the rule above has something to check."""
+    units = {unit_of(Path(f).parts[0].removesuffix(".py")) for f in FILES} - {"__init__"}
+    assert units <= set(RANK)
+    assert {"policies", "kernels", "engine"} <= set().union(*map(units_imported, FILES))
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_file_names_say_something(path: str) -> None:
+    parts = {part.removesuffix(".py").strip("_") for part in Path(path).parts}
+    assert not parts & {"utils", "util", "misc", "common", "helpers", "helper", "tools", "stuff"}
+
+
+PROBE = """
+import json, sys
+import torch
+
+def state():
+    return {
+        "threads": torch.get_num_threads(),
+        "interop": torch.get_num_interop_threads(),
+        "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.get_default_device()),
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "anomaly": torch.is_anomaly_enabled(),
+        "seed": torch.initial_seed(),
+        "random": torch.get_rng_state().tolist(),
+    }
+
+before, loaded = state(), set(sys.modules)
+import bptt
+print(json.dumps({
+    "before": before,
+    "after": state(),
+    "loaded": sorted(set(sys.modules) - loaded),
+    "all": sorted(sys.modules),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict:
+    """What `import bptt` does in a fresh interpreter in which torch is loaded."""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", PROBE], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    return json.loads(run.stdout)
+
+
+def test_import_loads_nothing_optional(imported: dict) -> None:
+    optional = {"matplotlib", "triton", "typer", "rich", "plotly", "pooch", "safetensors", "tomli_w", "hypothesis"}
+    assert not optional & {name.split(".")[0] for name in imported["all"]}
+    ours = {name for name in imported["loaded"] if name.split(".")[0] == "bptt"}
+    far = {"cli", "train", "plots", "flow", "equations"}
+    assert not far & {name.split(".")[1] for name in ours if "." in name}
+
+
+def test_import_loads_little_beyond_torch(imported: dict) -> None:
+    foreign = {name.split(".")[0] for name in imported["loaded"]} - {"bptt", *sys.stdlib_module_names}
+    assert foreign <= {"torch", "numpy"}
+
+
+def test_import_changes_no_global_setting(imported: dict) -> None:
+    assert imported["after"] == imported["before"]
+
+
+# The public face
+
+
+PUBLIC = ["Chunked", "Full", "Randomized", "Truncated", "convert", "explain", "gradients", "nn", "scan"]
+
+SIGNATURES = {
+    "Chunked": "(k)",
+    "Full": "()",
+    "Randomized": "(p, *, generator=None)",
+    "Truncated": "(window, every=1)",
+    "convert": "(model, gradient='full', *, memory='auto', kernel='auto')",
+    "explain": "(layer, x)",
+    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
+    "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto')",
+}
+
+LAYERS = ["GRU", "LSTM", "RNN"]
+
+
+def bare_signature(callable_: object) -> str:
+    signature = inspect.signature(callable_)
+    empty = inspect.Parameter.empty
+    parameters = [p.replace(annotation=empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+
+
+def test_public_names() -> None:
+    """`nn` is a module by design; other submodules appear as attributes because importing them makes it so."""
+    names = [n for n, v in vars(bptt).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
+    assert sorted([*names, "nn"]) == PUBLIC
+    submodules = {n for n, v in vars(bptt).items() if isinstance(v, ModuleType) and not n.startswith("_")}
+    assert submodules <= set(RANK)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    assert bare_signature(getattr(bptt, name)) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_call_signature(name: str) -> None:
+    assert bare_signature(getattr(bptt.nn, name).forward) == "(self, input, hx=None, *, resets=None)"
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n != "nn"])
+def test_public_names_are_documented(name: str) -> None:
+    """One line, then an example that is run as a test."""
+    doc = inspect.getdoc(getattr(bptt, name))
+    assert doc
+    assert doc.splitlines()[0].endswith((".", ":"))
+    assert ">>>" in doc
+
+
+def test_version_is_the_one_installed() -> None:
+    from importlib.metadata import version
+
+    assert version("bptt")
