@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
+from bptt.kernels import Eager
 
 Agree = Callable[..., None]
 
@@ -285,6 +286,26 @@ def test_nothing_is_kept_alive_without_grad() -> None:
         before = alive()
         y, final = layer(x)
         assert alive() - before == len((y, *as_tuple(final)))
+
+
+def test_nothing_is_taped_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward does not even build the gate tape when no backward can follow."""
+    asked: list[bool] = []
+    forward = Eager.forward
+
+    def spy(self: Eager, *args: Any) -> Any:
+        asked.append(args[-1])
+        return forward(self, *args)
+
+    monkeypatch.setattr(Eager, "forward", spy)
+    layer = ours(build("gru"), memory="gates")
+    x = case(layer).x
+    layer(x)
+    with torch.no_grad():
+        layer(x)
+    layer.requires_grad_(False)
+    layer(x)
+    assert asked == [True, False, False]
 
 
 @each_cell

@@ -244,6 +244,21 @@ def test_float32(cell: str, net: str, memory: str, agree: Agree) -> None:
 
 
 @each_cell
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("policy", ["full", "truncated:3/2"])
+def test_half_precision(cell: str, dtype: torch.dtype, policy: str, agree: Agree) -> None:
+    """A layer whose weights are of 16 bits computes in them."""
+    theirs = build(cell, dtype=dtype, num_layers=2)
+    data = case(theirs)
+    wide = Case(*(z.double() if isinstance(z, Tensor) else tuple(s.double() for s in z) for z in vars(data).values()))
+    actual = measure(ours(theirs, gradient=policy), data)
+    expected = measure(ours(copy.deepcopy(theirs).double(), gradient=policy), wide)
+    for z in (actual.y, *actual.final, actual.x, *actual.initial, *actual.parameters.values()):
+        assert z.dtype == dtype
+    agree(actual.values(), expected.values())
+
+
+@each_cell
 @pytest.mark.parametrize("which", ["y", "h", "c", "one_step"])
 @pytest.mark.parametrize("net", ["two", "bi_two"])
 def test_cotangent_of_one_output_only(cell: str, which: str, net: str, agree: Agree) -> None:
@@ -296,11 +311,17 @@ def test_dropout_between_layers(cell: str, net: str, p: float, layout: str, agre
 
 @each_cell
 @pytest.mark.parametrize("net", ["two", "bi_two"])
-def test_dropout_of_everything_packed(cell: str, net: str, agree: Agree) -> None:
-    theirs = build(cell, dropout=1.0, **NETS[net])
+@pytest.mark.parametrize("p", [0.4, 1.0])
+@pytest.mark.parametrize("lengths", ["sorted", "unsorted"])
+def test_dropout_between_layers_packed(cell: str, net: str, p: float, lengths: str, agree: Agree) -> None:
+    theirs = build(cell, dropout=p, **NETS[net])
     data = case(theirs, B=4)
-    actual = measure(ours(theirs), data, packed=LENGTHS["unsorted"])
-    agree(actual.values(), measure(theirs, data, packed=LENGTHS["unsorted"]).values())
+
+    def run(layer: Any) -> Any:
+        torch.manual_seed(3)
+        return measure(layer, data, packed=LENGTHS[lengths]).values()
+
+    agree(run(ours(theirs)), run(theirs))
 
 
 @each_cell
@@ -482,3 +503,14 @@ def test_explain_says_what_was_chosen(kind: str) -> None:
     layer = getattr(bptt.nn, kind)(5, 4, num_layers=2, gradient="truncated:3")
     text = str(bptt.explain(layer, torch.zeros(7, 3, 5)))
     assert "eager" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_meta_device_gives_shapes(kind: str) -> None:
+    """Shapes forward and backward without values, as torch.nn."""
+    for gradient in ("full", "chunked:2", "truncated:3", "randomized:0.5"):
+        layer = getattr(bptt.nn, kind)(3, 4, 2, bidirectional=True, device="meta", gradient=gradient)
+        y, _ = layer(torch.zeros(7, 2, 3, device="meta"))
+        y.sum().backward()
+        assert y.shape == (7, 2, 8)
+        assert layer.weight_ih_l0.grad.shape == layer.weight_ih_l0.shape

@@ -221,9 +221,3 @@ def test_public_names_are_documented(name: str) -> None:
     assert doc
     assert doc.splitlines()[0].endswith((".", ":"))
     assert ">>>" in doc
-
-
-def test_version_is_the_one_installed() -> None:
-    from importlib.metadata import version
-
-    assert version("bptt")

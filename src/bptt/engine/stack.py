@@ -6,6 +6,7 @@ Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +40,7 @@ class Stack:
     biased: bool
     reach: Reach
     memory: Memory
-    lengths: Tensor  # [B] int64
+    lengths: Tensor  # [B] int64, on the CPU
     ragged: bool  # whether lengths differ from T
     masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
     xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
@@ -55,7 +56,7 @@ class Stack:
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped, layer by layer and direction by direction: states but the top h, gates."""
         x = given(tensors[0])
-        with torch.autocast(x.device.type, enabled=False):
+        with _own_precision(x):
             initial, weights = self.inputs(tensors)
             gate_bytes = x.shape[0] * x.shape[1] * self.cell.taped(weights[0]) * x.element_size() * len(weights)
             tape_gates = keep and self.cell.taped_per_unit > 0 and keeps_gates(self.memory, gate_bytes)
@@ -102,7 +103,7 @@ class Stack:
         want_adjoints: bool,
     ) -> tuple[Tensors, list[Tensor]]:
         """`backward`, and lambda_t of h for every layer and direction `[T, B, P]` in the direction's own time."""
-        with torch.autocast(given(tensors[0]).device.type, enabled=False):
+        with _own_precision(given(tensors[0])):
             if tape is None:
                 outputs, tape = self.forward(tensors, keep=True)
             walk = Walk(self, tensors, outputs, tape, cotangents)
@@ -120,7 +121,7 @@ class Stack:
         if self.directions == 2:
             turned = self.turn(own[0], 1)
             own.append(torch.cat([torch.zeros_like(turned[:1]), turned[:-1]]))
-        ended = torch.arange(len(resets), device=resets.device)[:, None] >= self.lengths
+        ended = torch.arange(len(resets), device=resets.device)[:, None] >= self.lengths.to(resets.device)
         return replace(self, resets=tuple(r | ended[..., None] for r in own))
 
     def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
@@ -152,7 +153,8 @@ class Stack:
         if not self.ragged:
             return x.flip(0)
         t = torch.arange(x.shape[0], device=x.device)[:, None]
-        back = torch.where(t < self.lengths, self.lengths - 1 - t, t)
+        lengths = self.lengths.to(x.device)
+        back = torch.where(t < lengths, lengths - 1 - t, t)
         return x[back, torch.arange(x.shape[1], device=x.device)]
 
     def half(self, x: Tensor, d: int) -> Tensor:
@@ -175,4 +177,11 @@ class Stack:
         """The state after each sequence's last step `[B, F]`."""
         if not self.ragged:
             return states[-1]
-        return states[self.lengths - 1, torch.arange(states.shape[1], device=states.device)]
+        return states[self.lengths.to(states.device) - 1, torch.arange(states.shape[1], device=states.device)]
+
+
+def _own_precision(x: Tensor) -> AbstractContextManager[None]:
+    """No autocast inside: the walks run in their tensors' own precision."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

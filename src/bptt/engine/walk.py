@@ -72,7 +72,7 @@ class Walk:
                 half = None if error is None else stack.turn(stack.half(error, d), d)
                 sums = _Sums()
                 for group in frames.groups(self._columns(frames.R)):
-                    own = half if half is None or group.whole else group.spread(half) * group.own()[..., None]
+                    own = None if half is None else group.errors(half)
                     sums.add(group, self._sweep(k, tape, group, own, *group.finals()), self.collects_h)
                 dx = self._finish(k, tape, stack.turn(below, d), sums, dx)
             error = dx if dx is None or not stack.masks or layer == 0 else dx * stack.masks[layer - 1]
@@ -98,7 +98,7 @@ class Walk:
                     if error is not None:
                         own: Tensor | None = group.turn(stack.half(error, d), d)
                     else:
-                        own = None if half is None else frames.spread(half) * group.own(d)[..., None]
+                        own = None if half is None else group.errors(half, d)
                     swept = self._sweep(k, tapes[k], frames, own, *group.finals(d))
                     sums[k].add(frames, swept, self.collects_h)
                     if layer > 0:
@@ -121,8 +121,9 @@ class Walk:
                 base = errors[i]
                 if base is None:
                     base = d_final.new_zeros(frames.R, len(frames.start), size)
-                value = d_final[k].index_select(0, frames.lane[column])
-                errors[i] = base.index_put((position, column), value, accumulate=True)
+                device = d_final.device
+                value = d_final[k].index_select(0, frames.lane[column].to(device))
+                errors[i] = base.index_put((position.to(device), column.to(device)), value, accumulate=True)
         return self.stack.kernel.sweep(
             self.stack.cell, self.weights[k], tape, frames, tuple(errors), self.stack.edges(k, self.x.dtype)
         )
@@ -202,11 +203,11 @@ class _Sums:
     initial: tuple[Tensor, ...] = ()  # h [B, P], c [B, H]
 
     def add(self, frames: Frames, swept: Swept, collects_h: bool) -> None:
-        columns = frames.initials()
-        initial = tuple(
-            s if frames.whole else s.new_zeros(frames.B, s.shape[1]).index_add(0, frames.lane[columns], s[columns])
-            for s in swept.initial
-        )
+        initial = swept.initial
+        if not frames.whole:
+            columns, device = frames.initials(), swept.da.device
+            lane, columns = frames.lane[columns].to(device), columns.to(device)
+            initial = tuple(s.new_zeros(frames.B, s.shape[1]).index_add(0, lane, s[columns]) for s in initial)
         da, h = frames.collect(swept.da), frames.collect(swept.adjoints[0]) if collects_h else None
         first = not self.initial
         self.initial = initial if first else tuple(a + b for a, b in zip(self.initial, initial, strict=True))

@@ -23,7 +23,10 @@ __all__ = ["Frames"]
 
 @dataclass(frozen=True)
 class Frames:
-    """The columns of one sweep. All tensors `[N]`, int64; steps are inclusive."""
+    """The columns of one sweep. All tensors `[N]`, int64; steps are inclusive.
+
+    Addresses are computed on the CPU, where lengths are known, and moved once: no device is waited for.
+    """
 
     T: int
     B: int
@@ -37,8 +40,8 @@ class Frames:
 
     @classmethod
     def of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
-        """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the tensors' device) out of T."""
-        B, device = lengths.shape[0], lengths.device
+        """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the CPU) out of T."""
+        B, device = lengths.shape[0], lengths.device  # named, since a default device may be set
         lanes = torch.arange(B, device=device)
         if reach.every is None:
             zero = torch.zeros_like(lengths)
@@ -72,28 +75,32 @@ class Frames:
         """The step of each position `[R, N]`."""
         return self.start + torch.arange(self.R, device=self.start.device)[:, None]
 
-    def addresses(self) -> Tensor:
+    def addresses(self, device: torch.device) -> Tensor:
         """Row of each position in a `[T * B, ...]` tensor `[R * N]`; past T-1 clamped (adjoint still zero)."""
-        return (self.steps().clamp(max=self.T - 1) * self.B + self.lane).flatten()
+        return (self.steps().clamp(max=self.T - 1) * self.B + self.lane).flatten().to(device)
 
     def spread(self, x: Tensor) -> Tensor:
         """`[T, B, F]` -> `[R, N, F]`: every position's value."""
         if self.whole:
             return x
-        rows = x.reshape(self.T * self.B, x.shape[2]).index_select(0, self.addresses())
+        rows = x.reshape(self.T * self.B, x.shape[2]).index_select(0, self.addresses(x.device))
         return rows.view(self.R, len(self.start), x.shape[2])
 
     def collect(self, x: Tensor) -> Tensor:
         """`[R, N, F]` -> `[T, B, F]`: the sum over all positions at a step and lane; the transpose of `spread`."""
         if self.whole:
             return x
-        rows = x.new_zeros(self.T * self.B, x.shape[2]).index_add(0, self.addresses(), x.flatten(0, 1))
+        rows = x.new_zeros(self.T * self.B, x.shape[2]).index_add(0, self.addresses(x.device), x.flatten(0, 1))
         return rows.view(self.T, self.B, x.shape[2])
 
-    def own(self) -> Tensor:
-        """Which positions are the column's own losses `[R, N]`, bool."""
+    def errors(self, x: Tensor, takes: Tensor | None = None) -> Tensor:
+        """`[T, B, F]` -> `[R, N, F]`: every column's own losses, zero elsewhere. takes: `[N]`, who has any."""
+        if self.whole:
+            return x
         steps = self.steps()
-        return (steps >= self.first) & (steps <= self.last)
+        own = (steps >= self.first) & (steps <= self.last)
+        own = own if takes is None else own & takes
+        return self.spread(x).masked_fill(~own[..., None].to(x.device), 0)
 
     def finals(self) -> tuple[Tensor, Tensor]:
         """Positions and columns where a cotangent of the final state enters: at the end of each sequence."""
@@ -154,13 +161,13 @@ class Columns:
         """`[R, N, F]` from forward positions to those of direction d, and back: its own inverse within the span."""
         if d == 0:
             return x
-        r = torch.arange(x.shape[0], device=x.device)[:, None]
+        r = torch.arange(x.shape[0], device=self.span.device)[:, None]
         back = torch.where(r < self.span, self.span - 1 - r, r)
-        return x.gather(0, back[..., None].expand_as(x))
+        return x.gather(0, back[..., None].to(x.device).expand_as(x))
 
-    def own(self, d: int) -> Tensor:
-        """Which positions are losses of the column on direction d's outputs `[R, N]`, bool."""
-        return self.frames[d].own() & self.takes[d]
+    def errors(self, x: Tensor, d: int) -> Tensor:
+        """`[T, B, F]` in direction d's time -> `[R, N, F]`: the losses on direction d's outputs, zero elsewhere."""
+        return self.frames[d].errors(x, self.takes[d])
 
     def finals(self, d: int) -> tuple[Tensor, Tensor]:
         """Positions and columns where a cotangent of direction d's final state enters."""

@@ -32,7 +32,7 @@ class Call:
     x: Tensor  # [T, B, I]
     hx: tuple[Tensor, ...]  # h_0 [L*D, B, P], c_0 [L*D, B, H]
     weights: tuple[Tensor, ...]
-    lengths: Tensor  # [B]
+    lengths: Tensor  # [B], on the CPU
     ragged: bool
     resets: Tensor | None  # [T, B]
     packed: PackedSequence | None
@@ -63,14 +63,13 @@ class Call:
         if packed is not None:
             x, lengths = pad_packed_sequence(packed)
             ragged = bool((lengths != x.shape[0]).any())
-            lengths = lengths.to(x.device)
         else:
             x, ragged = flat.transpose(0, 1) if layer.batch_first else flat, False
             if x.shape[0] == 0:
                 raise RuntimeError(
                     f"{name}: Expected sequence length to be larger than 0, got an input of shape {tuple(flat.shape)}"
                 )
-            lengths = torch.full((x.shape[1],), x.shape[0], device=x.device)
+            lengths = torch.full((x.shape[1],), x.shape[0], device="cpu")
         if torch._C._is_any_autocast_enabled():
             # The walk stays in the parameters' precision: a recurrence amplifies rounding step by step.
             x, states = x.to(weights[0].dtype), tuple(state.to(weights[0].dtype) for state in states)
@@ -116,14 +115,22 @@ class Call:
         """The engine's inputs, in its order."""
         return (self.x, *self.hx, *self.weights)
 
+    def dropout_mask(self, layer: Recurrent) -> Tensor:
+        """What multiplies the input of a layer above the first `[T, B, D*P]`: the numbers torch.nn would draw."""
+        features = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
+        if self.packed is None:
+            return functional.dropout(self.x.new_ones(*self.x.shape[:2], features), layer.dropout)
+        mask = functional.dropout(self.x.new_ones(len(self.packed.data), features), layer.dropout)
+        return self.engine_layout(self.packed._replace(data=mask))
+
     def restore(self, y: Tensor) -> Tensor | PackedSequence:
         """`[T, B, D*P]` in the caller's layout."""
         if self.packed is not None:
-            order, lengths = self.packed.sorted_indices, self.lengths.cpu()
+            order, lengths = self.packed.sorted_indices, self.lengths
             if order is not None:
                 y, lengths = y.index_select(1, order), lengths[order.cpu()]
             data = pack_padded_sequence(y, lengths).data
-            return PackedSequence(data, self.packed.batch_sizes, order, self.packed.unsorted_indices)
+            return self.packed._replace(data=data)
         if not self.batched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
@@ -154,8 +161,7 @@ def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentia
     choice = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype))
     masks: tuple[Tensor, ...] = ()
     if layer.training and layer.dropout > 0:
-        ones = x.new_ones(T, B, D * (layer.proj_size or layer.hidden_size))
-        masks = tuple(functional.dropout(ones, layer.dropout) for _ in range(layer.num_layers - 1))
+        masks = tuple(call.dropout_mask(layer) for _ in range(layer.num_layers - 1))
     xi: list[Tensor] = []
     if differentiated:
         # In a bidirectional stack a path may cross one time edge several times, so each k draws its own.

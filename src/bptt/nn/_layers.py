@@ -121,14 +121,25 @@ class RNN(Recurrent):
         hidden_size: int,
         num_layers: int = 1,
         nonlinearity: str = "tanh",
-        *args: Any,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gradient: str | policies.Policy = "full",
+        memory: str = "auto",
+        kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu': got {nonlinearity!r}")
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size is for LSTM only, not for RNN")
-        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
+        _refuse_projection("RNN", kwargs)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        where = {"device": device, "dtype": dtype, **kwargs}
+        mode = f"RNN_{nonlinearity.upper()}"
+        super().__init__(mode, *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
         self.nonlinearity = nonlinearity
 
 
@@ -147,10 +158,27 @@ class GRU(Recurrent):
     Source: Cho et al. 2014 (arXiv 1406.1078, equations 5 to 8); equations/README.md, chapter 4.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size is for LSTM only, not for GRU")
-        super().__init__("GRU", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gradient: str | policies.Policy = "full",
+        memory: str = "auto",
+        kernel: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        _refuse_projection("GRU", kwargs)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        where = {"device": device, "dtype": dtype, **kwargs}
+        super().__init__("GRU", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
 
 
 class LSTM(Recurrent):
@@ -171,8 +199,26 @@ class LSTM(Recurrent):
 
     _states = 2
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        gradient: str | policies.Policy = "full",
+        memory: str = "auto",
+        kernel: str = "auto",
+    ) -> None:
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        where = {"device": device, "dtype": dtype}
+        super().__init__("LSTM", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
         self.check_input(input, batch_sizes)
@@ -182,3 +228,9 @@ class LSTM(Recurrent):
         )
         self.check_hidden_size(hidden[0], h_size, "Expected hidden[0] size {}, got {}")
         self.check_hidden_size(hidden[1], c_size, "Expected hidden[1] size {}, got {}")
+
+
+def _refuse_projection(name: str, kwargs: dict[str, Any]) -> None:
+    """As torch.nn does, whose error tells more than an unexpected keyword would."""
+    if "proj_size" in kwargs:
+        raise ValueError(f"proj_size is for LSTM only, not for {name}")
