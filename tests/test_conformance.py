@@ -501,8 +501,12 @@ def test_named_kernel_is_used(cell: str, agree: Agree) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_explain_says_what_was_chosen(kind: str) -> None:
     layer = getattr(bptt.nn, kind)(5, 4, num_layers=2, gradient="truncated:3")
-    text = str(bptt.explain(layer, torch.zeros(7, 3, 5)))
-    assert "eager" in text
+    gates = 0 if kind == "RNN" else 7 * 3 * 2 * 4 * 4 * 4  # steps, lanes, layers, values a unit, units, bytes
+    assert bptt.explain(layer, torch.zeros(7, 3, 5)).splitlines() == [
+        f"kernel 'eager' for {kind.lower()}, torch.float32 on cpu: the most preferred of the kernels there are",
+        f"keeps states{' and gates' if gates else ''}: memory='auto', the gates take {gates:,} bytes",
+        "gradient truncated:3",
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -514,3 +518,19 @@ def test_meta_device_gives_shapes(kind: str) -> None:
         y.sum().backward()
         assert y.shape == (7, 2, 8)
         assert layer.weight_ih_l0.grad.shape == layer.weight_ih_l0.shape
+
+
+def test_convert_leaves_our_settings_where_none_are_given() -> None:
+    model = nn.ModuleList([bptt.nn.LSTM(5, 4, gradient="truncated:7", memory="gates"), nn.GRU(5, 4)])
+    bptt.convert(model, memory="states")
+    assert [str(layer.gradient) for layer in model] == ["truncated:7", "full"]
+    assert [layer.memory for layer in model] == ["states", "states"]
+
+
+@each_cell
+def test_rebuilt_in_slices(cell: str, agree: Agree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates rebuilt a few steps at a time, as they are for long sequences."""
+    theirs = build(cell, **NETS["bi_two"])
+    data = case(theirs, T=7)
+    monkeypatch.setattr("bptt.engine.walk.REBUILD_VALUES", 2 * 3 * len(theirs.weight_hh_l0))
+    agree(measure(ours(theirs, memory="states"), data).values(), measure(theirs, data).values())

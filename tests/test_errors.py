@@ -196,7 +196,7 @@ def test_own_argument_assigned_later(kind: str, name: str) -> None:
     assert repr(layer) == before
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if not name.startswith("gradient_none")])
+@pytest.mark.parametrize("name", [name for name in OWN if not name.endswith("_none")])
 def test_own_argument_of_convert(name: str) -> None:
     """Nothing is swapped where something is wrong."""
     arguments, error, words = OWN[name]
@@ -308,3 +308,45 @@ def test_automatic_choice_explains_what_it_passed_over(monkeypatch: pytest.Monke
     text = bptt.explain(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 5))
     assert "'eager'" in text
     assert "it does not compute gru in torch.float32" in text
+
+
+NOT_OURS = {
+    "gradients": lambda layer: bptt.gradients(layer, torch.zeros(7, 3, 5), torch.zeros(7, 3, 4)),
+    "explain": lambda layer: bptt.explain(layer, torch.zeros(7, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("call", NOT_OURS)
+@pytest.mark.parametrize("layer", [nn.LSTM(5, 4), nn.Sequential(bptt.nn.LSTM(5, 4)), None])
+def test_layer_that_is_not_ours(call: str, layer: object) -> None:
+    with pytest.raises(TypeError, match=r"layer must be a bptt\.nn"):
+        NOT_OURS[call](layer)
+
+
+def test_convert_of_what_is_no_module() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module: got str"):
+        bptt.convert("model")
+
+
+@pytest.mark.parametrize("dy", [1.0, [1.0]])
+def test_cotangent_that_is_no_tensor(dy: object) -> None:
+    with pytest.raises(TypeError, match="dy must be a tensor"):
+        bptt.gradients(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 5), dy)
+
+
+def test_cotangent_of_another_dtype() -> None:
+    with pytest.raises(ValueError, match=r"dy must have the shape and dtype.*float32.*got.*float64"):
+        bptt.gradients(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 5), zeros(7, 3, 4))
+
+
+@each_kind
+def test_complex_layers_are_refused(kind: str) -> None:
+    """Rather than differentiated as if they were real."""
+    layer = getattr(bptt.nn, kind)(5, 4, dtype=torch.complex64)
+    with pytest.raises(RuntimeError, match=r"no kernel.*complex64"):
+        layer(torch.zeros(7, 3, 5, dtype=torch.complex64))
+
+
+def test_explain_of_another_feature_size() -> None:
+    with pytest.raises(ValueError, match="x must have 5 features"):
+        bptt.explain(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 6))

@@ -180,7 +180,7 @@ SIGNATURES = {
     "Full": "()",
     "Randomized": "(p, *, generator=None)",
     "Truncated": "(window, every=1)",
-    "convert": "(model, gradient='full', *, memory='auto', kernel='auto')",
+    "convert": "(model, gradient=None, *, memory=None, kernel=None)",
     "explain": "(layer, x)",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto')",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from reference import CELLS, NETS, Case, Fixed, Gradients, as_hx, as_tuple, build, case, gradients, measure, ours
@@ -542,6 +543,7 @@ def test_dropout(cell: str, net: str, agree: Agree) -> None:
 def test_sweep_in_groups(cell: str, net: str, columns: int, agree: Agree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks walked a few at a time, as they are where all at once would take too much memory."""
     theirs = build(cell, **NETS[net])
+    monkeypatch.setattr(walk, "SWEEP_SEQUENCES", 0)
     for policy in (Truncated(3), Truncated(4, every=3), Chunked(2)):
         window = policy.k if isinstance(policy, Chunked) else policy.window
         monkeypatch.setattr(walk, "SWEEP_VALUES", columns * window * 4 * len(theirs.weight_hh_l0))
@@ -748,3 +750,23 @@ def test_a_reset_stops_nan_and_infinity(agree: Agree) -> None:
     y, _ = ours(theirs)(x, resets=resets)
     expected, _ = theirs(x[3:])
     agree(y[3:], expected)
+
+
+def test_numbers_of_other_libraries() -> None:
+    assert Truncated(np.int64(6), every=np.int32(3)) == Truncated(6, every=3)
+    assert str(Chunked(np.int64(6))) == "chunked:6"
+    assert str(Randomized(np.float64(0.5))) == "randomized:0.5"
+    assert str(Randomized(1)) == "randomized:1.0"
+
+
+@pytest.mark.parametrize("make", [lambda: Randomized(["a"]), lambda: Randomized("0.5"), lambda: Randomized(True)])
+def test_probability_that_is_no_number(make: Callable[[], Policy]) -> None:
+    with pytest.raises(TypeError, match="p must be a number"):
+        make()
+
+
+def test_generator_of_another_kind() -> None:
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None: got int"):
+        Randomized(0.9, generator=5)
+    with pytest.raises(TypeError, match="mean must be a number"):
+        Randomized.polynomial("20")

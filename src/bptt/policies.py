@@ -9,10 +9,12 @@ Legend: T time steps, B lanes. Steps are counted from 0; edge t joins step t-1 t
 
 from __future__ import annotations
 
+import operator
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 
@@ -102,7 +104,7 @@ class Chunked(Policy):
     k: int
 
     def __post_init__(self) -> None:
-        _check_count("k", self.k)
+        object.__setattr__(self, "k", _count("k", self.k))
 
     def reach(self, T: int) -> Reach:
         if self.k >= T:
@@ -136,8 +138,8 @@ class Truncated(Policy):
     every: int = 1
 
     def __post_init__(self) -> None:
-        _check_count("window", self.window)
-        _check_count("every", self.every)
+        object.__setattr__(self, "window", _count("window", self.window))
+        object.__setattr__(self, "every", _count("every", self.every))
         if self.every > self.window:
             raise ValueError(
                 f"every must be at most window, so that no loss is left out: "
@@ -173,6 +175,8 @@ class PolynomialTail:
     tail: float = 4.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", _real("mean", self.mean))
+        object.__setattr__(self, "tail", _real("tail", self.tail))
         if not 1 < self.mean < float("inf"):
             raise ValueError(f"mean must be a finite number of steps above 1: got {self.mean}")
         if not 2 < self.tail < float("inf"):
@@ -207,18 +211,21 @@ class Randomized(Policy):
     generator: torch.Generator | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.p, Sequence) and not isinstance(self.p, str):
-            object.__setattr__(self, "p", tuple(float(p) for p in self.p))
-            if not self.p:
-                raise ValueError("p must be a probability or a non-empty sequence of them: got an empty sequence")
-        elif not isinstance(self.p, (int, float, PolynomialTail)) or isinstance(self.p, bool):
-            raise TypeError(
-                f"p must be a probability, a sequence of them, or a PolynomialTail: got {self.p!r} "
-                f"({type(self.p).__name__})"
-            )
-        for p in () if isinstance(self.p, PolynomialTail) else self.p if isinstance(self.p, tuple) else (self.p,):
+        if not isinstance(self.generator, torch.Generator | None):
+            raise TypeError(f"generator must be a torch.Generator or None: got {type(self.generator).__name__}")
+        if self.generator is not None and self.generator.device.type != "cpu":
+            raise ValueError(f"generator must be on the CPU, where xi is drawn: got {self.generator.device}")
+        if isinstance(self.p, PolynomialTail):
+            return
+        many = isinstance(self.p, Sequence) and not isinstance(self.p, str)
+        given: Sequence[float] = self.p if many else [self.p]  # type: ignore[assignment,list-item]  # checked by _real
+        values = tuple(_real("p", p) for p in given)
+        if not values:
+            raise ValueError("p must be a probability or a non-empty sequence of them: got an empty sequence")
+        for p in values:
             if not 0 < p <= 1:
                 raise ValueError(f"p must lie in (0, 1], since kept edges are weighted by 1/p: got {p}")
+        object.__setattr__(self, "p", values if many else values[0])
 
     @classmethod
     def polynomial(cls, mean: float, tail: float = 4.0, *, generator: torch.Generator | None = None) -> Randomized:
@@ -269,7 +276,7 @@ _FORMS = (
     "full, chunked:K, truncated:WINDOW, truncated:WINDOW/EVERY, randomized:P, randomized:P1,P2,..., "
     "randomized:mean=STEPS,tail=EXPONENT"
 )
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 
 
 def parse(text: str | Policy) -> Policy:
@@ -289,9 +296,9 @@ def parse(text: str | Policy) -> Policy:
     form = text.strip().lower()
     if form == "full":
         return Full()
-    if match := re.fullmatch(r"chunked:([-+]?\d+)", form):
+    if match := re.fullmatch(r"chunked:([-+]?[0-9]+)", form):
         return Chunked(int(match[1]))
-    if match := re.fullmatch(r"truncated:([-+]?\d+)(?:/([-+]?\d+))?", form):
+    if match := re.fullmatch(r"truncated:([-+]?[0-9]+)(?:/([-+]?[0-9]+))?", form):
         return Truncated(int(match[1]), every=int(match[2] or 1))
     if match := re.fullmatch(rf"randomized:({_NUMBER}(?:,{_NUMBER})*)", form):
         numbers = tuple(float(number) for number in match[1].split(","))
@@ -301,8 +308,18 @@ def parse(text: str | Policy) -> Policy:
     raise ValueError(f"gradient must be one of {_FORMS}: got {text!r}")
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _count(name: str, value: int) -> int:
+    """`value` as a whole number of steps, at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number of steps: got {value!r} ({type(value).__name__})")
-    if value < 1:
+    count = operator.index(value)
+    if count < 1:
         raise ValueError(f"{name} must be at least 1 step: got {value}")
+    return count
+
+
+def _real(name: str, value: float) -> float:
+    """`value` as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number: got {value!r} ({type(value).__name__})")
+    return float(value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..cells import Weights
 from ..kernels import Columns, Frames, Swept, Tape
 from ..policies import Reach
 from .boundary import Tensors
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["Walk", "given"]
 
 SWEEP_VALUES = 2**24
-"""Values a sweep may hold per group of columns: overlapping blocks are walked in groups of this size."""
+"""Values a sweep may hold per group of columns, where blocks overlap so much that they are walked in groups."""
+
+SWEEP_SEQUENCES = 4
+"""Columns that together are at most so many times the sequence are walked in one group, whatever their size."""
+
+REBUILD_VALUES = 2**20
+"""Values of the gates that are rebuilt at a time: enough for one product to be large."""
 
 
 class Walk:
@@ -71,7 +78,7 @@ class Walk:
                 tape = self._tape(k, stack.turn(below, d))
                 half = None if error is None else stack.turn(stack.half(error, d), d)
                 sums = _Sums()
-                for group in frames.groups(self._columns(frames.R)):
+                for group in frames.groups(self._columns(frames)):
                     own = None if half is None else group.errors(half)
                     sums.add(group, self._sweep(k, tape, group, own, *group.finals()), self.collects_h)
                 dx = self._finish(k, tape, stack.turn(below, d), sums, dx)
@@ -89,7 +96,7 @@ class Walk:
         tapes = [self._tape(k, stack.turn(below[k // D], k % D)) for k in range(stack.layers * D)]
         sums = [_Sums() for _ in tapes]
         halves = [None if self.dy is None else stack.turn(stack.half(self.dy, d), d) for d in range(D)]
-        for group in columns.groups(self._columns(columns.frames[0].R)):
+        for group in columns.groups(self._columns(columns.frames[0])):
             error: Tensor | None = None  # [R, N, D*P], in forward positions
             for layer in reversed(range(stack.layers)):
                 dx: Tensor | None = None
@@ -138,16 +145,16 @@ class Walk:
         needs = self.needs_weights[k * stack.per_layer : (k + 1) * stack.per_layer]
         needs_dx = needs_dx and (k >= stack.directions or self.needs_x)
         self.d_initial[k] = sums.initial
-        da = sums.da
+        da = given(sums.da)
         da_hh = stack.cell.recurrent(da, tape.gates)
         grads: list[Tensor | None] = [_outer(da, x), _outer(da_hh, tape.prev[0])] if any(needs[:2]) else [None, None]
         if stack.biased:
             grads += [da.sum((0, 1)), da_hh.sum((0, 1))] if any(needs[2:4]) else [None, None]
         if w.hr is not None:
-            grads.append(_outer(sums.h, stack.cell.projected(tape.gates, tape.state)))
+            grads.append(_outer(given(sums.h), stack.cell.projected(tape.gates, tape.state)) if needs[-1] else None)
         self.d_weights[k] = tuple(g if need else None for g, need in zip(grads, needs, strict=True))
         if self.collects_h:
-            self.adjoints[k] = sums.h
+            self.adjoints[k] = given(sums.h)
         if not needs_dx:
             return dx
         part = stack.turn(da @ w.ih, k % stack.directions)
@@ -186,20 +193,35 @@ class Walk:
         if cell.taped_per_unit == 0:
             gates = x.new_empty(*x.shape[:2], 0)
         elif gates is None:
-            gates = cell.gates(cell.project(x, w), prev[0], w)
+            gates = self._rebuilt(x, prev[0], w)
         return Tape(states, prev, gates)
 
-    def _columns(self, R: int) -> int:
-        """How many columns of R positions a group may have."""
-        return max(1, SWEEP_VALUES // (R * 4 * self.weights[0].hh.shape[0]))
+    def _rebuilt(self, x: Tensor, h: Tensor, w: Weights) -> Tensor:
+        """The gates of all steps by one product, in a few slices of time to bound what it needs besides."""
+        cell = self.stack.cell
+        if torch.is_grad_enabled():  # autograd would keep what a slice needs, and pay for writing in place
+            return cell.gates(cell.project(x, w), h, w)
+        T, B, _ = x.shape
+        gates = x.new_empty(T, B, cell.taped(w))
+        steps = max(1, REBUILD_VALUES // max(1, B * w.hh.shape[0]))
+        for t in range(0, T, steps):
+            part = slice(t, t + steps)
+            gates[part] = cell.gates(cell.project(x[part], w), h[part], w)
+        return gates
+
+    def _columns(self, frames: Frames) -> int:
+        """How many columns a group may have: all, where together they are hardly more than the sequence itself."""
+        if frames.R * len(frames.start) <= SWEEP_SEQUENCES * frames.T * frames.B:
+            return len(frames.start)
+        return max(1, SWEEP_VALUES // (frames.R * 4 * self.weights[0].hh.shape[0]))
 
 
 @dataclass
 class _Sums:
     """What the sweeps of one layer and direction have brought back so far, summed over blocks."""
 
-    da: Tensor = field(init=False)  # [T, B, G*H]
-    h: Tensor = field(init=False)  # [T, B, P], the adjoints of h, where collected
+    da: Tensor | None = None  # [T, B, G*H]
+    h: Tensor | None = None  # [T, B, P], the adjoints of h, where collected
     initial: tuple[Tensor, ...] = ()  # h [B, P], c [B, H]
 
     def add(self, frames: Frames, swept: Swept, collects_h: bool) -> None:
@@ -208,12 +230,12 @@ class _Sums:
             columns, device = frames.initials(), swept.da.device
             lane, columns = frames.lane[columns].to(device), columns.to(device)
             initial = tuple(s.new_zeros(frames.B, s.shape[1]).index_add(0, lane, s[columns]) for s in initial)
-        da, h = frames.collect(swept.da), frames.collect(swept.adjoints[0]) if collects_h else None
-        first = not self.initial
-        self.initial = initial if first else tuple(a + b for a, b in zip(self.initial, initial, strict=True))
-        self.da = da if first else self.da + da
-        if h is not None:
-            self.h = h if first else self.h + h
+        if self.initial:
+            initial = tuple(a + b for a, b in zip(self.initial, initial, strict=True))
+        self.initial = initial
+        self.da = frames.collect(swept.da, self.da)
+        if collects_h:
+            self.h = frames.collect(swept.adjoints[0], self.h)
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:

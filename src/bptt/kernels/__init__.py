@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import Cell
+from ..memory import Memory, keeps_gates
+from ..policies import Policy
 from .eager import Eager as Eager
 from .frames import Columns as Columns
 from .frames import Frames as Frames
-from .registry import Kernel as Kernel
-from .registry import Request as Request
-from .registry import Swept as Swept
-from .registry import Tape as Tape
+from .kernel import Kernel as Kernel
+from .kernel import Request as Request
+from .kernel import Swept as Swept
+from .kernel import Tape as Tape
 
 KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Eager(),)}
 """Every kernel by name, the preferred first."""
@@ -63,20 +65,50 @@ def choose(name: str, request: Request) -> Choice:
 class Layer(Protocol):
     """What `explain` asks of a layer: a `bptt.nn` layer has it."""
 
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+
     @property
     def kernel(self) -> str: ...
+
+    @property
+    def memory(self) -> Memory: ...
+
+    @property
+    def gradient(self) -> Policy: ...
 
     def cell(self) -> Cell: ...
 
 
 def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
-    """Which kernel a layer would run on x, and why; raises RuntimeError where a named kernel would.
+    """What a layer would do with x, and why: the kernel it runs, what it keeps, how far gradients reach.
+
+    Raises TypeError for a layer that is not of bptt.nn, ValueError for x of another feature size, and RuntimeError
+    where a named kernel would.
 
     >>> import torch, bptt
-    >>> bptt.explain(bptt.nn.GRU(3, 5, kernel="eager"), torch.zeros(7, 2, 3))
-    "kernel 'eager' for gru, torch.float32 on cpu: named by kernel="
+    >>> print(bptt.explain(bptt.nn.GRU(3, 5, kernel="eager", gradient="chunked:4"), torch.zeros(7, 2, 3)))
+    kernel 'eager' for gru, torch.float32 on cpu: named by kernel=
+    keeps states and gates: memory='auto', the gates take 1,120 bytes
+    gradient chunked:4
     """
+    if not hasattr(layer, "cell"):
+        raise TypeError(
+            f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
+        )
     data = x.data if isinstance(x, PackedSequence) else x
+    if data.shape[-1] != layer.input_size:
+        raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()
     choice = choose(layer.kernel, Request(cell, data.device, data.dtype))
-    return f"kernel {choice.kernel.name!r} for {cell.name}, {data.dtype} on {data.device}: {choice.reason}"
+    walks = layer.num_layers * (2 if layer.bidirectional else 1)
+    rows = data.numel() // data.shape[-1]
+    gate_bytes = rows * walks * cell.taped_per_unit * layer.hidden_size * data.element_size()
+    kept = "states and gates" if gate_bytes and keeps_gates(layer.memory, gate_bytes) else "states"
+    return (
+        f"kernel {choice.kernel.name!r} for {cell.name}, {data.dtype} on {data.device}: {choice.reason}\n"
+        f"keeps {kept}: memory={layer.memory!r}, the gates take {gate_bytes:,} bytes\n"
+        f"gradient {layer.gradient}"
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 from .frames import Frames
-from .registry import Request, Swept, Tape
+from .kernel import Request, Swept, Tape
 
 __all__ = ["Eager"]
 
@@ -21,21 +21,23 @@ class Eager:
     name = "eager"
 
     def refuses(self, request: Request) -> str | None:
-        return None
+        return None if request.dtype.is_floating_point else f"it computes real numbers, not {request.dtype}"
 
     def forward(
         self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], resets: Tensor | None, w: Weights, tape_gates: bool
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        state, states, taped = initial, [], []
-        for t in range(gx.shape[0]):
+        T = gx.shape[0]
+        state, states, taped = initial, [_Series(T) for _ in initial], _Series(T)
+        for t in range(T):
             if resets is not None:
                 state = tuple(s.masked_fill(resets[t], 0) for s in state)
             gates = cell.gates(gx[t], state[0], w)
             state = cell.advance(gates, state, w)
-            states.append(state)
+            for series, s in zip(states, state, strict=True):
+                series.put(t, s)
             if tape_gates:
-                taped.append(gates)
-        return tuple(torch.stack(s) for s in zip(*states, strict=True)), torch.stack(taped) if tape_gates else None
+                taped.put(t, gates)
+        return tuple(series.whole() for series in states), taped.whole() if tape_gates else None
 
     def sweep(
         self,
@@ -51,7 +53,7 @@ class Eager:
         edge = None if edges is None else frames.spread(edges)
         N = prev[0].shape[1]
         lam = tuple(s.new_zeros(N, s.shape[-1]) for s in state)
-        das, totals = [], []
+        das, totals = _Series(frames.R), [_Series(frames.R) for _ in state]
         for r in reversed(range(frames.R)):
             lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))  # (6.1), (6.2)
             back = cell.pull(lam, gates[r], tuple(s[r] for s in prev), tuple(s[r] for s in state), w)
@@ -59,8 +61,27 @@ class Eager:
             lam = (through if back.direct is None else through + back.direct, *back.carried)
             if edge is not None:
                 lam = tuple((a * edge[r]).masked_fill(edge[r] == 0, 0) for a in lam)
-            das.append(back.da)
-            totals.append(back.total)
-        das.reverse()
-        totals.reverse()
-        return Swept(torch.stack(das), tuple(torch.stack(s) for s in zip(*totals, strict=True)), lam)
+            das.put(r, back.da)
+            for series, total in zip(totals, back.total, strict=True):
+                series.put(r, total)
+        return Swept(das.whole(), tuple(series.whole() for series in totals), lam)
+
+
+class _Series:
+    """One value per step, as one tensor: written in place, or stacked at the end where autograd records."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.values: dict[int, Tensor] = {}
+        self.buffer: Tensor | None = None
+
+    def put(self, t: int, value: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.values[t] = value
+            return
+        if self.buffer is None:
+            self.buffer = value.new_empty(self.length, *value.shape)
+        self.buffer[t] = value
+
+    def whole(self) -> Tensor:
+        return torch.stack([self.values[t] for t in range(self.length)]) if self.buffer is None else self.buffer

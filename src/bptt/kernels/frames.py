@@ -53,8 +53,8 @@ class Frames:
         first, lane = first[real], lane[real]
         end = lengths[lane] - 1
         last = torch.minimum(first + reach.every - 1, end)
-        window = reach.every if reach.window is None else reach.window
-        start = first if reach.fenced else (last - window + 1).clamp(min=0)
+        assert reach.window is not None  # by Reach: with blocks there is a window
+        start = first if reach.fenced else (last - reach.window + 1).clamp(min=0)
         R = int((last - start).max()) + 1 if len(first) else 1
         return cls(T, B, R, start, lane, first, last, end)
 
@@ -86,11 +86,15 @@ class Frames:
         rows = x.reshape(self.T * self.B, x.shape[2]).index_select(0, self.addresses(x.device))
         return rows.view(self.R, len(self.start), x.shape[2])
 
-    def collect(self, x: Tensor) -> Tensor:
-        """`[R, N, F]` -> `[T, B, F]`: the sum over all positions at a step and lane; the transpose of `spread`."""
+    def collect(self, x: Tensor, into: Tensor | None) -> Tensor:
+        """`[R, N, F]` -> `[T, B, F]`: the sum over all positions at a step and lane, on top of what `into` holds.
+
+        The transpose of `spread`. `into` is written to and returned; None stands for zeros.
+        """
         if self.whole:
-            return x
-        rows = x.new_zeros(self.T * self.B, x.shape[2]).index_add(0, self.addresses(x.device), x.flatten(0, 1))
+            return x if into is None else into + x
+        rows = x.new_zeros(self.T * self.B, x.shape[2]) if into is None else into.view(-1, x.shape[2])
+        rows.index_add_(0, self.addresses(x.device), x.flatten(0, 1))
         return rows.view(self.T, self.B, x.shape[2])
 
     def errors(self, x: Tensor, takes: Tensor | None = None) -> Tensor:

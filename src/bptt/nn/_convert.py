@@ -19,15 +19,19 @@ _DROP_IN: dict[type[torch.nn.Module], type[Recurrent]] = {torch.nn.RNN: RNN, tor
 
 
 def convert(
-    model: M, gradient: str | policies.Policy = "full", *, memory: str = "auto", kernel: str = "auto"
+    model: M, gradient: str | policies.Policy | None = None, *, memory: str | None = None, kernel: str | None = None
 ) -> M | Recurrent:
-    """Swap every torch.nn.RNN, GRU and LSTM inside `model` for ours, in place; layers of ours get the new settings.
+    """Swap every torch.nn.RNN, GRU and LSTM inside `model` for ours, in place, and set layers of ours likewise.
+
+    gradient, memory, kernel: as in `bptt.nn.RNN`. None leaves a layer of ours as it is, and gives a swapped one the
+    defaults: "full", "auto", "auto".
 
     Parameters, buffers and hooks are shared, so that an optimiser made before still holds the right ones. Returns the
     model (the new layer, when the model is itself one).
 
-    Raises ValueError for an unknown policy, memory or kernel, and TypeError for a subclass of torch's layers (what it
-    changed would be lost) or a parametrized one (convert first, then parametrize); nothing is swapped then.
+    Raises ValueError for an unknown policy, memory or kernel, and TypeError for a model that is no module, a subclass
+    of torch's layers (what it changed would be lost) or a parametrized one (convert first, then parametrize); nothing
+    is swapped then.
 
     >>> import torch, bptt
     >>> model = torch.nn.ModuleDict({"rnn": torch.nn.GRU(3, 5)})
@@ -36,7 +40,13 @@ def convert(
       (rnn): GRU(3, 5, gradient=chunked:35)
     )
     """
-    settings = {"gradient": policies.parse(gradient), "memory": memory_check(memory), "kernel": kernels.check(kernel)}
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
+    settings = {
+        "gradient": None if gradient is None else policies.parse(gradient),
+        "memory": None if memory is None else memory_check(memory),
+        "kernel": None if kernel is None else kernels.check(kernel),
+    }
     new: dict[torch.nn.Module, Recurrent] = {}
     for name, module in model.named_modules():
         if type(module) in _DROP_IN:
@@ -50,7 +60,8 @@ def convert(
             new[module] = module
     for layer in new.values():
         for setting, value in settings.items():
-            setattr(layer, setting, value)
+            if value is not None:
+                setattr(layer, setting, value)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children would skip a second name of a shared layer
             if child in new and new[child] is not child:
@@ -63,4 +74,5 @@ def _drop_in(module: torch.nn.Module) -> Recurrent:
     layer = _DROP_IN[type(module)].__new__(_DROP_IN[type(module)])
     containers = (dict, list, set)
     layer.__dict__.update({k: copy.copy(v) if isinstance(v, containers) else v for k, v in module.__dict__.items()})
+    layer.gradient, layer.memory, layer.kernel = "full", "auto", "auto"
     return layer

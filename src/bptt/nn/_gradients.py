@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
 from ._call import Call, Hidden, program
-from ._layers import GRU, LSTM, RNN
+from ._layers import GRU, LSTM, RNN, Recurrent
 
 __all__ = ["Gradients", "gradients"]
 
@@ -51,7 +51,8 @@ def gradients(
     dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
     gradient: a policy or its text form; None is the layer's own. A dropout of the layer is drawn, as in forward.
 
-    Raises ValueError where dy or dh_n has another shape than y or h_n; else what forward raises.
+    Raises TypeError where layer is none of ours or a cotangent is no tensor, ValueError where dy or dh_n has another
+    shape or dtype than y or h_n; else what forward raises.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.RNN(2, 3), torch.ones(4, 1, 2)
@@ -61,6 +62,10 @@ def gradients(
 
     Source: equations/README.md, (1.16) to (1.18), and chapter 6 for the policies.
     """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(
+            f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
+        )
     call = Call.of(layer, x, hx, resets)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     stack = program(layer, call, policy, differentiated=True)
@@ -69,15 +74,17 @@ def gradients(
     given: tuple[Tensor | None, ...] = (None,) * states
     if dh_n is not None:
         given = (dh_n,) if isinstance(dh_n, Tensor) else tuple(dh_n)
+        _check_tensors("dh_n", given)
         given = given if call.batched else tuple(None if g is None else g.unsqueeze(1) for g in given)
         if len(given) != states:
             raise ValueError(f"dh_n must have {states} tensor(s), one per final state: got {len(given)}")
+    _check_tensors("dy", (dy,))
     cotangents = (None if dy is None else call.engine_layout(dy), *given)
     for name, cotangent, output in zip(("dy", "dh_n", "dc_n"), cotangents, outputs, strict=False):
-        if cotangent is not None and cotangent.shape != output.shape:
+        if cotangent is not None and (cotangent.shape, cotangent.dtype) != (output.shape, output.dtype):
             raise ValueError(
-                f"{name} must have the shape of what it is the gradient of (time first: {tuple(output.shape)}): "
-                f"got {tuple(cotangent.shape)}"
+                f"{name} must have the shape and dtype of its output, time first {list(output.shape)} {output.dtype}: "
+                f"got {list(cotangent.shape)} {cotangent.dtype}"
             )
     needs = (True,) * len(call.tensors)
     grads, adjoints = stack.gradients(call.tensors, outputs, tape, cotangents, needs, want_adjoints=True)
@@ -88,3 +95,9 @@ def gradients(
         hx=call.restore_hidden(tuple(rest[:states])),
         layer_adjoints=stack.join(adjoints),
     )
+
+
+def _check_tensors(name: str, given: tuple[object, ...]) -> None:
+    for value in given:
+        if value is not None and not isinstance(value, Tensor | PackedSequence):
+            raise TypeError(f"{name} must be a tensor (a PackedSequence for packed input): got {type(value).__name__}")

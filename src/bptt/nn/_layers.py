@@ -102,6 +102,10 @@ class RNN(Recurrent):
 
     Raises ValueError for an unknown policy, memory or kernel; what torch.nn checks, torch.nn raises.
 
+    A policy reaches within one forward call: what a carried state hx remembers is the caller's to detach. Under
+    autocast the layer computes, and returns, its parameters' precision: a recurrence amplifies rounding step by step.
+    Double backward is exact under every policy; torch.func.vmap and forward-mode derivatives are not supported.
+
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))
     >>> y, h_n = layer(torch.zeros(20, 2, 3))

@@ -1,4 +1,4 @@
-"""Who computes: what a kernel is, which ones there are, and the choice among them.
+"""What a kernel is.
 
 A kernel computes the walks: stage 1 forward through time and stage 3 back through it. The products over all steps
 (input projection, parameter gradients) are the engine's.
