@@ -44,42 +44,50 @@ def reach_picture() -> str:
 
 
 def policy_table() -> str:
-    """Every policy: what it computes, its text form, and its names elsewhere."""
+    """Every policy: what it computes, what it costs, its text form, and its names elsewhere."""
     rows = [
-        ("Full()", Full(), "the exact gradient", "BPTT, full computation"),
+        ("Full()", Full(), "the exact gradient", "1", "BPTT, full computation"),
         (
             "Chunked(35)",
             Chunked(35),
             "every edge into a multiple of k is cut; chunks walk side by side",
+            "1, in k steps instead of T",
             "`detach()` every k steps, `repackage_hidden`, Lightning 1's `truncated_bptt_steps`",
         ),
         (
             "Truncated(20)",
             Truncated(20),
             "every loss reaches back exactly `window` steps",
+            "`window`",
             "regular truncation; two-loop code with `bptt_truncate = window - 1`",
         ),
         (
             "Truncated(20, every=5)",
             Truncated(20, every=5),
             "every 5 losses walk back 20 steps from their last",
+            "`window / every`",
             "BPTT(h; h'), TBPTT(k1, k2) with k1 = `every`, k2 = `window`",
         ),
         (
             "Randomized(0.9)",
             Randomized(0.9),
             "an edge is kept with probability p and weighted 1/p: unbiased",
+            "1",
             "randomized truncation",
         ),
         (
             "Randomized.polynomial(mean=20)",
             Randomized.polynomial(mean=20),
             "the same, the length of uncut pieces with a polynomial tail",
+            "1",
             "anticipated reweighting (ARTBP)",
         ),
     ]
-    lines = ["| policy | text form | what it computes | known elsewhere as |", "|---|---|---|---|"]
-    lines += [f"| `{code}` | `{policy}` | {what} | {names} |" for code, policy, what, names in rows]
+    lines = [
+        "| policy | text form | what it computes | work, times the full walk | known elsewhere as |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [f"| `{code}` | `{policy}` | {what} | {work} | {names} |" for code, policy, what, work, names in rows]
     return "\n".join(lines)
 
 
