@@ -57,6 +57,32 @@ def test_a_missing_package_names_the_extra(
     assert error_of(bptt(capsys, "info")) == f"{missing} not installed: pip install 'bptt[cli]'"
 
 
+class Interrupting:
+    """Ctrl-C while a module is being imported."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "bptt.cli.app":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(sys.modules, "bptt.cli.app")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    result = bptt(capsys, "info")
+    assert (result.status, result.out, result.err) == (130, "", "bptt: interrupted\n")
+
+
+def test_ctrl_c_in_a_command_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bptt.cli.check.compare", interrupt)
+    result = bptt(capsys, "check")
+    assert (result.status, result.err) == (130, "bptt: interrupted\n")
+
+
 def test_info_names_versions_and_kernels(capsys: pytest.CaptureFixture[str]):
     result = bptt(capsys, "info")
     assert result.status == 0

@@ -35,7 +35,11 @@ def test_a_run_from_text_to_sample(capsys: pytest.CaptureFixture[str], text: Pat
     assert result.status == 0
     assert "guessing by frequency has perplexity" in result.err
     assert "step 10/12" in result.err
-    assert "12 steps: training perplexity" in result.out
+    last = RunDirectory.open(out).metrics()[-1]
+    assert result.out.startswith(
+        f"12 steps: training perplexity {last['perplexity']:.4g} over the last 2 steps; "
+        f"held-out perplexity {last['heldout_perplexity']:.4g} at the end\n"
+    )
     assert f"bptt sample {out}" in result.out
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [5, 10, 12]
@@ -61,6 +65,53 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(
     assert (config.cell, config.hidden, config.layers, config.learning_rate) == ("rnn", 5, 2, 1.0)
     assert (config.steps, config.epochs) == (2, None)
     assert config.batch == Config().batch
+
+
+def test_a_run_by_epochs_ends_with_the_perplexity_of_its_last(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
+):
+    result = train(capsys, text, "--epochs", 2, "--heldout", 0, "--log-every", 5, "--out", tmp_path / "run")
+    last = RunDirectory.open(tmp_path / "run").metrics()[-1]
+    steps, expected = last["step"], last["epoch_perplexity"]
+    assert result.out.startswith(f"{steps} steps: training perplexity {expected:.4g} over the last epoch\n")
+    assert f"{expected:.4g}" != f"{last['perplexity']:.4g}"
+    assert bptt(capsys, "train", "--resume", tmp_path / "run").out == result.out
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert bptt(capsys, "train", "--resume", tmp_path / "run").out.startswith(f"{steps} steps\n")
+
+
+def test_the_file_may_name_the_directory_and_the_flag_wins(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
+):
+    file = tmp_path / "conf.toml"
+    file.write_text(f"cell = 'rnn'\nseq-length = 5\nsteps = 1\nout = '{tmp_path / 'named'}'\n")
+    assert bptt(capsys, "train", "--config", file, "--text", text).status == 0
+    assert RunDirectory.open(tmp_path / "named").config().seq_length == 5
+    assert "holds a run" in error_of(bptt(capsys, "train", "--config", file, "--text", text))
+    assert bptt(capsys, "train", "--config", file, "--text", text, "--out", tmp_path / "flag").status == 0
+    assert RunDirectory.open(tmp_path / "flag").config().seq_length == 5
+    file.write_text("out = 3\n")
+    assert error_of(train(capsys, text, "--config", file)) == f"{file}: out must be a directory name: got 3"
+
+
+def test_resuming_to_where_the_run_already_is(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    train(capsys, text, "--steps", 3, "--out", out)
+    message = error_of(bptt(capsys, "train", "--resume", out, "--steps", 2))
+    assert message == "already at step 3; give more steps: got steps=2"
+    assert RunDirectory.open(out).config().steps == 3
+
+
+def test_ctrl_c_before_the_first_step_is_one_line_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(self: RunDirectory, state: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "save", interrupt)
+    result = train(capsys, text, "--out", tmp_path / "run")
+    assert (result.status, result.err) == (130, "bptt: interrupted\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_both_spellings_of_the_optimiser(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path):
@@ -112,6 +163,12 @@ def test_resume_takes_everything_from_the_run(capsys: pytest.CaptureFixture[str]
         (["--gradient", "chunked:zero"], "gradient must be one of full, chunked:K"),
         (["--clip", -1], "clip must be a finite number of at least 0"),
         (["--steps", 1, "--epochs", 1], "give steps or epochs, not both"),
+        (["--corpus", "timemachine"], "give text or corpus, not both"),
+        (["--nonlinearity", "relu"], "nonlinearity is for cell=rnn: got nonlinearity=relu and cell=gru"),
+        (["--threads", 100_000], "threads must be a whole number in [0, 1024]: got 100000"),
+        (["--device", "foo"], "device must be a torch device that is there: got 'foo' ("),
+        (["--device", "meta"], "device must be a torch device that is there: got 'meta' ("),
+        (["--text", ""], "text must be a file name: got ''"),
         (["--batch", 9000], "the text is too short"),
         (["--text", "missing.txt"], "cannot read text missing.txt: No such file or directory"),
         (["--config", "missing.toml"], "cannot read configuration missing.toml"),
@@ -175,6 +232,10 @@ def test_sampling_mistakes(capsys: pytest.CaptureFixture[str], text: Path, tmp_p
     train(capsys, text, "--steps", 1, "--out", out)
     assert "'Z'" in error_of(bptt(capsys, "sample", out, "--prompt", "the Z"))
     assert "temperature must be" in error_of(bptt(capsys, "sample", out, "--temperature", -1))
+    assert "got 'meta'" in error_of(bptt(capsys, "sample", out, "--device", "meta"))
+    for seed in (-1, 2**63, 99999999999999999999):
+        message = error_of(bptt(capsys, "sample", out, "--seed", seed))
+        assert message == f"seed must be a whole number in [0, 2**63): got {seed}"
     assert "is not a run directory" in error_of(bptt(capsys, "sample", tmp_path))
 
 

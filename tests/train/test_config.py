@@ -12,7 +12,7 @@ from bptt.train import Config, InputError
     ("options", "message"),
     [
         ({"corpus": "bible"}, "corpus must be one of python-docs, timemachine: got 'bible'"),
-        ({"text": ""}, "text must be text: got ''"),
+        ({"text": ""}, "text must be a file name: got ''"),
         ({"cell": "LSTM"}, "cell must be one of rnn, gru, lstm: got 'LSTM'"),
         ({"nonlinearity": "sigmoid"}, "nonlinearity must be one of tanh, relu: got 'sigmoid'"),
         ({"layers": 0}, "layers must be a whole number of at least 1: got 0"),
@@ -32,7 +32,20 @@ from bptt.train import Config, InputError
         ({"kernel": "quantum"}, "kernel must be one of .*: got 'quantum'"),
         ({"gradient": "chunked:0"}, "k must be at least 1 step: got 0"),
         ({"gradient": "sometimes"}, "gradient must be one of full, .*: got 'sometimes'"),
-        ({"device": "toaster"}, "toaster"),
+        ({"text": "a\0b"}, "text must be a file name"),
+        ({"text": "a.txt", "corpus": "timemachine"}, "give text or corpus, not both: got text=a.txt and corpus=timem"),
+        ({"cell": "lstm", "nonlinearity": "relu"}, "nonlinearity is for cell=rnn: got nonlinearity=relu and cell=lstm"),
+        ({"cell": "gru", "nonlinearity": "tanh"}, "nonlinearity is for cell=rnn: got nonlinearity=tanh and cell=gru"),
+        (
+            {"device": "toaster"},
+            r"device must be a torch device that is there: got 'toaster' \(Expected one of cpu, .*",
+        ),
+        ({"device": ""}, "device must be a torch device that is there: got ''"),
+        ({"kernel": ""}, "kernel must be one of .*: got ''"),
+        ({"gradient": ""}, "gradient must be one of .*: got ''"),
+        ({"gradient": 3}, "gradient must be text: got 3"),
+        ({"threads": -1}, r"threads must be a whole number in \[0, 1024\]: got -1"),
+        ({"threads": 100_000}, r"threads must be a whole number in \[0, 1024\]: got 100000"),
         ({"steps": 5, "epochs": 5}, "steps or epochs, not both"),
         ({"steps": 0}, "steps must be a whole number of at least 1: got 0"),
     ],
@@ -56,13 +69,19 @@ def test_toml_there_and_back():
 
 def test_toml_has_every_option_that_has_a_value():
     names = {field.name for field in dataclasses.fields(Config)}
-    assert set(tomllib.loads(Config(text="x").to_toml())) == names - {"steps"}
+    assert set(tomllib.loads(Config(text="x").to_toml())) == names - {"steps", "corpus", "nonlinearity"}
+    rnn = Config(cell="rnn", nonlinearity="relu", steps=1)
+    assert set(tomllib.loads(rnn.to_toml())) == names - {"epochs", "text"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hiden = 3", "conf.toml: unknown option hiden; known are corpus, text, .*"),
+        ("hiden = 3", r"conf.toml: unknown option hiden \(did you mean hidden\?\)$"),
+        ("learning-rat = 3", r"conf.toml: unknown option learning-rat \(did you mean learning_rate\?\)$"),
+        ("zzz = 1", "conf.toml: unknown option zzz; known are corpus, text, .*"),
+        ("learning-rate = 1\nlearning_rate = 1", "conf.toml: learning_rate is given twice"),
+        ("steps = 1\nepochs = 1", "conf.toml: give steps or epochs, not both"),
         ("hidden = 'big'", "conf.toml: hidden must be a whole number of at least 1: got 'big'"),
         ("hidden = ", "conf.toml is not TOML"),
         ("[model]\nhidden = 3", "conf.toml: unknown option model"),
@@ -71,6 +90,34 @@ def test_toml_has_every_option_that_has_a_value():
 def test_bad_toml_names_the_file(text: str, message: str):
     with pytest.raises(InputError, match=message):
         Config.from_toml(text, "conf.toml")
+
+
+def test_toml_takes_dashes_and_both_spellings_of_the_optimiser():
+    config = Config.from_toml("learning-rate = 1\nlog_every = 7\noptimizer = 'sgd'\n", "here")
+    assert (config.learning_rate, config.log_every, config.optimiser) == (1.0, 7, "sgd")
+
+
+def test_flags_win_over_a_file_before_the_two_are_judged_together():
+    def merged(entries: dict[str, object], **flags: object) -> Config:
+        return Config.from_entries(entries, "conf.toml", **flags)
+
+    assert merged({"nonlinearity": "relu"}, cell="rnn").nonlinearity == "relu"
+    assert merged({"epochs": 3}, steps=5).epochs is None
+    assert merged({"corpus": "timemachine"}, text="a").corpus is None
+    assert merged({"text": "a"}, corpus="timemachine").text is None
+    assert merged({"hidden": 0}, hidden=3).hidden == 3
+    with pytest.raises(InputError, match=r"^conf\.toml with the flags: nonlinearity is for cell=rnn"):
+        merged({"nonlinearity": "relu"}, cell="gru")
+    with pytest.raises(InputError, match=r"^hidden must be"):
+        merged({"layers": 2}, hidden=0)
+
+
+def test_text_and_corpus_take_each_others_place():
+    assert Config().corpus == "python-docs"
+    assert Config(text="a").corpus is None
+    assert Config(corpus="timemachine").override(text="a").corpus is None
+    assert Config(text="a").override(corpus="timemachine").text is None
+    assert Config(text="a").override(hidden=3).text == "a"
 
 
 def test_steps_and_epochs_take_each_others_place():

@@ -77,13 +77,30 @@ def test_a_record_is_the_token_weighted_mean_since_the_last(tmp_path: Path):
     t = trainer(tmp_path)
     steps = [t.advance() for _ in range(5)]
     record = t.record(heldout=True)
-    assert record.step == 5
+    assert (record.step, record.steps) == (5, 5)
     assert math.isclose(record.loss, sum(s.nll for s in steps) / sum(s.tokens for s in steps))
     assert record.perplexity == math.exp(record.loss)
     assert record.heldout_loss == t.evaluate(t.dataset.heldout)
     assert math.isclose(record.grad_norm, sum(s.grad_norm for s in steps) / 5)
     step = t.advance()
     assert math.isclose(t.record(heldout=False).loss, step.nll / step.tokens)
+
+
+@pytest.mark.parametrize("batching", ["sequential", "random"])
+def test_the_perplexity_of_an_epoch_is_over_all_its_tokens_and_no_others(tmp_path: Path, batching: str):
+    t = trainer(tmp_path, epochs=2, batching=batching)
+    seen: list[float | None] = []
+    steps = []
+    for step in t.run():
+        steps.append(step)
+        seen.append(t.record(heldout=False).epoch_perplexity)
+
+    def whole(first: int, last: int) -> float:
+        return math.exp(sum(s.nll for s in steps[first:last]) / sum(s.tokens for s in steps[first:last]))
+
+    one, two = t.batches.windows(0), t.batches.windows(1)
+    assert seen == [None] * (one - 1) + [whole(0, one)] * two + [whole(one, one + two)]
+    assert seen[0] != seen[-1]
 
 
 def test_clipping_bounds_the_update_and_is_counted(tmp_path: Path):
@@ -188,9 +205,12 @@ def test_the_vocabulary_comes_from_the_training_text(tmp_path: Path):
     assert dataset.heldout.tolist() == [0] * 20
 
 
-def test_a_device_that_is_not_there_is_an_input_error(tmp_path: Path):
-    with pytest.raises(InputError, match=r"(?i)cuda"):
-        build_model(tiny(tmp_path, device="cuda:99"), 5)
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "vulkan", "hpu"])
+def test_a_device_that_is_not_there_is_an_input_error(tmp_path: Path, device: str):
+    message = rf"^device must be a torch device that is there: got '{device}' \(\S.*\)$"
+    with pytest.raises(InputError, match=message) as caught:
+        build_model(tiny(tmp_path, device=device), 5)
+    assert "\n" not in str(caught.value)
 
 
 def test_perplexity_overflows_to_infinity():

@@ -16,7 +16,7 @@ def state(step: int = 0, value: float = 1.0) -> dict[str, object]:
 
 
 def record(step: int) -> Record:
-    return Record(step, 0, 1.0, 2.718, None, None, 0.5, 0.0, 100.0)
+    return Record(step, 0, 10, 1.0, 2.718, None, None, None, 0.5, 0.0, 100.0)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_something_else_or_of_the_future(run: RunDirectory):
     with pytest.raises(InputError, match="is not a checkpoint of bptt train"):
         run.state()
     torch.save({"format": 99}, run.state_file)
-    with pytest.raises(InputError, match="format 99, newer than 1"):
+    with pytest.raises(InputError, match="format 99, newer than 1: upgrade bptt"):
         run.state()
 
 

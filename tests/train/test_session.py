@@ -148,6 +148,38 @@ def test_resuming_is_refused_for_another_text_or_another_network(tmp_path: Path)
         resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10}, "already at step 20; give more steps: got steps=10$"),
+        ({"steps": 19}, "already at step 20; give more steps: got steps=19$"),
+        ({"epochs": 1}, "already at step 21; give more epochs: got epochs=1, 21 steps$"),
+    ],
+)
+def test_a_run_that_has_had_its_steps_is_left_as_it_was(tmp_path: Path, changes: dict[str, int], message: str):
+    steps = 21 if "epochs" in changes else 20
+    trainer, run = start(tiny(write_text(tmp_path), steps=steps), tmp_path / "run")
+    assert trainer.batches.windows(0) == 21
+    fit(trainer, run)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(InputError, match=message):
+        resume(tmp_path / "run", **changes)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    again, run = resume(tmp_path / "run")
+    assert again.finished
+
+
+def test_the_perplexity_of_an_epoch_survives_a_resume(tmp_path: Path):
+    text = write_text(tmp_path)
+    whole, whole_run = start(tiny(text, epochs=2), tmp_path / "whole")
+    fit(whole, whole_run)
+    first, run = start(tiny(text, steps=30), tmp_path / "run")  # in the middle of the second epoch
+    fit(first, run)
+    second, run = resume(tmp_path / "run", epochs=2)
+    fit(second, run)
+    assert run.metrics()[-1]["epoch_perplexity"] == whole_run.metrics()[-1]["epoch_perplexity"]
+
+
 def test_a_vocabulary_that_was_altered_is_refused(tmp_path: Path):
     _, run = start(tiny(write_text(tmp_path)), tmp_path / "run")
     run.vocabulary_file.write_text(run.vocabulary_file.read_text().replace('"q"', '"Q"'))

@@ -21,6 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         print(f"bptt: error: {', '.join(missing)} not installed: pip install 'bptt[cli]'", file=sys.stderr)
         sys.exit(2)
-    from .app import run
+    try:
+        from .app import run
 
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+        status = run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("bptt: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +25,25 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _Interrupted(Exception):  # noqa: N818  # not an error
+    """Ctrl-C under another name: typer turns KeyboardInterrupt into an exit status without a word."""
+
+
+def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+    return call
+
+
 for command in (train, sample, demo, check, info):
-    app.command()(command)
+    app.command()(_interruptible(command))
 
 
 def _version(wanted: bool) -> None:
@@ -44,11 +62,13 @@ def _root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit status of a command line."""
+    """The exit status of a command line. Raises KeyboardInterrupt when Ctrl-C ends it before its time."""
     try:
         status = app(list(arguments) or ["--help"], prog_name="bptt", standalone_mode=False)
     except typer.TyperException as error:  # a wrong option or argument
         return _fail(error.format_message(), 2)
+    except _Interrupted:
+        raise KeyboardInterrupt from None
     except typer.Abort:
         return _fail("aborted", 130)
     except InputError as error:

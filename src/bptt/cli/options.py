@@ -10,12 +10,11 @@ from typing import Any, TypeVar, get_type_hints
 import typer
 
 from ..train import Config
+from ..train.config import ALIASES
 
 __all__ = ["with_training_options"]
 
 C = TypeVar("C", bound=Callable[..., Any])
-
-ALIASES = {"optimiser": ["--optimizer"]}
 
 
 def with_training_options(command: C) -> C:
@@ -32,7 +31,7 @@ def with_training_options(command: C) -> C:
         flag = typer.Option(
             None,
             "--" + option.name.replace("_", "-"),
-            *ALIASES.get(option.name, ()),
+            *("--" + other for other, name in ALIASES.items() if name == option.name),
             help=f"{option.metadata['meaning']}{default}",
         )
         added.append(

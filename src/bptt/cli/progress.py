@@ -21,7 +21,7 @@ PLAIN_SECONDS = 2.0
 def describe(record: Record) -> str:
     """One record in one line.
 
-    >>> describe(Record(50, 1, 1.0, 2.718281828, None, None, 0.25, 0.5, 12345.6))
+    >>> describe(Record(50, 1, 10, 1.0, 2.718281828, None, None, None, 0.25, 0.5, 12345.6))
     'loss 1.000  perplexity 2.72  grad norm 0.25  clipped 50%  12,346 tokens/s'
     """
     held = "" if record.heldout_perplexity is None else f"held-out {record.heldout_perplexity:.2f}  "

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..train import Config, InputError, RunDirectory, resume, start
+from ..train import Config, InputError, RunDirectory, Trainer, resume, start
+from ..train.config import read_entries
 from ..train.corpus import read_file
 from .options import with_training_options
 from .progress import train_with_progress
@@ -20,7 +21,7 @@ __all__ = ["train"]
 @with_training_options
 def train(
     config_file: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="options from a TOML file; flags win")
+        Path | None, typer.Option("--config", metavar="FILE", help="options from a TOML file, out included; flags win")
     ] = None,
     out: Annotated[
         Path | None,
@@ -44,16 +45,23 @@ def train(
             )
         trainer, run = resume(resume_from, **given)
     else:
-        config = _read(config_file).override(**given)
-        trainer, run = start(config, out or _default_directory(config), overwrite=overwrite)
+        config, named = _read(config_file, given)
+        trainer, run = start(config, out or named or _default_directory(config), overwrite=overwrite)
     status = train_with_progress(trainer, run, Console(stderr=True))
     if status == 0:
-        typer.echo(_summary(run, trainer.step))
+        typer.echo(_summary(run, trainer))
     return status
 
 
-def _read(file: Path | None) -> Config:
-    return Config() if file is None else Config.from_toml(read_file(file, "configuration"), str(file))
+def _read(file: Path | None, flags: dict[str, Any]) -> tuple[Config, Path | None]:
+    """The options of a new run, and the directory that the file names for it."""
+    if file is None:
+        return Config(**flags), None
+    entries = read_entries(read_file(file, "configuration"), str(file), also=["out"])
+    out = entries.pop("out", None)
+    if out is not None and (not isinstance(out, str) or not out or "\0" in out):
+        raise InputError(f"{file}: out must be a directory name: got {out!r}")
+    return Config.from_entries(entries, str(file), **flags), None if out is None else Path(out)
 
 
 def _default_directory(config: Config) -> Path:
@@ -61,12 +69,18 @@ def _default_directory(config: Config) -> Path:
     return Path("runs") / f"{name}-{config.cell}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _summary(run: RunDirectory, step: int) -> str:
-    last = run.metrics()[-1]
-    held = last["heldout_perplexity"]
-    measured = "" if held is None else f", held-out {held:.4g}"
+def _summary(run: RunDirectory, trainer: Trainer) -> str:
+    measured = ""
+    for last in run.metrics()[-1:]:  # a run that was resumed at its end may have lost its metrics
+        if trainer.config.epochs is not None:
+            measured = f": training perplexity {last['epoch_perplexity']:.4g} over the last epoch"
+        else:
+            over = "step" if last["steps"] == 1 else f"{last['steps']} steps"
+            measured = f": training perplexity {last['perplexity']:.4g} over the last {over}"
+        if last["heldout_perplexity"] is not None:
+            measured += f"; held-out perplexity {last['heldout_perplexity']:.4g} at the end"
     return (
-        f"{step} steps: training perplexity {last['perplexity']:.4g}{measured}\n"
+        f"{trainer.step} steps{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, vocabulary.json, weights.safetensors, state.pt\n"
         f"sample from it: bptt sample {run.path}"
     )

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 import torch
 
 from .. import kernels, memory, policies
-from .corpus import CORPORA, PREPROCESSORS
+from .corpus import CORPORA, DEFAULT, PREPROCESSORS
 from .errors import InputError
 from .extras import require
 
-__all__ = ["Config"]
+__all__ = ["ALIASES", "Config", "read_entries"]
+
+ALIASES = {"optimizer": "optimiser"}
+"""Other spellings of an option, in a file and as a flag."""
+
+EITHER = (("steps", "epochs"), ("text", "corpus"))
+"""Pairs of options of which at most one is given: two answers to one question."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,9 @@ def _at_least(least: int) -> _Check:
 _POSITIVE = _Check("a finite number above 0", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 _FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
-_TEXT = _Check("text", lambda value: bool(value))
+_TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
+_FILE = _Check("a file name", lambda value: bool(value) and "\0" not in value)
+_THREADS = 1024  # with very many more, OpenMP does not report that it cannot start them: it crashes
 
 
 def _option(default: Any, check: _Check, meaning: str) -> Any:
@@ -48,7 +58,8 @@ def _option(default: Any, check: _Check, meaning: str) -> Any:
 class Config:
     """The options of a run. Immutable; every value is checked, and a bad one raises InputError.
 
-    At most one of `steps` and `epochs` is given; with neither, 10 epochs.
+    At most one of `steps` and `epochs` is given; with neither, 10 epochs. At most one of `text` and `corpus` is given;
+    with neither, the corpus python-docs. `nonlinearity` is for the rnn cell alone.
 
     >>> Config(cell="gru", gradient="chunked:16").gradient
     'chunked:16'
@@ -57,8 +68,8 @@ class Config:
     bptt.train.errors.InputError: batch must be a whole number of at least 1: got 0
     """
 
-    corpus: str = _option("python-docs", _one_of(*CORPORA), "named corpus to read when no text file is given")
-    text: str | None = _option(None, _TEXT, "UTF-8 file to read instead of a named corpus")
+    corpus: str | None = _option(None, _one_of(*CORPORA), f"named corpus to read (or give text); default {DEFAULT}")
+    text: str | None = _option(None, _FILE, "UTF-8 file to read (or give corpus)")
     preprocess: str = _option("none", _one_of(*PREPROCESSORS), "letters: keep lower-case letters and single spaces")
     tokens: str = _option("char", _one_of("char", "word"), "what a token is; words are what white space separates")
     min_count: int = _option(1, _at_least(1), "tokens seen less often in the training text become <unk>")
@@ -66,7 +77,7 @@ class Config:
     heldout: float = _option(0.1, _FRACTION, "fraction held out, the end of the text; 0: none")
 
     cell: str = _option("lstm", _one_of("rnn", "gru", "lstm"), "what recurs")
-    nonlinearity: str = _option("tanh", _one_of("tanh", "relu"), "activation of the rnn cell")
+    nonlinearity: str | None = _option(None, _one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
     layers: int = _option(1, _at_least(1), "recurrent layers")
     hidden: int = _option(256, _at_least(1), "units per recurrent layer")
     embedding: int = _option(64, _at_least(0), "size of the token embedding; 0: one-hot")
@@ -89,57 +100,133 @@ class Config:
     seed: int = _option(0, _Check("a whole number in [0, 2**63)", lambda value: 0 <= value < 2**63), "random seed")
     dtype: str = _option("float32", _one_of("float32", "float64"), "of weights and states")
     device: str = _option("cpu", _TEXT, "torch device")
-    threads: int = _option(0, _at_least(0), "CPU threads; 0: torch's choice")
+    threads: int = _option(
+        0,
+        _Check(f"a whole number in [0, {_THREADS}]", lambda value: 0 <= value <= _THREADS),
+        "CPU threads; 0: torch's choice",
+    )
     log_every: int = _option(50, _at_least(1), "steps between lines of metrics.jsonl")
     eval_every: int = _option(500, _at_least(1), "steps between measurements on the held-out text")
     save_every: int = _option(500, _at_least(1), "steps between checkpoints")
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Config)
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            check: _Check = entry.metadata["check"]
-            allowed = get_args(hints[entry.name]) or (hints[entry.name],)
-            if value is None and type(None) in allowed:
-                continue
-            if float in allowed and type(value) is int:
-                object.__setattr__(self, entry.name, value := float(value))
-            if type(value) not in allowed or not check.holds(value):
-                raise InputError(f"{entry.name} must be {check.expected}: got {value!r}")
-        try:
-            object.__setattr__(self, "gradient", str(policies.parse(self.gradient)))
-            kernels.check(self.kernel)
-            torch.device(self.device)
-        except (ValueError, RuntimeError) as error:
-            raise InputError(str(error).splitlines()[0]) from None
-        if self.steps is not None and self.epochs is not None:
-            raise InputError(f"give steps or epochs, not both: got steps={self.steps} and epochs={self.epochs}")
+            object.__setattr__(self, entry.name, self.check(entry.name, getattr(self, entry.name)))
+        for one, other in EITHER:
+            first, second = getattr(self, one), getattr(self, other)
+            if first is not None and second is not None:
+                raise InputError(f"give {one} or {other}, not both: got {one}={first} and {other}={second}")
+        if self.nonlinearity is not None and self.cell != "rnn":
+            raise InputError(f"nonlinearity is for cell=rnn: got nonlinearity={self.nonlinearity} and cell={self.cell}")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 10)
+        if self.text is None and self.corpus is None:
+            object.__setattr__(self, "corpus", DEFAULT)
+
+    @classmethod
+    def check(cls, name: str, value: Any) -> Any:
+        """`value` as option `name` holds it. Raises InputError where it cannot be that option's.
+
+        >>> Config.check("clip", 5)
+        5.0
+        """
+        entry = cls.__dataclass_fields__[name]
+        check: _Check = entry.metadata["check"]
+        allowed = _types()[name]
+        if value is None and type(None) in allowed:
+            return value
+        if float in allowed and type(value) is int:
+            value = float(value)
+        if type(value) not in allowed or not check.holds(value):
+            raise InputError(f"{name} must be {check.expected}: got {value!r}")
+        try:
+            match name:
+                case "gradient":
+                    return str(policies.parse(value))
+                case "kernel":
+                    return kernels.check(value)
+                case "device":
+                    torch.device(value)
+        except (ValueError, RuntimeError) as error:
+            if name == "device":
+                raise bad_device(value, error) from None
+            raise InputError(str(error).splitlines()[0]) from None
+        return value
 
     def override(self, **options: Any) -> Config:
-        """A copy with some options changed. One of `steps` and `epochs` takes the place of the other."""
-        if (options.get("steps") is None) != (options.get("epochs") is None):
-            options = {"steps": None, "epochs": None, **options}
-        return replace(self, **options)
+        """A copy with some options changed. One of `steps` and `epochs`, `text` and `corpus` replaces the other."""
+        return replace(self, **_replaced(options), **options)
 
     @classmethod
     def from_toml(cls, text: str, source: str) -> Config:
         """The options of a TOML document, defaults elsewhere. source: where it was found, for error messages."""
+        return cls.from_entries(read_entries(text, source), source)
+
+    @classmethod
+    def from_entries(cls, entries: Mapping[str, Any], source: str, **flags: Any) -> Config:
+        """The options of a document already read. flags: options that win over it."""
+        for name, value in flags.items():
+            cls.check(name, value)
+        replaced = _replaced(flags)
         try:
-            entries = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{source} is not TOML: {error}") from None
-        known = [entry.name for entry in fields(cls)]
-        if unknown := [name for name in entries if name not in known]:
-            raise InputError(f"{source}: unknown option {', '.join(unknown)}; known are {', '.join(known)}")
-        try:
-            return cls(**entries)
+            return cls(**{name: value for name, value in entries.items() if name not in replaced} | flags)
         except InputError as error:
-            raise InputError(f"{source}: {error}") from None
+            raise InputError(f"{source}{' with the flags' if flags else ''}: {error}") from None
 
     def to_toml(self) -> str:
         """Every option that has a value, as `from_toml` reads it."""
         tomli_w = require("tomli_w", "cli")
         text: str = tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
         return text
+
+
+def read_entries(text: str, source: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """The entries of a TOML document by option, values unchecked. also: names allowed that are no options.
+
+    Dashes count as underscores, as in the flags. Raises InputError, beginning with `source`, for what is not TOML and
+    for names that are unknown or given twice.
+
+    >>> read_entries("learning-rate = 1", "here")
+    {'learning_rate': 1}
+    """
+    try:
+        entries = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not TOML: {error}") from None
+    known = [*(entry.name for entry in fields(Config)), *also]
+    result: dict[str, Any] = {}
+    unknown: dict[str, list[str]] = {}  # with the nearest known name
+    for written, value in entries.items():
+        name = written.replace("-", "_")
+        name = ALIASES.get(name, name)
+        if name not in known:
+            unknown[written] = get_close_matches(name, known, n=1)
+        elif name in result:
+            raise InputError(f"{source}: {name} is given twice")
+        else:
+            result[name] = value
+    if unknown:
+        named = ", ".join(f"{name} (did you mean {near[0]}?)" if near else name for name, near in unknown.items())
+        rest = "" if all(unknown.values()) else f"; known are {', '.join(known)}"
+        raise InputError(f"{source}: unknown option {named}{rest}")
+    return result
+
+
+def bad_device(device: str, error: Exception) -> InputError:
+    """What to raise for a device that torch refuses. error: torch's words, of which the first line is kept."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(f"device must be a torch device that is there: got {device!r} ({reason})")
+
+
+@cache
+def _types() -> dict[str, tuple[type, ...]]:
+    """The types that each option's value may have."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Config).items()}
+
+
+def _replaced(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `options` put out of force without naming it, as changes of their own: the other one of each pair."""
+    given = {name for name, value in options.items() if value is not None}
+    return {
+        other: None for pair in EITHER for one, other in (pair, pair[::-1]) if one in given and other not in options
+    }

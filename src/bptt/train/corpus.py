@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import InputError
 from .extras import require
 
-__all__ = ["CORPORA", "PREPROCESSORS", "load", "read_file"]
+__all__ = ["CORPORA", "DEFAULT", "PREPROCESSORS", "load", "read_file"]
 
 TIME_MACHINE_URL = "http://d2l-data.s3-accelerate.amazonaws.com/timemachine.txt"
 TIME_MACHINE_SHA1 = "090b5e7e70c295757f55df93cb0a180b9691891a"
@@ -60,6 +60,7 @@ def time_machine() -> str:
 
 
 CORPORA: dict[str, Callable[[], str]] = {"python-docs": python_docs, "timemachine": time_machine}
+DEFAULT = "python-docs"
 PREPROCESSORS: dict[str, Callable[[str], str]] = {"none": str, "letters": letters}
 
 
@@ -73,8 +74,9 @@ def read_file(path: Path, what: str = "text") -> str:
         raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
 
 
-def load(corpus: str, text: str | None, preprocess: str) -> str:
-    """The preprocessed text of a file, or of the named corpus when no file is given. Never empty."""
+def load(corpus: str | None, text: str | None, preprocess: str) -> str:
+    """The preprocessed text of a file, or of the named (or the default) corpus when no file is given. Never empty."""
+    corpus = corpus or DEFAULT
     raw = CORPORA[corpus]() if text is None else read_file(Path(text))
     result = PREPROCESSORS[preprocess](raw)
     if not result.strip():

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .batches import IGNORE, Batches, RandomWindows, Sequential
-from .config import Config
+from .config import Config, bad_device
 from .dataset import Dataset
 from .errors import InputError, NonFiniteError
 from .model import LanguageModel, State, detach
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class Meter:
-    """Sums since the last record."""
+    """Sums over steps: those since the last record, or those of an epoch."""
 
     steps: int = 0
     nll: float = 0.0
@@ -64,14 +64,18 @@ class Meter:
 class Record:
     """What is logged: means over the steps since the last record.
 
-    step, epoch: as in `Step`. loss: nats per predicted token. perplexity: exp(loss). heldout_*: measured at this step,
-    or None. grad_norm: mean norm before clipping. clipped: fraction of steps. tokens_per_second: training alone.
+    step, epoch: as in `Step`. steps: how many the means are over. loss: nats per predicted token. perplexity:
+    exp(loss). epoch_perplexity: exp(total NLL / predicted tokens) over the steps of the last epoch that is finished,
+    each with the weights of its time; None before one is. heldout_*: measured at this step, or None. grad_norm: mean
+    norm before clipping. clipped: fraction of steps. tokens_per_second: training alone.
     """
 
     step: int
     epoch: int
+    steps: int
     loss: float
     perplexity: float
+    epoch_perplexity: float | None
     heldout_loss: float | None
     heldout_perplexity: float | None
     grad_norm: float
@@ -93,6 +97,7 @@ def perplexity(loss: float) -> float:
 
 def build_model(config: Config, size: int) -> LanguageModel:
     """The network of a run over `size` tokens. Raises InputError for options that do not go together."""
+    _try_device(config)
     try:
         model = LanguageModel(
             size,
@@ -107,11 +112,19 @@ def build_model(config: Config, size: int) -> LanguageModel:
             kernel=config.kernel,
         )
         model = model.to(device=config.device, dtype=getattr(torch, config.dtype)).eval()
-        with torch.no_grad():  # a device that is not there, a kernel that refuses: heard of before anything is written
+        with torch.no_grad():  # a kernel that refuses: heard of before anything is written
             model(torch.zeros(1, 1, dtype=torch.int64, device=config.device))
         return model
-    except (ValueError, RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by assertion
+    except (ValueError, RuntimeError) as error:
         raise InputError(str(error).splitlines()[0]) from error
+
+
+def _try_device(config: Config) -> None:
+    """Raise InputError for a device that cannot hold a number of the dtype and give it back (`meta` cannot)."""
+    try:
+        torch.zeros((), device=config.device, dtype=getattr(torch, config.dtype)).cpu()
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # all are ways of torch to say no
+        raise bad_device(config.device, error) from error
 
 
 class Trainer:
@@ -139,7 +152,8 @@ class Trainer:
         )
         self.step = self.epoch = self.index = 0  # index: windows of this epoch that are done
         self.carry: State = None
-        self.meter = Meter()
+        self.meter, self.epoch_meter = Meter(), Meter()
+        self.epoch_perplexity: float | None = None  # of the last finished epoch
 
     @property
     def total(self) -> int:
@@ -186,6 +200,10 @@ class Trainer:
             self.epoch, self.index = self.epoch + 1, 0
         step = Step(self.step, self.epoch, total, window.tokens, grad_norm, clipped, perf_counter() - started)
         self.meter.add(step)
+        self.epoch_meter.add(step)
+        if self.index == 0:
+            self.epoch_perplexity = perplexity(self.epoch_meter.nll / self.epoch_meter.tokens)
+            self.epoch_meter = Meter()
         return step
 
     def evaluate(self, ids: Tensor) -> float:
@@ -210,8 +228,10 @@ class Trainer:
         return Record(
             step=self.step,
             epoch=self.epoch,
+            steps=meter.steps,
             loss=loss,
             perplexity=perplexity(loss),
+            epoch_perplexity=self.epoch_perplexity,
             heldout_loss=held,
             heldout_perplexity=None if held is None else perplexity(held),
             grad_norm=meter.grad_norm / meter.steps,
@@ -227,6 +247,8 @@ class Trainer:
             "carry": self.carry,
             "position": {"step": self.step, "epoch": self.epoch, "index": self.index},
             "meter": asdict(self.meter),
+            "epoch_meter": asdict(self.epoch_meter),
+            "epoch_perplexity": self.epoch_perplexity,
             "generator": torch.get_rng_state(),
             "sha256": self.dataset.sha256,
         }
@@ -245,7 +267,8 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.carry = _to(state["carry"], self.config.device)
         self.step, self.epoch, self.index = (state["position"][name] for name in ("step", "epoch", "index"))
-        self.meter = Meter(**state["meter"])
+        self.meter, self.epoch_meter = Meter(**state["meter"]), Meter(**state["epoch_meter"])
+        self.epoch_perplexity = state["epoch_perplexity"]
         torch.set_rng_state(state["generator"])
         if "device_generator" in state and self.model.output.weight.is_cuda:
             torch.cuda.set_rng_state(state["device_generator"], self.config.device)

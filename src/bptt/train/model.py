@@ -20,7 +20,8 @@ State = Tensor | tuple[Tensor, Tensor] | None
 class LanguageModel(torch.nn.Module):
     """o_t = V dropout(h_t) + c, with h_t from recurrent layers over an embedding (or the one-hot code) of token t.
 
-    size: tokens in the vocabulary. cell: "rnn", "gru" or "lstm". embedding: its size; 0 feeds one-hot vectors.
+    size: tokens in the vocabulary. cell: "rnn", "gru" or "lstm". nonlinearity: of the rnn cell; None: tanh.
+    embedding: its size; 0 feeds one-hot vectors.
     dropout: probability of zeroing an entry of the embedding, between layers, and before the output.
     gradient, memory, kernel: the recurrent layer's.
     """
@@ -30,7 +31,7 @@ class LanguageModel(torch.nn.Module):
         size: int,
         *,
         cell: str = "lstm",
-        nonlinearity: str = "tanh",
+        nonlinearity: str | None = None,
         layers: int = 1,
         hidden: int = 256,
         embedding: int = 0,
@@ -52,7 +53,7 @@ class LanguageModel(torch.nn.Module):
             gradient=gradient,
             memory=memory,
             kernel=kernel,
-            **({"nonlinearity": nonlinearity} if cell == "rnn" else {}),
+            **({"nonlinearity": nonlinearity} if nonlinearity is not None else {}),
         )
         self.output = torch.nn.Linear(hidden, size)
 

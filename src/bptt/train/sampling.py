@@ -56,13 +56,14 @@ def generate(
 
     temperature: 0 takes the likeliest token. An empty prompt is continued from a first token drawn by frequency.
     <unk> is never drawn.
-    Raises ValueError for a negative length, or a temperature that is negative or not finite.
+    Raises ValueError for a negative length, a temperature that is negative or not finite, a seed that no run can have.
     """
     if length < 0:
         raise ValueError(f"length must be at least 0: got {length}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a finite number of at least 0: got {temperature}")
-    return _draw(model, vocabulary, prompt, length, temperature, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(Config.check("seed", seed))
+    return _draw(model, vocabulary, prompt, length, temperature, generator)
 
 
 def _draw(

@@ -16,7 +16,7 @@ from .rundir import RunDirectory
 
 __all__ = ["CHANGEABLE", "fit", "resume", "start"]
 
-CHANGEABLE = ("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "text")
+CHANGEABLE = ("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "text", "corpus")
 """Options that may change when a run is resumed; the others would make it another run."""
 
 
@@ -37,7 +37,10 @@ def start(config: Config, path: Path, *, overwrite: bool = False) -> tuple[Train
 
 
 def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
-    """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`."""
+    """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`.
+
+    Raises InputError, the directory untouched, for a change it cannot take: fewer steps than it has had among them.
+    """
     run = RunDirectory.open(path)
     old = run.config()
     config = old.override(**changes)
@@ -54,6 +57,12 @@ def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
     trainer.restore(state)
     if dataset.vocabulary != run.vocabulary():
         raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
+    if trainer.step >= trainer.total and (config.steps, config.epochs) != (old.steps, old.epochs):
+        name = "epochs" if config.steps is None else "steps"
+        raise InputError(
+            f"already at step {trainer.step}; give more {name}: got {name}={getattr(config, name)}"
+            + (f", {trainer.total} steps" if name == "epochs" else "")
+        )
     run.rewind_metrics(trainer.step)
     if trainer.config != old:
         run.write_config(trainer.config.to_toml())
