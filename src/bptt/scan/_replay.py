@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_is_leaf, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["Autocast", "Form", "Replay", "Tape", "Visit", "Watch"]
+__all__ = ["Autocast", "Form", "Replay", "Visit", "Watch"]
 __all__ += ["added", "differentiable", "fresh", "random_kept", "split", "split_y", "unseen"]
 
 # These write to their running statistics without raising the version that tells of it.
@@ -54,16 +54,27 @@ class Form:
         return tree_unflatten([next(tensors) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)
 
 
-def split(tree: Any) -> tuple[list[Tensor], Form]:
-    """The tensors of a pytree, and its form."""
+def split(tree: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
+    """The tensors of a pytree, and its form. like: keys of dicts that only come in another order are put in its."""
     leaves, spec = tree_flatten(tree)
+    if like is not None and spec != like.spec:
+        leaves, spec = _by_key(tree, like.spec) or (leaves, spec)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return tensors, Form(spec, tuple(_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
 
-def split_y(y: Any) -> tuple[list[Tensor], Form]:
+def split_y(y: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
     """The same for a y, whose numbers become tensors."""
-    return split(tree_map(lambda v: torch.as_tensor(v) if isinstance(v, (bool, int, float, complex)) else v, y))
+    return split(tree_map(lambda v: torch.as_tensor(v) if isinstance(v, (bool, int, float, complex)) else v, y), like)
+
+
+def _by_key(tree: Any, spec: TreeSpec) -> tuple[list[Any], TreeSpec] | None:
+    """The leaves in the order of spec, or None where the tree has another structure."""
+    try:
+        leaves = spec.flatten_up_to(tree)
+    except ValueError:
+        return None
+    return (leaves, spec) if all(map(tree_is_leaf, leaves)) else None
 
 
 class Watch(TorchFunctionMode):
@@ -72,6 +83,7 @@ class Watch(TorchFunctionMode):
     captured: tensors that require grad, and come neither from carry and x nor from inside the step.
     written: other tensors from outside that a step wrote to in place (the running statistics of a batch norm).
     states: for each step, the random generators' states before it, or None if it drew no numbers.
+    overwrites: a step wrote to its carry or x in place.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -79,14 +91,18 @@ class Watch(TorchFunctionMode):
         self.captured: dict[int, Tensor] = {}
         self.written: dict[int, Tensor] = {}
         self.states: list[States | None] = []
+        self.overwrites = False
         self._latest = _states(devices)
         # Holds the tensors, not only their ids, which another tensor could take over.
         self._inside: dict[int, Tensor] = {}
 
     def call(self, step: Step, carry: Any, x: Any) -> Any:
-        self._inside = {id(t): t for t in tree_leaves((carry, x)) if isinstance(t, Tensor)}
+        received = [t for t in tree_leaves((carry, x)) if isinstance(t, Tensor)]
+        versions = list(map(_version, received))
+        self._inside = {id(t): t for t in received}
         with self:
             result = step(carry, x)
+        self.overwrites |= versions != list(map(_version, received))
         self._note(_outside(tree_leaves(result), self._inside))
         self._inside = {}
         before, self._latest = self._latest, _states(self._latest)
@@ -94,20 +110,21 @@ class Watch(TorchFunctionMode):
         self.states.append(before if drew else None)
         return result
 
-    def replay(self, step: Step, carry: Sequence[Form], x: Form, autocast: Autocast) -> Replay:
-        """What was noted. carry, x: the forms of what entered each step."""
+    def replay(self, step: Step, carry: Sequence[Form], x: Form, y: Form, autocast: Autocast) -> Replay:
+        """What was noted. carry, x: the forms of what entered each step. y: the form of each y."""
         # The wrappers of torch.func's transforms came and went inside a step.
-        captured = (t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
-        return Replay(step, carry, x, tuple(captured), tuple(self.written.values()), self.states, autocast)
+        captured = tuple(t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
+        written = tuple(self.written.values())
+        return Replay(step, carry, x, y, captured, written, self.states, autocast, self.overwrites)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         outside = _outside((args, kwargs), self._inside)
-        versions = [0 if t.is_inference() else t._version for t in outside.values()]
+        versions = list(map(_version, outside.values()))
         self._note(outside)
         result = func(*args, **kwargs)
         for t, version in zip(outside.values(), versions, strict=True):
-            wrote = func in _WRITING_UNSEEN or (not t.is_inference() and t._version != version)
+            wrote = func in _WRITING_UNSEEN or _version(t) != version
             if wrote and not t.requires_grad:
                 self.written[id(t)] = t
         self._inside.update((i, t) for i, t in _outside(result, self._inside).items() if i not in outside)
@@ -164,7 +181,8 @@ class Autocast:
 class Replay:
     """All that a step needs to be run again.
 
-    carry: the form of the carry that enters each step. x: the form of each x.
+    carry: the form of the carry that enters each step. x, y: the form of each x and y.
+    overwrites: the step writes to its carry or x in place, and is to get copies.
     opaque: the step hands captured tensors to calls that torch function modes do not see, such as the `apply` of an
         autograd.Function or a scripted module.
     """
@@ -172,11 +190,20 @@ class Replay:
     step: Step
     carry: Sequence[Form]
     x: Form
+    y: Form
     captured: tuple[Tensor, ...]
     written: tuple[Tensor, ...]
     states: Sequence[States | None]
     autocast: Autocast
+    overwrites: bool
     opaque: bool = False
+
+    @property
+    def rounding(self) -> float:
+        """The relative rounding error of the least precise type that the step is known to compute in."""
+        types = {t.dtype for t in self.captured if differentiable(t)}
+        types |= {dtype for enabled, dtype in self.autocast.types.values() if enabled}
+        return max((torch.finfo(dtype).eps for dtype in types), default=0.0)
 
     def visit(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> Visit:
         """Step t again, recorded by autograd from these carry and x, with these in place of the captured tensors."""
@@ -185,11 +212,15 @@ class Replay:
         state = self.states[t]
         if state is not None:
             _set_states(state)
-        with torch.enable_grad(), self.autocast.entered(), _Substitute(table):
-            new_carry, y = self.step(self.carry[t].join(carry), self.x.join(x))
         with torch.enable_grad():
+            received = [r.clone() for r in (*carry, *x)] if self.overwrites else [*carry, *x]
+            with self.autocast.entered(), _Substitute(table):
+                new_carry, y = self.step(
+                    self.carry[t].join(received[: len(carry)]), self.x.join(received[len(carry) :])
+                )
+            results = [*split(new_carry, self.carry[t])[0], *split_y(y, self.y)[0]]
             # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
-            outputs = [t.view_as(t) if t.requires_grad else t for t in [*split(new_carry)[0], *split_y(y)[0]]]
+            outputs = [r.view_as(r) if r.requires_grad else r for r in results]
         return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ())
 
     def check(self, visit: Visit) -> None:
@@ -201,43 +232,6 @@ class Replay:
                     "forward: what its closure captures must still be there in backward (torch.func.functional_call "
                     "puts its tensors there only until it returns)"
                 )
-
-
-@dataclass
-class Tape:
-    """Where a first-order backward replays steps from: each visit is a graph of its own, cut off on all sides.
-
-    carry: what entered each step, xs: both `[T, ...]`. captured: leaves in the place of the captured tensors.
-    wanted: whether each of xs and of captured is to receive a gradient. checked: a visit has passed `Replay.check`.
-    """
-
-    replay: Replay
-    carry: Sequence[Tensor]
-    xs: Sequence[Tensor]
-    captured: Sequence[Tensor]
-    wanted: Sequence[bool]
-    checked: bool = False
-
-    @property
-    def T(self) -> int:
-        return len(self.replay.carry)
-
-    def visit(self, t: int) -> Visit:
-        return self._visit(t, lambda leaf: leaf[t])
-
-    def visit_merged(self, times: list[int]) -> Visit:
-        """Several steps as one, of `[len(times) * B, ...]` rows: for steps that draw no numbers, with one form."""
-        return self._visit(times[0], lambda leaf: leaf[times].flatten(0, 1))
-
-    def _visit(self, t: int, at: Callable[[Tensor], Tensor]) -> Visit:
-        carry = [fresh(at(c), True) for c in self.carry]
-        x = [fresh(at(x), wanted) for x, wanted in zip(self.xs, self.wanted, strict=False)]
-        visit = self.replay.visit(t, carry, x, self.captured)
-        visit.wanted = [i for i in visit.wanted if i < len(carry) or self.wanted[i - len(carry)]]
-        if not self.checked:
-            self.replay.check(visit)
-            self.checked = True
-        return visit
 
 
 @dataclass
@@ -361,6 +355,10 @@ def _set_states(states: States) -> None:
             torch.cuda.set_rng_state(state, device)
         else:
             torch.set_rng_state(state)
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 def _outside(value: Any, inside: dict[int, Tensor]) -> dict[int, Tensor]:

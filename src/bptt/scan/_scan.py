@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._pytree import tree_leaves
 
 from ..engine import Tensors, run
 from ..policies import Policy, parse
+from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
 from ._replay import (
     Autocast,
     Form,
     Replay,
-    Tape,
     Visit,
     Watch,
     differentiable,
@@ -31,12 +31,15 @@ from ._replay import (
     split_y,
     unseen,
 )
-from ._walk import Grads, Sweep, independent, reproduces, reset
+from ._tape import Recorded, Tape, reset
+from ._walk import Grads, Sweep, independent
 
 __all__ = ["scan"]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Rows = Literal["auto", "independent", "coupled"]
+
+_Y_LEAVES = (Tensor, bool, int, float, complex, type(None))
 
 
 def scan(
@@ -60,11 +63,13 @@ def scan(
     where J_t is dc_t/dc_{t-1} and e_t comes from the cotangent of y_t; the cotangent of the final carry belongs to the
     last step's loss. What blocks send to x_t, to captured tensors and to the first carry adds up.
 
-    step: a function of (carry, x) alone: called again in backward, it must do the same. Modules and tensors its closure
-        captures receive their gradients. Random numbers from torch's default generators are replayed. Writes to
-        captured buffers (batch norm's running statistics) happen in forward only.
-    carry: pytree. Its structure, and every tensor's shape, dtype and device, stay the same from step to step. Tensors
-        of integers or bools and Python values pass without gradient.
+    step: a function of (carry, x) alone: called again in backward, it must do the same, and every result is compared
+        with the forward's. Modules and tensors its closure captures receive their gradients. Random numbers from
+        torch's default generators are replayed; those of any other generator are not. Writes to captured buffers
+        happen in forward only, and what they change must not reach carry and y (the running statistics of a batch
+        norm in train mode do not). The carry and x that it is given are its own to write to.
+    carry: pytree. Its structure, and every tensor's shape, dtype and device, stay the same from step to step; dicts
+        are matched by key. Tensors of integers or bools and Python values pass without gradient.
     xs: pytree of tensors `[T, ...]`, of which the step gets x_t `[...]`; or None, and the step gets None, length times.
     gradient: a policy, or its text form.
     resets: bool `[T, B]` or `[T]`: all tensors of the carry are zeroed, by row or wholly, before that step; no gradient
@@ -74,7 +79,8 @@ def scan(
     rows: whether row b of the new carry and of y depends on row b of carry and x alone. Where it does, blocks lie side
         by side in the first dimension, and `window` steps over (blocks * B) rows replace a walk per block. This needs
         every tensor of carry, x and y to be `[B, ...]` and a step that draws no random numbers.
-        "independent": it does. Not tested beyond these needs; a step whose rows are mixed gets a wrong gradient.
+        "independent": it does. Tested only in that merged steps must reproduce the forward; a step that mixes rows
+        in its Jacobian alone gets a wrong gradient.
         "coupled": it does not, as with batch norm, or a closure over a tensor `[B, ...]`.
         "auto": tested in every backward of more than one block. The last two steps are run as one of 2B rows; they must
         reproduce what the forward computed, and the Jacobian between different rows must be exactly zero (every pair of
@@ -90,8 +96,9 @@ def scan(
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
     for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
-    above needs are not met. TypeError where the step does not return a pair. RuntimeError in backward where the step
-    finds other parameters in its closure than in forward.
+    above needs are not met. TypeError where the step does not return a pair; for a carry with an unregistered object
+    that holds tensors. RuntimeError in backward where the step gives another result than in forward (but for rounding)
+    or finds other parameters in its closure; and inside the transforms of torch.func.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
 
@@ -110,10 +117,16 @@ def scan(
     policy = parse(gradient)
     if rows not in ("auto", "independent", "coupled"):
         raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
+    if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "scan does not work inside the transforms of torch.func (grad, vjp, jacrev, vmap, ...): "
+            "use torch.autograd.grad on what it returns, or call it under torch.no_grad"
+        )
     state, form = split(carry)
+    check_no_tensor_hidden(form)
     inputs, x_form = split(xs)
-    T = _length(inputs, x_form, length)
-    resets = _checked_resets(resets, T, state)
+    T = steps_of(inputs, x_form, length)
+    resets = checked_resets(resets, T, state)
     if reverse:
         inputs = [x.flip(0) for x in inputs]
         resets = None if resets is None else resets.flip(0)
@@ -125,7 +138,7 @@ def scan(
         walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch)
     outputs = [*walked.carry, *walked.ys]
     if watch is not None:
-        replay = _complete(watch.replay(step, walked.forms, x_form, autocast), walked.tape, inputs)
+        replay = _complete(watch.replay(step, walked.forms, x_form, walked.y_form, autocast), walked.tape, inputs)
         tensors = (*state, *inputs, *replay.captured)
         if any(t.requires_grad for t in tensors):
             obstacle = _obstacle(replay, walked, inputs)
@@ -172,26 +185,31 @@ def _forward(
     """Every step once; the carries are kept where someone watches."""
     tape = [] if watch is None else [c.new_empty((T, *c.shape)) for c in carry]
     ys: list[Tensor] = []
+    first: tuple[list[Tensor], Form] | None = None
     forms = []
+    # Copies: a step may write to what it is given.
+    carry = [c.clone() for c in carry]
     for t in range(T):
         carry = reset([c.detach() for c in carry], resets, t)
         forms.append(form)
         for kept, c in zip(tape, carry, strict=False):
             kept[t] = c
-        x = x_form.join(x[t] for x in xs)
+        x = x_form.join(x[t].clone() for x in xs)
         result = step(form.join(carry), x) if watch is None else watch.call(step, form.join(carry), x)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"step must return a pair (carry, y): got {_described(result)}")
+            raise TypeError(f"step must return a pair (carry, y): got {described(result)}")
         before = carry, form
-        carry, form = split(result[0])
-        _check_same("carry", f"after step {t} as before it", (carry, form), before)
-        y, y_form = split_y(result[1])
-        if t == 0:
+        carry, form = split(result[0], form)
+        check_no_tensor_hidden(form)
+        check_same("carry", f"after step {t} as before it", (carry, form), before)
+        y, y_form = split_y(result[1], first[1] if first else None)
+        if first is None:
             if not y_form.tensors_only:
-                raise ValueError(f"y must hold tensors, numbers or None: got {_described(result[1])}")
+                held = next(leaf for leaf in tree_leaves(result[1]) if not isinstance(leaf, _Y_LEAVES))
+                raise ValueError(f"y must hold tensors, numbers or None: got {described(held)}")
             first = y, y_form
             ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
-        _check_same("y", f"at step {t} as at the first", (y, y_form), first)
+        check_same("y", f"at step {t} as at the first", (y, y_form), first)
         for kept, leaf in zip(ys, y, strict=True):
             kept[t] = leaf
     # Clones, so that no output is an input that a step passed through.
@@ -231,33 +249,40 @@ class _Program:
         given = [t for t in tensors if t is not None]
         carry, xs, captured = given[:n], given[n : n + m], given[n + m :]
         dcarry, dys = cotangents[:n], cotangents[n:]
+        recorded = Recorded(T, tape or (), outputs[:n], outputs[n:], self.resets)
         with random_kept(self.replay.states):
             if tape is None:
                 visits = self._chain(carry, xs, captured)
                 self.replay.check(visits[-1])
+                for t, visit in enumerate(visits):
+                    recorded.check(self.replay, visit, t)
                 grads = self.sweep.one_by_one(visits.__getitem__, T, m, dcarry, dys)
             else:
-                taped = Tape(self.replay, tape, xs, [fresh(w, True) for w in captured], needs[n:])
-                grads = self._side_by_side(taped, outputs, dcarry, dys) or self.sweep.one_by_one(
-                    taped.visit, T, m, dcarry, dys
-                )
+                taped = Tape(self.replay, recorded, xs, [fresh(w, True) for w in captured], needs[n:])
+                grads = self._side_by_side(taped, dcarry, dys) or self.sweep.one_by_one(taped.visit, T, m, dcarry, dys)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
-    def _side_by_side(self, tape: Tape, outputs: tuple[Tensor, ...], dcarry: Tensors, dys: Tensors) -> Grads | None:
+    def _side_by_side(self, tape: Tape, dcarry: Tensors, dys: Tensors) -> Grads | None:
         """The gradient from blocks walked side by side, or None where they are not to be."""
         if self.rows == "coupled" or len(self.sweep.blocks) == 1 or self.obstacle is not None:
             return None
+        # Each visit is compared with the forward: a step may branch on values of the whole batch.
+        fits = tape.recorded.check_merged
         if self.rows == "auto":
-            if not independent(tape, outputs, self.resets):
-                return None
-            # Each visit is compared too: a step may branch on values of the whole batch.
-            return self.sweep.merged(tape, dcarry, dys, partial(reproduces, tape, outputs, self.resets))
+            return self.sweep.merged(tape, dcarry, dys, fits) if independent(tape) else None
         try:
-            return self.sweep.merged(tape, dcarry, dys, lambda *_: True)
+            grads = self.sweep.merged(tape, dcarry, dys, partial(fits, rounding=self.replay.rounding))
         except Exception as error:  # whatever a step may raise that is made for B rows and is given more
             raise ValueError(
                 "rows='independent' does not hold: the step fails on the rows of several blocks at once"
             ) from error
+        if grads is None:
+            for t in range(tape.T):
+                tape.visit(t)  # raises where the step differs on its own rows too
+            raise ValueError(
+                "rows='independent' does not hold: on the rows of several blocks at once the step gives another result"
+            )
+        return grads
 
     def _chain(self, carry: list[Tensor], xs: list[Tensor], captured: list[Tensor]) -> list[Visit]:
         """All steps, each from the carry of the one before, recorded by autograd.
@@ -277,7 +302,7 @@ def _complete(replay: Replay, tape: list[Tensor], xs: list[Tensor]) -> Replay:
     """With the captured tensors that the watch could not see, found in the graph of the first step."""
     captured = [fresh(w, True) for w in replay.captured]
     with random_kept(replay.states):
-        visit = Tape(replay, tape, xs, captured, [True] * (len(xs) + len(captured)), checked=True).visit(0)
+        visit = replay.visit(0, [fresh(c[0], True) for c in tape], [fresh(x[0], True) for x in xs], captured)
     found, opaque = unseen(visit, replay.captured)
     return replace(replay, captured=(*replay.captured, *found), opaque=opaque)
 
@@ -308,60 +333,3 @@ def _edge_factors(policy: Policy, T: int, carry: list[Tensor], resets: Tensor | 
     xi = torch.ones(T, 1) if xi is None else xi
     factors = xi.to(floats[0].device, dtype)
     return factors if resets is None else factors * ~resets
-
-
-def _length(xs: list[Tensor], form: Form, length: int | None) -> int:
-    if not form.tensors_only or any(x.dim() == 0 for x in xs):
-        raise ValueError("every leaf of xs must be a tensor [T, ...] or None")
-    lengths = {len(x) for x in xs} | (set() if length is None else {length})
-    if len(lengths) != 1:
-        raise ValueError(
-            f"xs and length must tell one number of steps: got leaves of xs of {[len(x) for x in xs]} steps, {length=}"
-        )
-    T = lengths.pop()
-    if T < 1:
-        raise ValueError(f"scan needs at least 1 step, since the first step tells what ys look like: got {T}")
-    return T
-
-
-def _checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tensor | None:
-    """`[T, B]` or `[T, 1]`."""
-    if resets is None:
-        return None
-    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
-        raise TypeError(f"resets must be a bool tensor [T, B] or [T]: got {_described(resets)}")
-    sizes = {c.shape[0] if c.dim() else None for c in carry}
-    shapes = [[T], *([T, size] for size in sizes if len(sizes) == 1 and size is not None)]
-    if list(resets.shape) not in shapes:
-        raise ValueError(
-            f"resets must have shape {' or '.join(map(str, shapes))}, for {T} steps and a carry with tensors of shape "
-            f"{[list(c.shape) for c in carry]}: got {list(resets.shape)}"
-        )
-    for c in carry:
-        if c.device != resets.device:
-            raise ValueError(f"resets must be on the carry's device {c.device}: got {resets.device}")
-    return resets if resets.dim() == 2 else resets[:, None]
-
-
-def _check_same(name: str, when: str, got: tuple[list[Tensor], Form], expected: tuple[list[Tensor], Form]) -> None:
-    """Raise ValueError for the first leaf that differs in kind, shape, dtype or device."""
-    if got[1] == expected[1] and all(map(_alike, got[0], expected[0])):
-        return
-    if got[1].spec != expected[1].spec:
-        raise ValueError(f"{name} must have the same structure {when}: expected {expected[1].spec}, got {got[1].spec}")
-    now, then = (tree_flatten_with_path(form.join(tensors))[0] for tensors, form in (got, expected))
-    for (path, a), (_, b) in zip(now, then, strict=True):
-        if _described(a) != _described(b):
-            raise ValueError(
-                f"{name}{keystr(path)} must be the same {when}: expected {_described(b)}, got {_described(a)}"
-            )
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
-def _described(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ._replay import Tape, Visit, added, differentiable
+from ._replay import Visit, added, differentiable
+from ._tape import Tape, beside
 
-__all__ = ["Block", "Grads", "Sweep", "beside", "independent", "reproduces", "reset"]
+__all__ = ["Block", "Grads", "Sweep", "independent"]
 
 Block = tuple[int, int, int]
 Grads = list[Tensor | None]
@@ -117,11 +118,8 @@ class Sweep:
         return [*dfirst, *dxs, *dcaptured]
 
 
-def independent(tape: Tape, outputs: Sequence[Tensor], resets: Tensor | None) -> bool:
-    """Whether the last two steps, run as one of 2B rows, give what the forward gave and mix no rows.
-
-    outputs: final carry and ys `[T, ...]` of the forward.
-    """
+def independent(tape: Tape) -> bool:
+    """Whether the last two steps, run as one of 2B rows, give what the forward gave and mix no rows."""
     probe = replace(tape, wanted=[True] * len(tape.xs) + [False] * len(tape.captured))
     times = [tape.T - 2, tape.T - 1]
     try:
@@ -129,26 +127,7 @@ def independent(tape: Tape, outputs: Sequence[Tensor], resets: Tensor | None) ->
     except Exception:  # whatever a step may raise that is made for B rows and is given 2B
         return False
     entries = len(tape.carry) + len(tape.xs)
-    return reproduces(tape, outputs, resets, visit, times) and not _mixes_rows(visit, entries)
-
-
-def reproduces(tape: Tape, outputs: Sequence[Tensor], resets: Tensor | None, visit: Visit, times: list[int]) -> bool:
-    """Whether a merged visit of these steps gives what the forward gave."""
-    n, T = len(tape.carry), tape.T
-    later, final = [min(t + 1, T - 1) for t in times], [i for i, t in enumerate(times) if t == T - 1]
-    expected = [kept[later] for kept in tape.carry]
-    for rows, c in zip(expected, outputs[:n], strict=True):
-        rows[final] = c
-    expected += [y[times] for y in outputs[n:]]
-    got = [t.detach() for t in visit.outputs]
-    if any(g.shape != e.flatten(0, 1).shape for g, e in zip(got, expected, strict=True)):
-        return False
-    got = [g.unflatten(0, e.shape[:2]) for g, e in zip(got, expected, strict=True)]
-    if resets is not None:  # what was kept had been reset
-        zeroed = resets[later]
-        zeroed[final] = False
-        got[:n] = [c.masked_fill(beside(zeroed, c), 0) for c in got[:n]]
-    return all(map(_close, got, expected))
+    return tape.recorded.check_merged(visit, times) and not _mixes_rows(visit, entries)
 
 
 def _mixes_rows(visit: Visit, entries: int) -> bool:
@@ -168,24 +147,6 @@ def _mixes_rows(visit: Visit, entries: int) -> bool:
                 if grad is not None and grad[other.to(grad.device)].any():
                     return True
     return False
-
-
-def _close(got: Tensor, expected: Tensor) -> bool:
-    """Equal but for rounding: a product over more rows may add up in another order."""
-    if not differentiable(got):
-        return torch.equal(got, expected)
-    tolerance = torch.finfo(got.dtype).eps ** 0.5
-    return torch.allclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
-def reset(carry: Sequence[Tensor], resets: Tensor | None, t: int) -> list[Tensor]:
-    """The carry that enters step t. resets: `[T, B]` or `[T, 1]`."""
-    return list(carry) if resets is None else [c.masked_fill(beside(resets[t], c), 0) for c in carry]
-
-
-def beside(rows: Tensor, leaf: Tensor) -> Tensor:
-    """`[B]` (or `[blocks, B]`) shaped to stand beside a leaf `[B, ...]`; `[1]` beside any leaf."""
-    return rows.reshape(rows.shape + (1,) * (leaf.dim() - rows.dim())) if leaf.dim() else rows.reshape(())
 
 
 def _scaled(adjoint: Tensor | None, factor: Tensor | None) -> Tensor | None:

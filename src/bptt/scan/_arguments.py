@@ -1,0 +1,90 @@
+"""What `scan` and its step are given and give: checked, with errors that name it, its value and what was expected."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
+
+from ._replay import Form
+
+__all__ = ["check_no_tensor_hidden", "check_same", "checked_resets", "described", "steps_of"]
+
+
+def steps_of(xs: list[Tensor], form: Form, length: int | None) -> int:
+    """T, which xs and length must agree on."""
+    if not form.tensors_only or any(x.dim() == 0 for x in xs):
+        raise ValueError("every leaf of xs must be a tensor [T, ...] or None")
+    try:
+        length = length if length is None else index(length)
+    except TypeError:
+        raise TypeError(f"length must be an integer or None: got {length!r}") from None
+    lengths = {len(x) for x in xs} | (set() if length is None else {length})
+    if len(lengths) != 1:
+        raise ValueError(
+            f"xs and length must tell one number of steps: got leaves of xs of {[len(x) for x in xs]} steps, {length=}"
+        )
+    T = lengths.pop()
+    if T < 1:
+        raise ValueError(f"scan needs at least 1 step, since the first step tells what ys look like: got {T}")
+    return T
+
+
+def checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tensor | None:
+    """The resets as `[T, B]` or `[T, 1]`."""
+    if resets is None:
+        return None
+    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
+        raise TypeError(f"resets must be a bool tensor [T, B] or [T]: got {described(resets)}")
+    sizes = {c.shape[0] if c.dim() else None for c in carry}
+    shapes = [[T], *([T, size] for size in sizes if len(sizes) == 1 and size is not None)]
+    if list(resets.shape) not in shapes:
+        raise ValueError(
+            f"resets must have shape {' or '.join(map(str, shapes))}, for {T} steps and a carry with tensors of shape "
+            f"{[list(c.shape) for c in carry]}: got {list(resets.shape)}"
+        )
+    for c in carry:
+        if c.device != resets.device:
+            raise ValueError(f"resets must be on the carry's device {c.device}: got {resets.device}")
+    return resets if resets.dim() == 2 else resets[:, None]
+
+
+def check_no_tensor_hidden(carry: Form) -> None:
+    """Raise TypeError for a leaf, taken for a Python value, that holds tensors: they would get no gradient."""
+    for leaf in carry.leaves:
+        names = [name for kind in type(leaf).__mro__ for name in getattr(kind, "__slots__", ())]
+        held = [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in names)]
+        if any(isinstance(t, Tensor) for t in tree_leaves(held)) and not isinstance(leaf, torch.nn.Module):
+            name = type(leaf).__name__
+            raise TypeError(
+                f"carry holds a {name}, which is not a registered pytree: register it "
+                f"(torch.export.register_dataclass for a dataclass), or put its tensors in a tuple or dict"
+            )
+
+
+def check_same(name: str, when: str, got: tuple[list[Tensor], Form], expected: tuple[list[Tensor], Form]) -> None:
+    """Raise ValueError for the first leaf that differs in kind, shape, dtype or device."""
+    kinds, kinds_before = ([type(leaf) for leaf in form.leaves] for _, form in (got, expected))
+    if got[1].spec == expected[1].spec and kinds == kinds_before and all(map(_alike, got[0], expected[0])):
+        return
+    if got[1].spec != expected[1].spec:
+        raise ValueError(f"{name} must have the same structure {when}: expected {expected[1].spec}, got {got[1].spec}")
+    now, then = (tree_flatten_with_path(form.join(tensors))[0] for tensors, form in (got, expected))
+    for (path, a), (_, b) in zip(now, then, strict=True):
+        if described(a) != described(b):
+            raise ValueError(
+                f"{name}{keystr(path)} must be the same {when}: expected {described(b)}, got {described(a)}"
+            )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+def described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"

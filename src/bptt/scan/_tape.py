@@ -1,0 +1,133 @@
+"""What the forward computed: where a first-order backward replays steps from, and what every replay must give again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._replay import Replay, Visit, differentiable, fresh
+
+__all__ = ["Recorded", "Tape", "beside", "reset"]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """T: steps. carry: what entered each, resets applied; ys: both `[T, ...]`. final: the last carry.
+
+    resets: `[T, B]` or `[T, 1]`. carry is empty in double backward, where each step is recorded from the one before.
+    """
+
+    T: int
+    carry: Sequence[Tensor]
+    final: Sequence[Tensor]
+    ys: Sequence[Tensor]
+    resets: Tensor | None
+
+    def check(self, replay: Replay, visit: Visit, t: int) -> None:
+        """Raise RuntimeError where a visit of step t does not give what the forward gave.
+
+        Tensors of integers and bools take no part in a gradient, and are not compared.
+        """
+        n, last = len(self.final), t == self.T - 1
+        got = list(visit.outputs)
+        expected = [*(self.final if last else [c[t + 1] for c in self.carry]), *(y[t] for y in self.ys)]
+        same = len(got) == n + len(self.ys)
+        if same and not last:  # what was kept had been reset
+            got[:n] = reset(got[:n], self.resets, t + 1) if self.carry else []
+        if same and all(_close(g, e, replay.rounding) for g, e in zip(got, expected, strict=True) if differentiable(e)):
+            return
+        raise RuntimeError(
+            f"step, run again in backward, gave another result at step {t}: it must depend on carry, x and captured "
+            "tensors alone (captured state it changes, random numbers from another generator than torch's default, or "
+            "a module switched between train and eval?)"
+        )
+
+    def check_merged(self, visit: Visit, times: list[int], rounding: float = 0.0) -> bool:
+        """Whether a merged visit of these steps gives what the forward gave."""
+        n, T = len(self.carry), self.T
+        later, final = [min(t + 1, T - 1) for t in times], [i for i, t in enumerate(times) if t == T - 1]
+        expected = [kept[later] for kept in self.carry]
+        for rows, c in zip(expected, self.final, strict=True):
+            rows[final] = c
+        expected += [y[times] for y in self.ys]
+        got = [t.detach() for t in visit.outputs]
+        if [g.shape for g in got] != [e.flatten(0, 1).shape for e in expected]:
+            return False
+        got = [g.unflatten(0, e.shape[:2]) for g, e in zip(got, expected, strict=True)]
+        if self.resets is not None:
+            zeroed = self.resets[later]
+            zeroed[final] = False
+            got[:n] = [c.masked_fill(beside(zeroed, c), 0) for c in got[:n]]
+        return all(_close(g, e, rounding) for g, e in zip(got, expected, strict=True))
+
+
+@dataclass
+class Tape:
+    """Where a first-order backward replays steps from: each visit is a graph of its own, cut off on all sides.
+
+    xs: `[T, ...]`. captured: leaves in the place of the captured tensors. wanted: whether each of xs and of captured is
+    to receive a gradient. checked: a visit has passed `Replay.check`.
+    """
+
+    replay: Replay
+    recorded: Recorded
+    xs: Sequence[Tensor]
+    captured: Sequence[Tensor]
+    wanted: Sequence[bool]
+    checked: bool = False
+
+    @property
+    def T(self) -> int:
+        return self.recorded.T
+
+    @property
+    def carry(self) -> Sequence[Tensor]:
+        return self.recorded.carry
+
+    def visit(self, t: int) -> Visit:
+        visit = self._visit(t, lambda leaf: leaf[t])
+        self.recorded.check(self.replay, visit, t)
+        return visit
+
+    def visit_merged(self, times: list[int]) -> Visit:
+        """Several steps as one, of `[len(times) * B, ...]` rows: for steps that draw no numbers, with one form.
+
+        Whether it gives what the forward gave is for the caller to ask.
+        """
+        return self._visit(times[0], lambda leaf: leaf[times].flatten(0, 1))
+
+    def _visit(self, t: int, at: Callable[[Tensor], Tensor]) -> Visit:
+        carry = [fresh(at(c), True) for c in self.carry]
+        x = [fresh(at(x), wanted) for x, wanted in zip(self.xs, self.wanted, strict=False)]
+        visit = self.replay.visit(t, carry, x, self.captured)
+        visit.wanted = [i for i in visit.wanted if i < len(carry) or self.wanted[i - len(carry)]]
+        if not self.checked:
+            self.replay.check(visit)
+            self.checked = True
+        return visit
+
+
+def reset(carry: Sequence[Tensor], resets: Tensor | None, t: int) -> list[Tensor]:
+    """The carry that enters step t. resets: `[T, B]` or `[T, 1]`."""
+    return list(carry) if resets is None else [c.masked_fill(beside(resets[t], c), 0) for c in carry]
+
+
+def beside(rows: Tensor, leaf: Tensor) -> Tensor:
+    """`[B]` (or `[blocks, B]`) shaped to stand beside a leaf `[B, ...]`; `[1]` beside any leaf."""
+    return rows.reshape(rows.shape + (1,) * (leaf.dim() - rows.dim())) if leaf.dim() else rows.reshape(())
+
+
+def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
+    """Equal but for rounding: a product over more rows may add up in another order."""
+    got = got.detach()
+    if got.shape != expected.shape or got.dtype != expected.dtype or got.device != expected.device:
+        return False
+    if torch.equal(got, expected):
+        return True
+    if not differentiable(got):
+        return False
+    tolerance = max(torch.finfo(got.dtype).eps, rounding) ** 0.5
+    return torch.allclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
