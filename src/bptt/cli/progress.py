@@ -12,10 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..train import Record, RunDirectory, Step, Trainer, fit
 from ..train.model import unigram_perplexity
 
-__all__ = ["TrainingProgress", "describe", "train_with_progress", "unigram"]
+__all__ = ["TrainingProgress", "describe", "describe_briefly", "train_with_progress", "unigram"]
 
 PLAIN_SECONDS = 2.0
 """Least time between two plain lines, lines with a held-out measurement excepted."""
+
+WIDE = 110
+"""Columns of a terminal that has room for a bar."""
 
 
 def describe(record: Record) -> str:
@@ -31,18 +34,31 @@ def describe(record: Record) -> str:
     )
 
 
+def describe_briefly(record: Record, heldout: float | None) -> str:
+    """The same for the live line, which must leave room for the count in 80 columns. heldout: the last measurement.
+
+    >>> describe_briefly(Record(50, 1, 50, 1.0, 2.718281828, None, None, None, 0.25, 0.5, 12345.6), heldout=3.1)
+    'loss 1.000 ppl 2.72 held-out 3.10 |g| 0.25 clip 50% 12,346 tok/s'
+    """
+    held = "" if heldout is None else f"held-out {heldout:.2f} "
+    return (
+        f"loss {record.loss:.3f} ppl {record.perplexity:.2f} {held}"
+        f"|g| {record.grad_norm:.2f} clip {record.clipped:.0%} {record.tokens_per_second:,.0f} tok/s"
+    )
+
+
 class TrainingProgress:
     """Inside `with`, shows steps and records on a console."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self.console, self.total = console, total
-        self.heldout = ""  # the last measurement stays in the live line
+        self.heldout: float | None = None  # the last measurement stays in the live line
         self.last = -PLAIN_SECONDS
+        bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
         self.bar = Progress(
-            TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(),
+            *bar,
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}"),
             console=console,
             disable=not console.is_terminal,
@@ -66,8 +82,8 @@ class TrainingProgress:
         """Show a record. On a terminal those with a held-out measurement also stay, as a line above the live one."""
         measured = record.heldout_perplexity is not None
         if measured:
-            self.heldout = f"  (held-out {record.heldout_perplexity:.2f})"
-        self.bar.update(self.task, text=describe(record) + ("" if measured else self.heldout))
+            self.heldout = record.heldout_perplexity
+        self.bar.update(self.task, text=describe_briefly(record, self.heldout))
         if self.console.is_terminal and not measured:
             return
         if measured or monotonic() - self.last >= PLAIN_SECONDS:
