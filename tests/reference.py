@@ -287,7 +287,7 @@ def _by_lane(
 # Layers under test
 
 
-def build(cell: str, I: int = 5, H: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float64, **kw: Any) -> Any:  # noqa: E741
+def build(cell: str, I: int = 5, H: int = 4, *, seed: int = 0, dtype: torch.dtype = torch.float64, **kw: Any) -> Any:
     """torch.nn's layer for a row of CELLS."""
     kind, select = CELLS[cell]
     with torch.random.fork_rng():

@@ -94,7 +94,7 @@ def test_initial_state_left_out(cell: str, net: str, agree: Agree) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("memory", ["gates", "states"])
 def test_size(cell: str, size: str, memory: str, agree: Agree) -> None:
-    T, B, I, H = SIZES[size]  # noqa: E741
+    T, B, I, H = SIZES[size]
     theirs = build(cell, I, H, num_layers=2, bidirectional=True)
     data = case(theirs, T, B)
     agree(measure(ours(theirs, memory=memory), data).values(), measure(theirs, data).values())

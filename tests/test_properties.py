@@ -23,7 +23,7 @@ class Net:
     """The arguments of a layer and the shape of its data."""
 
     cell: str
-    I: int  # noqa: E741
+    I: int
     H: int
     kw: dict[str, Any]
     T: int

@@ -22,7 +22,7 @@ def generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def build(name: str, I: int = 2, H: int = 3, seed: int = 0) -> Any:  # noqa: E741
+def build(name: str, I: int = 2, H: int = 3, seed: int = 0) -> Any:
     rng = generator(seed)
     G = {"gru": 3, "lstm": 4, "lstm_proj": 4}.get(name, 1)
     P = 2 if name == "lstm_proj" else H
@@ -95,7 +95,7 @@ def losses_of(cell: Any, x: Array, s_0: Array, e: Array, resets: Array | None = 
 def torch_layer(name: str, cell: Any) -> torch.nn.RNNBase:
     """torch.nn's layer with the cell's weights, float64."""
     w = recurrence.weights(cell)
-    I, H = w["W_ih"].shape[1], len(w["W_hr"].T) if "W_hr" in w else cell.output_size  # noqa: E741
+    I, H = w["W_ih"].shape[1], len(w["W_hr"].T) if "W_hr" in w else cell.output_size
     if name == "gru":
         layer: torch.nn.RNNBase = torch.nn.GRU(I, H, dtype=torch.float64)
     elif name.startswith("lstm"):

@@ -79,7 +79,7 @@ def test_concatenated_weights_are_torchs_weights_rearranged(name: str) -> None:
     cell = build(name)
     x, s_0, _, ds_T = data(cell)
     _, tape = cell.step(x[0, 0], s_0[0])
-    P, I, H = cell.output_size, 2, 3  # noqa: E741
+    P, I, H = cell.output_size, 2, 3
     d = cell.deltas(tape, ds_T[0, :P], ds_T[0, P:])
     concatenated = lstm.concatenated_gradients(tape, d)
     assert list(concatenated) == ["W_f", "W_i", "W_c", "W_o"]

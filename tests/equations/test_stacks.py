@@ -22,7 +22,7 @@ def make(name: str, layers: int, directions: int, *, H: int = 2, lanes: int = B,
     rng = generator(7)
     cells: list[list[Any]] = []
     inputs = 2
-    for l in range(layers):  # noqa: E741
+    for l in range(layers):
         cells.append([build(name, inputs, H, seed=10 * l + d) for d in range(directions)])
         inputs = directions * cells[-1][0].output_size
     s_0 = [[rng.normal(size=(lanes, cell.state_size)) for cell in layer] for layer in cells]
@@ -89,7 +89,7 @@ def restarted_loss(
     earliest, first, last, latest = span
     low, high = (earliest, latest) if source == 0 else (T - 1 - latest, T - 1 - earliest)
     z, total = x[low : high + 1], 0.0
-    for l, layer in enumerate(cells):  # noqa: E741
+    for l, layer in enumerate(cells):
         halves = []
         for d, cell in enumerate(layer):
             entry = low if d == 0 else T - 1 - high
@@ -127,9 +127,9 @@ def test_a_window_counts_steps_of_the_whole_network(
         return sum(restarted_loss(cells, x, s_0, dy, ds_T, *case, constant, resets) for case in cases)
 
     close(got["x"], complex_step(lambda z: total(cells, z, s_0), x))
-    for l, d in itertools.product(range(2), range(directions)):  # noqa: E741
+    for l, d in itertools.product(range(2), range(directions)):
 
-        def put(nested: Any, z: Any, l: int = l, d: int = d) -> Any:  # noqa: E741
+        def put(nested: Any, z: Any, l: int = l, d: int = d) -> Any:
             return [[z if (i, j) == (l, d) else old for j, old in enumerate(row)] for i, row in enumerate(nested)]
 
         close(got["s_0"][l][d], complex_step(lambda z, put=put: total(cells, x, put(s_0, z)), s_0[l][d]))
@@ -187,7 +187,7 @@ def test_chunked_cuts_every_edge_in_own_steps() -> None:
     fenced = [(first, first, last, last) for _, first, last in policies.chunks(T, 2)]
     same = stacks.sweep(cells, x, s_0, dy, ds_T, fenced)
     close(got["x"], same["x"])
-    for l in range(2):  # noqa: E741
+    for l in range(2):
         close(got["s_0"][l][0], same["s_0"][l][0])
         for key, value in got["weights"][l][0].items():
             close(value, same["weights"][l][0][key])

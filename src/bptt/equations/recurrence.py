@@ -91,7 +91,7 @@ def partials(cell: Any, x: Array, s: Array) -> tuple[Array, Array, dict[str, Arr
     K = derivative(x, lambda z: cell.step(z, s)[0])
     J = derivative(s, lambda z: cell.step(x, z)[0])
     b = {
-        name: derivative(value, lambda z, name=name: replace(cell, **{name: z}).step(x, s)[0])  # type: ignore[misc]
+        name: derivative(value, lambda z, name=name: replace(cell, **{name: z}).step(x, s)[0])  # type: ignore[misc]  # a dataclass
         for name, value in weights(cell).items()
     }
     return K, J, b

@@ -41,22 +41,19 @@ class Frames:
     @classmethod
     def of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
         """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the CPU) out of T."""
-        B, device = lengths.shape[0], lengths.device  # named, since a default device may be set
+        B, device = len(lengths), lengths.device  # named, since a default device may be set
         lanes = torch.arange(B, device=device)
         if reach.every is None:
             zero = torch.zeros_like(lengths)
             return cls(T, B, T, zero, lanes, zero, lengths - 1, lengths - 1, whole=True)
-        n = -(-T // reach.every)
-        first = (torch.arange(n, device=device) * reach.every).repeat_interleave(B)
-        lane = lanes.repeat(n)
-        real = first < lengths[lane]  # shorter sequences have fewer blocks
-        first, lane = first[real], lane[real]
-        end = lengths[lane] - 1
-        last = torch.minimum(first + reach.every - 1, end)
-        assert reach.window is not None  # by Reach: with blocks there is a window
-        start = first if reach.fenced else (last - reach.window + 1).clamp(min=0)
-        R = int((last - start).max()) + 1 if len(first) else 1
-        return cls(T, B, R, start, lane, first, last, end)
+        columns = []
+        for length in lengths.unique().tolist():  # the blocks of a sequence depend on its length alone
+            blocks = torch.tensor(reach.blocks(length), device=device)
+            alike = lanes[lengths == length]
+            lane = alike.repeat(len(blocks))
+            columns.append(torch.cat([blocks.repeat_interleave(len(alike), 0), lane[:, None]], 1))
+        start, first, last, lane = torch.cat(columns).unbind(1)
+        return cls(T, B, int((last - start).max()) + 1, start, lane, first, last, lengths[lane] - 1)
 
     def groups(self, columns: int) -> Iterator[Frames]:
         """The same columns in groups of at most `columns`, so that a sweep's memory stays bounded."""
@@ -150,7 +147,7 @@ class Columns:
         low = (last - reach.window + 1).clamp(min=0)
         high = torch.minimum(first + reach.window - 1, end)
         span = high - low + 1
-        R = int(span.max()) if len(span) else 1
+        R = int(span.max())
         forward = Frames(T, ahead.B, R, low, lane, first, last, end)
         reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end)
         return cls((forward, reverse), takes, span)

@@ -81,12 +81,13 @@ class Call:
         layer: Recurrent, flat: Tensor, hx: Hidden | None, batched: bool, sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The initial states, zeros where none were given, with torch.nn's errors for a wrong number of dimensions."""
+        count = layer.cell().states
         if hx is None:
             shapes = (layer.get_expected_hidden_size(flat, sizes), layer.get_expected_cell_size(flat, sizes))
-            return tuple(flat.new_zeros(shape) for shape in shapes[: layer._states])
+            return tuple(flat.new_zeros(shape) for shape in shapes[:count])
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if len(given) != layer._states or isinstance(hx, Tensor) != (layer._states == 1):
-            expected = "a tuple (h_0, c_0)" if layer._states == 2 else "one tensor h_0"
+        if len(given) != count or isinstance(hx, Tensor) != (count == 1):
+            expected = "a tuple (h_0, c_0)" if count == 2 else "one tensor h_0"
             got = "one tensor" if isinstance(hx, Tensor) else f"a {type(hx).__name__} of {len(given)}"
             raise RuntimeError(f"{type(layer).__name__}: hx must be {expected}: got {got}")
         expected_dim = 3 if batched else 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,6 @@ __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
 class Recurrent(torch.nn.RNNBase):
     """What the three layers share: our keywords, torch's argument conventions, and the call of the engine."""
-
-    _states: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -200,8 +198,6 @@ class LSTM(Recurrent):
     Source: Gers, Schmidhuber and Cummins 2000, "Learning to forget"; projection: Sak et al. 2014 (arXiv 1402.1128);
     equations/README.md, chapter 5.
     """
-
-    _states = 2
 
     def __init__(
         self,
