@@ -1,19 +1,28 @@
 # The two commands a newcomer needs: `make demo` and `make test`. Both set up the environment first.
 PYTHON ?= python3
+# ON: warnings of the compiler are errors.
+WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# The installed package is a list of the modules in src/: one moved or deleted takes a new list.
+MODULES := $(shell find src -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.installed-$(MODULES)
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format symbols sanitize clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-setup: $(STAMP)  ## create .venv and install everything from pyproject.toml
+setup: $(STAMP)  ## create .venv, install everything from pyproject.toml, compile the kernels
 
-$(STAMP): pyproject.toml constraints.txt
+# Again only when one of these has changed. Built with tools that stay in .venv, not in an environment that pip makes and
+# throws away, so that what is compiled in build/ stays good and only what has changed is compiled again.
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check scikit-build-core nanobind cmake ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+	    --no-build-isolation --config-settings=cmake.define.BPTT_WERROR=$(WERROR)
+	@rm -f $(VENV)/.installed*
 	@touch $@
 
 demo: setup      ## train on real text for about two minutes, sample, say where everything lies
@@ -22,14 +31,24 @@ demo: setup      ## train on real text for about two minutes, sample, say where 
 test: setup      ## run the tests
 	$(BIN)/python -m pytest -n 2 -q
 
-lint: setup      ## ruff check, ruff format --check, mypy
+lint: setup symbols  ## ruff check, ruff format --check, mypy, symbols, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*
 	$(BIN)/mypy
 
-format: setup    ## let ruff rewrite
+format: setup    ## let ruff and clang-format rewrite
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*
+
+# An inline function of two variants could be linked in the wider one's instructions and run where there are none.
+symbols: setup   ## check that the kernels' variants share no code
+	@nm -C build/*/CMakeFiles/walks_*.dir/csrc/variant.cpp.o > build/symbols
+	@! grep -E ' [uVW] ' build/symbols | grep -vE 'bptt::(portable|avx2|avx512)::'
+
+sanitize: setup  ## compile the kernels with GCC's sanitizers, run their tests
+	cmake/sanitize
 
 clean:           ## remove what setup and the tools made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

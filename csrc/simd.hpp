@@ -1,0 +1,83 @@
+// Vectors of one register, in one source for every element type and every width.
+//
+// This file and all that include it are compiled once per variant (see CMakeLists.txt): BPTT_VARIANT names the
+// variant's namespace and BPTT_BYTES is the width of its registers. Nothing from the C++ library is used here, since an
+// inline function shared between variants could be linked in the widest one's instructions.
+#pragma once
+
+#include <cstdint>
+
+#if BPTT_BYTES == 64
+#include <immintrin.h>
+#elif BPTT_BYTES == 32
+#include <immintrin.h>
+#endif
+
+#define BPTT_INLINE inline __attribute__((always_inline))
+
+namespace bptt::BPTT_VARIANT {
+
+template <class T> struct Types;
+
+template <> struct Types<float> {
+    using Int = std::int32_t;
+    using UInt = std::uint32_t;
+};
+
+template <> struct Types<double> {
+    using Int = std::int64_t;
+    using UInt = std::uint64_t;
+};
+
+template <class T> struct Register {
+    typedef T Vec __attribute__((vector_size(BPTT_BYTES)));
+    typedef typename Types<T>::Int Ints __attribute__((vector_size(BPTT_BYTES)));
+    typedef T Unaligned __attribute__((vector_size(BPTT_BYTES), aligned(sizeof(T)), may_alias));
+};
+
+// As many values as one register holds.
+template <class T> using Vec = typename Register<T>::Vec;
+
+// Integers of the same size, the type of a comparison's result: all bits set where true.
+template <class T> using Ints = typename Register<T>::Ints;
+
+template <class T> constexpr int lanes = BPTT_BYTES / sizeof(T);
+
+template <class T> BPTT_INLINE Vec<T> broadcast(T x) { return x - Vec<T>{}; }
+
+template <class T> BPTT_INLINE Vec<T> load(const T *p) {
+    return *reinterpret_cast<const typename Register<T>::Unaligned *>(p);
+}
+
+template <class T> BPTT_INLINE void store(T *p, Vec<T> x) {
+    *reinterpret_cast<typename Register<T>::Unaligned *>(p) = x;
+}
+
+// The first `count` values, the rest zero; nothing beyond them is read or written.
+template <class T> BPTT_INLINE Vec<T> load(const T *p, int count) {
+    if (count >= lanes<T>) return load(p);
+#if BPTT_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+    else
+        return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), p);
+#else
+    Vec<T> x{};
+    for (int i = 0; i < count; ++i) x[i] = p[i];
+    return x;
+#endif
+}
+
+template <class T> BPTT_INLINE void store(T *p, Vec<T> x, int count) {
+    if (count >= lanes<T>) return store(p, x);
+#if BPTT_BYTES == 64
+    if constexpr (sizeof(T) == 4)
+        _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
+    else
+        _mm512_mask_storeu_pd(p, (__mmask8)((1u << count) - 1), (__m512d)x);
+#else
+    for (int i = 0; i < count; ++i) p[i] = x[i];
+#endif
+}
+
+} // namespace bptt::BPTT_VARIANT

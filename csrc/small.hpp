@@ -1,0 +1,110 @@
+// The products over all steps of a small layer, whose calls of a BLAS would take longer than the products themselves.
+#pragma once
+
+#include "product.hpp"
+#include "scratch.hpp"
+#include "walks.hpp"
+
+namespace bptt::BPTT_VARIANT {
+
+// Rows of a result, where they lie: out + n * stride.
+template <class T> struct Stored {
+    T *out;
+    long stride, units;
+
+    BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
+        for (int i = 0; i < rows; ++i) {
+            T *to = out + (n + i) * stride;
+            for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
+                const long u = unit + v * lanes<T>;
+                store(to + u, load(sums), (int)(units - u < lanes<T> ? units - u : lanes<T>));
+            }
+        }
+    }
+};
+
+// Memory of a product of [rows, K] and [K, units], shared by all workers.
+template <class T> struct SmallMemory {
+    Panels<T> w;
+    const T **rows;
+    long bytes;
+
+    SmallMemory(long count, long units, long K, void *memory) : w(1, units, K, count) {
+        Scratch scratch(memory);
+        w.place(scratch.take<T>(w.values()));
+        rows = scratch.take<const T *>(count);
+        bytes = scratch.bytes();
+    }
+};
+
+template <class T> long small_bytes(long count, long units, long K) {
+    return SmallMemory<T>(count, units, K, nullptr).bytes;
+}
+
+// out[n] = row(n) times the matrix [K, units] that pack(panels, p) packs, for n in [0, count). Every worker calls it.
+template <class T, class Row, class Pack>
+void small_product(const Worker &worker, long count, long units, long K, Row row, Pack pack, T *out, long stride,
+                   void *memory) {
+    SmallMemory<T> s(count, units, K, memory);
+    const auto begin = [&](long n, int id) { return n * id / worker.count; };
+    for (long p = begin(s.w.count, worker.id); p < begin(s.w.count, worker.id + 1); ++p) pack(s.w, p);
+    const long n0 = begin(count, worker.id), n1 = begin(count, worker.id + 1);
+    for (long n = n0; n < n1; ++n) s.rows[n] = row(n);
+    worker.wait();
+    pass(s.w, s.rows, n0, n1, 0, s.w.count, Stored<T>{out, stride, units});
+    worker.wait();
+}
+
+template <class T> long small_forward_bytes(const Forward<T> &a, long G) {
+    return a.x ? small_bytes<T>(a.T * a.B, G * a.H, a.I) : 0;
+}
+
+template <class T> void small_forward(const Forward<T> &a, long G, void *memory, const Worker &worker) {
+    small_product<T>(
+        worker, a.T * a.B, G * a.H, a.I, [&](long n) { return a.x + n * a.I; },
+        [&](Panels<T> &w, long p) { w.pack_rows(p, a.w_ih, [](int, long) { return T(0); }); }, a.gates, a.stride,
+        memory);
+}
+
+template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width) {
+    if (!a.x) return 0;
+    const long rows = a.T * a.B;
+    const long inputs = small_bytes<T>(rows, a.I, G * a.H);
+    const long weights = small_bytes<T>(G * a.H, a.I > a.P ? a.I : a.P, rows);
+    return (rows * width * (long)sizeof(T) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
+}
+
+// (6.4), from da [T * B, width].
+template <class T>
+void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *memory, const Worker &worker) {
+    const long rows = a.T * a.B, GH = G * a.H, skip = width - GH; // a GRU's rows begin with dm
+    Scratch scratch(memory);
+    T *across = scratch.take<T>(rows * width); // da [width, T * B]
+    void *rest = scratch.take<char>(0);
+    if (a.dw_ih || a.dw_hh)
+        for (long g = width * worker.id / worker.count; g < width * (worker.id + 1) / worker.count; ++g)
+            for (long n = 0; n < rows; ++n) across[g * rows + n] = a.da[n * width + g];
+    worker.wait();
+    if (a.dx)
+        small_product<T>(
+            worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; },
+            [&](Panels<T> &w, long p) { w.pack_columns(p, [&](long k) { return a.w_ih + k * a.I; }); }, a.dx, a.I,
+            rest);
+    if (a.dw_ih)
+        small_product<T>(
+            worker, GH, a.I, rows, [&](long g) { return across + (g + skip) * rows; },
+            [&](Panels<T> &w, long p) { w.pack_columns(p, [&](long k) { return a.x + k * a.I; }); }, a.dw_ih, a.I,
+            rest);
+    if (a.dw_hh)
+        small_product<T>(
+            worker, GH, a.P, rows,
+            [&](long g) {
+                return across + (skip == 0 ? g : g < 2 * a.H ? g + skip : g - 2 * a.H) * rows;
+            },
+            [&](Panels<T> &w, long p) {
+                w.pack_columns(p, [&](long k) { return a.resets && a.resets[k] ? zeros : a.h + k * a.P; });
+            },
+            a.dw_hh, a.P, rest);
+}
+
+} // namespace bptt::BPTT_VARIANT

@@ -1,0 +1,380 @@
+// Stage 3: the block sweep, back through time. Legend and arguments: walks.hpp. Formula numbers: equations/README.md.
+#pragma once
+
+#include "forward.hpp"
+
+namespace bptt::BPTT_VARIANT {
+
+// (3.4): dL/da from dL/dh and h.
+template <Cell f, class T> BPTT_INLINE Vec<T> pull(Vec<T> dh, Vec<T> h) {
+    const Vec<T> one = broadcast(T(1));
+    if constexpr (f == Cell::tanh)
+        return dh * (one - h * h);
+    else if constexpr (f == Cell::sigmoid)
+        return dh * h * (one - h);
+    else if constexpr (f == Cell::relu)
+        return h <= Vec<T>{} ? Vec<T>{} : dh; // a closed unit stops NaN too
+    else
+        return dh;
+}
+
+// One step of the walk for a group of columns, numbered from the group's first.
+template <class T> struct Back {
+    const Sweep<T> &a;
+    long width;     // of a row of da: G H
+    long j;         // steps walked before this one
+    long first;     // the group's first column
+    const long *at; // [columns] row of the step in a [T, B, ...] tensor; one step before 0: minus B plus lane
+    T *const *to;   // [columns] where da goes, from where the next step's product takes it
+    T *carried;     // [columns, H] what passes to the step before beside the product: an LSTM's dc, a GRU's dh z
+    T *lambda;      // [columns, P] where a projection follows, lambda of h
+    const T *zeros;
+
+    // Where column n's values of this step lie.
+    BPTT_INLINE long place(long n) const {
+        return a.framed ? (a.length[first + n] - 1 - j) * a.N + a.slot[first + n] : at[n];
+    }
+
+    // The factor on what comes from the step after.
+    BPTT_INLINE T factor(long n) const { return a.edges && j ? a.edges[at[n] + a.B] : T(1); }
+
+    // The step's own error of h or c, or zeros.
+    BPTT_INLINE const T *error(const T *errors, long stride, long n) const {
+        return errors && (a.framed || j < a.own[first + n]) ? errors + place(n) * stride : zeros;
+    }
+
+    // The cotangent of the final state, where it enters.
+    BPTT_INLINE const T *final_error(const T *finals, long size, long n) const {
+        return finals && j == 0 && a.last[first + n] ? finals + a.lane[first + n] * size : zeros;
+    }
+
+    // The state before the step.
+    BPTT_INLINE const T *before(const T *states, long size, long n) const {
+        return a.resets && a.resets[at[n]] ? zeros : states + at[n] * size;
+    }
+
+    BPTT_INLINE T *adjoint(long n) const { return a.adjoint ? a.adjoint + place(n) * a.P : nullptr; }
+
+    // Where rows of several columns add up, da is summed here and `to` holds the column's own.
+    BPTT_INLINE T *sum(long n) const { return a.overlaps ? a.da + at[n] * width : nullptr; }
+};
+
+template <class T> BPTT_INLINE Vec<T> scaled(Vec<T> x, T factor) {
+    return factor == T(1) ? x : factor == T(0) ? Vec<T>{} : x * factor; // a closed edge stops NaN too
+}
+
+template <class T> BPTT_INLINE void put(T *to, T *sum, Vec<T> x, int count) {
+    store(to, x, count);
+    if (sum) store(sum, load(sum, count) + x, count);
+}
+
+// lambda of h at the units of one row, from the step after, the step's error and what enters at the end: (6.1), (6.2).
+template <class T> struct Arriving {
+    T factor;
+    const T *error, *final_error;
+    T *adjoint;
+    bool adds, ends;
+
+    BPTT_INLINE Arriving(const Back<T> &b, long n)
+        : factor(b.factor(n)), error(b.error(b.a.e_h, b.a.e_stride, n)), final_error(b.final_error(b.a.d_h, b.a.P, n)),
+          adjoint(b.adjoint(n)), adds(b.a.overlaps), ends(final_error != b.zeros) {}
+
+    BPTT_INLINE Vec<T> operator()(Vec<T> through, long u, int count) const {
+        Vec<T> lambda = scaled(through, factor) + load(error + u, count);
+        if (ends) lambda += load(final_error + u, count);
+        if (adjoint) store(adjoint + u, adds ? load(adjoint + u, count) + lambda : lambda, count);
+        return lambda;
+    }
+};
+
+template <Cell f, class T> struct RnnBack : Back<T> {
+    BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
+        const auto &a = this->a;
+        for (int i = 0; i < rows; ++i) {
+            const Arriving<T> arriving(*this, n + i);
+            const T *h = a.h + (this->at[n + i] + a.B) * a.H;
+            T *to = this->to[n + i], *sum = this->sum(n + i);
+            for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
+                const long u = unit + v * lanes<T>;
+                const int count = (int)least(a.H - u, lanes<T>);
+                const Vec<T> lambda = arriving(load(sums), u, count);
+                put(to + u, sum ? sum + u : nullptr, pull<f, T>(lambda, load(h + u, count)), count);
+            }
+        }
+    }
+};
+
+template <class T> struct GruBack : Back<T> {
+    BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
+        const auto &a = this->a;
+        const long H = a.H;
+        const Vec<T> one = broadcast(T(1));
+        for (int i = 0; i < rows; ++i) {
+            const Arriving<T> arriving(*this, n + i);
+            const T *gates = a.gates + this->at[n + i] * 4 * H;
+            const T *h_prev = this->before(a.h, H, n + i);
+            T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
+            for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
+                const long u = unit + v * lanes<T>;
+                const int count = (int)least(H - u, lanes<T>);
+                const Vec<T> r = load(gates + u, count), z = load(gates + H + u, count);
+                const Vec<T> c = load(gates + 2 * H + u, count), m = load(gates + 3 * H + u, count);
+                Vec<T> through = load(sums);
+                if (this->j) through += load(carried + u, count);
+                const Vec<T> dh = arriving(through, u, count);
+                const Vec<T> da_n = dh * (one - z) * (one - c * c);                     // (4.7), (4.8)
+                const Vec<T> da_r = da_n * m * r * (one - r);                           // (4.9), (4.11)
+                const Vec<T> da_z = dh * (load(h_prev + u, count) - c) * z * (one - z); // (4.6), (4.12)
+                put(to + u, sum ? sum + u : nullptr, da_n * r, count);                  // (4.10)
+                put(to + H + u, sum ? sum + H + u : nullptr, da_r, count);
+                put(to + 2 * H + u, sum ? sum + 2 * H + u : nullptr, da_z, count);
+                put(to + 3 * H + u, sum ? sum + 3 * H + u : nullptr, da_n, count);
+                store(carried + u, dh * z, count); // (4.13), first term
+            }
+        }
+    }
+};
+
+template <class T> struct LstmBack : Back<T> {
+    BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
+        const auto &a = this->a;
+        const long H = a.H;
+        const Vec<T> one = broadcast(T(1));
+        const bool projects = a.w_hr != nullptr;
+        for (int i = 0; i < rows; ++i) {
+            const long row = this->at[n + i];
+            const T *gates = a.gates + row * 4 * H, *c = a.c + (row + a.B) * H;
+            const T *c_prev = this->before(a.c, H, n + i);
+            const T *error = this->error(a.e_c, H, n + i), *final_error = this->final_error(a.d_c, H, n + i);
+            const T factor = this->factor(n + i);
+            T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
+            const auto each = [&](auto dm_of) __attribute__((always_inline)) {
+                for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
+                    const long u = unit + v * lanes<T>;
+                    const int count = (int)least(H - u, lanes<T>);
+                    const Vec<T> in = load(gates + u, count), f = load(gates + H + u, count);
+                    const Vec<T> g = load(gates + 2 * H + u, count), o = load(gates + 3 * H + u, count);
+                    const Vec<T> tanh_c = tanh<T>(load(c + u, count));
+                    const Vec<T> dm = dm_of(load(sums), u, count); // (5.9)
+                    Vec<T> dc = load(error + u, count) + load(final_error + u, count);
+                    if (this->j) dc += scaled(load(carried + u, count), factor);           // (5.8)
+                    dc += dm * o * (one - tanh_c * tanh_c);                                // (5.11)
+                    put(to + u, sum ? sum + u : nullptr, dc * g * in * (one - in), count); // (5.13), (5.16)
+                    put(to + H + u, sum ? sum + H + u : nullptr, dc * load(c_prev + u, count) * f * (one - f),
+                        count); // (5.12), (5.17)
+                    put(to + 2 * H + u, sum ? sum + 2 * H + u : nullptr, dc * in * (one - g * g),
+                        count); // (5.14), (5.18)
+                    put(to + 3 * H + u, sum ? sum + 3 * H + u : nullptr, dm * tanh_c * o * (one - o),
+                        count);                        // (5.10), (5.19)
+                    store(carried + u, dc * f, count); // (5.15)
+                }
+            };
+            if (projects)
+                each([](Vec<T> through, long, int) { return through; }); // lambda is applied where it arrives
+            else
+                each(Arriving<T>(*this, n + i));
+        }
+    }
+};
+
+// lambda of h before the pull through a projection.
+template <class T> struct ArrivingRows : Back<T> {
+    BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
+        const auto &a = this->a;
+        for (int i = 0; i < rows; ++i) {
+            const Arriving<T> arriving(*this, n + i);
+            T *lambda = this->lambda + (n + i) * a.P;
+            for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
+                const long u = unit + v * lanes<T>;
+                const int count = (int)least(a.P - u, lanes<T>);
+                store(lambda + u, arriving(load(sums), u, count), count);
+            }
+        }
+    }
+};
+
+// What reaches the initial state of h; (4.13) for a GRU.
+template <class T> struct Leaving : Back<T> {
+    BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
+        const auto &a = this->a;
+        for (int i = 0; i < rows; ++i) {
+            const T factor = this->factor(n + i);
+            const T *carried = a.cell == Cell::gru ? this->carried + (n + i) * a.H : nullptr;
+            T *initial = a.initial_h + a.slot[this->first + n + i] * a.P;
+            for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
+                const long u = unit + v * lanes<T>;
+                const int count = (int)least(a.P - u, lanes<T>);
+                const Vec<T> through = carried ? load(sums) + load(carried + u, count) : load(sums);
+                store(initial + u, scaled(through, factor), count);
+            }
+        }
+    }
+};
+
+template <class T> struct SweepMemory {
+    Panels<T> w, projection; // the recurrent weights; an LSTM's projection
+    T *zeros = nullptr;
+    void *small = nullptr;
+    long together;                      // columns of a group
+    long *at = nullptr;                 // this worker's, [together]
+    T **to = nullptr, **from = nullptr; // [together] da rows of this step and of the one after
+    const T **lambda_rows = nullptr;
+    T *rows[2] = {};                         // [together, width] da of the group's columns where rows of several add up
+    T *carried = nullptr, *lambda = nullptr; // [together, H], [together, P]
+    long bytes;
+
+    SweepMemory(const Sweep<T> &a, void *memory, int id, int workers, bool apart)
+        : w(1, a.P, gates_of(a.cell) * a.H, apart ? a.N / workers : a.N),
+          projection(1, a.H, a.P, apart ? a.N / workers : a.N) {
+        Scratch scratch(memory);
+        const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
+        w.place(scratch.take<T>(w.values()));
+        if (a.w_hr) projection.place(scratch.take<T>(projection.values()));
+        zeros = scratch.take<T>(a.H > a.P ? a.H : a.P);
+        small = scratch.take<char>(small_sweep_bytes(a, gates_of(a.cell), width));
+        together = rows_together<T>(a.overlaps ? 2 * width : width) * (apart ? 1 : workers);
+        if (!apart && !a.overlaps) together = a.N; // by panels
+        together = least(together, a.N);
+        if (together < 1) together = 1;
+        // Where workers walk apart each has its own; else all share the first's, but for the pointers.
+        for (int i = 0; i < workers; ++i) {
+            long *own_at = scratch.take<long>(together);
+            T **own_to = scratch.take<T *>(together), **own_from = scratch.take<T *>(together);
+            const T **own_lambda = scratch.take<const T *>(together);
+            if (i == id) at = own_at, to = own_to, from = own_from, lambda_rows = own_lambda;
+            if (apart || i == 0) {
+                T *first = a.overlaps ? scratch.take<T>(together * width) : nullptr;
+                T *second = a.overlaps ? scratch.take<T>(together * width) : nullptr;
+                T *kept = a.cell >= Cell::gru ? scratch.take<T>(together * a.H) : nullptr;
+                T *arrived = a.w_hr ? scratch.take<T>(together * a.P) : nullptr;
+                if (i == id || !apart) rows[0] = first, rows[1] = second, carried = kept, lambda = arrived;
+            }
+        }
+        bytes = scratch.bytes();
+    }
+};
+
+// The sums of da over all rows, for units u0 to u1: of b_ih, and of b_hh, which sees a GRU's dm in place of da_n.
+template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u1) {
+    constexpr long block = 8; // vectors side by side
+    const long L = lanes<T>, G = gates_of(a.cell), rows = a.T * a.B;
+    for (long u = u0; u < u1; u += block * L) {
+        const int count = (int)least(block, (u1 - u + L - 1) / L);
+        Vec<T> sums[block] = {};
+        for (long row = 0; row < rows; ++row) {
+            const T *da = a.da + row * width + u;
+            for (int v = 0; v < count; ++v) sums[v] += load(da + v * L, (int)least(u1 - u - v * L, L));
+        }
+        for (int v = 0; v < count; ++v) {
+            alignas(BPTT_BYTES) T values[lanes<T>];
+            store(values, sums[v]);
+            for (long i = 0; i < least(u1 - u - v * L, L); ++i) {
+                const long unit = u + v * L + i, H = a.H;
+                if (a.cell != Cell::gru) {
+                    a.bias[unit] = a.bias[G * H + unit] = values[i];
+                } else { // (dm, da_r, da_z, da_n)
+                    if (unit >= H) a.bias[unit - H] = values[i];
+                    if (unit < H) a.bias[5 * H + unit] = values[i];
+                    if (unit >= H && unit < 3 * H) a.bias[2 * H + unit] = values[i];
+                }
+            }
+        }
+    }
+}
+
+template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a, void *memory, const Worker &worker) {
+    const bool apart = worker.split == Split::rows && !(a.overlaps && worker.count > 1);
+    const bool panels = worker.split == Split::panels;
+    SweepMemory<T> s(a, memory, worker.id, worker.count, apart);
+    const int G = gates_of(a.cell);
+    const long width = (a.cell == Cell::gru ? 4 : G) * a.H;
+    if (worker.id == 0) clear(s.zeros, a.H > a.P ? a.H : a.P);
+    // A GRU's rows of da begin with dm, the third gate of the recurrent product.
+    const long turn = a.cell == Cell::gru ? 2 * a.H : 0;
+    const long p0 = part(s.w.count, worker.id, worker.count), p1 = part(s.w.count, worker.id + 1, worker.count);
+    const long q0 = part(s.projection.count, worker.id, worker.count);
+    const long q1 = part(s.projection.count, worker.id + 1, worker.count);
+    const auto row_of_w = [&](long k) { return a.w_hh + (k + turn < G * a.H ? k + turn : k + turn - G * a.H) * a.P; };
+    for (long p = p0; p < p1; ++p) s.w.pack_columns(p, row_of_w);
+    if (a.w_hr)
+        for (long q = q0; q < q1; ++q) s.projection.pack_columns(q, [&](long k) { return a.w_hr + k * a.H; });
+    worker.wait();
+    const long w0 = panels ? p0 : 0, w1 = panels ? p1 : s.w.count;
+    const long r0 = panels ? q0 : 0, r1 = panels ? q1 : s.projection.count;
+    const long n0 = apart ? part(a.N, a.active, a.R, worker.id, worker.count) : 0;
+    const long n1 = apart ? part(a.N, a.active, a.R, worker.id + 1, worker.count) : a.N;
+    for (long g0 = n0; g0 < n1; g0 += s.together) {
+        const long g1 = least(g0 + s.together, n1), size = g1 - g0;
+        // This worker's columns of the group.
+        const long c0 = apart || panels ? 0 : part(size, worker.id, worker.count);
+        const long c1 = apart || panels ? size : part(size, worker.id + 1, worker.count);
+        for (long n = 0; n < size; ++n) {
+            s.at[n] = (a.top[g0 + n] + 1) * a.B + a.lane[g0 + n];
+            s.from[n] = nullptr;
+        }
+        for (long j = 0; j <= a.length[g0]; ++j) {
+            const long end = least(a.active[j] - g0, size), walked = end < 0 ? 0 : end;
+            const long left = least(a.active[j] + a.leaving[j] - g0, size);
+            const Back<T> back{a, width, j, g0, s.at, s.to, s.carried, s.lambda, s.zeros};
+            for (long n = c0; n < least(c1, left > walked ? left : walked); ++n) {
+                s.at[n] -= a.B;
+                if (a.overlaps)
+                    s.from[n] = s.rows[(j + 1) % 2] + n * width, s.to[n] = s.rows[j % 2] + n * width;
+                else {
+                    s.from[n] = s.to[n];
+                    s.to[n] = n < walked ? a.da + back.place(n) * width : nullptr;
+                }
+                if (a.w_hr) s.lambda_rows[n] = s.lambda + n * a.P;
+            }
+            const T *const *from = j ? s.from : nullptr;
+            const long m1 = least(c1, walked);
+            if (a.w_hr) {
+                pass(s.w, from, c0, m1, w0, w1, ArrivingRows<T>{back});
+                if (panels) worker.wait();
+                pass(s.projection, s.lambda_rows, c0, m1, r0, r1, Op<T>{back});
+            } else {
+                pass(s.w, from, c0, m1, w0, w1, Op<T>{back});
+            }
+            if (a.initial_h && left > walked && j) {
+                const long l0 = c0 > walked ? c0 : walked, l1 = least(c1, left);
+                pass(s.w, from, l0, l1, w0, w1, Leaving<T>{back});
+                if (a.c && (!panels || worker.id == 0))
+                    for (long n = l0; n < l1; ++n) {
+                        T *initial = a.initial_c + a.slot[g0 + n] * a.H;
+                        const T factor = back.factor(n), *carried = s.carried + n * a.H;
+                        for (long u = 0; u < a.H; ++u) initial[u] = factor == T(0) ? T(0) : carried[u] * factor;
+                    }
+            }
+            if (!apart && worker.count > 1) worker.wait();
+        }
+    }
+    if (a.bias || a.x) worker.wait();
+    if (a.x) small_sweep(a, G, width, s.zeros, s.small, worker);
+    if (a.bias) {
+        const long blocks = (width + 63) / 64;
+        bias_sums(a, width, part(blocks, worker.id, worker.count) * 64,
+                  least(width, part(blocks, worker.id + 1, worker.count) * 64));
+    }
+}
+
+template <class T> using TanhBack = RnnBack<Cell::tanh, T>;
+template <class T> using ReluBack = RnnBack<Cell::relu, T>;
+template <class T> using IdentityBack = RnnBack<Cell::identity, T>;
+template <class T> using SigmoidBack = RnnBack<Cell::sigmoid, T>;
+
+template <class T> void sweep(const Sweep<T> &a, void *memory, const Worker &worker) {
+    switch (a.cell) {
+    case Cell::tanh: return sweep_walk<T, TanhBack>(a, memory, worker);
+    case Cell::relu: return sweep_walk<T, ReluBack>(a, memory, worker);
+    case Cell::identity: return sweep_walk<T, IdentityBack>(a, memory, worker);
+    case Cell::sigmoid: return sweep_walk<T, SigmoidBack>(a, memory, worker);
+    case Cell::gru: return sweep_walk<T, GruBack>(a, memory, worker);
+    case Cell::lstm: return sweep_walk<T, LstmBack>(a, memory, worker);
+    }
+}
+
+template <class T> long sweep_bytes(const Sweep<T> &a, int workers, Split split) {
+    return SweepMemory<T>(a, nullptr, 0, workers, split == Split::rows && !(a.overlaps && workers > 1)).bytes;
+}
+
+} // namespace bptt::BPTT_VARIANT

@@ -1,0 +1,44 @@
+// The walks for one instruction set: compiled once per variant, with that variant's flags.
+#include "forward.hpp"
+#include "sweep.hpp"
+
+namespace bptt::BPTT_VARIANT {
+
+namespace {
+
+bool runs() {
+#if BPTT_BYTES == 64
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+#elif BPTT_BYTES == 32
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return true;
+#endif
+}
+
+template <Cell f, class T> void apply_one(long n, const T *x, T *y) {
+    for (long i = 0; i < n; i += lanes<T>) {
+        const int count = (int)least(n - i, lanes<T>);
+        store(y + i, activate<f, T>(load(x + i, count)), count);
+    }
+}
+
+template <class T> void apply(Cell f, long n, const T *x, T *y) {
+    if (f == Cell::tanh) return apply_one<Cell::tanh>(n, x, y);
+    if (f == Cell::sigmoid) return apply_one<Cell::sigmoid>(n, x, y);
+    if (f == Cell::relu) return apply_one<Cell::relu>(n, x, y);
+    apply_one<Cell::identity>(n, x, y);
+}
+
+template <class T> constexpr Walks<T> walks{forward_bytes<T>, forward<T>, sweep_bytes<T>, sweep<T>, apply<T>};
+
+} // namespace
+
+#define BPTT_TEXT_(x) #x
+#define BPTT_TEXT(x) BPTT_TEXT_(x)
+
+extern const Variant variant;
+const Variant variant{BPTT_TEXT(BPTT_VARIANT), runs, walks<float>, walks<double>};
+
+} // namespace bptt::BPTT_VARIANT

@@ -1,0 +1,98 @@
+// What the kernels are asked: plain structs of pointers and sizes, and the table of functions each variant fills in.
+//
+// Legend: T steps, B lanes, H hidden units, P size of h (H, or an LSTM's proj_size), G gates; N columns and R positions
+// of a sweep. Tensors are dense and row-major; where a row may be part of a longer one, its stride is given, in values.
+#pragma once
+
+#include <cstdint>
+
+namespace bptt {
+
+enum class Cell { tanh, relu, identity, sigmoid, gru, lstm };
+
+// How the threads of a call share it: each some rows for the whole walk, or each some panels of the weights for all
+// rows, which takes a barrier a step.
+enum class Split { rows, panels };
+
+// A barrier for the threads of one call.
+class Barrier;
+
+struct Worker {
+    int id, count;
+    Split split;
+    Barrier *barrier;
+
+    void wait() const; // until all have come
+};
+
+// Gates in the weights.
+constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+
+// Stage 1: the walk forward through time. Lanes come sorted by length, the longest first.
+template <class Real> struct Forward {
+    Cell cell;
+    long T, B, I, H, P;
+    long stride;                // of `gates`. RNN: H, and `gates` are h from step 1 on; GRU: 3 H, or 4 H where it keeps
+                                // m = W_hn h + b_hn last; LSTM: 4 H
+    bool keeps;                 // whether the gates are to be written
+    const std::int64_t *lane;   // [B] lane of each column, null: column n is lane n
+    const std::int64_t *active; // [T] columns whose sequence has a step t, null: all B
+    Real *gates;                // [T, B, stride] in: the input product; out: the gates
+    const Real *x, *w_ih;       // [T, B, I], [G H, I] for the input product to be done here; else null
+    const Real *h_0, *c_0;      // [B, P], [B, H]
+    const std::uint8_t *resets; // [T, B] the state is zeroed before the step; null: nowhere
+    const Real *w_hh;           // [G H, P]
+    const Real *b_ih, *b_hh;    // [G H] or null
+    const Real *w_hr;           // [P, H] or null
+    Real *h, *c;                // [T + 1, B, P], [T + 1, B, H] the initial state, then that after each step
+};
+
+// Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
+// steps back. Columns come sorted by length, the longest first; of equally long ones those that reach step 0 first.
+//
+// Values lie by address, row (step, lane) of a [T, B, ...] tensor, or, where `framed`, by position, row (r, slot) of
+// [R, N, ...] with r = length - 1 - j at the j-th step of the walk. Gates, states and edges always lie by address.
+template <class Real> struct Sweep {
+    Cell cell;
+    long T, B, I, H, P, N, R;
+    long e_stride;                                  // of e_h
+    bool framed, overlaps;                          // overlaps: rows of several columns add up, in `da` and `adjoint`
+    const std::int64_t *top, *lane, *length, *slot; // [N]
+    const std::int64_t *own;                        // [N] the first `own` steps of the walk have local errors
+    const std::int64_t *last;                       // [N] 1 where the cotangents of the final state enter, at top
+    const std::int64_t *active;                     // [R + 1] columns longer than j
+    const std::int64_t *leaving;                    // [R + 1] columns that after j steps are at the initial state
+    const Real *gates;                              // [T, B, 4 H]; null for an RNN
+    const Real *h, *c;                              // as in Forward
+    const std::uint8_t *resets;                     // [T, B] or null
+    const Real *e_h, *e_c;                          // local errors or null
+    const Real *d_h, *d_c;                          // [B, P], [B, H] cotangents of the final state, or null
+    const Real *edges;                              // [T, B] factor on what passes from step t to t - 1; null: 1
+    const Real *w_hh, *w_hr;
+    Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n)
+    Real *adjoint;               // lambda of h [.., P] or null
+    Real *bias;                  // [2, G H] the sums of da over rows, for b_ih and b_hh, or null
+    Real *initial_h, *initial_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
+    const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null
+    Real *dx, *dw_ih, *dw_hh;    // [T, B, I], [G H, I], [G H, P] these products, or null
+};
+
+// What one variant offers. `bytes` is the scratch memory a call needs; every worker of a team calls `run` with the same
+// scratch.
+template <class Real> struct Walks {
+    long (*forward_bytes)(const Forward<Real> &, int workers, Split);
+    void (*forward)(const Forward<Real> &, void *scratch, const Worker &);
+    long (*sweep_bytes)(const Sweep<Real> &, int workers, Split);
+    void (*sweep)(const Sweep<Real> &, void *scratch, const Worker &);
+    // y = f(x) for n values: the activation the kernels use, for tests.
+    void (*apply)(Cell, long n, const Real *x, Real *y);
+};
+
+struct Variant {
+    const char *name;
+    bool (*runs)(); // whether this machine has the instructions
+    Walks<float> single;
+    Walks<double> twice;
+};
+
+} // namespace bptt
