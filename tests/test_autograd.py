@@ -11,7 +11,7 @@ from reference import NETS, as_hx, as_tuple, build, case, measure, ours
 from torch import Tensor, nn
 
 import bptt
-from bptt.kernels import Eager
+from bptt.kernels import KERNELS
 
 # Which gradients are asked for
 
@@ -122,17 +122,18 @@ def test_nothing_is_kept_alive_without_grad() -> None:
         assert alive() - before == len((y, *as_tuple(final)))
 
 
-def test_nothing_is_taped_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_is_taped_without_a_gradient(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward does not even build the gate tape when no backward can follow."""
     asked: list[bool] = []
-    forward = Eager.forward
+    forward = KERNELS[kernel].forward
 
-    def spy(self: Eager, *args: Any) -> Any:
-        asked.append(args[-1])
-        return forward(self, *args)
+    def spy(*args: Any) -> Any:
+        asked.append(args[5])  # tape_gates
+        return forward(*args)
 
-    monkeypatch.setattr(Eager, "forward", spy)
-    layer = ours(build("gru"), memory="gates")
+    monkeypatch.setattr(KERNELS[kernel], "forward", spy)
+    layer = ours(build("gru"), memory="gates", kernel=kernel)
     x = case(layer).x
     layer(x)
     with torch.no_grad():
@@ -194,8 +195,16 @@ def test_modification_before_backward_raises(cell: str, memory: str, what: str) 
 
 @each_cell
 def test_modification_of_the_output_in_the_graph(cell: str) -> None:
-    """`y.mul_(2)`, recorded by autograd, overwrites what the layer saved: refused, as torch does for its own."""
-    layer = ours(build(cell))
+    """`y.mul_(2)`, recorded by autograd, would overwrite what the layer saved: refused, as torch does for its own.
+
+    At once where the output is a part of what is saved; at the backward pass where two directions are put together.
+    """
+    layer = ours(build(cell, num_layers=2))
+    y, _ = layer(case(layer).x)
+    with pytest.raises(RuntimeError, match="is a view and is being modified inplace"):
+        y.mul_(2)
+    y.sum().backward()
+    layer = ours(build(cell, bidirectional=True))
     y, _ = layer(case(layer).x)
     y.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from variants import CONSTRUCTORS, KINDS, Agree, each_cell
 
 import bptt
+from bptt.kernels import cpu
 
 # Modules
 
@@ -175,7 +176,8 @@ def test_explain_says_what_was_chosen(kind: str) -> None:
     layer = getattr(bptt.nn, kind)(5, 4, num_layers=2, gradient="truncated:3")
     gates = 0 if kind == "RNN" else 7 * 3 * 2 * 4 * 4 * 4  # steps, lanes, layers, values a unit, units, bytes
     assert bptt.explain(layer, torch.zeros(7, 3, 5)).splitlines() == [
-        f"kernel 'eager' for {kind.lower()}, torch.float32 on cpu: the most preferred of the kernels there are",
+        f"kernel 'cpu' ({cpu.variants()[0]}) for {kind.lower()}, torch.float32 on cpu: "
+        "the most preferred of the kernels there are",
         f"keeps states{' and gates' if gates else ''}: memory='auto', the gates take {gates:,} bytes",
         "gradient truncated:3",
     ]

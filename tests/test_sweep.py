@@ -10,7 +10,7 @@ from sweeps import LENGTHS, RESETS, STEPS, Agree, T, each_cell, each_net, judge,
 from torch import Tensor, nn
 
 from bptt import Chunked, Full, Randomized, Truncated
-from bptt.engine import walk
+from bptt.kernels import sums
 
 # The reference itself, against torch.nn run on slices of the sequence
 
@@ -257,10 +257,10 @@ def test_dropout(cell: str, net: str, agree: Agree) -> None:
 def test_sweep_in_groups(cell: str, net: str, columns: int, agree: Agree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks walked a few at a time, as they are where all at once would take too much memory."""
     theirs = build(cell, **NETS[net])
-    monkeypatch.setattr(walk, "SWEEP_SEQUENCES", 0)
+    monkeypatch.setattr(sums, "SWEEP_SEQUENCES", 0)
     for policy in (Truncated(3), Truncated(4, every=3), Chunked(2)):
         window = policy.k if isinstance(policy, Chunked) else policy.window
-        monkeypatch.setattr(walk, "SWEEP_VALUES", columns * window * 4 * len(theirs.weight_hh_l0))
+        monkeypatch.setattr(sums, "SWEEP_VALUES", columns * window * 4 * len(theirs.weight_hh_l0))
         judge(theirs, case(theirs, T=5, B=2), policy, agree, lengths=(3, 5))
 
 

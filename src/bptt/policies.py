@@ -53,6 +53,10 @@ class Reach:
         return [(self.first(a, b), a, b) for a, b in spans]
 
 
+EVERYTHING = Reach(None, None, fenced=False)
+"""One block of all losses, which walks back to the first step."""
+
+
 class Policy(ABC):
     """A gradient policy. Immutable; equal policies compare equal; `str(policy)` is its text form."""
 
@@ -81,7 +85,7 @@ class Full(Policy):
     """
 
     def reach(self, T: int) -> Reach:
-        return Reach(None, None, fenced=False)
+        return EVERYTHING
 
     def __str__(self) -> str:
         return "full"
@@ -108,7 +112,7 @@ class Chunked(Policy):
 
     def reach(self, T: int) -> Reach:
         if self.k >= T:
-            return Reach(None, None, fenced=False)
+            return EVERYTHING
         return Reach(self.k, self.k, fenced=True)
 
     def __str__(self) -> str:
@@ -148,7 +152,7 @@ class Truncated(Policy):
 
     def reach(self, T: int) -> Reach:
         if self.window >= T:
-            return Reach(None, None, fenced=False)
+            return EVERYTHING
         return Reach(self.window, self.every, fenced=False)
 
     def __str__(self) -> str:
@@ -209,14 +213,19 @@ class Randomized(Policy):
 
     p: float | tuple[float, ...] | PolynomialTail
     generator: torch.Generator | None = field(default=None, compare=False, repr=False, kw_only=True)
+    _text: str = field(init=False, compare=False, repr=False)  # written once: a compiler cannot write a number
 
     def __post_init__(self) -> None:
         if not isinstance(self.generator, torch.Generator | None):
             raise TypeError(f"generator must be a torch.Generator or None: got {type(self.generator).__name__}")
         if self.generator is not None and self.generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, where xi is drawn: got {self.generator.device}")
-        if isinstance(self.p, PolynomialTail):
-            return
+        if not isinstance(self.p, PolynomialTail):
+            object.__setattr__(self, "p", self._checked())
+        object.__setattr__(self, "_text", self._written())
+
+    def _checked(self) -> float | tuple[float, ...]:
+        """The probabilities as floats."""
         many = isinstance(self.p, Sequence) and not isinstance(self.p, str)
         given: Sequence[float] = self.p if many else [self.p]  # type: ignore[assignment,list-item]  # checked by _real
         values = tuple(_real("p", p) for p in given)
@@ -225,7 +234,7 @@ class Randomized(Policy):
         for p in values:
             if not 0 < p <= 1:
                 raise ValueError(f"p must lie in (0, 1], since kept edges are weighted by 1/p: got {p}")
-        object.__setattr__(self, "p", values if many else values[0])
+        return values if many else values[0]
 
     @classmethod
     def polynomial(cls, mean: float, tail: float = 4.0, *, generator: torch.Generator | None = None) -> Randomized:
@@ -241,7 +250,7 @@ class Randomized(Policy):
         return self.p
 
     def reach(self, T: int) -> Reach:
-        return Reach(None, None, fenced=False)
+        return EVERYTHING
 
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         if self.p == 1 or T < 2:
@@ -266,6 +275,9 @@ class Randomized(Policy):
         return xi
 
     def __str__(self) -> str:
+        return self._text
+
+    def _written(self) -> str:
         if isinstance(self.p, PolynomialTail):
             mean, tail = (repr(number).removesuffix(".0") for number in (self.p.mean, self.p.tail))
             return f"randomized:mean={mean},tail={tail}"

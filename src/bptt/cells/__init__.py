@@ -5,4 +5,8 @@ from ._cell import Pullback as Pullback
 from ._cell import Weights as Weights
 from .gru import GRU as GRU
 from .lstm import LSTM as LSTM
+from .rnn import NONLINEARITIES as NONLINEARITIES
 from .rnn import RNN as RNN
+
+CELLS: dict[str, Cell] = {f"RNN_{name.upper()}": RNN(name) for name in NONLINEARITIES} | {"GRU": GRU(), "LSTM": LSTM()}
+"""The cell of each mode of a layer: torch.nn's modes, and RNN_SIGMOID and RNN_IDENTITY."""

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .. import kernels
 
-__all__ = ["info"]
+__all__ = ["info", "processor"]
 
 OPTIONAL = ("numpy", "typer", "rich", "safetensors", "tomli_w", "pooch")
 
@@ -31,10 +31,11 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "bptt", importlib.metadata.version("bptt")
     yield "python", f"{platform.python_version()} ({platform.platform()})"
     yield "torch", torch.__version__
-    yield "processor", f"{_processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    yield "processor", f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     yield "threads", f"{torch.get_num_threads()} within an operation, {torch.get_num_interop_threads()} between"
     yield "BLAS", f"{_blas()}, oneDNN {'yes' if torch.backends.mkldnn.is_available() else 'no'}"
     yield "devices", ", ".join(_devices())
+    yield "cpu kernel", f"{kernels.variants()[0]} (runs here: {', '.join(kernels.variants())})"
     yield "kernels", f"auto -> {', '.join(kernels.KERNELS)} (in order of preference)"
     for name in OPTIONAL:
         try:
@@ -43,7 +44,8 @@ def _rows() -> Iterator[tuple[str, str]]:
             yield name, "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, or its architecture."""
     cpuinfo = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,10 +1,12 @@
 """The four stages, once, and the only autograd boundary.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `stack` is the stack of recurrent
-layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4).
+layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4). `ops` is the boundary for a
+compiler: the stack as operators of torch.
 """
 
 from .boundary import Program as Program
 from .boundary import Tensors as Tensors
 from .boundary import run as run
+from .ops import draw as draw
 from .stack import Stack as Stack

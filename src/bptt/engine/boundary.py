@@ -6,13 +6,16 @@ A `Program` is a computation whose gradient we define ourselves: stage 1 is its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C import _get_dispatch_mode as dispatch_mode
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
-__all__ = ["Program", "Tensors", "run"]
+__all__ = ["OPERATORS", "Program", "Tensors", "given", "run"]
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -49,29 +52,46 @@ class Program(Protocol):
         ...
 
 
+def given(tensor: Tensor | None) -> Tensor:
+    """A tensor that is never None by the program's contract."""
+    assert tensor is not None
+    return tensor
+
+
+PROXY = torch._C._TorchDispatchModeKey.PROXY
+"""What make_fx traces by."""
+
+OPERATORS: dict[type, Callable[[Any, Tensors], tuple[Tensor, ...]]] = {}
+"""How a program of a type runs where a graph is being traced: through operators of torch, which the graph can hold."""
+
+
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """The program's outputs, differentiable by the program's own backward."""
     if has_torch_function(tensors):
         # A torch function mode, as `scan` uses, must see and may replace what enters; autograd.Function hides it.
         return handle_torch_function(run, tensors, program, *tensors)
+    if _traced(tensors[0]) and type(program) in OPERATORS and not torch._C._are_functorch_transforms_active():
+        return OPERATORS[type(program)](program, tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Boundary.apply(program, *tensors)[: program.outputs]
+        transformed = torch._C._are_functorch_transforms_active()
+        return (_Transformable if transformed else _Boundary).apply(program, *tensors)[: program.outputs]
     return program.forward(tensors, keep=False)[0]
+
+
+def _traced(x: Tensor | None) -> bool:
+    """Whether a graph is being traced: by torch.compile or torch.export, on tensors without data, or by make_fx."""
+    if is_compiling() or dispatch_mode(PROXY) is not None:
+        return True
+    return type(x) is not Tensor and x is not None and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
 
 
 class _Boundary(torch.autograd.Function):
     @staticmethod
-    def forward(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         outputs, tape = program.forward(tensors, keep=True)
-        return (*outputs, *tape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        program, *tensors = inputs
-        ctx.program, ctx.inputs = program, len(tensors)
-        ctx.mark_non_differentiable(*output[program.outputs :])
-        ctx.save_for_backward(*tensors, *output)
-        ctx.set_materialize_grads(False)
+        results = (*outputs, *tape)
+        _save(ctx, program, tensors, results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -86,3 +106,24 @@ class _Boundary(torch.autograd.Function):
             ctx.needs_input_grad[1:],
         )
         return (None, *grads)
+
+
+class _Transformable(_Boundary):
+    """The same in the form that torch.func asks for, which takes torch longer to call."""
+
+    @staticmethod
+    def forward(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]  # no ctx
+        outputs, tape = program.forward(tensors, keep=True)
+        return (*outputs, *tape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        program, *tensors = inputs
+        _save(ctx, program, tuple(tensors), output)
+
+
+def _save(ctx: Any, program: Program, tensors: Tensors, results: tuple[Tensor, ...]) -> None:
+    ctx.program, ctx.inputs = program, len(tensors)
+    ctx.mark_non_differentiable(*results[program.outputs :])
+    ctx.save_for_backward(*tensors, *results)
+    ctx.set_materialize_grads(False)

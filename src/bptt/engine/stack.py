@@ -6,18 +6,17 @@ Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import Kernel
+from ..kernels import KERNELS, Kernel
 from ..memory import Memory, keeps_gates
 from ..policies import Reach
-from .boundary import Tensors
-from .walk import Walk, given
+from .boundary import Tensors, given
+from .walk import Walk
 
 __all__ = ["Stack"]
 
@@ -40,8 +39,7 @@ class Stack:
     biased: bool
     reach: Reach
     memory: Memory
-    lengths: Tensor  # [B] int64, on the CPU
-    ragged: bool  # whether lengths differ from T
+    lengths: Tensor | None = None  # [B] int64, on the CPU, where sequences end before T
     masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
     xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
     resets: tuple[Tensor, ...] = ()  # [T, B, 1] bool for every direction, in its time; empty for none
@@ -54,31 +52,38 @@ class Stack:
     # Stage 1 ---------------------------------------------------------------------------------------------------------
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """See `Program.forward`. Taped, layer by layer and direction by direction: states but the top h, gates."""
+        """See `Program.forward`. Taped, layer by layer and direction by direction: states, gates.
+
+        States are kept with the initial one before them, so that the output is a part of what is kept. Where it is put
+        together from two directions, those of the top layer are kept in the output alone.
+        """
         x = given(tensors[0])
-        with _own_precision(x):
-            initial, weights = self.inputs(tensors)
-            gate_bytes = x.shape[0] * x.shape[1] * self.cell.taped(weights[0]) * x.element_size() * len(weights)
-            tape_gates = keep and self.cell.taped_per_unit > 0 and keeps_gates(self.memory, gate_bytes)
-            tape: list[Tensor] = []
-            finals: list[tuple[Tensor, ...]] = []
-            y = x
-            for layer in range(self.layers):
-                below, ys = self.masked(y, layer), []
-                for d in range(self.directions):
-                    k = layer * self.directions + d
-                    gx = self.cell.project(self.turn(below, d), weights[k])
-                    states, gates = self.kernel.forward(
-                        self.cell, gx, initial[k], self.resets_of(d), weights[k], tape_gates
-                    )
-                    finals.append(tuple(self._last(s) for s in states))
-                    ys.append(self.turn(states[0], d))
-                    tape += [] if layer == self.layers - 1 else [states[0]]
-                    tape += states[1:]
-                    tape += [] if gates is None else [gates]
-                y = ys[0] if self.directions == 1 else torch.cat(ys, -1)
-            hc_n = tuple(torch.stack(s) for s in zip(*finals, strict=True))
-            return (y, *hc_n), tuple(tape) if keep else ()
+        if torch._C._is_any_autocast_enabled():  # the walks run in their tensors' own precision
+            with torch.autocast(x.device.type, enabled=False):
+                return self._forward(x, tensors, keep)
+        return self._forward(x, tensors, keep)
+
+    def _forward(self, x: Tensor, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        initial, weights = self.initial(tensors), self.weights(tensors)
+        tape_gates = keep and self.tapes_gates(x, weights)
+        tape: list[Tensor] = []
+        finals: list[tuple[Tensor, ...]] = []  # the states of every layer and direction
+        y = x
+        for layer in range(self.layers):
+            below, ys = self.masked(y, layer), []
+            for d in range(self.directions):
+                k = layer * self.directions + d
+                states, gates = self.kernel.forward(
+                    self.cell, self.turn(below, d), initial[k], self.resets_of(d), weights[k], tape_gates, self.lengths
+                )
+                finals.append(states)
+                ys.append(self.turn(states[0][1:], d))
+                tape += states[1:] if layer == self.layers - 1 and self.directions == 2 else states
+                if gates is not None:
+                    tape.append(gates)
+            y = ys[0] if self.directions == 1 else torch.cat(ys, -1)
+        hc_n = tuple([self._last(states) for states in zip(*finals, strict=True)])
+        return (y, *hc_n), tuple(tape) if keep else ()
 
     # Stages 3 and 4 --------------------------------------------------------------------------------------------------
 
@@ -103,11 +108,32 @@ class Stack:
         want_adjoints: bool,
     ) -> tuple[Tensors, list[Tensor]]:
         """`backward`, and lambda_t of h for every layer and direction `[T, B, P]` in the direction's own time."""
-        with _own_precision(given(tensors[0])):
-            if tape is None:
-                outputs, tape = self.forward(tensors, keep=True)
-            walk = Walk(self, tensors, outputs, tape, cotangents)
-            return walk.run(needs, want_adjoints), walk.adjoints
+        if torch._C._is_any_autocast_enabled():
+            with torch.autocast(given(tensors[0]).device.type, enabled=False):
+                return self._gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
+        return self._gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
+
+    def _gradients(
+        self,
+        tensors: Tensors,
+        outputs: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...] | None,
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+        want_adjoints: bool,
+    ) -> tuple[Tensors, list[Tensor]]:
+        if tape is None:  # to be recorded, which only the eager kernel can be
+            recordable = replace(self, kernel=KERNELS["eager"])
+            outputs, tape = recordable.forward(tensors, keep=True)
+            return Walk(recordable, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
+        return Walk(self, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
+
+    def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
+        """Whether a call that keeps a tape keeps gates in it."""
+        if self.cell.taped_per_unit == 0:
+            return False
+        values = x.shape[0] * x.shape[1] * self.cell.taped(weights[0]) * len(weights)
+        return keeps_gates(self.memory, values * x.element_size())
 
     # What both directions in time share ------------------------------------------------------------------------------
 
@@ -121,26 +147,27 @@ class Stack:
         if self.directions == 2:
             turned = self.turn(own[0], 1)
             own.append(torch.cat([torch.zeros_like(turned[:1]), turned[:-1]]))
-        ended = torch.arange(len(resets), device=resets.device)[:, None] >= self.lengths.to(resets.device)
-        return replace(self, resets=tuple(r | ended[..., None] for r in own))
+        if self.lengths is not None:
+            ended = torch.arange(len(resets), device=resets.device)[:, None] >= self.lengths.to(resets.device)
+            own = [r | ended[..., None] for r in own]
+        return replace(self, resets=tuple(own))
 
     def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
         """Values of every layer and direction, in own time, as one `[T, B, D*F]` per layer in forward time."""
         turned = [self.turn(value, k % self.directions) for k, value in enumerate(per_k)]
         return tuple(torch.cat(turned[i : i + self.directions], -1) for i in range(0, len(turned), self.directions))
 
-    def inputs(self, tensors: Tensors) -> tuple[list[tuple[Tensor, ...]], list[Weights]]:
-        """Initial states and weights of every layer and direction."""
-        states = self.cell.states
-        initial = list(zip(*(given(s).unbind(0) for s in tensors[1 : 1 + states]), strict=True))
-        flat = tensors[1 + states :]
-        weights = []
-        for i in range(0, len(flat), self.per_layer):
-            one = list(flat[i : i + self.per_layer])
-            if not self.biased:
-                one[2:2] = [None, None]
-            weights.append(Weights(*one))  # type: ignore[arg-type]  # ih and hh are always given
-        return initial, weights
+    def initial(self, tensors: Tensors) -> list[tuple[Tensor, ...]]:
+        """The initial states of every layer and direction."""
+        return list(zip(*[given(s).unbind(0) for s in tensors[1 : 1 + self.cell.states]], strict=True))
+
+    def weights(self, tensors: Tensors) -> list[Weights]:
+        """The weights of every layer and direction."""
+        step, flat = self.per_layer, tensors[1 + self.cell.states :]
+        pieces = [flat[i : i + step] for i in range(0, len(flat), step)]
+        if not self.biased:
+            pieces = [(*piece[:2], None, None, *piece[2:]) for piece in pieces]
+        return [Weights(*piece) for piece in pieces]  # type: ignore[arg-type]  # ih and hh are always given
 
     def masked(self, below: Tensor, layer: int) -> Tensor:
         """The input of a layer: dropout on what the layer below puts out."""
@@ -150,7 +177,7 @@ class Stack:
         """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
         if d == 0:
             return x
-        if not self.ragged:
+        if self.lengths is None:
             return x.flip(0)
         t = torch.arange(x.shape[0], device=x.device)[:, None]
         lengths = self.lengths.to(x.device)
@@ -173,15 +200,17 @@ class Stack:
         """Where direction d's state is zeroed before the step `[T, B, 1]`, in its time; None for nowhere."""
         return self.resets[d] if self.resets else None
 
-    def _last(self, states: Tensor) -> Tensor:
-        """The state after each sequence's last step `[B, F]`."""
-        if not self.ragged:
-            return states[-1]
-        return states[self.lengths.to(states.device) - 1, torch.arange(states.shape[1], device=states.device)]
+    def present(self, x: Tensor) -> Tensor | None:
+        """The rows of `[T * B]`, in any direction's own time, that are steps of a sequence; None for all."""
+        if self.lengths is None:
+            return None
+        t = torch.arange(x.shape[0], device=self.lengths.device)
+        return (t[:, None] < self.lengths).flatten().nonzero()[:, 0].to(x.device)
 
-
-def _own_precision(x: Tensor) -> AbstractContextManager[None]:
-    """No autocast inside: the walks run in their tensors' own precision."""
-    if not torch._C._is_any_autocast_enabled():
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    def _last(self, states: tuple[Tensor, ...]) -> Tensor:
+        """The state after each sequence's last step `[L*D, B, F]`, from `[T+1, B, F]` of every layer and direction."""
+        if self.lengths is not None:
+            lanes = torch.arange(len(self.lengths), device=states[0].device)
+            lengths = self.lengths.to(states[0].device)
+            return torch.stack([s[lengths, lanes] for s in states])
+        return states[0][-1:].clone() if len(states) == 1 else torch.stack([s[-1] for s in states])

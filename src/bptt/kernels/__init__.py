@@ -6,14 +6,18 @@ A new kernel is one file and one entry in `KERNELS`, in order of preference.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import Cell
 from ..memory import Memory, keeps_gates
 from ..policies import Policy
+from .cpu import Cpu as Cpu
+from .cpu import variants as variants
 from .eager import Eager as Eager
 from .frames import Columns as Columns
 from .frames import Frames as Frames
@@ -21,8 +25,13 @@ from .kernel import Kernel as Kernel
 from .kernel import Request as Request
 from .kernel import Swept as Swept
 from .kernel import Tape as Tape
+from .kernel import Walked as Walked
+from .kernel import Wanted as Wanted
+from .sums import Sums as Sums
+from .sums import columns_at_once as columns_at_once
+from .sums import with_final as with_final
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Eager(),)}
+KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "eager": Eager()}
 """Every kernel by name, the preferred first."""
 
 
@@ -47,13 +56,20 @@ def check(name: str) -> str:
 
 def choose(name: str, request: Request) -> Choice:
     """The kernel for a request. A named one runs or raises RuntimeError with its reason; only "auto" may choose."""
+    if torch.compiler.is_compiling():  # which sees through a cache, and warns of it
+        return _choose.__wrapped__(name, request, tuple(KERNELS.values()))
+    return _choose(name, request, tuple(KERNELS.values()))
+
+
+@lru_cache(maxsize=256)
+def _choose(name: str, request: Request, kernels: tuple[Kernel, ...]) -> Choice:
     if name != "auto":
         reason = KERNELS[check(name)].refuses(request)
         if reason is not None:
             raise RuntimeError(f"kernel={name!r} cannot run this layer: {reason}")
         return Choice(KERNELS[name], "named by kernel=")
     passed_over: list[str] = []
-    for kernel in KERNELS.values():
+    for kernel in kernels:
         reason = kernel.refuses(request)
         if reason is None:
             why = "; ".join(passed_over) or "the most preferred of the kernels there are"
@@ -107,8 +123,9 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     rows = data.numel() // data.shape[-1]
     gate_bytes = rows * walks * cell.taped_per_unit * layer.hidden_size * data.element_size()
     kept = "states and gates" if gate_bytes and keeps_gates(layer.memory, gate_bytes) else "states"
+    compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
     return (
-        f"kernel {choice.kernel.name!r} for {cell.name}, {data.dtype} on {data.device}: {choice.reason}\n"
+        f"kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: {choice.reason}\n"
         f"keeps {kept}: memory={layer.memory!r}, the gates take {gate_bytes:,} bytes\n"
         f"gradient {layer.gradient}"
     )

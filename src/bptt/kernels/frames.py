@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,16 +38,24 @@ class Frames:
     first: Tensor  # a column's own losses: steps first..last
     last: Tensor
     end: Tensor  # the last step of the column's sequence
+    top: Tensor  # the step a column's walk starts from: past it the adjoint is zero
     whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
 
     @classmethod
-    def of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
-        """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the CPU) out of T."""
+    def of(cls, reach: Reach, lengths: Tensor | None, T: int, B: int) -> Frames:
+        """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the CPU) out of T; None: all T."""
+        if lengths is not None:
+            return cls._of(reach, lengths, T)
+        columns = B if reach.every is None else -(-T // reach.every) * B
+        return (_even if columns <= KEPT else _even.__wrapped__)(reach, T, B)
+
+    @classmethod
+    def _of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
         B, device = len(lengths), lengths.device  # named, since a default device may be set
         lanes = torch.arange(B, device=device)
         if reach.every is None:
             zero = torch.zeros_like(lengths)
-            return cls(T, B, T, zero, lanes, zero, lengths - 1, lengths - 1, whole=True)
+            return cls(T, B, T, zero, lanes, zero, lengths - 1, lengths - 1, lengths - 1, whole=True)
         columns = []
         for length in lengths.unique().tolist():  # the blocks of a sequence depend on its length alone
             blocks = torch.tensor(reach.blocks(length), device=device)
@@ -53,7 +63,7 @@ class Frames:
             lane = alike.repeat(len(blocks))
             columns.append(torch.cat([blocks.repeat_interleave(len(alike), 0), lane[:, None]], 1))
         start, first, last, lane = torch.cat(columns).unbind(1)
-        return cls(T, B, int((last - start).max()) + 1, start, lane, first, last, lengths[lane] - 1)
+        return cls(T, B, int((last - start).max()) + 1, start, lane, first, last, lengths[lane] - 1, last)
 
     def groups(self, columns: int) -> Iterator[Frames]:
         """The same columns in groups of at most `columns`, so that a sweep's memory stays bounded."""
@@ -65,8 +75,8 @@ class Frames:
 
     def pick(self, columns: slice | Tensor) -> Frames:
         """The sweep over some of the columns."""
-        start, lane, first, last, end = (v[columns] for v in (self.start, self.lane, self.first, self.last, self.end))
-        return replace(self, start=start, lane=lane, first=first, last=last, end=end, whole=False)
+        names = ("start", "lane", "first", "last", "end", "top")
+        return replace(self, **{name: getattr(self, name)[columns] for name in names}, whole=False)
 
     def steps(self) -> Tensor:
         """The step of each position `[R, N]`."""
@@ -108,9 +118,58 @@ class Frames:
         columns = (self.last == self.end).nonzero()[:, 0]
         return (self.end - self.start)[columns], columns
 
-    def initials(self) -> Tensor:
-        """Columns whose walk reaches the initial state."""
-        return (self.start == 0).nonzero()[:, 0]
+    def collect_initial(self, initial: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """`[N, F]` -> `[B, F]`: what reaches the initial state of each lane, over the columns that walk so far."""
+        if self.whole:
+            return initial
+        columns = (self.start == 0).nonzero()[:, 0]
+        lane, columns = self.lane[columns].to(initial[0].device), columns.to(initial[0].device)
+        return tuple(s.new_zeros(self.B, s.shape[1]).index_add(0, lane, s[columns]) for s in initial)
+
+    @cached_property
+    def walks(self) -> Walks:
+        """The columns in a compiled kernel's order."""
+        return Walks.of(self)
+
+
+KEPT = 2**16
+"""Columns of a sweep up to which they are kept for the next call: with more, the walk takes far longer than they do."""
+
+
+@lru_cache(maxsize=32)
+def _even(reach: Reach, T: int, B: int) -> Frames:
+    """The columns on sequences of equal length; kept, since a training loop asks for the same ones at every call."""
+    return Frames._of(reach, torch.full((B,), T, device="cpu"), T)
+
+
+class Walks(NamedTuple):
+    """Columns in the order in which a compiled kernel walks them: the longest first, so that those still walking after
+    j steps are a range; of equally long ones those that reach step 0 first, so that those that leave there are one too.
+    """
+
+    columns: Tensor  # [6, N] int64: top (the step a walk starts from), lane, length, column, own losses, 1 at the end
+    counts: Tensor  # [2, R + 1] int64: columns longer than j; columns that after j steps are at the initial state
+    overlaps: bool  # whether two columns meet at a step and lane
+    covers: bool  # whether the columns, without overlap, walk every step of every lane
+
+    @classmethod
+    def of(cls, frames: Frames) -> Walks:
+        """The walks of all columns."""
+        start, top, device = frames.start, frames.top, frames.start.device
+        length = top - start + 1
+        order = (2 * length + (start == 0)).argsort(descending=True, stable=True)
+        ends = (frames.last == frames.end).long()
+        columns = torch.stack([top, frames.lane, length, torch.arange(len(top), device=device),
+                               frames.last - frames.first + 1, ends])[:, order].contiguous()  # fmt: skip
+        j = torch.arange(frames.R + 1, device=device)
+        ascending = length.sort()[0]
+        longer = len(length) - torch.searchsorted(ascending, j, right=True)
+        leaving = torch.bincount(length[start == 0], minlength=frames.R + 1)
+        by_lane = (frames.lane * (frames.T + 1) + start).argsort()
+        lane, low, high = frames.lane[by_lane], start[by_lane], top[by_lane]
+        overlaps = bool(((lane[1:] == lane[:-1]) & (low[1:] <= high[:-1])).any())
+        covers = not overlaps and int(length.sum()) == frames.T * frames.B
+        return cls(columns, torch.stack([longer, leaving]), overlaps, covers)
 
 
 @dataclass(frozen=True)
@@ -127,17 +186,17 @@ class Columns:
     span: Tensor  # [N] steps from the first to the last of the block's span
 
     @classmethod
-    def of(cls, reach: Reach, lengths: Tensor, T: int, directions: int) -> Columns:
+    def of(cls, reach: Reach, lengths: Tensor | None, T: int, B: int, directions: int) -> Columns:
         """The columns of a policy whose blocks overlap (reach.window and reach.every given, not fenced)."""
-        ahead = Frames.of(reach, lengths, T)
+        ahead = Frames.of(reach, lengths, T, B)
         if directions == 1:
-            takes = torch.ones(1, len(ahead.start), dtype=torch.bool, device=lengths.device)
+            takes = torch.ones(1, len(ahead.start), dtype=torch.bool, device=ahead.start.device)
             return cls((ahead,), takes, ahead.last - ahead.start + 1)
         assert reach.window is not None
         assert reach.every is not None
         first, last, lane, end = ahead.first, ahead.last, ahead.lane, ahead.end
-        takes = torch.ones(2, len(first), dtype=torch.bool, device=lengths.device)
-        if reach.every > 1 and (lengths % reach.every).any():
+        takes = torch.ones(2, len(first), dtype=torch.bool, device=first.device)
+        if reach.every > 1 and ((end + 1) % reach.every).any():
             # Counted from the other end the blocks are others: the two halves of the output have columns of their own.
             takes = takes.repeat(1, 2)
             takes[1, : len(first)] = False
@@ -148,8 +207,8 @@ class Columns:
         high = torch.minimum(first + reach.window - 1, end)
         span = high - low + 1
         R = int(span.max())
-        forward = Frames(T, ahead.B, R, low, lane, first, last, end)
-        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end)
+        forward = Frames(T, ahead.B, R, low, lane, first, last, end, high)
+        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end, end - low)
         return cls((forward, reverse), takes, span)
 
     def groups(self, columns: int) -> Iterator[Columns]:

@@ -6,6 +6,8 @@ A kernel computes the walks: stage 1 forward through time and stage 3 back throu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from .frames import Frames
 
-__all__ = ["Kernel", "Request", "Swept", "Tape"]
+__all__ = ["Kernel", "Request", "Swept", "Tape", "Walked", "Wanted"]
 
 
 class Request(NamedTuple):
@@ -25,38 +27,104 @@ class Request(NamedTuple):
     dtype: torch.dtype
 
 
-class Tape(NamedTuple):
+@dataclass(eq=False)
+class Tape:
     """What stage 1 kept of one layer and direction, in that direction's own time. States are (h,) or (h, c)."""
 
-    state: tuple[Tensor, ...]  # h [T, B, P], c [T, B, H]: after each step
-    prev: tuple[Tensor, ...]  # the same, before each step, resets applied
-    gates: Tensor  # [T, B, F]; F is 0 for a cell whose state is its tape
+    states: tuple[Tensor, ...]  # h [T+1, B, P], c [T+1, B, H]: the initial state, then the state after each step
+    resets: Tensor | None  # bool [T, B, 1], where the state was zeroed before the step; None is nowhere
+    gates: Tensor | None  # [T, B, F]; None for a cell whose state is its tape
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The states after each step: h `[T, B, P]`, c `[T, B, H]`."""
+        return tuple(s[1:] for s in self.states)
+
+    @cached_property
+    def prev(self) -> tuple[Tensor, ...]:
+        """The states before each step, resets applied: h `[T, B, P]`, c `[T, B, H]`."""
+        resets = self.resets
+        return tuple(s[:-1] if resets is None else s[:-1].masked_fill(resets, 0) for s in self.states)
 
 
 class Swept(NamedTuple):
-    """What one sweep brings back."""
+    """What one sweep brings back, by position and column."""
 
     da: Tensor  # [R, N, G*H] dL/d(pre-activation)
-    adjoints: tuple[Tensor, ...]  # h [R, N, P], c [R, N, H]: lambda at every position
-    initial: tuple[Tensor, ...]  # h [N, P], c [N, H]: what leaves position 0 for the state before it
+    adjoint: Tensor | None  # [R, N, P] lambda of h, where asked for
+    initial: tuple[Tensor, ...]  # h [N, P], c [N, H]: what leaves position 0 for the state before it, where asked for
+
+
+class Wanted(NamedTuple):
+    """What is asked of a walk: da always; a bias or a product over all steps only where the kernel does them anyway."""
+
+    adjoint: bool  # lambda of h
+    initial: bool  # the gradient of the initial state
+    bias: bool = False  # those of the biases
+    weights: bool = False  # those of w.ih and w.hh
+    x: bool = False  # that of x
+
+
+class Walked(NamedTuple):
+    """What the sweeps of all columns bring back, summed over columns at every step and lane."""
+
+    da: Tensor  # [T, B, G*H] dL/d(pre-activation)
+    adjoint: Tensor | None  # [T, B, P] lambda of h, where asked for
+    initial: tuple[Tensor, ...]  # dL/d(initial state): h [B, P], c [B, H], where asked for
+    bias: Tensor | None = None  # [2, G*H] the gradients of b_ih and b_hh, where the kernel has them
+    ih: Tensor | None = None  # [G*H, I], [G*H, P] the gradients of w.ih and w.hh, where the kernel has them
+    hh: Tensor | None = None
+    dx: Tensor | None = None  # [T, B, I], where the kernel has it
+    inner: Tensor | None = None  # [T, B, H] a GRU's (4.10), where the kernel has it: da of n as W_hn h sees it
 
 
 class Kernel(Protocol):
     """Computes the walks for the cells, devices and dtypes it supports. Outputs are fresh tensors."""
 
     name: str
+    variant: str | None  # the instruction set it was compiled for, if it was
+
+    def __hash__(self) -> int: ...
 
     def refuses(self, request: Request) -> str | None:
         """Why this kernel cannot take the request, or None."""
         ...
 
     def forward(
-        self, cell: Cell, gx: Tensor, initial: tuple[Tensor, ...], resets: Tensor | None, w: Weights, tape_gates: bool
+        self,
+        cell: Cell,
+        x: Tensor,
+        initial: tuple[Tensor, ...],
+        resets: Tensor | None,
+        w: Weights,
+        tape_gates: bool,
+        lengths: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """States of all steps, h `[T, B, P]` (and c `[T, B, H]`), and the gates `[T, B, F]` if tape_gates, else None.
+        """The states of `Tape`, h `[T+1, B, P]` (and c `[T+1, B, H]`), and the gates `[T, B, F]` if tape_gates.
 
-        gx: `[T, B, G*H]`, the input product. initial: h `[B, P]`, c `[B, H]`. resets: bool `[T, B, 1]`, where the
-        state is replaced by zero before the step; None is nowhere.
+        x: `[T, B, I]`. initial: h `[B, P]`, c `[B, H]`. resets: bool `[T, B, 1]`, where the state is replaced by
+        zero before the step; None is nowhere. lengths: `[B]` on the CPU, where lanes end before T; what is returned
+        for steps after the end is any finite number.
+        """
+        ...
+
+    def walk(
+        self,
+        cell: Cell,
+        x: Tensor,
+        w: Weights,
+        tape: Tape,
+        frames: Frames,
+        error: Tensor | None,
+        final: tuple[Tensor | None, ...],
+        edges: Tensor | None,
+        wanted: Wanted,
+    ) -> Walked:
+        """The block sweep of one layer and direction over all columns of `frames`, summed by step and lane.
+
+        x: `[T, B, I]`, the layer's input. error: dL/dy `[T, B, P]`, of which each column takes its own losses. final:
+        the cotangents of the final state, h `[B, P]` and c `[B, H]`. edges: `[T, B, 1]`, the factor on the adjoint from
+        step t to step t-1; None is all 1. Where it is 0 nothing passes, not even a NaN. Zero past the end.
         """
         ...
 
@@ -68,11 +136,10 @@ class Kernel(Protocol):
         frames: Frames,
         errors: tuple[Tensor | None, ...],
         edges: Tensor | None,
+        wanted: Wanted,
     ) -> Swept:
-        """The block sweep of one layer and direction over the columns of `frames`.
+        """The same by position and column, for a stack whose blocks overlap.
 
-        errors: the local error of h `[R, N, P]` and of c `[R, N, H]`, None for none; zero where a column has no error.
-        edges: `[T, B, 1]`, the factor on the adjoint from step t to step t-1; None is all 1. Where it is 0
-        nothing passes, not even a NaN.
+        errors: of h `[R, N, P]` and of c `[R, N, H]`, None for none; zero where a column has no error.
         """
         ...

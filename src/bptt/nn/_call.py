@@ -5,7 +5,8 @@ Layouts, packed sequences, unbatched input and initial states are translated her
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +15,10 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import kernels, policies
-from ..engine import Stack
-from ..kernels import Request
+from ..cells import Cell
+from ..engine import Stack, draw
+from ..kernels import Kernel, Request
+from ..memory import Memory
 
 if TYPE_CHECKING:
     from ._layers import Recurrent
@@ -25,15 +28,14 @@ __all__ = ["Call", "Hidden", "program"]
 Hidden = Tensor | tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Call:
     """One forward call in the engine's terms, and the way back to the caller's."""
 
     x: Tensor  # [T, B, I]
     hx: tuple[Tensor, ...]  # h_0 [L*D, B, P], c_0 [L*D, B, H]
     weights: tuple[Tensor, ...]
-    lengths: Tensor  # [B], on the CPU
-    ragged: bool
+    lengths: Tensor | None  # [B], on the CPU; None where all are T
     resets: Tensor | None  # [T, B]
     packed: PackedSequence | None
     batched: bool
@@ -41,8 +43,11 @@ class Call:
 
     @classmethod
     def of(cls, layer: Recurrent, input: Tensor | PackedSequence, hx: Hidden | None, resets: Tensor | None) -> Call:
-        layer._update_flat_weights()
-        weights = tuple(getattr(layer, name) for name in layer._flat_weights_names)
+        names, parameters = layer._flat_weights_names, layer._parameters
+        try:
+            weights: tuple[Tensor, ...] = tuple([parameters[name] for name in names])  # type: ignore[misc]
+        except KeyError:  # computed from others, as by weight_norm
+            weights = tuple(getattr(layer, name) for name in names)
         name = type(layer).__name__
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
@@ -56,35 +61,40 @@ class Call:
             batched, sizes = input.dim() == 3, None
             flat = input if batched else input.unsqueeze(0 if layer.batch_first else 1)
         states = cls._hidden(layer, flat, hx, batched, sizes)
-        layer.check_forward_args(flat, bare(states), sizes)  # type: ignore[arg-type]  # an LSTM takes the pair
-        for state in states:
-            if state.dtype != flat.dtype and not torch._C._is_any_autocast_enabled():
-                raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
+        autocast = torch._C._is_any_autocast_enabled()
+        if hx is not None or flat.shape[-1] != layer.input_size or flat.dtype != weights[0].dtype:
+            layer._update_flat_weights()
+            layer.check_forward_args(flat, bare(states), sizes)  # type: ignore[arg-type]  # an LSTM takes the pair
+            for state in states:
+                if state.dtype != flat.dtype and not autocast:
+                    raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
         if packed is not None:
-            x, lengths = pad_packed_sequence(packed)
-            ragged = bool((lengths != x.shape[0]).any())
+            x, ends = pad_packed_sequence(packed)
+            lengths = ends if (ends != x.shape[0]).any() else None
         else:
-            x, ragged = flat.transpose(0, 1) if layer.batch_first else flat, False
+            x, lengths = flat.transpose(0, 1) if layer.batch_first else flat, None
             if x.shape[0] == 0:
                 raise RuntimeError(
                     f"{name}: Expected sequence length to be larger than 0, got an input of shape {tuple(flat.shape)}"
                 )
-            lengths = torch.full((x.shape[1],), x.shape[0], device="cpu")
-        if torch._C._is_any_autocast_enabled():
+        if autocast:
             # The walk stays in the parameters' precision: a recurrence amplifies rounding step by step.
             x, states = x.to(weights[0].dtype), tuple(state.to(weights[0].dtype) for state in states)
-        resets = cls._resets(name, resets, x, batched, layer.batch_first)
-        return cls(x, states, weights, lengths, ragged, resets, packed, batched, layer.batch_first)
+        if resets is not None:
+            resets = cls._resets(name, resets, x, batched, layer.batch_first)
+        return cls(x, states, weights, lengths, resets, packed, batched, layer.batch_first)
 
     @staticmethod
     def _hidden(
         layer: Recurrent, flat: Tensor, hx: Hidden | None, batched: bool, sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The initial states, zeros where none were given, with torch.nn's errors for a wrong number of dimensions."""
-        count = layer.cell().states
+        count = 2 if layer.mode == "LSTM" else 1
         if hx is None:
-            shapes = (layer.get_expected_hidden_size(flat, sizes), layer.get_expected_cell_size(flat, sizes))
-            return tuple(flat.new_zeros(shape) for shape in shapes[:count])
+            B = flat.shape[0 if layer.batch_first else 1] if sizes is None else int(sizes[0])
+            K, H = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
+            h_0 = flat.new_zeros(K, B, layer.proj_size or H)
+            return (h_0,) if count == 1 else (h_0, flat.new_zeros(K, B, H))
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(given) != count or isinstance(hx, Tensor) != (count == 1):
             expected = "a tuple (h_0, c_0)" if count == 2 else "one tensor h_0"
@@ -97,9 +107,7 @@ class Call:
         return given if batched else tuple(state.unsqueeze(1) for state in given)
 
     @staticmethod
-    def _resets(name: str, resets: Tensor | None, x: Tensor, batched: bool, batch_first: bool) -> Tensor | None:
-        if resets is None:
-            return None
+    def _resets(name: str, resets: Tensor, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
         T, B = x.shape[:2]
         expected = (T,) if not batched else (B, T) if batch_first else (T, B)
         if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
@@ -128,6 +136,8 @@ class Call:
         """`[T, B, D*P]` in the caller's layout."""
         if self.packed is not None:
             order, lengths = self.packed.sorted_indices, self.lengths
+            if lengths is None:
+                lengths = torch.full((y.shape[1],), y.shape[0], device="cpu")
             if order is not None:
                 y, lengths = y.index_select(1, order), lengths[order.cpu()]
             data = pack_padded_sequence(y, lengths).data
@@ -157,32 +167,33 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
 def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool) -> Stack:
     """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated."""
     x, cell = call.x, layer.cell()
-    T, B = x.shape[:2]
+    T, B, _ = x.shape
     D = 2 if layer.bidirectional else 1
     choice = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype))
+    traced = torch.compiler.is_compiling()  # by a compiler, which sees through a cache, and warns of it
+    stack = (_plain.__wrapped__ if traced else _plain)(
+        cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, gradient.reach(T), layer.memory
+    )
     masks: tuple[Tensor, ...] = ()
     if layer.training and layer.dropout > 0:
         masks = tuple(call.dropout_mask(layer) for _ in range(layer.num_layers - 1))
     xi: list[Tensor] = []
     if differentiated:
         # In a bidirectional stack a path may cross one time edge several times, so each k draws its own.
-        draws = [gradient.draw(T, B) for _ in range(layer.num_layers * D if D == 2 else 1)]
+        count = layer.num_layers * D if D == 2 else 1
+        draws = [draw(gradient, T, B) if traced else gradient.draw(T, B) for _ in range(count)]
         xi = [d[..., None].to(x) for d in draws if d is not None] * (layer.num_layers if D == 1 else 1)
-    stack = Stack(
-        cell=cell,
-        kernel=choice.kernel,
-        layers=layer.num_layers,
-        directions=D,
-        per_layer=len(call.weights) // (layer.num_layers * D),
-        biased=layer.bias,
-        reach=gradient.reach(T),
-        memory=layer.memory,
-        lengths=call.lengths,
-        ragged=call.ragged,
-        masks=masks,
-        xi=tuple(xi),
-    )
-    if call.resets is None and not call.ragged:
+    if masks or xi or call.lengths is not None:
+        stack = replace(stack, masks=masks, xi=tuple(xi), lengths=call.lengths)
+    if call.resets is None and call.lengths is None:
         return stack
     none = torch.zeros(T, B, dtype=torch.bool, device=x.device)
     return stack.with_resets(none if call.resets is None else call.resets)
+
+
+@lru_cache(maxsize=256)
+def _plain(
+    cell: Cell, kernel: Kernel, layers: int, D: int, weights: int, biased: bool, reach: policies.Reach, memory: Memory
+) -> Stack:
+    """The stack of a call without dropout, random factors or lengths; kept, since a training loop repeats it."""
+    return Stack(cell, kernel, layers, D, weights // (layers * D), biased, reach, memory)

@@ -61,9 +61,7 @@ class Recurrent(torch.nn.RNNBase):
 
     def cell(self) -> cells.Cell:
         """The cell this layer repeats."""
-        if self.mode == "LSTM":
-            return cells.LSTM()
-        return cells.GRU() if self.mode == "GRU" else cells.RNN("tanh" if self.mode == "RNN_TANH" else "relu")
+        return cells.CELLS[self.mode]
 
     def extra_repr(self) -> str:
         ours = f", gradient={self.gradient}"
@@ -90,8 +88,9 @@ class Recurrent(torch.nn.RNNBase):
 class RNN(Recurrent):
     """torch.nn.RNN with a choice of gradient: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
 
-    Arguments: those of torch.nn.RNN (input_size, hidden_size, num_layers=1, nonlinearity="tanh" or "relu", bias=True,
-    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None), then by keyword
+    Arguments: those of torch.nn.RNN (input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None), where nonlinearity may also be
+    "relu", as there, "sigmoid" or "identity" (a linear network); then by keyword
 
     gradient: how far gradients reach: `Full()`, `Chunked(k)`, `Truncated(window, every=1)`, `Randomized(p)`, or the
         text form, as "truncated:35". Default full.
@@ -103,6 +102,10 @@ class RNN(Recurrent):
     A policy reaches within one forward call: what a carried state hx remembers is the caller's to detach. Under
     autocast the layer computes, and returns, its parameters' precision: a recurrence amplifies rounding step by step.
     Double backward is exact under every policy; torch.func.vmap and forward-mode derivatives are not supported.
+
+    torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
+    only at a PackedSequence, at a policy with a generator of its own and inside torch.func's transforms. A compiled
+    backward cannot be differentiated again: torch raises RuntimeError.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))
@@ -135,13 +138,15 @@ class RNN(Recurrent):
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be 'tanh' or 'relu': got {nonlinearity!r}")
+        if nonlinearity not in cells.NONLINEARITIES:
+            names = ", ".join(map(repr, cells.NONLINEARITIES))
+            raise ValueError(f"nonlinearity must be one of {names}: got {nonlinearity!r}")
         _refuse_projection("RNN", kwargs)
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         where = {"device": device, "dtype": dtype, **kwargs}
-        mode = f"RNN_{nonlinearity.upper()}"
-        super().__init__(mode, *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
+        # torch knows the modes of tanh and relu; all have the same parameters.
+        super().__init__("RNN_TANH", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
+        self.mode = f"RNN_{nonlinearity.upper()}"
         self.nonlinearity = nonlinearity
 
 

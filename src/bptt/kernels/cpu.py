@@ -1,0 +1,297 @@
+"""The CPU kernel: compiled walks (csrc/), the recurrent product and the gates fused. Large products are torch's.
+
+Legend: T steps, B lanes, F taped gate values, R positions and N columns of a sweep (see `frames`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..cells import RNN, Cell, Weights
+from . import _walks
+from .frames import Frames
+from .kernel import Request, Swept, Tape, Walked, Wanted
+
+__all__ = ["Cpu", "variants"]
+
+FORWARD = {torch.float32: _walks.forward_float32, torch.float64: _walks.forward_float64}
+SWEEP = {torch.float32: _walks.sweep_float32, torch.float64: _walks.sweep_float64}
+
+Products = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""dL/dx, dL/dW_ih, dL/dW_hh, each None where not wanted."""
+
+CODES = {"tanh": 0, "relu": 1, "identity": 2, "sigmoid": 3, "gru": 4, "lstm": 5}
+"""The enum Cell of csrc/walks.hpp."""
+
+SMALL = 15_000_000
+"""Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
+H = 128, where they took four fifths of the time of a BLAS's calls."""
+
+ONEDNN_LINEAR = (
+    torch.ops.mkldnn._linear_pointwise.default
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    else None
+)
+"""oneDNN's linear layer on plain tensors, where this build of torch has it."""
+
+ONEDNN = 5_000_000
+"""Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""
+
+
+def variants() -> list[str]:
+    """The instruction sets this machine runs, of those the build has; the widest first, which is the one used."""
+    return [name for name, runs in _walks.variants() if runs]
+
+
+class Cpu:
+    """Stage 1 and stage 3 in C++, float32 and float64.
+
+    variant: an instruction set by name; None is the widest that this machine runs.
+    """
+
+    name = "cpu"
+
+    def __init__(self, variant: str | None = None) -> None:
+        names = [name for name, _ in _walks.variants()]
+        wanted = variants()[0] if variant is None else variant
+        if wanted not in variants():
+            raise ValueError(f"variant must be one of {', '.join(map(repr, variants()))}: got {variant!r}")
+        self.variant: str | None = wanted
+        self._variant = names.index(wanted)
+
+    def refuses(self, request: Request) -> str | None:
+        if request.device.type != "cpu":
+            return f"it runs on the CPU, not on {request.device}"
+        if request.dtype not in FORWARD:
+            return f"it computes float32 and float64, not {request.dtype}"
+        return None
+
+    def forward(
+        self,
+        cell: Cell,
+        x: Tensor,
+        initial: tuple[Tensor, ...],
+        resets: Tensor | None,
+        w: Weights,
+        tape_gates: bool,
+        lengths: Tensor | None,
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        _check(cell, x, initial, w)
+        T, B, inputs = x.shape
+        GH, P = w.hh.shape
+        H = GH // cell.gates_per_unit
+        h = x.new_empty(T + 1, B, P)
+        c = x.new_empty(T + 1, B, H) if cell.states == 2 else None
+        stride = cell.taped(w) if tape_gates else GH
+        # The input product comes first, into what the walk makes gates or, for a simple RNN, states of.
+        into = h[1:] if cell.gates_per_unit == 1 else None
+        small = lengths is None and _is_small(x, w)
+        if into is None and (small or stride > GH or lengths is not None):
+            into = x.new_empty(T, B, stride)
+        gates = into if small else _input_product(x, w, into, lengths)
+        lane = active = None
+        if lengths is not None:
+            lane = lengths.argsort(descending=True)
+            active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
+        held = (  # alive until the call is over
+            lane,
+            active,
+            gates,
+            _dense(x) if small else None,
+            _dense(w.ih) if small else None,
+            _dense(initial[0]),
+            _dense(initial[1]) if c is not None else None,
+            _dense(resets),
+            *map(_dense, (w.hh, w.b_ih, w.b_hh, w.hr)),
+            h,
+            c,
+        )
+        at = list(map(_at, held))
+        sizes = (T, B, inputs, H, P)
+        if B:
+            FORWARD[x.dtype](self._variant, _code(cell), *sizes, stride, tape_gates, *at, torch.get_num_threads())
+        return (h,) if c is None else (h, c), gates if tape_gates else None
+
+    def walk(
+        self,
+        cell: Cell,
+        x: Tensor,
+        w: Weights,
+        tape: Tape,
+        frames: Frames,
+        error: Tensor | None,
+        final: tuple[Tensor | None, ...],
+        edges: Tensor | None,
+        wanted: Wanted,
+    ) -> Walked:
+        T, B, _ = x.shape
+        covers = frames.walks.covers
+        products: Products = (None, None, None)
+        small = covers and B > 0 and _is_small(x, w)
+        if small:
+            weights = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if wanted.weights else (None, None)
+            products = (x.new_empty(x.shape) if wanted.x else None, *weights)
+        da, lam, bias, initial = self._sweep(
+            cell, w, tape, frames, (error, None), final, edges, wanted, (x, products) if small else None
+        )
+        dx, ih, hh = products
+        if wanted.x and dx is None and covers and B > 0:
+            dx = _linear(da.view(T * B, -1)[:, -len(w.ih) :], w.ih.t()).view(x.shape)
+        if wanted.initial:
+            initial = frames.collect_initial(initial)
+        H = w.hh.shape[1]
+        if cell.gates_per_unit == 3:
+            return Walked(da[..., H:], lam, initial, bias, ih, hh, dx, inner=da[..., :H])
+        return Walked(da, lam, initial, bias, ih, hh, dx)
+
+    def sweep(
+        self,
+        cell: Cell,
+        w: Weights,
+        tape: Tape,
+        frames: Frames,
+        errors: tuple[Tensor | None, ...],
+        edges: Tensor | None,
+        wanted: Wanted,
+    ) -> Swept:
+        wanted = wanted._replace(bias=False)
+        da, lam, _, initial = self._sweep(
+            cell, w, tape, frames, (*errors, None)[:2], (None, None), edges, wanted, None, framed=True
+        )
+        return Swept(da[..., w.hh.shape[1] :] if cell.gates_per_unit == 3 else da, lam, initial)
+
+    def _sweep(
+        self,
+        cell: Cell,
+        w: Weights,
+        tape: Tape,
+        frames: Frames,
+        errors: tuple[Tensor | None, ...],
+        final: tuple[Tensor | None, ...],
+        edges: Tensor | None,
+        wanted: Wanted,
+        small: tuple[Tensor, Products] | None,
+        framed: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
+        """(da, lambda of h, gradients of the biases, what reaches the initial state), the last by column.
+
+        By step and lane or, where framed, by position and column. The rows of a GRU's da begin with (4.10).
+        small: x and where to put the products over all steps, if they are to be done here.
+        """
+        GH, P = w.hh.shape
+        G, N = cell.gates_per_unit, len(frames.start)
+        H = GH // G
+        walks = frames.walks
+        rows = (frames.R, N) if framed else (frames.T, frames.B)
+        new = tape.states[0].new_empty if walks.covers and not framed else tape.states[0].new_zeros
+        da = new(*rows, 4 * H if G == 3 else GH)
+        lam = new(*rows, P) if wanted.adjoint else None
+        bias = (da.new_empty if N else da.new_zeros)(2, GH) if wanted.bias else None
+        reached = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if wanted.initial else ()
+        h, c = tape.states if cell.states == 2 else (tape.states[0], None)
+        error, stride = (None, 0) if errors[0] is None else _rows(errors[0])
+        x, products = (None, (None, None, None)) if small is None else small
+        held = (  # alive until the call is over
+            walks.columns,
+            walks.counts,
+            *map(_dense, (tape.gates, h, c, tape.resets)),
+            error,
+            *map(_dense, (errors[1], final[0], final[1] if c is not None else None, edges, w.hh, w.hr)),
+            da,
+            lam,
+            bias,
+            reached[0] if reached else None,
+            reached[1] if len(reached) == 2 else None,
+            _dense(x),
+            None if x is None else _dense(w.ih),
+            *products,
+        )
+        at = list(map(_at, held))
+        sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R)
+        overlaps = walks.overlaps and not framed
+        SWEEP[da.dtype](self._variant, _code(cell), *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
+        return da, lam, bias, reached
+
+
+def _check(cell: Cell, x: Tensor, initial: tuple[Tensor, ...], w: Weights) -> None:
+    """Raise RuntimeError for what does not fit together: no pointer may lead beyond its tensor."""
+    GH, P = w.hh.shape
+    H = GH // cell.gates_per_unit
+    sizes = (GH, P, x.shape[2]) == (cell.gates_per_unit * H, P if w.hr is not None else H, w.ih.shape[1])
+    sizes = sizes and len(w.ih) == GH and all(b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh))
+    sizes = sizes and (w.hr is None or w.hr.shape == (P, H))
+    sizes = sizes and all(s.shape == (x.shape[1], size) for s, size in zip(initial, (P, H), strict=False))
+    if not sizes:
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w))
+        raise RuntimeError(f"sizes must fit together, {cell.gates_per_unit} gates a hidden unit: got {shapes}")
+    dtype = x.dtype
+    for t in (*w, *initial):
+        if t is not None and not (t.is_cpu and t.dtype == dtype):
+            kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in _named(x, initial, w))
+            raise RuntimeError(f"weights and states must be {dtype} on the CPU, as x is: got {kinds}")
+
+
+def _named(x: Tensor, initial: tuple[Tensor, ...], w: Weights) -> list[tuple[str, Tensor]]:
+    named = {"x": x, **dict(zip(("h_0", "c_0"), initial, strict=False)), **w._asdict()}
+    return [(name, t) for name, t in named.items() if t is not None]
+
+
+def _is_small(x: Tensor, w: Weights) -> bool:
+    """Whether the products over all steps are done with the walk, since a call of the BLAS would take longer."""
+    GH, P = w.hh.shape
+    T, B, inputs = x.shape
+    return T * B * GH * (inputs + P) <= SMALL
+
+
+def _linear(x: Tensor, w: Tensor) -> Tensor:
+    """x w': `[N, K]`, `[M, K]` -> `[N, M]`, by torch's faster library for it.
+
+    torch.mm asks MKL, which is slow on processors of another maker; the oneDNN that torch has too is not.
+    """
+    if ONEDNN_LINEAR is None or x.dtype != torch.float32 or x.numel() * len(w) < ONEDNN:
+        return torch.mm(x, w.t())
+    return ONEDNN_LINEAR(x, w.contiguous(), None, "none", [], "")
+
+
+def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """W_ih x_t of all steps, in the first columns of `into` `[T, B, ..]`; steps past the end are left as they are."""
+    T, B, inputs = x.shape
+    rows, width = x.reshape(T * B, inputs), len(w.ih)
+    if into is None:
+        return _linear(rows, w.ih).view(T, B, width)
+    out = into.view(T * B, -1)[:, :width]
+    if lengths is None:
+        torch.mm(rows, w.ih.t(), out=out)
+    else:
+        present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
+        out.index_copy_(0, present, _linear(rows.index_select(0, present), w.ih))
+    return into
+
+
+def _code(cell: Cell) -> int:
+    return CODES[cell.nonlinearity if isinstance(cell, RNN) else cell.name]
+
+
+def _at(tensor: Tensor | None) -> int:
+    """Where the values lie; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    """The same values, contiguous; the result must live as long as its address is in use."""
+    if tensor is None:
+        return None
+    if not tensor.is_cpu:
+        raise RuntimeError(f"all tensors of a call must be on the CPU: got one on {tensor.device}")
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
+
+
+def _rows(x: Tensor) -> tuple[Tensor | None, int]:
+    """A tensor `[.., .., F]` with dense rows at equal distances, and that distance; copied only if it must be."""
+    if x.is_contiguous() and not x.is_neg() and x.is_cpu:
+        return x, x.shape[2]
+    step, row, one = x.stride()
+    if one == 1 and step == x.shape[1] * row and row >= x.shape[2] and not x.is_neg() and x.is_cpu:
+        return x, row
+    return _dense(x), x.shape[2]

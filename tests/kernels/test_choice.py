@@ -1,0 +1,109 @@
+"""Which kernel runs, what it says for itself, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from reference import CELLS, build, case, measure, ours
+
+import bptt
+from bptt import kernels
+from bptt.kernels import Request, cpu
+from bptt.kernels.cpu import Cpu
+
+KINDS = ("RNN", "GRU", "LSTM")
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def test_the_compiled_kernel_is_preferred() -> None:
+    assert list(kernels.KERNELS) == ["cpu", "eager"]
+    for name in ("auto", "cpu", "eager"):
+        assert kernels.check(name) == name
+    with pytest.raises(ValueError, match=r"kernel must be one of 'auto', 'cpu', 'eager': got 'gpu'"):
+        kernels.check("gpu")
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_explain(kind: str, dtype: torch.dtype) -> None:
+    layer = getattr(bptt.nn, kind)(3, 5, dtype=dtype)
+    x = torch.zeros(7, 2, 3, dtype=dtype)
+    who = f"kernel 'cpu' ({cpu.variants()[0]}) for {kind.lower()}, {dtype} on cpu"
+    assert bptt.explain(layer, x).startswith(f"{who}: the most preferred")
+    layer.kernel = "cpu"
+    assert bptt.explain(layer, x).startswith(f"{who}: named by kernel=\n")
+    layer.kernel = "eager"
+    assert bptt.explain(layer, x).startswith("kernel 'eager'")
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_other_precisions(kind: str, dtype: torch.dtype) -> None:
+    """Refused by name, with the reason; "auto" takes another kernel and says why."""
+    reason = f"it computes float32 and float64, not {dtype}"
+    x = torch.zeros(7, 2, 3, dtype=dtype)
+    layer = getattr(bptt.nn, kind)(3, 5, dtype=dtype, kernel="cpu")
+    for call in (layer, lambda x: bptt.explain(layer, x), lambda x: bptt.gradients(layer, x, None)):
+        with pytest.raises(RuntimeError, match=f"kernel='cpu' cannot run this layer: {reason}"):
+            call(x)
+    automatic = getattr(bptt.nn, kind)(3, 5, dtype=dtype)
+    assert bptt.explain(automatic, x).startswith(
+        f"kernel 'eager' for {kind.lower()}, {dtype} on cpu: 'cpu' cannot: {reason}"
+    )
+    y, _ = automatic(x)
+    y.sum().backward()
+    assert y.dtype == automatic.weight_hh_l0.grad.dtype == dtype
+
+
+@each_kind
+def test_other_devices(kind: str) -> None:
+    layer = getattr(bptt.nn, kind)(3, 5, device="meta", kernel="cpu")
+    x = torch.zeros(7, 2, 3, device="meta")
+    with pytest.raises(RuntimeError, match=r"kernel='cpu' cannot run this layer: it runs on the CPU, not on meta"):
+        layer(x)
+    automatic = getattr(bptt.nn, kind)(3, 5, device="meta")
+    assert "'cpu' cannot: it runs on the CPU, not on meta" in bptt.explain(automatic, x)
+    assert automatic(x)[0].shape == (7, 2, 5)
+
+
+def test_autocast_keeps_the_kernel() -> None:
+    """Under autocast a layer computes in the precision of its parameters, which this kernel has."""
+    layer = bptt.nn.LSTM(3, 5, kernel="cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = layer(torch.zeros(7, 2, 3, dtype=torch.bfloat16))
+    assert y.dtype == torch.float32
+
+
+def test_variants() -> None:
+    names = cpu.variants()
+    assert names
+    assert names[-1] == "portable"
+    assert Cpu().variant == names[0]
+    for name in names:
+        kernel = Cpu(variant=name)
+        assert (kernel.name, kernel.variant) == ("cpu", name)
+        assert kernel.refuses(Request(bptt.nn.GRU(3, 5).cell(), torch.device("cpu"), torch.float32)) is None
+    for unknown in ("nope", "AVX2", ""):
+        with pytest.raises(ValueError, match=rf"variant must be one of .*'portable': got '{unknown}'"):
+            Cpu(variant=unknown)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_named_kernel_is_the_one_that_runs(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and back; a copy of the layer keeps the name."""
+    ran: list[str] = []
+    for name, kernel in kernels.KERNELS.items():
+        for method in ("forward", "walk"):
+
+            def spy(*arguments: object, name: str = name, own: object = getattr(kernel, method)) -> object:
+                ran.append(name)
+                return own(*arguments)  # type: ignore[operator]  # a bound method
+
+            monkeypatch.setattr(kernel, method, spy)
+    theirs = build(cell)
+    data = case(theirs)
+    for name, expected in (("cpu", "cpu"), ("eager", "eager"), ("auto", "cpu")):
+        ran.clear()
+        measure(copy.deepcopy(ours(theirs, kernel=name)), data)
+        assert ran == [expected] * 2
