@@ -12,9 +12,13 @@ from pathlib import Path
 import torch
 
 from bptt import Chunked, Full, Randomized, Truncated
+from bptt.bench import Results, markdown
 from bptt.policies import Policy
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+"""What `bptt bench --json` saved: the part named bench shows it, once it is there."""
 STEPS = 8
 DRAW = torch.tensor([0.1, 0.6, 0.9, 0.3, 0.2, 0.8, 0.5], dtype=torch.float64)[:, None]
 """One draw for the picture of randomized truncation: edges 3 and 6 are cut when p = 0.7."""
@@ -94,7 +98,10 @@ def policy_table() -> str:
 def main() -> int:
     """Rewrite the parts, or with --check say whether they are up to date."""
     old = new = README.read_text(encoding="utf-8")
-    for name, text in {"reach": reach_picture(), "policies": policy_table()}.items():
+    parts = {"reach": reach_picture(), "policies": policy_table()}
+    if RESULTS.exists():
+        parts["bench"] = markdown(Results.from_json(RESULTS.read_text(encoding="utf-8")))
+    for name, text in parts.items():
         pattern = rf"(<!-- {name} -->).*?(<!-- /{name} -->)"
         new, found = re.subn(pattern, lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", new, flags=re.DOTALL)
         if found != 1:

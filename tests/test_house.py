@@ -25,6 +25,7 @@ ORDER = [
     ["flow"],
     ["plots"],
     ["train"],
+    ["bench"],
     ["cli"],
 ]
 """Reading order. A module imports from its own folder, or from what stands before it."""
@@ -157,7 +158,7 @@ def test_import_loads_nothing_optional(imported: dict) -> None:
     optional = {"matplotlib", "triton", "typer", "rich", "plotly", "pooch", "safetensors", "tomli_w", "hypothesis"}
     assert not optional & {name.split(".")[0] for name in imported["all"]}
     ours = {name for name in imported["loaded"] if name.split(".")[0] == "bptt"}
-    far = {"cli", "train", "plots", "flow", "equations"}
+    far = {"cli", "train", "plots", "flow", "equations", "bench"}
     assert not far & {name.split(".")[1] for name in ours if "." in name}
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..train import InputError, NonFiniteError
+from .bench import bench
 from .check import check
 from .demo import demo
 from .info import info
@@ -42,7 +43,7 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-for command in (train, sample, demo, check, info):
+for command in (train, sample, demo, check, bench, info):
     app.command()(_interruptible(command))
 
 
@@ -58,7 +59,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Backpropagation through time, made explicit: train, sample, check."""
+    """Backpropagation through time, made explicit: train, sample, check, bench."""
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,31 @@
+"""How fast: contests between bptt and what else there is, checked before they are timed.
+
+    cases -> contests (layers, windows, steps, training) -> clock -> rows -> results -> markdown, verdicts
+
+`measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
+"""
+
+from .cases import GATES as GATES
+from .cases import SHAPES as SHAPES
+from .cases import Case as Case
+from .clock import Timing as Timing
+from .clock import interleaved as interleaved
+from .contest import TOLERANCE as TOLERANCE
+from .contest import Contest as Contest
+from .contest import largest_error as largest_error
+from .layers import NAMES as NAMES
+from .layers import PEERS as PEERS
+from .layers import Problem as Problem
+from .layers import layer_call as layer_call
+from .markdown import markdown as markdown
+from .process import can_hold as can_hold
+from .process import cores as cores
+from .process import measured as measured
+from .reach import Verdict as Verdict
+from .reach import judge as judge
+from .results import Machine as Machine
+from .results import Results as Results
+from .results import Row as Row
+from .tables import TABLES as TABLES
+from .tables import Plan as Plan
+from .tables import measure as measure

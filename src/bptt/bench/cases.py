@@ -1,0 +1,55 @@
+"""What is measured: a cell on a shape under a gradient policy, and how much arithmetic that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["GATES", "SHAPES", "Case"]
+
+GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+"""G of each cell."""
+
+SHAPES = (
+    (100, 1, 32, 32),
+    (100, 1, 128, 128),
+    (100, 32, 32, 64),
+    (100, 32, 128, 128),
+    (35, 32, 256, 256),
+    (100, 32, 512, 512),
+    (100, 64, 256, 256),
+    (1000, 8, 64, 64),
+)
+"""T, B, I, H of the layers that are compared."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell ("rnn", "gru", "lstm") on T steps, B lanes, I inputs and H units, float32.
+
+    >>> case = Case("lstm", 100, 32, 128, 128, "chunked:10")
+    >>> str(case), case.flop
+    ('LSTM (100, 32, 128, 128) chunked:10', 2516582400)
+    """
+
+    cell: str
+    T: int
+    B: int
+    I: int
+    H: int
+    gradient: str = "full"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, B, I, H)."""
+        return self.T, self.B, self.I, self.H
+
+    @property
+    def flop(self) -> int:
+        """Useful operations of a full forward and backward pass: one product with [W_ih W_hh] forward, two backward.
+
+        6 T B G H (I + H); biases and activations are not counted.
+        """
+        return 6 * self.T * self.B * GATES[self.cell] * self.H * (self.I + self.H)
+
+    def __str__(self) -> str:
+        return f"{self.cell.upper()} {self.shape}" + (f" {self.gradient}" if self.gradient != "full" else "")

@@ -1,0 +1,51 @@
+"""Several ways to the same tensors: checked against the truth first, then timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..equations.chain import Array
+
+__all__ = ["TOLERANCE", "Call", "Contest", "largest_error"]
+
+TOLERANCE = 1e-5
+"""Largest error that counts as right: max |answer - truth| / max |truth| of any tensor, float32 against float64."""
+
+Call = Callable[[], Sequence[Any]]
+"""One whole computation; what it returns can be made NumPy arrays."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Calls that must return the same tensors; the first is the one that the others are compared with.
+
+    names: of the tensors. truth: float64.
+    """
+
+    names: tuple[str, ...]
+    calls: Mapping[str, Call]
+    truth: Sequence[Array]
+
+    def errors(self) -> dict[str, tuple[float, str]]:
+        """For each call its largest error, and the name of the tensor that has it. Runs every call once."""
+        return {name: largest_error(call(), self.truth, self.names) for name, call in self.calls.items()}
+
+
+def largest_error(answer: Sequence[Any], truth: Sequence[Array], names: Sequence[str]) -> tuple[float, str]:
+    """The largest of max |answer - truth| / max |truth| over the tensors, and the name of that tensor.
+
+    Infinite where that is not a number, or where a shape differs.
+
+    >>> largest_error([[1.0, 2.0], [3.0]], [np.array([1.0, 2.0]), np.array([4.0])], ["x", "w"])
+    (0.25, 'w')
+    """
+    worst = (0.0, names[0])
+    for value, true, name in zip(answer, truth, names, strict=True):
+        array = np.asarray(value, dtype=np.float64)
+        error = float(np.abs(array - true).max() / np.abs(true).max()) if array.shape == true.shape else np.inf
+        worst = max(worst, (error if np.isfinite(error) else np.inf, name), key=lambda pair: pair[0])
+    return worst

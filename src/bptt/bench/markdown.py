@@ -1,0 +1,80 @@
+"""The README's tables, from saved results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .cases import GATES
+from .results import Results, Row
+from .tables import TABLES
+from .words import digits, threads_in_words
+
+__all__ = ["markdown"]
+
+
+def markdown(results: Results) -> str:
+    """Where it was measured; then for each number of threads a table of the layers, and one of everything else."""
+    machine = results.machine
+    jax = f", JAX {machine.jax}" if any("JAX" in row.times for row in results.rows) else ""
+    parts = [
+        f"{machine.processor}, {machine.instructions}; torch {machine.torch}{jax}, NumPy {machine.numpy}; float32, "
+        f"`kernel={results.kernel!r}`, {machine.date}."
+    ]
+    for threads in sorted({row.threads for row in results.rows}):
+        rows = [row for row in results.rows if row.threads == threads]
+        layers = [row for row in rows if row.table == "layers"]
+        others = [row for row in rows if row.table != "layers"]
+        parts += [_layers(layers)] if layers else []
+        parts += [_others(others)] if others else []
+    return "\n\n".join(parts)
+
+
+def _layers(rows: Sequence[Row]) -> str:
+    """A line per shape, a column per cell."""
+    cells = [cell for cell in GATES if any(row.case.cell == cell for row in rows)]
+    rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
+    rate = statistics.median(row.gemm for row in rows) / 1e9
+    others = "".join(f" · {rival}'s time over it" for rival in rivals)
+    lines = [
+        f"{threads_in_words(rows[0].threads).capitalize()}, forward + backward: bptt's time{others} · useful FLOP/s as "
+        f"a share of a 2048 x 2048 x 2048 product's ({rate:.0f} GFLOP/s).",
+        "",
+        f"| T, B, I, H | {' | '.join(cell.upper() for cell in cells)} |",
+        "|---|" + "---|" * len(cells),
+    ]
+    by_case = {(row.case.shape, row.case.cell): row for row in rows}
+    for shape in dict.fromkeys(row.case.shape for row in rows):
+        found = [by_case.get((shape, cell)) for cell in cells]
+        entries = ["" if row is None else _entry(row, rivals) for row in found]
+        lines.append(f"| {', '.join(map(str, shape))} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+def _entry(row: Row, rivals: Sequence[str]) -> str:
+    share = "" if row.share is None else f" · {row.share:.0%}"
+    return _time(row) + "".join(f" · {_ratio(row, rival)}" for rival in rivals) + share
+
+
+def _others(rows: Sequence[Row]) -> str:
+    lines = [
+        f"| {threads_in_words(rows[0].threads)} | T, B, I, H | bptt | others, times as long |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        gradient = f", `{row.case.gradient}`" if row.case.gradient != "full" else ""
+        rivals = ", ".join(f"{rival} {_ratio(row, rival)}" for rival in row.rivals)
+        shape = ", ".join(map(str, row.case.shape))
+        lines.append(
+            f"| {TABLES[row.table].title}, {row.case.cell.upper()}{gradient} | {shape} | {_time(row)} | {rivals} |"
+        )
+    return "\n".join(lines)
+
+
+def _time(row: Row) -> str:
+    return f"{digits(row.times[row.subject].median * 1e3)} ms" if row.subject in row.times else "wrong"
+
+
+def _ratio(row: Row, rival: str) -> str:
+    ratio = row.ratio(rival)
+    return "wrong" if ratio is None else f"{digits(ratio)}×"

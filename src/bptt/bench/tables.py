@@ -1,0 +1,104 @@
+"""Which contests there are, and how one is measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .cases import GATES, SHAPES, Case
+from .clock import interleaved, product
+from .contest import TOLERANCE, Contest
+from .layers import PEERS, layer_contest
+from .results import Row
+from .steps import step_contest
+from .training import training_contest
+from .windows import window_contest
+
+__all__ = ["TABLES", "Plan", "Table", "measure"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and for how long.
+
+    tables: names in `TABLES`. cells: of all tables. shapes: T, B, I, H of the layers; the other tables have their own.
+    peers: of the layers, names in `layers.PEERS`. kernel: of bptt's layers. seconds: of each row, about. least: samples
+    of each contender, at least.
+    """
+
+    tables: tuple[str, ...] = ("layers", "windows", "scan", "train")
+    cells: tuple[str, ...] = tuple(GATES)
+    shapes: tuple[tuple[int, int, int, int], ...] = SHAPES
+    peers: tuple[str, ...] = tuple(PEERS)
+    kernel: str = "auto"
+    seconds: float = 2.0
+    least: int = 5
+
+    def cases(self) -> list[tuple[str, Case]]:
+        """Every row's table and case, in order.
+
+        >>> [str(case) for _, case in Plan(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),)).cases()]
+        ['LSTM (7, 1, 2, 3)', 'LSTM (100, 1, 32, 32)', 'LSTM (100, 32, 128, 128)']
+        """
+        layers = [Case(cell, *shape) for shape in self.shapes for cell in self.cells]
+        rows = [(name, case) for name in self.tables for case in (layers if name == "layers" else TABLES[name].cases)]
+        return [(name, case) for name, case in rows if case.cell in self.cells]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A kind of contest. cases: those of the table, where the plan does not make them."""
+
+    title: str
+    contest: Callable[[Case, Plan], Contest]
+    cases: tuple[Case, ...] = ()
+
+
+TABLES = {
+    "layers": Table("layers", lambda case, plan: layer_contest(case, plan.peers, plan.kernel)),
+    "windows": Table(
+        "truncation",
+        lambda case, plan: window_contest(case, plan.kernel),
+        (
+            Case("rnn", 1000, 1, 64, 64, "truncated:32"),
+            *(Case(cell, 1000, 8, 64, 64, "chunked:35") for cell in ("rnn", "lstm")),
+        ),
+    ),
+    "scan": Table(
+        "scan",
+        lambda case, plan: step_contest(case, plan.kernel),
+        (Case("lstm", 100, 1, 32, 32), Case("lstm", 100, 32, 128, 128)),
+    ),
+    "train": Table(
+        "training step",
+        lambda case, plan: training_contest(case, plan.kernel),
+        tuple(Case(cell, 64, 32, 64, 256) for cell in GATES),
+    ),
+}
+
+
+def measure(plan: Plan, threads: int) -> Iterator[Row]:
+    """Every row of a plan, in this process, as it is: threads is only noted.
+
+    A contender that fails its check is not timed.
+
+    Raises InputError for the peer JAX where it is not installed, RuntimeError where a named kernel cannot run a layer.
+
+    >>> [row] = measure(Plan(("layers",), ("rnn",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2), threads=1)
+    >>> sorted(row.times), row.wrong
+    (['bptt', 'torch.nn'], [])
+    """
+    products = [product()]
+    for name, case in plan.cases():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            contest = TABLES[name].contest(case, plan)
+        errors = {contender: error for contender, (error, _) in contest.errors().items()}
+        right = {contender: call for contender, call in contest.calls.items() if errors[contender] <= TOLERANCE}
+        times = interleaved(right, plan.seconds, plan.least)
+        products.append(product())
+        rate, got = (statistics.median(values) for values in zip(*products, strict=True))
+        yield Row(name, case, threads, errors, times, rate, got)

@@ -1,0 +1,178 @@
+"""Every contender answers right, at odd sizes; who does not is not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, interleaved, largest_error, layer_call, measure
+from bptt.bench.clock import Product
+from bptt.bench.contest import Contest
+from bptt.bench.layers import layer_contest
+from bptt.bench.steps import step_contest
+from bptt.bench.training import training_contest
+from bptt.bench.windows import TwoLoops, window_contest
+from bptt.equations import gru, lstm, recurrence, rnn
+from bptt.train import InputError
+
+CELLS = ["rnn", "gru", "lstm"]
+
+
+def check(contest: Contest, names: Sequence[str]) -> None:
+    errors = contest.errors()
+    assert list(errors) == list(names)
+    assert all(error <= 1e-5 for error, _ in errors.values()), errors
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers(cell: str):
+    check(layer_contest(Case(cell, 7, 3, 5, 6), ["torch.nn"]), ["bptt", "torch.nn"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_in_jax(cell: str):
+    pytest.importorskip("jax", reason="JAX is the extra bptt[bench]")
+    check(layer_contest(Case(cell, 7, 3, 5, 6)), ["bptt", "torch.nn", "JAX"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_truth_is_that_of_the_equations(cell: str):
+    problem = Problem.of(Case(cell, 5, 2, 3, 4))
+    x, dy, *weights = (v.detach().double().numpy() for v in (problem.x, problem.dy, *problem.layer.parameters()))
+    layer = {"rnn": rnn.RNN, "gru": gru.GRU, "lstm": lstm.LSTM}[cell](*weights)
+    zeros = np.zeros((2, layer.state_size))
+    expected = recurrence.adjoint(layer, x, zeros, recurrence.local_error(layer, dy, zeros))
+    truth = dict(zip(NAMES, problem.truth(), strict=True))
+    for ours, theirs in zip(NAMES[1:], ("x", "W_ih", "W_hh", "b_ih", "b_hh"), strict=True):
+        np.testing.assert_allclose(truth[ours], expected[theirs], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "names"),
+    [
+        (Case("rnn", 11, 1, 5, 6, "truncated:4"), ["bptt", "two loops", "autograd"]),
+        (Case("rnn", 11, 1, 5, 6, "truncated:1"), ["bptt", "two loops", "autograd"]),
+        *((Case(cell, 11, 3, 5, 6, "chunked:4"), ["bptt", "autograd"]) for cell in CELLS),
+    ],
+    ids=str,
+)
+def test_windows(case: Case, names: list[str]):
+    check(window_contest(case), names)
+
+
+@pytest.mark.parametrize("gradient", ["full", "truncated:4/2", "truncated:4"])
+def test_windows_of_another_kind(gradient: str):
+    with pytest.raises(ValueError, match="case must be a chunked one, or an rnn with B = 1 and truncated:k"):
+        window_contest(Case("gru", 11, 1, 5, 6, gradient))
+
+
+def test_the_loops_walk_bptt_truncate_steps_beyond_the_loss():
+    g = np.random.default_rng(0)
+    U, V, W = g.normal(size=(4, 3)), g.normal(size=(3, 4)), g.normal(size=(4, 4))
+    x = np.array([0, 1, 2])
+    whole, one = (TwoLoops(U, V, W, reach).bptt(x, x) for reach in (2, 0))
+    network = rnn.SoftmaxNetwork(U, V, W)
+    expected = network.gradients(x, x, np.zeros(4))
+    for gradient, name in zip(whole, "UVW", strict=True):
+        np.testing.assert_allclose(gradient, expected[name], rtol=1e-10)
+    assert not np.allclose(one[2], whole[2])
+
+
+def test_steps():
+    check(step_contest(Case("lstm", 7, 3, 5, 6)), ["scan", "module", "loop"])
+    with pytest.raises(ValueError, match="case must be an lstm with the full gradient: got GRU"):
+        step_contest(Case("gru", 7, 3, 5, 6))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_training(cell: str):
+    contest = training_contest(Case(cell, 7, 3, 5, 6))
+    check(contest, ["bptt", "torch.nn"])
+    assert contest.names[:2] == ("loss", "embedding.weight")
+    for call in contest.calls.values():  # it goes on past the end of its text
+        for _ in range(9):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"), [([1.0, 2.5], 0.25), ([1.0, float("nan")], float("inf")), ([1.0, 2.0, 3.0], float("inf"))]
+)
+def test_largest_error(answer: list[float], error: float):
+    assert largest_error([[0.0, 1.0], answer], [np.array([0.0, 1.0]), np.array([1.0, 2.0])], "ab") == (error, "b")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 3.0))
+
+
+def broken(problem: Problem):
+    call = layer_call(problem.layer, problem.x, problem.dy)
+
+    def off():
+        assert off.calls == 0, "timed"
+        off.calls += 1
+        y, *grads = call()
+        return y, *(grad * (1 + 2e-5) for grad in grads)
+
+    off.calls = 0
+    return off
+
+
+@pytest.mark.usefixtures("machine")
+def test_who_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(PEERS, "broken", broken)
+    plan = Plan(("layers",), ("gru",), ((5, 2, 3, 4),), ("torch.nn", "broken"), seconds=0.0, least=2)
+    [row] = measure(plan, threads=3)
+    assert row.wrong == ["broken"]
+    assert row.errors["broken"] == pytest.approx(2e-5, rel=0.1)
+    assert list(row.times) == ["bptt", "torch.nn"]
+    assert (row.threads, row.gemm, row.cores, row.case) == (3, 1e9, 3.0, Case("gru", 5, 2, 3, 4))
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_random_numbers_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    table = replace(TABLES["train"], cases=(Case("gru", 5, 2, 3, 4),))
+    monkeypatch.setitem(TABLES, "train", table)
+    state = torch.get_rng_state()
+    plan = Plan(("layers", "train"), ("gru",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
+    assert [row.table for row in measure(plan, threads=1)] == ["layers", "train"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("machine")
+def test_jax_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str):
+        raise ModuleNotFoundError(name="jax")
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(InputError, match=r"jax is not installed: pip install 'bptt\[bench\]'"):
+        next(measure(Plan(("layers",)), threads=1))
+
+
+def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    monkeypatch.setattr("bptt.bench.clock.perf_counter", lambda: float(len(order)))
+    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 0.0, least=3, pause=0.0)
+    assert [timing.samples for timing in times.values()] == [3, 3]
+    assert "".join(order) == "aabb" + "ab" + "ba" + "ab"  # to warm up, then round by round
+
+
+def test_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+
+    def lasting(seconds: float):
+        def call():
+            clock[0] += seconds
+
+        return call
+
+    monkeypatch.setattr("bptt.bench.clock.perf_counter", lambda: clock[0])
+    times = interleaved({"short": lasting(1e-4), "long": lasting(0.5)}, seconds=5.1, least=2, pause=0.0)
+    assert times["short"].median == pytest.approx(1e-4)
+    assert times["long"].median == pytest.approx(0.5)
+    assert times["long"].samples == 10

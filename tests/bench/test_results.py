@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bptt.bench import Case, Results, judge, markdown
+from bptt.bench.results import Machine, geometric_mean
+
+from .made_up import LARGE, MACHINE, SMALL, row
+
+
+@pytest.mark.parametrize(("cell", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_useful_operations(cell: str, gates: int):
+    """Three products with [W_ih W_hh], 2 operations for each of its G H (I + H) entries, at T B steps."""
+    assert Case(cell, 2, 3, 5, 7).flop == 3 * 2 * gates * 7 * (5 + 7) * 2 * 3
+
+
+def test_ratio_and_share():
+    one = row(bptt=0.5, torch_nn=1.0, JAX=0.25, gemm=4.0 * Case("lstm", *SMALL).flop)
+    assert (one.ratio("torch.nn"), one.ratio("JAX"), one.ratio("nobody")) == (2.0, 0.5, None)
+    assert one.share == pytest.approx(0.5)
+    assert one.wrong == []
+    assert row("rnn", table="windows", gradient="truncated:4", bptt=1.0).share is None
+
+
+def test_who_is_wrong_has_no_ratio():
+    one = row(bptt=1.0, torch_nn=1.0, JAX=2.0, wrong="torch.nn")
+    assert (one.wrong, one.ratio("torch.nn"), one.ratio("JAX")) == (["torch.nn"], None, 2.0)
+    one = row(bptt=1.0, torch_nn=1.0, wrong="bptt")
+    assert (one.wrong, one.ratio("torch.nn"), one.share) == (["bptt"], None, None)
+
+
+def test_an_error_that_is_not_a_number_is_wrong():
+    one = row(bptt=1.0, torch_nn=1.0)
+    one.errors["torch.nn"] = float("nan")
+    assert one.wrong == ["torch.nn"]
+
+
+def test_a_machine_that_is_busy_with_something_else():
+    one = row(bptt=1.0, threads=2)
+    assert not one.disturbed
+    assert replace(one, cores=1.7).disturbed
+
+
+def test_geometric_mean():
+    assert geometric_mean([1.0, 10.0, 100.0]) == pytest.approx(10.0)
+
+
+def test_json_and_back():
+    rows = (row(bptt=1.0, torch_nn=2.0), row("rnn", table="windows", gradient="chunked:3", bptt=1.0, wrong="bptt"))
+    results = Results(MACHINE, "auto", rows)
+    assert Results.from_json(results.to_json()) == results
+
+
+def test_this_machine():
+    machine = Machine.here("a processor", 2)
+    assert machine.processor == "a processor"
+    assert machine.torch
+    assert "/" not in (machine.commit or "")
+
+
+def verdicts(*rows) -> list[str]:
+    return [str(verdict) for verdict in judge(rows)]
+
+
+def test_never_slower():
+    rows = [row(shape=LARGE, bptt=1.0, torch_nn=2.0, JAX=0.9, gemm=1e3, threads=2), row(bptt=1.0, torch_nn=1.0, JAX=3)]
+    first, small, *_ = verdicts(*rows)
+    assert first == ("missed: never slower than torch.nn and JAX, by 1 of 2: LSTM (100, 64, 256, 256), 2 threads: 0.9x")
+    assert small == (
+        "missed: >= 2x torch.nn's LSTM at (100, 1, 32, 32), by 1 of 1: LSTM (100, 1, 32, 32), 1 thread: 1x"
+    )
+
+
+def test_shares_where_they_count():
+    flop = Case("gru", *LARGE).flop
+    rows = [row("gru", LARGE, bptt=1.0, torch_nn=9.0, gemm=flop / share) for share in (0.9, 0.7, 0.5)]
+    where = "GRU (100, 64, 256, 256), 1 thread:"
+    assert verdicts(*rows)[1:3] == [
+        f"missed: share >= 85% where B*H >= 8192, by 2 of 3: {where} 50%; {where} 70%",
+        f"missed: share >= 60% where B*H >= 2048, by 1 of 3: {where} 50%",
+    ]
+    assert not any("share" in verdict for verdict in verdicts(row("gru", bptt=1.0, torch_nn=30.0)))
+
+
+def test_means_are_taken_per_number_of_threads():
+    rows = [
+        row(cell, bptt=1.0, torch_nn=t, threads=n)
+        for n, a in ((1, 26.0), (2, 1.0))
+        for cell, t in (("rnn", a), ("gru", 2 * a))
+    ]
+    assert (
+        verdicts(*rows)[-1]
+        == "missed: geometric mean >= 4x torch.nn over RNN and GRU rows, by 1 of 2: 2 threads: 1.41x"
+    )
+
+
+def test_two_loops_on_one_thread():
+    shape = (1000, 1, 64, 64)
+    rows = [
+        row("rnn", shape, table="windows", gradient="truncated:32", threads=n, bptt=1.0, two_loops=t)
+        for n, t in ((1, 120.0), (2, 60.0))
+    ]
+    goal = ">= 100x the two-loop code, truncated:32, T = 1000, B = 1, H = 64, 1 thread"
+    assert verdicts(*rows) == [f"met: {goal}"]
+
+
+def test_nothing_measured_is_not_judged():
+    assert verdicts() == []
+    assert verdicts(row(bptt=1.0, torch_nn=1.0, wrong="bptt")) == []
+
+
+def test_markdown():
+    rows = (
+        row("rnn", bptt=0.0012345, torch_nn=0.0024690, JAX=0.00061725, gemm=4e9),
+        row("gru", LARGE, bptt=10.0, torch_nn=15.0, JAX=5.0, wrong="JAX", gemm=4e9),
+        row("rnn", (9, 1, 3, 4), table="windows", gradient="truncated:4", bptt=1.0, two_loops=123.4),
+        row("rnn", threads=2, bptt=1.0, torch_nn=1.0, wrong="bptt"),
+    )
+    assert markdown(Results(MACHINE, "auto", rows)) == (
+        "a processor, AVX2; torch 2.13.0, JAX 0.10.0, NumPy 2.4.0; float32, `kernel='auto'`, 2026-01-02.\n"
+        "\n"
+        "1 thread, forward + backward: bptt's time · torch.nn's time over it · JAX's time over it · useful FLOP/s as a "
+        "share of a 2048 x 2048 x 2048 product's (4 GFLOP/s).\n"
+        "\n"
+        "| T, B, I, H | RNN | GRU |\n"
+        "|---|---|---|\n"
+        "| 100, 1, 32, 32 | 1.23 ms · 2× · 0.5× · 25% |  |\n"
+        "| 100, 64, 256, 256 |  | 10000 ms · 1.5× · wrong · 38% |\n"
+        "\n"
+        "| 1 thread | T, B, I, H | bptt | others, times as long |\n"
+        "|---|---|---|---|\n"
+        "| truncation, RNN, `truncated:4` | 9, 1, 3, 4 | 1000 ms | two loops 123× |\n"
+        "\n"
+        "2 threads, forward + backward: bptt's time · torch.nn's time over it · useful FLOP/s as a share of a 2048 x "
+        "2048 x 2048 product's (1 GFLOP/s).\n"
+        "\n"
+        "| T, B, I, H | RNN |\n"
+        "|---|---|\n"
+        "| 100, 1, 32, 32 | wrong · wrong |"
+    )

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bptt.bench import PEERS, Plan, Results, Row, measure
+from bptt.bench.clock import Product
+from bptt.bench.layers import layer_call
+from bptt.cli import bench as command
+
+from .command import bptt, error_of
+
+TINY = ("layers", "--cell", "gru", "--shape", "5,2,3,4", "--threads", "1", "--peers", "torch", "--seconds", "0")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements in this process, without what takes time."""
+    monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 1.0))
+    monkeypatch.setattr("bptt.cli.bench.measured", measure)
+    monkeypatch.setattr("bptt.cli.bench.compare", list)
+
+
+def test_a_table_the_verdicts_and_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file = tmp_path / "results.json"
+    result = bptt(capsys, "bench", *TINY, "--json", file)
+    assert result.status == 0, result
+    for part in ("layers, 1 thread, a matrix product runs at 1 GFLOP/s", "5, 2, 3, 4", "GRU", "torch.nn x", "share"):
+        assert part in result.out
+    assert "never slower than torch.nn" in result.out
+    assert result.err.startswith("GRU (5, 2, 3, 4), 1 thread: bptt ")
+    results = Results.from_json(file.read_text(encoding="utf-8"))
+    [row] = results.rows
+    assert (results.kernel, row.threads, row.rivals) == ("auto", 1, ["torch.nn"])
+    assert results.machine.processor
+    assert "not to be trusted" not in result.out
+
+
+def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[Plan, int]] = []
+
+    def nothing(plan: Plan, threads: int) -> Iterator[Row]:
+        seen.append((plan, threads))
+        yield from ()
+
+    monkeypatch.setattr("bptt.cli.bench.measured", nothing)
+    monkeypatch.setattr("bptt.cli.bench.cores", lambda: 4)
+    assert bptt(capsys, "bench", "--threads", "4,1").status == 0
+    assert bptt(capsys, "bench", "--quick").status == 0
+    assert bptt(capsys, "bench", "scan", "train", "--cell", "lstm,rnn").status == 0
+    whole, _, quick, _, some, _ = (plan for plan, _ in seen)
+    assert [threads for _, threads in seen] == [4, 1, 1, 2, 1, 2]
+    assert (whole.tables, len(whole.cases()), whole.least) == (
+        ("layers", "windows", "scan", "train"),
+        24 + 3 + 2 + 3,
+        5,
+    )
+    assert (quick.tables, len(quick.cases()), quick.least) == (("layers",), 9, 3)
+    assert [str(case) for _, case in some.cases()] == [
+        "LSTM (100, 1, 32, 32)",
+        "LSTM (100, 32, 128, 128)",
+        "RNN (64, 32, 64, 256)",
+        "LSTM (64, 32, 64, 256)",
+    ]
+
+
+def test_a_wrong_contender_is_named_and_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setitem(PEERS, "torch.nn", lambda problem: layer_call(problem.layer, problem.x, 2 * problem.dy))
+    result = bptt(capsys, "bench", *TINY)
+    assert result.status == 1
+    assert "not timed: torch.nn on GRU (5, 2, 3, 4) is off by 1.0e+00 of the largest entry" in result.out
+    assert "torch.nn wrong" in result.err
+
+
+def test_a_busy_machine_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 0.6))
+    out = bptt(capsys, "bench", *TINY).out
+    assert "not to be trusted on 1 thread: other programs left it 0.6 cores" in out
+
+
+def test_nothing_is_timed_where_the_equations_disagree(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    class Wrong:
+        net, policy, agrees = "gru", "full", False
+
+    monkeypatch.setattr("bptt.cli.bench.compare", lambda: [Wrong()])
+    monkeypatch.setattr("bptt.cli.bench.measured", None)
+    result = bptt(capsys, "bench", *TINY)
+    assert (result.status, result.err) == (1, "")
+    assert "not timed: these disagree with the equations, see bptt check: gru full" in result.out
+
+
+def test_ctrl_c_shows_what_is_done_and_saves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def interrupted(plan: Plan, threads: int) -> Iterator[Row]:
+        yield from measure(plan, threads)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bptt.cli.bench.measured", interrupted)
+    file = tmp_path / "results.json"
+    result = bptt(capsys, "bench", *TINY, "--json", file)
+    assert result.status == 130
+    assert result.err.endswith("bptt: interrupted\n")
+    assert "5, 2, 3, 4" in result.out
+    assert not file.exists()
+
+
+def test_without_jax_its_column_is_left_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else find(name))
+    arguments = [argument for argument in TINY if argument not in ("--peers", "torch")]
+    result = bptt(capsys, "bench", *arguments)
+    assert result.status == 0
+    assert "JAX's column is left out: jax is not installed: pip install 'bptt[bench]'" in result.out
+    assert "JAX x" not in result.out
+    message = error_of(bptt(capsys, "bench", *arguments, "--peers", "torch,jax"))
+    assert message == "jax is not installed: pip install 'bptt[bench]'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layer"], "table must be one of layers, windows, scan, train: got 'layer'"),
+        (["--cell", "lstm,tcn"], "cell must be one of rnn, gru, lstm: got 'tcn'"),
+        (["scan", "--cell", "gru"], "cell must be one that scan has: got 'gru'"),
+        (["--shape", "5,2,3"], "shape must be four whole numbers of at least 1, T,B,I,H: got '5,2,3'"),
+        (["--shape", "5,2,3,0"], "shape must be four whole numbers of at least 1, T,B,I,H: got '5,2,3,0'"),
+        (["scan", "--shape", "5,2,3,4"], "shape is for the table layers: got shape with scan"),
+        (["scan", "train", "--peers", "torch"], "peers is for the table layers: got peers with scan, train"),
+        (["--threads", "0"], "the cores there are: got '0'"),
+        (["--threads", "1,x"], "the cores there are: got '1,x'"),
+        (["--threads", "99999"], "the cores there are: got '99999'"),
+        (["--peers", "torch,keras"], "peers must be one of torch, jax: got 'keras'"),
+        (["--kernel", "fpga"], "got 'fpga'"),
+        (["--seconds", "-1"], "seconds must be a finite number of at least 0: got -1.0"),
+        (["--seconds", "many"], "Invalid value for '--seconds'"),
+        (["--json", "missing/x.json"], "json must be a file in a directory that is there: got 'missing/x.json'"),
+        (["--json", "."], "json must be a file in a directory that is there: got '.'"),
+    ],
+)
+def test_a_bad_option_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bptt.cli.bench.measured", None)
+    assert message in error_of(bptt(capsys, "bench", *arguments))
+
+
+def test_a_kernel_that_refuses_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    def refuse(layer: object, x: object) -> str:
+        raise RuntimeError("kernel='cpu' cannot run this layer: no such processor")
+
+    monkeypatch.setattr("bptt.kernels.explain", refuse)
+    message = error_of(bptt(capsys, "bench", *TINY))
+    assert message == "kernel='cpu' cannot run this layer: no such processor"
+    assert command.bench.__doc__
