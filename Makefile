@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	@rm -f $(VENV)/.installed*
 	@touch $@
 
-demo: setup      ## train on real text for about two minutes, sample, say where everything lies
+demo: setup      ## train on real text for a minute or two, sample, say where everything lies
 	$(BIN)/bptt demo
 
 test: setup      ## run the tests

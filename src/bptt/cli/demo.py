@@ -1,4 +1,4 @@
-"""`bptt demo`: real text learned in about two minutes."""
+"""`bptt demo`: real text learned in a minute or two."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="run directory, replaced if it holds a run")] = DIRECTORY,
     steps: Annotated[int | None, typer.Option(help="optimiser steps", show_default=f"{CONFIG.steps}")] = None,
 ) -> int:
-    """Train on Python's own documentation for about two minutes, sample, and say where everything lies."""
+    """Train on Python's own documentation for a minute or two, sample, and say where everything lies."""
     config = CONFIG if steps is None else CONFIG.override(steps=steps)
     trainer, run = start(config, out, overwrite=True)
     status = train_with_progress(trainer, run, Console(stderr=True))
