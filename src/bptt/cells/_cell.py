@@ -33,7 +33,6 @@ class Pullback(NamedTuple):
     """What one step sends back."""
 
     da: Tensor  # [..., G*H]  dL/d(pre-activation), as the input product sees it
-    total: State  # dL/d(state_t): what came in, completed by the paths inside the step (dC gains the path through h)
     direct: Tensor | None = None  # dL/dh_{t-1} [..., P] by the paths that avoid the recurrent product
     carried: State = ()  # dL/dc_{t-1} [..., H], for a state (h, c)
 

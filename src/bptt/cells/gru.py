@@ -48,7 +48,7 @@ class GRU(Cell):
         dr = da_n * m  # (4.9)
         da_r = dr * r * (1 - r)  # (4.11)
         da_z = dz * z * (1 - z)  # (4.12)
-        return Pullback(torch.cat([da_r, da_z, da_n], -1), total=(dh,), direct=dh * z)  # (4.13), first term
+        return Pullback(torch.cat([da_r, da_z, da_n], -1), direct=dh * z)  # (4.13), first term
 
     def recurrent(self, da: Tensor, gates: Tensor) -> Tensor:
         da_r, da_z, da_n = parts(da, 3)

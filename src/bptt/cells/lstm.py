@@ -41,7 +41,7 @@ class LSTM(Cell):
         dg = dc * i  # (5.14)
         dc_before = dc * f  # (5.15)
         da = torch.cat([di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)], -1)  # (5.16-5.19)
-        return Pullback(da, total=(dh, dc), carried=(dc_before,))
+        return Pullback(da, carried=(dc_before,))
 
     def projected(self, gates: Tensor, state: State) -> Tensor:
         return parts(gates, 4)[3] * torch.tanh(state[1])  # (5.6)

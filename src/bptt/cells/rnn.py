@@ -48,4 +48,4 @@ class RNN(Cell):
     def pull(self, lam: State, gates: Tensor, prev: State, state: State, w: Weights) -> Pullback:
         (dh,), (h,) = lam, state
         da = NONLINEARITIES[self.nonlinearity].pull(dh, h)  # (3.4)
-        return Pullback(da, total=(dh,))
+        return Pullback(da)

@@ -91,6 +91,8 @@ class Eager:
             if short is not None:  # a column that has not begun: zero, also where a weight is infinite
                 lam = tuple(a.masked_fill(short <= r, 0) for a in lam)
             lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))  # (6.1), (6.2)
+            if wanted.adjoint:
+                adjoints.put(r, lam[0])
             gate = lam[0] if gates is None else gates[r]  # a cell that tapes no gates does not look at them
             back = cell.pull(lam, gate, tuple(s[r] for s in prev), tuple(s[r] for s in state), w)
             through = cell.recurrent(back.da, gate) @ w.hh
@@ -98,8 +100,6 @@ class Eager:
             if edge is not None:
                 lam = tuple((a * edge[r]).masked_fill(edge[r] == 0, 0) for a in lam)
             das.put(r, back.da)
-            if wanted.adjoint:
-                adjoints.put(r, back.total[0])
         return Swept(das.whole(), adjoints.whole() if wanted.adjoint else None, lam if wanted.initial else ())
 
 
