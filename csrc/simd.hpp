@@ -7,9 +7,7 @@
 
 #include <cstdint>
 
-#if BPTT_BYTES == 64
-#include <immintrin.h>
-#elif BPTT_BYTES == 32
+#if BPTT_BYTES >= 32
 #include <immintrin.h>
 #endif
 
@@ -20,26 +18,20 @@ namespace bptt::BPTT_VARIANT {
 template <class T> struct Types;
 
 template <> struct Types<float> {
-    using Int = std::int32_t;
     using UInt = std::uint32_t;
 };
 
 template <> struct Types<double> {
-    using Int = std::int64_t;
     using UInt = std::uint64_t;
 };
 
 template <class T> struct Register {
     typedef T Vec __attribute__((vector_size(BPTT_BYTES)));
-    typedef typename Types<T>::Int Ints __attribute__((vector_size(BPTT_BYTES)));
     typedef T Unaligned __attribute__((vector_size(BPTT_BYTES), aligned(sizeof(T)), may_alias));
 };
 
 // As many values as one register holds.
 template <class T> using Vec = typename Register<T>::Vec;
-
-// Integers of the same size, the type of a comparison's result: all bits set where true.
-template <class T> using Ints = typename Register<T>::Ints;
 
 template <class T> constexpr int lanes = BPTT_BYTES / sizeof(T);
 

@@ -1,8 +1,8 @@
 """The four stages, once, and the only autograd boundary.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `stack` is the stack of recurrent
-layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4). `ops` is the boundary for a
-compiler: the stack as operators of torch.
+layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4), `parameters` its last stage. `ops` is
+the boundary for a compiler: the stack as operators of torch.
 """
 
 from .boundary import Program as Program

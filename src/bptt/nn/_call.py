@@ -45,7 +45,7 @@ class Call:
     def of(cls, layer: Recurrent, input: Tensor | PackedSequence, hx: Hidden | None, resets: Tensor | None) -> Call:
         names, parameters = layer._flat_weights_names, layer._parameters
         try:
-            weights: tuple[Tensor, ...] = tuple([parameters[name] for name in names])  # type: ignore[misc]
+            weights: tuple[Tensor, ...] = tuple([parameters[name] for name in names])  # type: ignore[misc]  # none is None
         except KeyError:  # computed from others, as by weight_norm
             weights = tuple(getattr(layer, name) for name in names)
         name = type(layer).__name__

@@ -101,6 +101,8 @@ class RNN(Recurrent):
 
     A policy reaches within one forward call: what a carried state hx remembers is the caller's to detach. Under
     autocast the layer computes, and returns, its parameters' precision: a recurrence amplifies rounding step by step.
+    In a differentiated call y is kept for the backward pass: changing it in place raises RuntimeError, at
+    once or there.
     Double backward is exact under every policy; torch.func.vmap and forward-mode derivatives are not supported.
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
