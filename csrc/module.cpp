@@ -117,8 +117,8 @@ template <class Real>
 void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N, long R, long e_stride, bool framed,
            bool overlaps, Address columns, Address counts, Address gates, Address h, Address c, Address resets,
            Address e_h, Address e_c, Address d_h, Address d_c, Address edges, Address w_hh, Address w_hr, Address da,
-           Address adjoint, Address bias, Address initial_h, Address initial_c, Address x, Address w_ih, Address dx,
-           Address dw_ih, Address dw_hh, int threads) {
+           Address adjoint, Address adjoint_c, Address bias, Address initial_h, Address initial_c, Address x,
+           Address w_ih, Address dx, Address dw_ih, Address dw_hh, int threads) {
     if (N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
     const std::int64_t *column = at<const std::int64_t>(columns), *count = at<const std::int64_t>(counts);
@@ -154,6 +154,7 @@ void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N
                         .w_hr = at<const Real>(w_hr),
                         .da = at<Real>(da),
                         .adjoint = at<Real>(adjoint),
+                        .adjoint_c = at<Real>(adjoint_c),
                         .bias = at<Real>(bias),
                         .initial_h = at<Real>(initial_h),
                         .initial_c = at<Real>(initial_c),

@@ -148,6 +148,7 @@ template <class T> struct LstmBack : Back<T> {
             const T *error = this->error(a.e_c, H, n + i), *final_error = this->final_error(a.d_c, H, n + i);
             const T factor = this->factor(n + i);
             T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
+            T *adjoint_c = a.adjoint_c ? a.adjoint_c + this->place(n + i) * H : nullptr;
             const auto each = [&](auto dm_of) __attribute__((always_inline)) {
                 for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                     const long u = unit + v * lanes<T>;
@@ -157,7 +158,8 @@ template <class T> struct LstmBack : Back<T> {
                     const Vec<T> tanh_c = tanh<T>(load(c + u, count));
                     const Vec<T> dm = dm_of(load(sums), u, count); // (5.9)
                     Vec<T> dc = load(error + u, count) + load(final_error + u, count);
-                    if (this->j) dc += scaled(load(carried + u, count), factor);           // (5.8)
+                    if (this->j) dc += scaled(load(carried + u, count), factor); // (5.8)
+                    if (adjoint_c) store(adjoint_c + u, dc, count);
                     dc += dm * o * (one - tanh_c * tanh_c);                                // (5.11)
                     put(to + u, sum ? sum + u : nullptr, dc * g * in * (one - in), count); // (5.13), (5.16)
                     put(to + H + u, sum ? sum + H + u : nullptr, dc * load(c_prev + u, count) * f * (one - f),

@@ -71,6 +71,7 @@ template <class Real> struct Sweep {
     const Real *w_hh, *w_hr;
     Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n)
     Real *adjoint;               // lambda of h [.., P] or null
+    Real *adjoint_c;             // lambda of c [.., H] or null; of a framed sweep only
     Real *bias;                  // [2, G H] the sums of da over rows, for b_ih and b_hh, or null
     Real *initial_h, *initial_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
     const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null

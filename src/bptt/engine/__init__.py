@@ -10,3 +10,4 @@ from .boundary import Tensors as Tensors
 from .boundary import run as run
 from .ops import draw as draw
 from .stack import Stack as Stack
+from .walk import Walk as Walk

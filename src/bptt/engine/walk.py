@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Columns, Frames, Sums, Tape, Walked, Wanted, columns_at_once, with_final
+from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, columns_at_once, with_final
 from ..policies import EVERYTHING, Reach
 from .boundary import Tensors, given
 from .parameters import parameter_gradients, steps_of
@@ -96,17 +98,25 @@ class Walk:
         self.dx = error
 
     def _block_by_block(self, reach: Reach) -> None:
-        """Overlapping blocks in a stack: a block's adjoints go down through all layers before blocks are summed.
-
-        Only so does a window count steps of the whole network: (7.3) and (7.4).
-        """
+        """Overlapping blocks in a stack, summed over blocks at the end."""
         stack, D = self.stack, self.stack.directions
         T, B, _ = self.x.shape
-        columns = Columns.of(reach, stack.lengths, T, B, D)
-        below = [self._below(layer) for layer in range(stack.layers)]
-        tapes = [self._tape(k, stack.turn(below[k // D], k % D)) for k in range(stack.layers * D)]
-        edges = [stack.edges(k, self.x.dtype) for k in range(len(tapes))]
-        sums = [Sums(self.wanted) for _ in tapes]
+        sums = [Sums(self.wanted) for _ in self.weights]
+        for k, frames, swept in self.sweeps(Columns.of(reach, stack.lengths, T, B, D), self.wanted):
+            sums[k].add(frames, swept)
+        for k, tape in enumerate(self.tapes):
+            walked = sums[k].walked()
+            below = stack.turn(self._below(k // D), k % D)
+            self.dx = self._finish(k, tape, below, walked, self.dx, needs_dx=k < D)
+
+    def sweeps(self, columns: Columns, wanted: Wanted) -> Iterator[tuple[int, Frames, Swept]]:
+        """Every sweep as (k, its frames, what it brings back): a group of columns, through all layers from the top.
+
+        A block's adjoints go down through all layers before blocks are summed. Only so does a window count steps of the
+        whole network: (7.3) and (7.4).
+        """
+        stack, D = self.stack, self.stack.directions
+        edges = [stack.edges(k, self.x.dtype) for k in range(len(self.tapes))]
         halves = [None if self.dy is None else stack.turn(stack.half(self.dy, d), d) for d in range(D)]
         for group in columns.groups(columns_at_once(columns.frames[0], self.weights[0])):
             error: Tensor | None = None  # [R, N, D*P], in forward positions
@@ -120,18 +130,15 @@ class Walk:
                         own = None if half is None else group.errors(half, d)
                     errors = with_final(stack.cell, frames, own, self._finals(k), *group.finals(d))
                     swept = stack.kernel.sweep(
-                        stack.cell, self.weights[k], tapes[k], frames, errors, edges[k], self.wanted
+                        stack.cell, self.weights[k], self.tapes[k], frames, errors, edges[k], wanted
                     )
-                    sums[k].add(frames, swept)
+                    yield k, frames, swept
                     if layer > 0:
                         through = group.turn(swept.da @ self.weights[k].ih, d)
                         dx = through if dx is None else dx + through
                 error = dx
                 if error is not None and stack.masks:
                     error = error * group.frames[0].spread(stack.masks[layer - 1])
-        for k, tape in enumerate(tapes):
-            walked = sums[k].walked()
-            self.dx = self._finish(k, tape, stack.turn(below[k // D], k % D), walked, self.dx, needs_dx=k < D)
 
     def _finals(self, k: int) -> tuple[Tensor | None, ...]:
         """The cotangents of the final state of layer and direction k."""
@@ -161,6 +168,13 @@ class Walk:
             part = rows.view(x.shape)
         part = stack.turn(part, k % stack.directions)
         return part if dx is None else dx + part
+
+    @cached_property
+    def tapes(self) -> list[Tape]:
+        """The tapes of all layers and directions, gates that were not kept rebuilt."""
+        D = self.stack.directions
+        below = [self._below(layer) for layer in range(self.stack.layers)]
+        return [self._tape(k, self.stack.turn(below[k // D], k % D)) for k in range(len(self.weights))]
 
     # What the tape holds ---------------------------------------------------------------------------------------------
 

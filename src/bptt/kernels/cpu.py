@@ -132,7 +132,7 @@ class Cpu:
         if small:
             weights = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if wanted.weights else (None, None)
             products = (x.new_empty(x.shape) if wanted.x else None, *weights)
-        da, lam, bias, initial = self._sweep(
+        da, lam, _, bias, initial = self._sweep(
             cell, w, tape, frames, (error, None), final, edges, wanted, (x, products) if small else None
         )
         dx, ih, hh = products
@@ -156,10 +156,10 @@ class Cpu:
         wanted: Wanted,
     ) -> Swept:
         wanted = wanted._replace(bias=False)
-        da, lam, _, initial = self._sweep(
+        da, lam, lam_c, _, initial = self._sweep(
             cell, w, tape, frames, (*errors, None)[:2], (None, None), edges, wanted, None, framed=True
         )
-        return Swept(da[..., w.hh.shape[1] :] if cell.gates_per_unit == 3 else da, lam, initial)
+        return Swept(da[..., w.hh.shape[1] :] if cell.gates_per_unit == 3 else da, lam, initial, lam_c)
 
     def _sweep(
         self,
@@ -173,8 +173,8 @@ class Cpu:
         wanted: Wanted,
         small: tuple[Tensor, Products] | None,
         framed: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
-        """(da, lambda of h, gradients of the biases, what reaches the initial state), the last by column.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
+        """(da, lambda of h, of c, gradients of the biases, what reaches the initial state), the last by column.
 
         By step and lane or, where framed, by position and column. The rows of a GRU's da begin with (4.10).
         small: x and where to put the products over all steps, if they are to be done here.
@@ -187,6 +187,7 @@ class Cpu:
         new = tape.states[0].new_empty if walks.covers and not framed else tape.states[0].new_zeros
         da = new(*rows, 4 * H if G == 3 else GH)
         lam = new(*rows, P) if wanted.adjoint else None
+        lam_c = new(*rows, H) if framed and wanted.adjoint_c and cell.states == 2 else None
         bias = (da.new_empty if N else da.new_zeros)(2, GH) if wanted.bias else None
         reached = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if wanted.initial else ()
         h, c = tape.states if cell.states == 2 else (tape.states[0], None)
@@ -200,6 +201,7 @@ class Cpu:
             *map(_dense, (errors[1], final[0], final[1] if c is not None else None, edges, w.hh, w.hr)),
             da,
             lam,
+            lam_c,
             bias,
             reached[0] if reached else None,
             reached[1] if len(reached) == 2 else None,
@@ -211,7 +213,7 @@ class Cpu:
         sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R)
         overlaps = walks.overlaps and not framed
         SWEEP[da.dtype](self._variant, _code(cell), *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
-        return da, lam, bias, reached
+        return da, lam, lam_c, bias, reached
 
 
 def _check(cell: Cell, x: Tensor, initial: tuple[Tensor, ...], w: Weights) -> None:

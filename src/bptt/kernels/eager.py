@@ -84,7 +84,8 @@ class Eager:
         edge = None if edges is None else frames.spread(edges)
         N = prev[0].shape[1]
         lam = tuple(s.new_zeros(N, s.shape[-1]) for s in state)
-        das, adjoints = _Series(frames.R), _Series(frames.R)
+        das, adjoints, adjoints_c = _Series(frames.R), _Series(frames.R), _Series(frames.R)
+        wants_c = wanted.adjoint_c and cell.states == 2
         walked = (frames.top - frames.start)[:, None]
         short = None if frames.whole or bool((walked == frames.R - 1).all()) else walked.to(lam[0].device)
         for r in reversed(range(frames.R)):
@@ -93,6 +94,8 @@ class Eager:
             lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))  # (6.1), (6.2)
             if wanted.adjoint:
                 adjoints.put(r, lam[0])
+            if wants_c:
+                adjoints_c.put(r, lam[1])
             gate = lam[0] if gates is None else gates[r]  # a cell that tapes no gates does not look at them
             back = cell.pull(lam, gate, tuple(s[r] for s in prev), tuple(s[r] for s in state), w)
             through = cell.recurrent(back.da, gate) @ w.hh
@@ -100,7 +103,12 @@ class Eager:
             if edge is not None:
                 lam = tuple((a * edge[r]).masked_fill(edge[r] == 0, 0) for a in lam)
             das.put(r, back.da)
-        return Swept(das.whole(), adjoints.whole() if wanted.adjoint else None, lam if wanted.initial else ())
+        return Swept(
+            das.whole(),
+            adjoints.whole() if wanted.adjoint else None,
+            lam if wanted.initial else (),
+            adjoints_c.whole() if wants_c else None,
+        )
 
 
 class _Series:

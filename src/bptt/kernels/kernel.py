@@ -53,6 +53,7 @@ class Swept(NamedTuple):
     da: Tensor  # [R, N, G*H] dL/d(pre-activation)
     adjoint: Tensor | None  # [R, N, P] lambda of h, where asked for
     initial: tuple[Tensor, ...]  # h [N, P], c [N, H]: what leaves position 0 for the state before it, where asked for
+    adjoint_c: Tensor | None = None  # [R, N, H] lambda of c, for a state (h, c), where asked for
 
 
 class Wanted(NamedTuple):
@@ -63,6 +64,7 @@ class Wanted(NamedTuple):
     bias: bool = False  # those of the biases
     weights: bool = False  # those of w.ih and w.hh
     x: bool = False  # that of x
+    adjoint_c: bool = False  # lambda of c, of a sweep by position
 
 
 class Walked(NamedTuple):
