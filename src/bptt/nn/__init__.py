@@ -3,6 +3,7 @@
 They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and argument checks are torch's own.
 """
 
+from . import init as init
 from ._convert import convert as convert
 from ._gradients import Gradients as Gradients
 from ._gradients import gradients as gradients
