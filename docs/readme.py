@@ -13,7 +13,7 @@ import torch
 
 from bptt import Chunked, Full, Randomized, Truncated
 from bptt.bench import Results, markdown
-from bptt.policies import Policy
+from bptt.policies import Adaptive, Policy
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -85,6 +85,13 @@ def policy_table() -> str:
             "the same, the length of uncut pieces with a polynomial tail",
             "1",
             "anticipated reweighting (ARTBP)",
+        ),
+        (
+            "Adaptive(0.5, 64)",
+            Adaptive(0.5, 64),
+            "the smallest window, up to 64, whose measured relative bias is at most 0.5; `bptt.flow.adapt` measures it",
+            "`window`, and the measuring",
+            "adaptive TBPTT (Aicher, Foti and Fox 2019)",
         ),
     ]
     lines = [

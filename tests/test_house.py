@@ -24,6 +24,7 @@ ORDER = [
     ["nn", "scan"],
     ["flow"],
     ["plots"],
+    ["report"],
     ["train"],
     ["bench"],
     ["cli"],
@@ -104,6 +105,12 @@ def test_only_plots_import_matplotlib(path: str) -> None:
     assert "matplotlib" not in roots or path.startswith("plots/")
 
 
+@pytest.mark.parametrize("path", FILES)
+def test_only_report_imports_plotly(path: str) -> None:
+    roots = {module.split(".")[0] for module, _ in imports(path)}
+    assert "plotly" not in roots or path.startswith("report/")
+
+
 def test_the_reading_order_is_the_one_in_use() -> None:
     """Every folder and file of the package has its place, and the rule above has something to check."""
     units = {unit_of(Path(f).parts[0].removesuffix(".py")) for f in FILES} - {"__init__"}
@@ -158,7 +165,7 @@ def test_import_loads_nothing_optional(imported: dict) -> None:
     optional = {"matplotlib", "triton", "typer", "rich", "plotly", "pooch", "safetensors", "tomli_w", "hypothesis"}
     assert not optional & {name.split(".")[0] for name in imported["all"]}
     ours = {name for name in imported["loaded"] if name.split(".")[0] == "bptt"}
-    far = {"cli", "train", "plots", "flow", "equations", "bench"}
+    far = {"cli", "train", "plots", "report", "bench"}
     assert not far & {name.split(".")[1] for name in ours if "." in name}
 
 
@@ -174,9 +181,12 @@ def test_import_changes_no_global_setting(imported: dict) -> None:
 # The public face
 
 
-PUBLIC = ["Chunked", "Full", "Randomized", "Truncated", "convert", "explain", "gradients", "nn", "scan"]
+MODULES = ["flow", "nn"]
+FUNCTIONS = ["convert", "explain", "gradients", "scan"]
+PUBLIC = sorted(["Adaptive", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
 
 SIGNATURES = {
+    "Adaptive": "(max_bias, max_window, every=1, *, window=None)",
     "Chunked": "(k)",
     "Full": "()",
     "Randomized": "(p, *, generator=None)",
@@ -198,9 +208,9 @@ def bare_signature(callable_: object) -> str:
 
 
 def test_public_names() -> None:
-    """`nn` is a module by design; other submodules appear as attributes because importing them makes it so."""
+    """`nn` and `flow` are modules by design; other submodules are attributes because importing them makes it so."""
     names = [n for n, v in vars(bptt).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
-    assert sorted([*names, "nn"]) == PUBLIC
+    assert sorted([*names, *MODULES]) == PUBLIC
     submodules = {n for n, v in vars(bptt).items() if isinstance(v, ModuleType) and not n.startswith("_")}
     assert submodules <= set(RANK)
 
@@ -215,7 +225,7 @@ def test_layer_call_signature(name: str) -> None:
     assert bare_signature(getattr(bptt.nn, name).forward) == "(self, input, hx=None, *, resets=None)"
 
 
-@pytest.mark.parametrize("name", [n for n in PUBLIC if n != "nn"])
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in MODULES])
 def test_public_names_are_documented(name: str) -> None:
     """One line, then an example that is run as a test."""
     doc = inspect.getdoc(getattr(bptt, name))

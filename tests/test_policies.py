@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bptt import Chunked, Full, Randomized, Truncated
-from bptt.policies import Policy, PolynomialTail, parse
+from bptt.policies import Adaptive, Policy, PolynomialTail, parse
 
 FORMS = {
     "full": Full(),
@@ -21,6 +21,10 @@ FORMS = {
     "randomized:0.5,0.75,1.0": Randomized((0.5, 0.75, 1.0)),
     "randomized:mean=20,tail=4": Randomized.polynomial(mean=20),
     "randomized:mean=12.5,tail=3.5": Randomized.polynomial(mean=12.5, tail=3.5),
+    "adaptive:0.9,max=100": Adaptive(0.9, 100),
+    "adaptive:0.9,max=100,window=17": Adaptive(0.9, 100, window=17),
+    "adaptive:0.5,max=64,every=4": Adaptive(0.5, 64, every=4),
+    "adaptive:0.5,max=64,every=4,window=4": Adaptive(0.5, 64, 4, window=4),
 }
 
 
@@ -74,6 +78,18 @@ def test_every_is_one_unless_said() -> None:
         "randomized:nan",
         "randomized:mean=1",
         "randomized:mean=20,tail=2",
+        "adaptive",
+        "adaptive:0.5",
+        "adaptive:max=5",
+        "adaptive:0.5,max=5.5",
+        "adaptive:0.5,max=5,window=",
+        "adaptive:0.5,max=9,window=3,every=2",
+        "adaptive:0,max=5",
+        "adaptive:1,max=5",
+        "adaptive:0.5,max=0",
+        "adaptive:0.5,max=5,every=6",
+        "adaptive:0.5,max=5,window=6",
+        "adaptive:0.5,max=5,every=3,window=2",
     ],
 )
 def test_bad_text(text: str) -> None:
@@ -109,6 +125,15 @@ def test_parse_of_what_is_neither(value: object) -> None:
         (lambda: Randomized.polynomial(mean=float("inf")), "mean"),
         (lambda: Randomized.polynomial(mean=20, tail=2.0), "tail"),
         (lambda: PolynomialTail(0.5), "mean"),
+        (lambda: Adaptive(0.0, 5), "max_bias"),
+        (lambda: Adaptive(1.0, 5), "max_bias"),
+        (lambda: Adaptive(float("nan"), 5), "max_bias"),
+        (lambda: Adaptive(0.5, 0), "max_window"),
+        (lambda: Adaptive(0.5, 5, every=0), "every"),
+        (lambda: Adaptive(0.5, 5, every=6), "every"),
+        (lambda: Adaptive(0.5, 5, window=0), "window"),
+        (lambda: Adaptive(0.5, 5, window=6), "window"),
+        (lambda: Adaptive(0.5, 5, every=3, window=2), "window"),
     ],
 )
 def test_bad_value_names_argument(make: Callable[[], Policy], name: str) -> None:
@@ -126,6 +151,9 @@ def test_bad_value_names_argument(make: Callable[[], Policy], name: str) -> None
         lambda: Randomized("0.5"),
         lambda: Randomized(None),
         lambda: Randomized(True),
+        lambda: Adaptive("0.5", 5),
+        lambda: Adaptive(0.5, 5.0),
+        lambda: Adaptive(0.5, 5, window=2.5),
     ],
 )
 def test_bad_type(make: Callable[[], Policy]) -> None:
@@ -152,6 +180,9 @@ BLOCKS = {
     "truncated:3/3": [(0, 0, 2), (3, 3, 5), (4, 6, 6)],
     "truncated:5/4": [(0, 0, 3), (2, 4, 6)],
     "randomized:0.5": [(0, 0, 6)],
+    "adaptive:0.5,max=3": [(0, 0, 0), (0, 1, 1), (0, 2, 2), (1, 3, 3), (2, 4, 4), (3, 5, 5), (4, 6, 6)],
+    "adaptive:0.5,max=7,every=2,window=3": [(0, 0, 1), (1, 2, 3), (3, 4, 5), (4, 6, 6)],
+    "adaptive:0.5,max=7": [(0, 0, 6)],
 }
 
 
@@ -160,7 +191,17 @@ def test_blocks_as_literals(text: str) -> None:
     assert parse(text).reach(7).blocks(7) == BLOCKS[text]
 
 
+def test_an_adaptive_policy_is_a_truncated_one() -> None:
+    for window in (None, 4, 9):
+        policy = Adaptive(0.5, 9, every=2, window=window)
+        for T in (3, 9, 20):
+            assert policy.reach(T) == Truncated(window or 9, every=2).reach(T)
+        assert policy.draw(20, 3) is None
+    assert Adaptive(0.5, 9, window=9) != Adaptive(0.5, 9)
+
+
 def test_numbers_of_other_libraries() -> None:
+    assert str(Adaptive(np.float64(0.5), np.int64(9), window=np.int32(3))) == "adaptive:0.5,max=9,window=3"
     assert Truncated(np.int64(6), every=np.int32(3)) == Truncated(6, every=3)
     assert str(Chunked(np.int64(6))) == "chunked:6"
     assert str(Randomized(np.float64(0.5))) == "randomized:0.5"

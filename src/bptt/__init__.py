@@ -1,9 +1,11 @@
 """Backpropagation through time for PyTorch, made explicit, fast and visible."""
 
+from . import flow as flow
 from . import nn as nn
 from .kernels import explain as explain
 from .nn import convert as convert
 from .nn import gradients as gradients
+from .policies import Adaptive as Adaptive
 from .policies import Chunked as Chunked
 from .policies import Full as Full
 from .policies import Randomized as Randomized

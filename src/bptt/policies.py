@@ -18,7 +18,7 @@ from numbers import Real
 
 import torch
 
-__all__ = ["Chunked", "Full", "Policy", "PolynomialTail", "Randomized", "Reach", "Truncated", "parse"]
+__all__ = ["Adaptive", "Chunked", "Full", "Policy", "PolynomialTail", "Randomized", "Reach", "Truncated", "parse"]
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,7 @@ class Truncated(Policy):
             )
 
     def reach(self, T: int) -> Reach:
-        if self.window >= T:
-            return EVERYTHING
-        return Reach(self.window, self.every, fenced=False)
+        return _walking_back(self.window, self.every, T)
 
     def __str__(self) -> str:
         return f"truncated:{self.window}" + (f"/{self.every}" if self.every != 1 else "")
@@ -284,11 +282,64 @@ class Randomized(Policy):
         return "randomized:" + ",".join(map(repr, self.p if isinstance(self.p, tuple) else (self.p,)))
 
 
+@dataclass(frozen=True)
+class Adaptive(Policy):
+    """The smallest window whose estimated relative bias is at most `max_bias`, in use until it is measured again.
+
+    max_bias: largest |E[g] - g_full| / |g_full|, in (0, 1): at 1 nothing of the full gradient need be left.
+    max_window: largest window, in steps; also the one in use before any measurement and where none is good enough.
+    every: losses per block, as in `Truncated`; no window is smaller.
+    window: in use now, from every to max_window; None before a measurement.
+
+    A policy measures nothing itself: `bptt.flow.adapt` does, on a batch, and replaces the layer's policy by one with
+    the new window. It reaches as far as `Truncated(window, every)`.
+
+    >>> str(Adaptive(0.9, 100)), str(Adaptive(0.9, 100, every=5, window=17))
+    ('adaptive:0.9,max=100', 'adaptive:0.9,max=100,every=5,window=17')
+
+    Source: Aicher, Foti and Fox 2019 (arXiv 1905.07473), "Adaptively truncating backpropagation through time to control
+    gradient bias".
+    """
+
+    max_bias: float
+    max_window: int
+    every: int = 1
+    window: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_bias", _real("max_bias", self.max_bias))
+        if not 0 < self.max_bias < 1:
+            raise ValueError(f"max_bias must lie between 0 and 1, both excluded: got {self.max_bias}")
+        object.__setattr__(self, "max_window", _count("max_window", self.max_window))
+        object.__setattr__(self, "every", _count("every", self.every))
+        if self.every > self.max_window:
+            raise ValueError(
+                f"every must be at most max_window, so that no loss is left out: "
+                f"got every={self.every}, max_window={self.max_window}"
+            )
+        if self.window is not None:
+            object.__setattr__(self, "window", _count("window", self.window))
+            if not self.every <= self.window <= self.max_window:
+                raise ValueError(
+                    f"window must be from every to max_window: got window={self.window}, every={self.every}, "
+                    f"max_window={self.max_window}"
+                )
+
+    def reach(self, T: int) -> Reach:
+        return _walking_back(self.max_window if self.window is None else self.window, self.every, T)
+
+    def __str__(self) -> str:
+        every = f",every={self.every}" if self.every != 1 else ""
+        window = f",window={self.window}" if self.window is not None else ""
+        return f"adaptive:{self.max_bias!r},max={self.max_window}{every}{window}"
+
+
 _FORMS = (
     "full, chunked:K, truncated:WINDOW, truncated:WINDOW/EVERY, randomized:P, randomized:P1,P2,..., "
-    "randomized:mean=STEPS,tail=EXPONENT"
+    "randomized:mean=STEPS,tail=EXPONENT, adaptive:BIAS,max=WINDOW, adaptive:BIAS,max=WINDOW,every=EVERY"
 )
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_INTEGER = r"([-+]?[0-9]+)"
 
 
 def parse(text: str | Policy) -> Policy:
@@ -317,7 +368,17 @@ def parse(text: str | Policy) -> Policy:
         return Randomized(numbers[0] if len(numbers) == 1 else numbers)
     if match := re.fullmatch(rf"randomized:mean=({_NUMBER})(?:,tail=({_NUMBER}))?", form):
         return Randomized.polynomial(float(match[1]), float(match[2] or 4))
+    if match := re.fullmatch(
+        rf"adaptive:({_NUMBER}),max={_INTEGER}(?:,every={_INTEGER})?(?:,window={_INTEGER})?", form
+    ):
+        window = None if match[4] is None else int(match[4])
+        return Adaptive(float(match[1]), int(match[2]), every=int(match[3] or 1), window=window)
     raise ValueError(f"gradient must be one of {_FORMS}: got {text!r}")
+
+
+def _walking_back(window: int, every: int, T: int) -> Reach:
+    """Every block of `every` losses walks back `window` steps, out of T."""
+    return EVERYTHING if window >= T else Reach(window, every, fenced=False)
 
 
 def _count(name: str, value: int) -> int:

@@ -1,0 +1,146 @@
+"""The LSTM's cell path, the product of forget gates, beside the full Jacobian of (h, c)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..cells import LSTM
+from ._chain import LayerChain, jacobian
+from ._jacobians import checked_span
+from ._recording import Loss, Recording, recorded
+
+__all__ = ["CellPath", "cell_path"]
+
+
+@dataclass(frozen=True, eq=False)
+class CellPath:
+    """How a perturbation of the state at step `start` fares, by the cell alone and by all paths, mean over lanes.
+
+    layer, start (k). n: `[K+1]` steps later. path: `[K+1]` largest entry of prod f_j, the norm of the diagonal matrix
+    that the path through the cell alone is. path_mean: `[K+1]` its mean over units. full_c: `[K+1]` spectral norm of
+    dc_{k+n}/dc_k by all paths. full: `[K+1]` that of d(h, c)_{k+n}/d(h, c)_k. What over- or underflows a float is inf
+    or 0: `products` has logarithms. memory: `[H]` 1/(1 - mean f), the steps that each unit remembers, over all lanes
+    and steps.
+    """
+
+    layer: str
+    start: int
+    n: npt.NDArray[np.int64]
+    path: npt.NDArray[np.float64]
+    path_mean: npt.NDArray[np.float64]
+    full_c: npt.NDArray[np.float64]
+    full: npt.NDArray[np.float64]
+    memory: npt.NDArray[np.float64]
+
+
+def cell_path(
+    subject: torch.nn.Module | Recording,
+    batch: Any = None,
+    loss: Loss | None = None,
+    *,
+    layer: int = 0,
+    start: int = 0,
+    steps: int | None = None,
+    lanes: int | None = None,
+) -> CellPath:
+    """The product of forget gates that an LSTM's memory is explained by, beside what gradients really do, in float64.
+
+        path   f_{k+n} ... f_{k+1}, the part of dc_{k+n}/dc_k that never leaves the cell
+        full   J_{k+n} ... J_{k+1}, the Jacobians of the pair (h, c), with the paths through h
+
+    They agree where the gates do not listen to h. The path never exceeds 1; the full product may explode.
+
+    subject, batch, loss: as in `record`, or a Recording alone; an LSTM. layer: which layer and direction, numbered as
+    torch.nn orders their parameters. start: k. steps: the largest n; default all that follow, at most 100.
+    lanes: only the first so many (for `memory` all). The work is of the order of (P + H)^3 per step and lane.
+
+    Raises TypeError for another cell than the LSTM; ValueError for a layer, start or steps that is not there and for
+    lanes below 1; else what `record` raises.
+
+    >>> import torch, bptt
+    >>> layer = bptt.nn.LSTM(2, 3)
+    >>> for p in layer.parameters():
+    ...     _ = torch.nn.init.zeros_(p)
+    >>> p = bptt.flow.cell_path(layer, torch.zeros(5, 1, 2))  # every gate is 1/2
+    >>> p.path.round(9).tolist(), p.memory.tolist()
+    ([1.0, 0.5, 0.25, 0.125, 0.0625], [2.0, 2.0, 2.0])
+
+    Source: Hochreiter and Schmidhuber 1997; equations/README.md, (8.7) to (8.9).
+    """
+    chain = LayerChain(recorded(subject, batch, loss).to(torch.float64), layer)
+    if not isinstance(chain.cell, LSTM):
+        raise TypeError(f"subject must hold an LSTM: got {chain.recording.layer.mode}, whose state has no cell")
+    start, _, steps = checked_span(chain, start, steps)
+    if lanes is not None and index(lanes) < 1:
+        raise ValueError(f"lanes must be at least 1: got {lanes}")
+    units = _log_path(chain, start, steps)[:, :lanes]
+    by_cell, by_all = _log_full(chain, start, steps, lanes)
+    return CellPath(
+        layer=chain.name,
+        start=start,
+        n=np.arange(steps + 1),
+        path=_mean(units.amax(-1)),
+        path_mean=_mean(units.flatten(1)),
+        full_c=_mean(by_cell),
+        full=_mean(by_all),
+        memory=_memory(chain),
+    )
+
+
+def _forget(chain: LayerChain) -> Tensor:
+    """f_t `[T, B, H]`."""
+    assert chain.tape.gates is not None
+    return chain.tape.gates.chunk(4, -1)[1]
+
+
+def _log_path(chain: LayerChain, start: int, steps: int) -> Tensor:
+    """log prod f_j of every lane and unit `[steps + 1, B, H]`: (8.7)."""
+    span = range(start + 1, start + steps + 1)
+    factors = _forget(chain)[span.start : span.stop].log()
+    closed = [~chain.open(t) for t in span]
+    if closed:
+        factors = factors.masked_fill(torch.stack(closed)[..., None], -torch.inf)
+    return torch.cat([factors.new_zeros(1, *factors.shape[1:]), factors]).cumsum(0)
+
+
+def _log_full(chain: LayerChain, start: int, steps: int, lanes: int | None) -> tuple[Tensor, Tensor]:
+    """Logarithms of |dc_{k+n}/dc_k|, (8.9), and |d(h, c)_{k+n}/d(h, c)_k|, each `[steps + 1, B]`."""
+    H = chain.sizes[1]
+    product = torch.eye(chain.S, dtype=chain.dtype, device=chain.device).repeat(chain.B, 1, 1)[:lanes]
+    scale = product.new_zeros(len(product))  # logarithm of what the product was divided by
+    by_cell, by_all = [scale], [scale]
+    for t in range(start + 1, start + steps + 1):
+        product = jacobian(chain, t)[:lanes] @ product
+        size = product.abs().amax((1, 2))
+        product = product / size.where(size > 0, 1)[:, None, None]
+        scale = scale + size.log()
+        by_cell.append(_norm(product[:, -H:, -H:]).log() + scale)
+        by_all.append(_norm(product).log() + scale)
+    return torch.stack(by_cell), torch.stack(by_all)
+
+
+def _norm(J: Tensor) -> Tensor:
+    """Spectral norms `[B]` by the eigenvalues of J'J, as exact for the largest and faster; NaN where not finite."""
+    finite = torch.isfinite(J).flatten(1).all(1)
+    square = J.mT @ J
+    values = torch.linalg.eigvalsh(square.where(finite[:, None, None], 0))[:, -1]
+    return values.clamp(min=0).sqrt().where(finite, torch.nan)
+
+
+def _mean(logs: Tensor) -> npt.NDArray[np.float64]:
+    """The mean of exp(logs) over the last dimension; only what is too large itself overflows."""
+    return (logs.logsumexp(-1) - math.log(logs.shape[-1])).exp().cpu().numpy()
+
+
+def _memory(chain: LayerChain) -> npt.NDArray[np.float64]:
+    f, lengths = _forget(chain), chain.recording.call.lengths
+    rows = f.flatten(0, 1) if lengths is None else f[torch.arange(chain.T)[:, None] < lengths]
+    return (1 / (1 - rows.mean(0))).cpu().numpy()

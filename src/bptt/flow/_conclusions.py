@@ -1,0 +1,285 @@
+"""What a measurement says, in one sentence: the titles of the pictures, the lines of the report and of the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._cell_path import CellPath
+from ._compare import Comparison, Row
+from ._gates import Gates
+from ._jacobians import Jacobians, Products
+from ._lags import LagMap, Lags, Shares
+from ._lyapunov import Lyapunov
+from ._spectrum import Spectrum
+from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
+
+__all__ = ["conclusion", "steepest", "total_error"]
+
+Floats = npt.NDArray[np.float64]
+
+CLOSE = 0.1
+"""The relative error up to which a gradient is called close to the full one."""
+SATURATED = 0.5
+"""The fraction of a gate's values at its ends from which on it is called saturated."""
+ON_CIRCLE = 0.01
+"""How far from 1 a spectral radius may lie to be called on the unit circle."""
+_ONE_LAG = "only lag 0 was measured: nothing is known of how far gradients travel"
+
+
+@singledispatch
+def conclusion(measure: Any, layer: int | None = None) -> str:
+    """One sentence that says what to conclude from a measurement, with its numbers.
+
+    measure: a dataclass of `bptt.flow`, or a list of the records of a training run. layer: which of several
+    layers; by default, for `Lags` and `Shares`, the one with the steepest trend or the largest error, else the first.
+
+    Raises TypeError for anything else, IndexError for a layer that is not there.
+
+    >>> import numpy as np, bptt
+    >>> w = np.diag([0.9, 0.5])
+    >>> size = np.array([[0.9, 0.5]])
+    >>> conclusion(bptt.flow.Spectrum("layer 0", ("h",), size + 0j, size, size[:, 0], size[:, 0]))
+    'The largest |eigenvalue| is 0.9, inside the unit circle: powers of W_hh vanish, half is lost every 6.58 steps'
+    """
+    raise TypeError(f"measure must be a dataclass of bptt.flow or a list of training records: got {measure!r}")
+
+
+@conclusion.register
+def _(measure: LagMap, layer: int | None = None) -> str:
+    i = layer or 0
+    norm, t, lag = measure.norm[i], measure.t, measure.lag
+    inside = t[:, None] >= lag[None, :]
+    if np.any(inside & ~np.isfinite(norm)):
+        share = np.count_nonzero(inside & ~np.isfinite(norm)) / np.count_nonzero(inside)
+        return _say(measure.layers, i, f"{percent(share)} of what the losses send back is not finite")
+    far = t >= lag[-1]  # the losses that can be seen at every lag, where there are any
+    kept = (far if np.any(far) else np.ones(len(t), dtype=bool)) & (np.nansum(norm, axis=1) > 0)
+    if not np.any(kept):
+        return _say(measure.layers, i, "no loss sends anything back: every norm is 0")
+    if len(lag) == 1:
+        return _say(measure.layers, i, _ONE_LAG)
+    sent, t = np.where(inside, norm, 0.0)[kept], t[kept]
+    ends = sent[np.arange(len(t)), np.minimum(np.count_nonzero(inside[kept], axis=1), len(lag)) - 1]
+    growth = float(np.median([_ratio(last, first) for last, first in zip(ends, sent[:, 0], strict=True)]))
+    if growth > 2:
+        grown = f"what a loss sends back grows on its way: it ends {number(growth)} times as large as it began"
+        return _say(measure.layers, i, grown)
+    cumulated = np.cumsum(sent / sent.max(axis=1, keepdims=True), axis=1)
+    reach = lag[np.argmax(cumulated >= 0.9 * cumulated[:, -1:], axis=1)]
+    low, high = int(np.argmin(reach)), int(np.argmax(reach))
+    text = f"90 % of what a loss sends back arises within {steps(float(np.median(reach)))}"
+    if reach[low] != reach[high]:
+        text += f": {reach[low]} for the loss at step {t[low]}, {reach[high]} at step {t[high]}"
+    return _say(measure.layers, i, text)
+
+
+def steepest(lags: Lags) -> int:
+    """The layer whose gradients change most per step: not finite first, then those with the rate farthest from 1."""
+    rate = np.asarray(lags.rate, dtype=np.float64)
+    steep = [abs(math.log(r)) if r > 0 else -1.0 for r in np.nan_to_num(rate, nan=0.0, posinf=math.inf)]
+    broken = [math.inf if not np.all(np.isfinite(row)) else s for row, s in zip(lags.norm, steep, strict=True)]
+    return int(np.argmax(broken))
+
+
+@conclusion.register
+def _(measure: Lags, layer: int | None = None) -> str:
+    i = steepest(measure) if layer is None else layer
+    norm, rate, span = measure.norm[i], float(measure.rate[i]), int(measure.lag[-1])
+    if not np.all(np.isfinite(norm)):
+        text = f"gradients are not finite from lag {measure.lag[np.argmax(~np.isfinite(norm))]} on"
+    elif not np.any(norm > 0):
+        text = "no gradient flows: the norm is 0 at every lag"
+    elif len(norm) == 1:
+        text = _ONE_LAG
+    elif math.isnan(rate):
+        text = f"gradients end at lag {measure.lag[np.flatnonzero(norm > 0)[-1]]}: nothing arrives behind it"
+    elif trend(rate, span) == "explode":
+        text = f"gradients explode: on the way back {change(rate)}"
+    else:
+        verb = {"vanish": "vanish", "hold": "hold"}[trend(rate, span)]
+        what = "90 % arises" if measure.complete[i] else f"90 % of lags 0 to {span} arises"
+        text = f"gradients {verb}: {change(rate)}; {what} within {steps(float(measure.horizon_90[i]))}"
+    return _say(measure.layers, i, text)
+
+
+@conclusion.register
+def _(measure: Shares, layer: int | None = None) -> str:
+    i = int(np.argmax(np.nan_to_num(measure.bias[:, 0]))) if layer is None else layer
+    bias, edges = measure.bias[i], measure.edges
+    enough = int(np.argmax(bias <= CLOSE)) if np.any(bias <= CLOSE) else len(bias) - 1
+    last = int(edges[enough + 1]) - 1
+    if not np.isfinite(measure.total[i]):
+        text = "the gradient of W_hh is not finite"
+    elif measure.total[i] == 0:
+        text = "the gradient of W_hh is 0"
+    elif len(bias) == 1:
+        text = f"the gradient of W_hh was measured in one bin, lags 0 to {last}"
+    elif enough == len(bias) - 1:
+        text = f"all lags count: cut before lag {edges[enough]}, dL/dW_hh is {percent(bias[enough - 1])} off"
+    else:
+        lags = "lag 0 alone gives" if last == 0 else f"lags 0 to {last} give"
+        text = f"{lags} dL/dW_hh to within {percent(bias[enough])}"
+    return _say(measure.layers, i, text)
+
+
+@conclusion.register
+def _(measure: Jacobians, layer: int | None = None) -> str:
+    norm = measure.norm
+    if not np.all(np.isfinite(norm)):
+        return f"{percent(float(np.mean(~np.isfinite(norm))))} of the step Jacobians are not finite"
+    middle, above = float(np.median(norm)), float(np.mean(norm > 1))
+    bound = "" if measure.bound is None else f" (bound {number(measure.bound)})"
+    if above == 0:
+        return f"Every step contracts: |J_t| is at most {number(float(norm.max()))}{bound}"
+    return f"|J_t| exceeds 1 at {percent(above)} of the steps; its median is {number(middle)}{bound}"
+
+
+@conclusion.register
+def _(measure: Products, layer: int | None = None) -> str:
+    n, log = int(measure.n[-1]), measure.log_singular[-1]
+    if n == 0:
+        return "A product of no factors: every singular value is 1"
+    if np.isnan(log[0]):
+        return "The product is not finite"
+    if np.isneginf(log[0]):
+        first = int(measure.n[np.argmax(np.isneginf(measure.log_singular[:, 0]))])
+        return f"Nothing passes {steps(first)}: the product of the Jacobians is 0"
+    middle = int(measure.n[n // 2])  # the rate of the later half: a product may grow first and then hold
+    rate = math.exp(min((log[0] - measure.log_singular[n // 2, 0]) / (n - middle), 700.0))
+    kind = {"vanish": "vanishes", "hold": "holds", "explode": "explodes"}[trend(rate, n)]
+    smallest = f"; its smallest singular value is {exponential(log[-1])}" if len(log) > 1 else ""
+    norm = f"its norm is {exponential(log[0])}, at the end {number(rate)} a step"
+    return f"The product of {n} Jacobians {kind}: {norm}{smallest}"
+
+
+@conclusion.register
+def _(measure: Spectrum, layer: int | None = None) -> str:
+    i = int(np.argmax(measure.radius))
+    radius, gate = float(measure.radius[i]), f" (gate {measure.gates[i]})" if len(measure.gates) > 1 else ""
+    start = f"The largest |eigenvalue| is {number(radius)}{gate}"
+    if not math.isfinite(radius):
+        return "W_hh is not finite"
+    if abs(radius - 1) <= ON_CIRCLE:
+        return f"{start}, on the unit circle: powers of W_hh neither vanish nor explode"
+    if len(measure.gates) > 1:
+        where = "outside" if radius > 1 else "inside"
+        return f"{start}, {where} the unit circle"
+    if radius > 1:
+        return f"{start}, outside the unit circle: powers of W_hh explode, doubling every {life(radius)}"
+    first = "" if measure.norm[i] <= 1 else f"; |W_hh| = {number(float(measure.norm[i]))}, so they may grow first"
+    return f"{start}, inside the unit circle: powers of W_hh vanish, half is lost every {life(radius)}{first}"
+
+
+@conclusion.register
+def _(measure: CellPath, layer: int | None = None) -> str:
+    n, path, full = int(measure.n[-1]), float(measure.path[-1]), float(measure.full_c[-1])
+    if n == 0:
+        return "No step was taken: the cell path is 1"
+    over = f"After {steps(n)} the cell path alone keeps {number(path)}, all paths together {number(full)}"
+    if not (math.isfinite(path) and math.isfinite(full)):
+        return over
+    if full > 2 * path:
+        return f"{over}: most passes through h"
+    if path > 2 * full:
+        return f"{over}: the paths through h cancel it"
+    return f"{over}: the cell carries it"
+
+
+@conclusion.register
+def _(measure: Gates, layer: int | None = None) -> str:
+    ends = np.nan_to_num(measure.low + measure.high)
+    i = int(np.argmax(ends))
+    several = len(measure.names) > 1
+    of = f"the values of gate {measure.names[i]}" if several else "the state's values"
+    if ends[i] >= SATURATED:
+        side = "lower" if measure.low[i] > measure.high[i] else "upper"
+        return f"Saturated: {percent(ends[i])} of {of} lie at its ends, most at the {side} one"
+    if ends[i] == 0:
+        return "No value is saturated"
+    return f"Little saturation: {percent(ends[i])} of {of} lie at its ends" + (
+        ", the most of all gates" if several else ""
+    )
+
+
+@conclusion.register
+def _(measure: Lyapunov, layer: int | None = None) -> str:
+    largest, error = float(measure.exponents[0]), float(measure.error[0])
+    if not math.isfinite(largest):
+        return "Every perturbation dies at once" if largest == -math.inf else "The exponents are not finite"
+    value = f"largest exponent {number(largest)} ± {number(error)} nats per step"
+    if abs(largest) <= 2 * error or half_life(math.exp(largest)) > max(measure.steps, STEADY):
+        return f"At the edge: perturbations neither grow nor shrink ({value})"
+    if largest > 0:
+        positive = int(np.count_nonzero(measure.exponents > 2 * measure.error))
+        return f"Chaotic: perturbations double every {life(math.exp(largest))} in {positive} directions ({value})"
+    return f"Stable: perturbations halve every {life(math.exp(largest))} ({value})"
+
+
+def total_error(row: Row) -> float:
+    """Root mean square distance from the full gradient, relative to its norm: sqrt(bias^2 + variance)."""
+    return math.sqrt(row.bias**2 + max(row.variance, 0.0))
+
+
+@conclusion.register
+def _(measure: Comparison, layer: int | None = None) -> str:
+    full = next((row for row in measure.rows if row.policy == "full"), None)
+    rows = [row for row in measure.rows if row.policy != "full" and math.isfinite(total_error(row))]
+    if not rows:
+        return "Nothing to compare with the full gradient"
+    close = [row for row in rows if total_error(row) <= CLOSE]
+    if not close:
+        best = min(rows, key=total_error)
+        error = percent(total_error(best))
+        return f"None comes within {percent(CLOSE)} of the full gradient: {best.policy} errs least, by {error}"
+    best = min(close, key=lambda row: row.seconds)
+    off = percent(total_error(best))
+    text = f"{best.policy} is the fastest within {percent(CLOSE)} of the full gradient: {off} off"
+    if full is None or not full.seconds > 0:
+        return text
+    if best.seconds < full.seconds:
+        return f"{text}, in {percent(best.seconds / full.seconds)} of the time"
+    fastest = min(rows, key=lambda row: row.seconds)
+    return f"No policy within {percent(CLOSE)} of the full gradient is faster than it" + (
+        f"; {fastest.policy} takes {percent(fastest.seconds / full.seconds)} of the time and is "
+        f"{percent(total_error(fastest))} off"
+        if fastest.seconds < full.seconds
+        else ""
+    )
+
+
+@conclusion.register(list)
+@conclusion.register(tuple)
+def _(measure: Sequence[Mapping[str, Any]], layer: int | None = None) -> str:
+    if not measure:
+        return "Nothing was recorded"
+    first, last = measure[0], measure[-1]
+    fell = f"Perplexity went from {number(first['perplexity'])} to {number(last['perplexity'])}"
+    parts = [f"{fell} in {last['step']} steps"]
+    held = [(r["heldout_perplexity"], r["step"]) for r in measure if r.get("heldout_perplexity") is not None]
+    if held:
+        best, at = min(held)
+        turned = held[-1][0] > 1.05 * best
+        parts.append(f"held-out {number(held[-1][0])}" + (f", up from {number(best)} at step {at}" if turned else ""))
+    clipped = sum(r["clipped"] * r["steps"] for r in measure) / max(sum(r["steps"] for r in measure), 1)
+    parts.append(f"{percent(clipped)} of the steps were clipped")
+    if skipped := sum(r.get("skipped") or 0 for r in measure):
+        parts.append(f"{skipped} skipped")
+    horizons = [r["horizon"] for r in measure if r.get("horizon") is not None]
+    if horizons:
+        parts.append(f"horizon {number(horizons[0])} to {number(horizons[-1])} steps")
+    return "; ".join(parts)
+
+
+def _ratio(last: float, first: float) -> float:
+    return float(last / first) if first > 0 else (math.inf if last > 0 else 0.0)
+
+
+def _say(layers: tuple[str, ...], i: int, text: str) -> str:
+    """The layer's name before the text where there are several, a capital letter where not."""
+    return f"{layers[i]}: {text}" if len(layers) > 1 else text[0].upper() + text[1:]

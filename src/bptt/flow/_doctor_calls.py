@@ -1,0 +1,150 @@
+"""What the doctor keeps of a step: references to what went into a layer and came back, and how to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ..engine import Stack
+from ..nn._call import Call, program
+from ..nn._layers import Recurrent
+from ..policies import Randomized
+from ._recording import Recording, _twin
+
+__all__ = ["Called", "Generators", "tensors_in"]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a module's arguments or output, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
+def detached(value: Any) -> Any:
+    """The same arguments without their history, so that no graph is kept alive; values are shared."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, PackedSequence):
+        return value._replace(data=value.data.detach())
+    if isinstance(value, tuple | list):
+        return tuple(detached(item) for item in value)
+    if isinstance(value, dict):
+        return {key: detached(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Generators:
+    """Where the random generators stood before a call that draws: dropout masks, xi."""
+
+    cpu: Tensor
+    device: Tensor | None
+    policy: Tensor | None
+
+    @classmethod
+    def before(cls, layer: torch.nn.Module) -> Generators | None:
+        """Of a recurrent layer about to be called; None where it draws nothing."""
+        policy = layer.gradient if isinstance(layer, Recurrent) else None
+        drops = isinstance(layer, torch.nn.RNNBase) and layer.training and layer.dropout > 0
+        if not drops and not isinstance(policy, Randomized):
+            return None
+        own = policy.generator if isinstance(policy, Randomized) else None
+        weight = next(layer.parameters())
+        device = torch.cuda.get_rng_state(weight.device) if weight.is_cuda else None
+        return cls(torch.get_rng_state(), device, None if own is None else own.get_state())
+
+    @contextmanager
+    def again(self, layer: Recurrent) -> Iterator[None]:
+        """Inside `with`, the generators stand there; after it, where they stood before."""
+        own = layer.gradient.generator if isinstance(layer.gradient, Randomized) else None
+        kept = None if own is None else own.get_state()
+        weight = next(layer.parameters())
+        with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            torch.set_rng_state(self.cpu)
+            if self.device is not None:
+                torch.cuda.set_rng_state(self.device, weight.device)
+            if own is not None and self.policy is not None:
+                own.set_state(self.policy)
+            try:
+                yield
+            finally:
+                if own is not None and kept is not None:
+                    own.set_state(kept)
+
+
+@dataclass(eq=False)
+class Called:
+    """One call of one module. Tensors are the caller's own, without history.
+
+    errors: the cotangents of a recurrent layer's output (0) and final states (1, 2), filled in by the backward pass. A
+    dict of its own, since a hook on a tensor must not lead back to that tensor: nothing would ever free the two.
+    """
+
+    name: str
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    generators: Generators | None = None
+    errors: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it is an RNN, GRU or LSTM whose steps can be looked at: ours, or torch's own."""
+        return isinstance(self.module, Recurrent) or type(self.module) in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM)
+
+    @property
+    def finals(self) -> tuple[Tensor, ...]:
+        """A recurrent layer's final states."""
+        return tuple(tensors_in(self.output[1]))
+
+    @property
+    def hx(self) -> Any:
+        """A recurrent layer's initial state as it was given; None for none."""
+        return self.args[1] if len(self.args) > 1 else self.kwargs.get("hx")
+
+    @torch.no_grad()
+    def recording(self) -> Recording | None:
+        """The call as the measurements take it; None where no error has come back."""
+        layer, call = self._call()
+        if not self.errors:
+            return None
+        y = self.output[0]
+        rows = self.errors.get(0)
+        rows = torch.zeros_like(y.data if isinstance(y, PackedSequence) else y) if rows is None else rows
+        dy = call.engine_layout(y._replace(data=rows) if isinstance(y, PackedSequence) else rows).to(call.x.dtype)
+        finals = [self.errors.get(i + 1) for i in range(len(call.hx))]
+        dfinal = tuple(d if d is None or call.batched else d.unsqueeze(1) for d in finals)
+        return Recording(self.name, layer, call, dy, dfinal, None)
+
+    @torch.no_grad()
+    def program(self) -> tuple[Recurrent, Call, Stack]:
+        """(the layer or its twin, the call, its program under the layer's own policy), with all it drew drawn again."""
+        layer, call = self._call()
+        if self.generators is None:
+            return layer, call, program(layer, call, layer.gradient, differentiated=True)
+        with self.generators.again(layer):
+            return layer, call, program(layer, call, layer.gradient, differentiated=True)
+
+    def _call(self) -> tuple[Recurrent, Call]:
+        layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so
+        dtype = next(layer.parameters()).dtype
+        x = self.args[0] if self.args else self.kwargs["input"]
+        hx = self.hx
+        if next(tensors_in(x)).dtype != dtype:  # under autocast
+            x, hx = x.to(dtype), None if hx is None else tuple(s.to(dtype) for s in tensors_in(hx))
+            hx = hx[0] if hx is not None and len(hx) == 1 else hx
+        return layer, Call.of(layer, x, hx, self.kwargs.get("resets"))

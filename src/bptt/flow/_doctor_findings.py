@@ -1,0 +1,102 @@
+"""What the doctor finds, and the sentence that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ._lags import Lags
+
+__all__ = ["Diagnosis", "Examination", "Finding", "Kind", "Place", "Stage"]
+
+Kind = Literal["nan", "inf", "overflow", "explosion", "vanishing", "saturation", "attached", "dropped"]
+"""overflow: infinity out of finite numbers. inf: infinity that was there already, or of unknown origin."""
+
+Stage = Literal["forward", "loss", "local error", "adjoint", "parameter gradient"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where, in a model's own terms; None where it does not apply or is not known.
+
+    module: its name in the model, "" for the model itself. layer: "layer 0", "layer 0 reversed", ... step: t in forward
+    time, from 0. lane: row of the batch. gate: "i", "f", "g", "o", "r", "z", "n" or "h"; "c" for the cell state.
+    parameter: its name in the model.
+    """
+
+    module: str
+    layer: str | None = None
+    step: int | None = None
+    lane: int | None = None
+    gate: str | None = None
+    parameter: str | None = None
+
+    def __str__(self) -> str:
+        whose = f"`{self.module}`" if self.module else "the model"
+        parts = [whose if self.layer is None else f"{self.layer} of {whose}"]
+        parts += [] if self.step is None else [f"step {self.step}"]
+        parts += [] if self.lane is None else [f"lane {self.lane}"]
+        parts += [] if self.gate is None else [f"gate {self.gate}"]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or is about to be.
+
+    kind, stage: see `Kind` and `Stage`. module, layer, step, lane, gate, parameter: see `Place`. value: what stands
+    there: NaN, an infinity, or what was measured (a growth rate, a horizon in steps, a saturated fraction).
+    message: one sentence, with what to do.
+    """
+
+    kind: Kind
+    stage: Stage
+    module: str
+    layer: str | None
+    step: int | None
+    lane: int | None
+    gate: str | None
+    parameter: str | None
+    value: float | None
+    message: str
+
+    @classmethod
+    def at(cls, kind: Kind, stage: Stage, place: Place, value: float | None, what: str, advice: str) -> Finding:
+        """The finding at a place; its message is "stage: place: what; advice"."""
+        message = f"{stage}: {place}: {what}; {advice}"
+        return cls(
+            kind, stage, place.module, place.layer, place.step, place.lane, place.gate, place.parameter, value, message
+        )
+
+    @property
+    def once(self) -> tuple[str, ...]:
+        """What makes two findings the same one at another step; "" for what does not apply."""
+        return self.kind, self.stage, self.module, self.layer or "", self.gate or ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is not finite in a step. findings: the first in the order of computation, which is the cause of the rest."""
+
+    findings: tuple[Finding, ...]
+
+    def __str__(self) -> str:
+        return " ".join(finding.message for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What `Watch.examine` measured.
+
+    lags: by the recurrent layer's name in the model. findings: all that hold now, those told before included.
+    """
+
+    lags: Mapping[str, Lags]
+    findings: tuple[Finding, ...]
+
+    @property
+    def horizon(self) -> int | None:
+        """The lag within which 90 % of the gradient arises, in steps, of the layer that reaches farthest back."""
+        horizons = [int(h) for lags in self.lags.values() for h in lags.horizon_90]
+        return max(horizons, default=None)

@@ -1,0 +1,272 @@
+"""The search for the first number that is not finite, in the order in which a training step computes.
+
+Parameters, then forward call by call, the loss, then back call by call (local error, adjoint), parameter gradients.
+Within a recurrent layer the walk itself is run again, layer by layer, and looked at step by step.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..cells import Cell
+from ..engine import Walk
+from ..kernels import Tape, Walked
+from ..nn._call import Call
+from ..nn._layers import Recurrent
+from ._doctor_calls import Called, tensors_in
+from ._doctor_findings import Finding, Kind, Place, Stage
+
+__all__ = ["first_not_finite"]
+
+GATES = {"rnn": ("h",), "gru": ("r", "z", "n", "n"), "lstm": ("i", "f", "g", "o")}
+"""What each part of a tape or of a weight's rows belongs to. A GRU tapes two parts of its gate n."""
+
+_RESTORE = "go back to weights from before, and lower the learning rate or clip the gradient"
+_SHRINK = (
+    "scale the recurrent weights down (bptt.nn.init.radius_, orthogonal_), lower the learning rate, or let gradients "
+    "reach less far (gradient='chunked:K'); clipping comes too late for what is not finite"
+)
+
+
+def first_not_finite(model: torch.nn.Module, calls: Sequence[Called], loss: Tensor | float | None) -> Finding:
+    """The cause of a step that is not finite. calls: of the step, in order. To be called after its backward pass."""
+    with torch.no_grad():
+        for found in _in_order(model, calls, loss):
+            return found
+    what = "the gradient norm is not finite though every gradient is: their squares overflow"
+    if loss is not None and not math.isfinite(float(loss)):
+        what = "the loss is not finite, and no call of the model was seen"
+    return Finding.at("overflow", "parameter gradient", Place(""), math.inf, what, _SHRINK)
+
+
+def _in_order(model: torch.nn.Module, calls: Sequence[Called], loss: Tensor | float | None) -> Iterator[Finding]:
+    yield from _parameters(model, calls)
+    for call in calls:
+        yield from _inputs(call)
+        if call.recurrent:
+            yield from _forward(call)
+        yield from _outputs(call)
+    if calls and loss is not None and not math.isfinite(value := float(loss)):
+        what = f"the loss is {_word(value)} though all outputs of the model are finite"
+        yield Finding.at(
+            _kind(value, of_finite=False), "loss", Place(""), value, what, "look at the loss and its targets"
+        )
+    for call in reversed(calls):
+        if call.recurrent:
+            yield from _backward(call)
+    yield from _gradients(model)
+
+
+# Forward -------------------------------------------------------------------------------------------------------------
+
+
+def _parameters(model: torch.nn.Module, calls: Sequence[Called]) -> Iterator[Finding]:
+    """A parameter or buffer that is not finite, with the step and lane where it first shows in a recurrent layer."""
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        index = _first(parameter)
+        if index is None:
+            continue
+        value = float(parameter[index])
+        place = _place_of(model, name, index)
+        for call in calls:
+            if place.layer is not None and call.recurrent and call.name == place.module:
+                for shown in _walked_forward(call):
+                    place = replace(place, step=shown[0].step, lane=shown[0].lane)
+                    break
+        what = f"`{name}` holds {_word(value)} in row {index[0] if index else 0}"
+        yield Finding.at(_kind(value, of_finite=False), "forward", place, value, what, _RESTORE)
+
+
+def _inputs(call: Called) -> Iterator[Finding]:
+    """What went into a call and was not finite already."""
+    found: list[tuple[str, Place, Tensor, tuple[int, ...]]] = []
+    if call.recurrent:
+        layer, engine, _ = call.program()
+        if (index := _first(engine.x)) is not None:
+            found.append(("its input", Place(call.name, None, index[0], index[1]), engine.x, index))
+        for state in engine.hx:
+            if (index := _first(state)) is not None:
+                place = Place(call.name, _names(layer)[index[0]], 0, index[1])
+                found.append(("its initial state", place, state, index))
+    else:
+        for tensor in tensors_in((call.args, call.kwargs)):
+            if (index := _first(tensor)) is not None:
+                found.append((f"its input, at {list(index)},", Place(call.name), tensor, index))
+    for what, place, tensor, index in found:
+        value = float(tensor[index])
+        advice = "look at the data, and at what computes it before this layer"
+        if "state" in what:
+            advice = "start from zero, or from the last state that was finite"
+        yield Finding.at(_kind(value, of_finite=False), "forward", place, value, f"{what} holds {_word(value)}", advice)
+
+
+def _outputs(call: Called) -> Iterator[Finding]:
+    """What came out of a call whose input and parameters were finite."""
+    for tensor in tensors_in(call.output):
+        if (index := _first(tensor)) is not None:
+            value = float(tensor[index])
+            what = f"its output holds {_word(value)} at {list(index)}, from finite input and parameters"
+            yield Finding.at(_kind(value), "forward", Place(call.name), value, what, "scale its input or weights down")
+
+
+def _forward(call: Called) -> Iterator[Finding]:
+    """The first gate or state of a recurrent layer that is not finite."""
+    for place, value in _walked_forward(call):
+        what = f"{_word(value)} out of finite input, state and weights"
+        advice = "scale the weights down (bptt.nn.init.radius_) or take a bounded activation"
+        yield Finding.at(_kind(value), "forward", place, value, what, advice)
+
+
+def _walked_forward(call: Called) -> Iterator[tuple[Place, float]]:
+    """Where the walk forward first meets a number that is not finite: layers bottom up, each by its own time."""
+    layer, engine, stack = call.program()
+    stack = replace(stack, memory="gates")
+    outputs, taped = stack.forward(engine.tensors, keep=True)
+    tapes = Walk(stack, engine.tensors, outputs, taped, (None,) * len(outputs)).tapes
+    names = _names(layer)
+    for i in range(stack.layers):
+        found = []
+        for d in range(stack.directions):
+            k = i * stack.directions + d
+            hit = _first_in_tape(stack.cell, tapes[k])
+            if hit is not None:
+                t, lane, gate, value = hit
+                found.append((t, Place(call.name, names[k], _forward_time(engine, d, t, lane), lane, gate), value))
+        for _, place, value in sorted(found, key=lambda hit: hit[0]):
+            yield place, value
+
+
+def _first_in_tape(cell: Cell, tape: Tape) -> tuple[int, int, str, float] | None:
+    """(step, lane, gate, value): the earliest step; in it gates before states, as they are computed."""
+    parts: list[tuple[str, Tensor]] = []
+    if tape.gates is not None:
+        labels = GATES[cell.name]
+        parts += zip(labels, tape.gates.chunk(len(labels), -1), strict=True)
+    parts += reversed(list(zip(("h", "c"), tape.state, strict=False)))
+    hits = []
+    for order, (label, part) in enumerate(parts):
+        if (index := _first(part)) is not None:
+            hits.append((index[0], order, index[1], label, float(part[index])))
+    if not hits:
+        return None
+    t, _, lane, label, value = min(hits, key=lambda hit: hit[:2])
+    return t, lane, label, value
+
+
+# Back ----------------------------------------------------------------------------------------------------------------
+
+
+class _Watched(Walk):
+    """A walk that writes down what every layer and direction sends to its pre-activations."""
+
+    def _finish(
+        self, k: int, tape: Tape, x: Tensor, walked: Walked, dx: Tensor | None, needs_dx: bool = True
+    ) -> Tensor | None:
+        self.walked = {**getattr(self, "walked", {}), k: walked}
+        return super()._finish(k, tape, x, walked, dx, needs_dx)
+
+
+def _backward(call: Called) -> Iterator[Finding]:
+    """Local errors that are not finite, else the adjoint where the walk back first meets one: top layer first."""
+    recording = call.recording()
+    if recording is None:
+        return
+    for what, errors in (("dL/dy", recording.dy), *(("dL/d(final state)", d) for d in recording.dfinal)):
+        if errors is not None and (index := _last(errors)) is not None:
+            value = float(errors[index])
+            ends = what != "dL/dy"
+            place = Place(call.name, f"layer {index[0]}" if ends else None, None if ends else index[0], index[1])
+            advice = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
+            kind = _kind(value, of_finite=False)
+            yield Finding.at(kind, "local error", place, value, f"{what} is {_word(value)}", advice)
+    layer, engine, stack = call.program()
+    outputs, taped = stack.forward(engine.tensors, keep=True)
+    walk = _Watched(stack, engine.tensors, outputs, taped, (recording.dy, *recording.dfinal))
+    _, adjoints = walk.run((True,) * len(engine.tensors), want_adjoints=True)
+    names = _names(layer)
+    labels = GATES[stack.cell.name][: stack.cell.gates_per_unit]
+    for i in reversed(range(stack.layers)):
+        found = []
+        for d in range(stack.directions):
+            k = i * stack.directions + d
+            parts = [(None, adjoints[k]), *zip(labels, walk.walked[k].da.chunk(len(labels), -1), strict=True)]
+            for order, (gate, part) in enumerate(parts):
+                if (index := _last(part)) is not None:
+                    t, lane = index[:2]
+                    place = Place(call.name, names[k], _forward_time(engine, d, t, lane), lane, gate)
+                    found.append(((-t, order), place, float(part[index])))
+        for _, place, value in sorted(found, key=lambda hit: hit[0]):
+            what = f"{'dL/dh' if place.gate is None else 'dL/d(pre-activation)'} is {_word(value)}"
+            what += ", out of finite errors: the gradient explodes on its way back"
+            yield Finding.at(_kind(value), "adjoint", place, value, what, _SHRINK)
+
+
+def _gradients(model: torch.nn.Module) -> Iterator[Finding]:
+    """Gradients of parameters, by name."""
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        if grad is None or (index := _first(grad)) is None:
+            continue
+        value = float(grad[index])
+        what = f"the gradient of `{name}` is {_word(value)} in row {index[0] if index else 0}, all before it finite"
+        advice = "look at hooks on it, at losses that do not come through the model, and at the size of the batch's sum"
+        stage: Stage = "parameter gradient"
+        yield Finding.at(_kind(value, of_finite=False), stage, _place_of(model, name, index), value, what, advice)
+
+
+# Places and words ----------------------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"(?:(?P<module>.*)\.)?(?P<own>(?:weight|bias)_(?:ih|hh|hr)_l(?P<layer>\d+)(?P<back>_reverse)?)")
+
+
+def _place_of(model: torch.nn.Module, name: str, index: tuple[int, ...]) -> Place:
+    """The place of an entry of a parameter: in a recurrent layer with its layer and the gate of its row."""
+    module = name.rpartition(".")[0]
+    match = _NAME.fullmatch(name)
+    owner = model.get_submodule(module) if module else model
+    if match is None or not isinstance(owner, torch.nn.RNNBase):
+        return Place(module, parameter=name)
+    cell = {"GRU": "gru", "LSTM": "lstm"}.get(owner.mode, "rnn")
+    projected = "_hr_" in match["own"]
+    gate = "h" if projected else GATES[cell][index[0] // owner.hidden_size]
+    layer = f"layer {match['layer']}{' reversed' if match['back'] else ''}"
+    return Place(module, layer, gate=gate, parameter=name)
+
+
+def _names(layer: Recurrent) -> tuple[str, ...]:
+    turned = ("", " reversed") if layer.bidirectional else ("",)
+    return tuple(f"layer {i}{suffix}" for i in range(layer.num_layers) for suffix in turned)
+
+
+def _forward_time(engine: Call, d: int, t: int, lane: int) -> int:
+    """The step in forward time of step t of direction d."""
+    length = engine.x.shape[0] if engine.lengths is None else int(engine.lengths[lane])
+    return length - 1 - t if d == 1 and t < length else t
+
+
+def _first(x: Tensor) -> tuple[int, ...] | None:
+    """The first entry that is not finite, by the first dimension, then the second, ..."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return None
+    bad = (~torch.isfinite(x)).nonzero()
+    return None if len(bad) == 0 else tuple(bad[0].tolist())
+
+
+def _last(x: Tensor) -> tuple[int, ...] | None:
+    """The first entry, in that order, of the last step that holds one: where a walk back in time meets it."""
+    bad = (~torch.isfinite(x)).nonzero()
+    return None if len(bad) == 0 else tuple(bad[bad[:, 0] == bad[:, 0].max()][0].tolist())
+
+
+def _kind(value: float, of_finite: bool = True) -> Kind:
+    return "nan" if math.isnan(value) else "overflow" if of_finite else "inf"
+
+
+def _word(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}infinity"

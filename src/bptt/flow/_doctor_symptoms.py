@@ -1,0 +1,120 @@
+"""What goes wrong before anything is infinite: gradients that explode or vanish over time, gates that are saturated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._doctor_findings import Finding, Place
+from ._doctor_search import GATES
+from ._lags import Lags, by_lag, lag_map
+from ._recording import Recording
+
+__all__ = ["lags_of", "symptoms"]
+
+LAGS = 128
+"""Measured at most."""
+
+LANES = 4
+"""Looked at, of the batch."""
+
+LOSSES = 16
+"""Measured at least, where a window has so many."""
+
+EXPLODES = 100.0
+"""Factor by which adjoints grow from a loss back to the farthest lag, above which they explode."""
+
+VANISHES = 0.1
+"""Share of the window within which 99 % of the gradient arises, below which it vanishes."""
+
+SHORT = 32
+"""Steps of a window below which a short horizon says little."""
+
+SATURATED = 0.9
+"""Share of a gate's values at an end of its range, above which the gate is saturated."""
+
+MARGIN = 0.01
+"""What counts as the end: this part of the range."""
+
+
+def lags_of(recording: Recording) -> Lags | None:
+    """The gradient by lag at about the price of a training step; None where it cannot be measured.
+
+    Some of the losses, in some of the lanes. Where most steps have no error, as for a loss on the last step alone, all
+    losses, in one lane.
+    """
+    if recording.layer.bidirectional and recording.layer.num_layers > 1:
+        return None  # a loss reaches both ways
+    T, B = recording.T, recording.B
+    with_error = (recording.dy != 0).flatten(1).any(1)
+    if not bool(with_error.any()) and all(d is None for d in recording.dfinal):
+        return None
+    lags = min(T, LAGS)
+    lanes, every = min(B, LANES), 1
+    if int(with_error.sum()) > T // 2:
+        every = max(1, min(T // LOSSES, lanes * lags // (2 * B)))
+    else:
+        lanes = 1
+    map = lag_map(recording, lags=lags, every=every, lanes=lanes)
+    return by_lag(map) if np.nan_to_num(map.norm).any() else None
+
+
+def symptoms(recording: Recording, lags: Lags | None) -> Iterator[Finding]:
+    """Explosion, vanishing and saturation in one recorded call."""
+    for i, name in enumerate(() if lags is None else lags.layers):
+        assert lags is not None
+        yield from _by_lag(recording, lags, i, Place(recording.name, name))
+    for name, tape in zip(recording.names, recording.tapes(), strict=True):
+        labels = GATES[recording.cell.name]
+        if tape.gates is not None:
+            parts = tape.gates.chunk(len(labels), -1)
+        else:
+            labels, parts = ("h",), (tape.state[0],)
+        for label, values in list(zip(labels, parts, strict=True))[: recording.cell.gates_per_unit]:
+            yield from _saturated(recording, Place(recording.name, name, gate=label), values)
+
+
+def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[Finding]:
+    norm, rate, far = lags.norm[i], float(lags.rate[i]), int(np.flatnonzero(lags.losses)[-1])
+    if norm[0] > 0 and rate > 1 and norm[far] > EXPLODES * norm[0]:
+        what = (
+            f"the gradient explodes: it grows {rate:.2f} times per step back, {norm[far] / norm[0]:.3g} times in {far}"
+        )
+        advice = (
+            "scale the recurrent weights down (bptt.nn.init.orthogonal_, radius_), lower the learning rate or clip the "
+            "gradient"
+        )
+        yield Finding.at("explosion", "adjoint", place, rate, what, advice)
+    horizon = int(lags.horizon_99[i])
+    if recording.T >= SHORT and rate < 1 and horizon < VANISHES * recording.T:
+        what = (
+            f"the gradient vanishes: 99 % of it arises within {horizon} of {recording.T} steps "
+            f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.2f} times per step"
+        )
+        advice = {
+            "lstm": "start with open forget gates (bptt.nn.init.forget_bias_, chrono_), or use shorter windows",
+            "gru": "start with update gates that keep (bptt.nn.init.chrono_), or use shorter windows",
+        }.get(recording.cell.name, "take gru or lstm, start from bptt.nn.init.orthogonal_, or use shorter windows")
+        yield Finding.at("vanishing", "adjoint", place, float(horizon), what, advice)
+
+
+def _saturated(recording: Recording, place: Place, values: Tensor) -> Iterator[Finding]:
+    """A gate at an end of its range. The upper end of what keeps the state (f, z) is memory, not a fault."""
+    name = getattr(recording.cell, "nonlinearity", None)
+    if name in ("relu", "identity"):
+        return
+    low_end = -1.0 if place.gate in ("g", "n") or name == "tanh" else 0.0
+    margin = MARGIN * (1 - low_end)
+    if recording.call.lengths is not None:
+        steps = torch.arange(len(values))[:, None] < recording.call.lengths
+        values = values[steps.to(values.device)]
+    low = float((values <= low_end + margin).double().mean())
+    high = float((values >= 1 - margin).double().mean())
+    counted = low if place.gate in ("f", "z") else low + high
+    if counted > SATURATED:
+        what = f"saturated: {counted:.0%} of its values lie within {MARGIN:.0%} of an end of its range"
+        advice = "no gradient passes there: scale its weights or input down, set its bias nearer 0"
+        yield Finding.at("saturation", "forward", place, counted, what, advice)

@@ -1,0 +1,115 @@
+"""How far gates and activations are saturated: where their slope is near zero, no gradient passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ._chain import LayerChain
+from ._recording import Loss, Recording, recorded
+from ._spectrum import GATES
+
+__all__ = ["Gates", "gates"]
+
+Ends = tuple[float, float]
+
+_SIGMOID, _TANH = (0.0, 1.0), (-1.0, 1.0)
+
+_ENDS: dict[str, tuple[Ends | None, ...]] = {
+    "RNN_TANH": (_TANH,),
+    "RNN_SIGMOID": (_SIGMOID,),
+    "RNN_RELU": (None,),
+    "RNN_IDENTITY": (None,),
+    "GRU": (_SIGMOID, _SIGMOID, _TANH),
+    "LSTM": (_SIGMOID, _SIGMOID, _TANH, _SIGMOID),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """The values of every gate over all steps, lanes and units.
+
+    layer: whose. names: G ("h" of a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). low, high: `[G]` fraction of values
+    within `margin` of the activation's lower and upper end; for relu low is the fraction of zeros, where its slope is
+    0, and high is 0; for identity both are 0. NaN counts as neither. mean: `[G]`. edges: `[G, bins+1]` and counts
+    `[G, bins]`: a histogram, over the activation's range, for relu and identity over that of the finite values.
+    margin: as a fraction of the activation's range.
+    """
+
+    layer: str
+    names: tuple[str, ...]
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    edges: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+    margin: float
+
+
+def gates(
+    subject: torch.nn.Module | Recording,
+    batch: Any = None,
+    loss: Loss | None = None,
+    *,
+    layer: int = 0,
+    margin: float = 0.05,
+    bins: int = 40,
+) -> Gates:
+    """How the values of every gate are spread over their range, and what part lies near its ends.
+
+    sigmoid' = s (1 - s) and tanh' = 1 - s^2: within a margin of 0.05 of the range they are below a fifth of their
+    largest value, 0.0475 of 0.25 and 0.19 of 1.
+
+    subject, batch, loss: as in `record`, or a Recording alone. layer: which layer and direction, numbered as torch.nn
+    orders their parameters. margin: a fraction of the range, above 0 and below 0.5. bins: of the histograms.
+
+    Steps past the end of a shorter lane do not count. A GRU's n and an LSTM's g are the candidates, by tanh; a simple
+    RNN's only "gate" is h itself.
+
+    Raises ValueError for a layer that is not there, a margin outside (0, 0.5) and bins below 1; else what `record`
+    raises.
+
+    >>> import torch, bptt
+    >>> g = bptt.flow.gates(bptt.nn.LSTM(2, 3), torch.zeros(5, 4, 2))
+    >>> g.names, g.low.tolist(), g.counts.sum(1).tolist()
+    (('i', 'f', 'g', 'o'), [0.0, 0.0, 0.0, 0.0], [60, 60, 60, 60])
+    """
+    if not 0 < margin < 0.5:
+        raise ValueError(f"margin must be above 0 and below 0.5: got {margin}")
+    if index(bins) < 1:
+        raise ValueError(f"bins must be at least 1: got {bins}")
+    chain = LayerChain(recorded(subject, batch, loss).to(torch.float64), layer)
+    recording, mode = chain.recording, chain.recording.layer.mode
+    values = chain.tape.state[0] if chain.tape.gates is None else chain.tape.gates
+    lengths = recording.call.lengths
+    if lengths is not None:
+        values = values[torch.arange(chain.T)[:, None] < lengths]
+    per_gate = values.reshape(-1, values.shape[-1]).cpu().numpy()
+    H, ends = recording.layer.hidden_size, _ENDS[mode]
+    rows = [_spread(per_gate[:, g * H : (g + 1) * H].ravel(), end, margin, bins) for g, end in enumerate(ends)]
+    low, high, mean, edges, counts = (np.array(column) for column in zip(*rows, strict=True))
+    if mode == "RNN_RELU":
+        low = np.array([np.mean(per_gate == 0)])
+    return Gates(chain.name, GATES.get(mode, ("h",)), low, high, mean, edges, counts, margin)
+
+
+def _spread(
+    values: npt.NDArray[np.float64], ends: Ends | None, margin: float, bins: int
+) -> tuple[float, float, float, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(low, high, mean, edges, counts) of one gate."""
+    finite = values[np.isfinite(values)]
+    total = max(1, len(values))
+    if ends is None:
+        counts, edges = np.histogram(finite, bins)
+        low, high = 0.0, 0.0
+    else:
+        counts, edges = np.histogram(finite, bins, ends)
+        near = margin * (ends[1] - ends[0])
+        low = np.count_nonzero(finite <= ends[0] + near) / total
+        high = np.count_nonzero(finite >= ends[1] - near) / total
+    return low, high, float(values.mean()) if len(values) else float("nan"), edges, counts

@@ -1,0 +1,244 @@
+"""What every measurement starts from: a recurrent layer, what went into it, and the errors that came back.
+
+Stages 1 and 2 of a call (forward, local errors) written down, so that stage 3 can be looked at. Nothing here changes a
+gradient or a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import nn
+from ..cells import Cell, Weights
+from ..engine import Stack, Walk
+from ..kernels import Tape
+from ..nn._call import Call, program
+from ..nn._layers import Recurrent
+from ..policies import Full, Policy
+
+__all__ = ["Loss", "Recording", "record", "recorded"]
+
+Loss = Callable[[Any], Tensor]
+"""From a model's output (a layer's y) to a scalar."""
+
+_SEED = 0  # of the errors that stand in for a loss
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One call of one recurrent layer, in the engine's terms.
+
+    name: the layer's name in its model. layer: a `bptt.nn` layer (of a torch.nn one: a twin that shares its
+    parameters). call: its input x `[T, B, I]`, initial state, weights, lengths, resets. dy: dL/dy `[T, B, D*P]`, the
+    local errors; dfinal: the cotangents of the final state h_n `[L*D, B, P]` (and c_n `[L*D, B, H]`), each None where
+    the loss does not use it. loss: its value, None where errors stand in for one.
+    """
+
+    name: str
+    layer: Recurrent
+    call: Call
+    dy: Tensor
+    dfinal: tuple[Tensor | None, ...]
+    loss: float | None
+
+    @property
+    def T(self) -> int:
+        """Steps."""
+        return self.call.x.shape[0]
+
+    @property
+    def B(self) -> int:
+        """Lanes."""
+        return self.call.x.shape[1]
+
+    @property
+    def cell(self) -> Cell:
+        """What recurs."""
+        return self.layer.cell()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers and directions, as torch.nn orders their parameters: "layer 0", "layer 0 reversed", ..."""
+        turned = ("", " reversed") if self.layer.bidirectional else ("",)
+        return tuple(f"layer {i}{suffix}" for i in range(self.layer.num_layers) for suffix in turned)
+
+    @property
+    def weights(self) -> list[Weights]:
+        """The parameters of every layer and direction."""
+        return self.stack(Full()).weights(self.call.tensors)
+
+    def to(self, dtype: torch.dtype) -> Recording:
+        """The same numbers in another precision."""
+        call = replace(
+            self.call,
+            x=self.call.x.to(dtype),
+            hx=tuple(s.to(dtype) for s in self.call.hx),
+            weights=tuple(w.to(dtype) for w in self.call.weights),
+        )
+        dfinal = tuple(None if d is None else d.to(dtype) for d in self.dfinal)
+        return replace(self, call=call, dy=self.dy.to(dtype), dfinal=dfinal)
+
+    def first_lanes(self, count: int) -> Recording:
+        """The first lanes alone, at most `count`: for measurements whose cost grows with them."""
+        if count >= self.B:
+            return self
+        call = replace(
+            self.call,
+            x=self.call.x[:, :count],
+            hx=tuple(s[:, :count] for s in self.call.hx),
+            lengths=None if self.call.lengths is None else self.call.lengths[:count],
+            resets=None if self.call.resets is None else self.call.resets[:, :count],
+            packed=None,
+        )
+        dfinal = tuple(None if d is None else d[:, :count] for d in self.dfinal)
+        return replace(self, call=call, dy=self.dy[:, :count], dfinal=dfinal)
+
+    def stack(self, gradient: Policy) -> Stack:
+        """The engine's program of this call under a policy, without the dropout between layers."""
+        training = self.layer.training
+        self.layer.training = False
+        try:
+            return program(self.layer, self.call, gradient, differentiated=True)
+        finally:
+            self.layer.training = training
+
+    @torch.no_grad()
+    def tapes(self) -> list[Tape]:
+        """States and gates of every layer and direction, in the direction's own time."""
+        return self.walk().tapes
+
+    @torch.no_grad()
+    def walk(self) -> Walk:
+        """Stages 3 and 4 of the call, to be looked into."""
+        stack = replace(self.stack(Full()), memory="gates")
+        outputs, tape = stack.forward(self.call.tensors, keep=True)
+        return Walk(stack, self.call.tensors, outputs, tape, (self.dy, *self.dfinal))
+
+
+def record(
+    subject: torch.nn.Module,
+    batch: Any,
+    loss: Loss | None = None,
+    *,
+    name: str | None = None,
+) -> Recording:
+    """Run a layer or a model once, forward and back to the outputs of one recurrent layer in it.
+
+    subject: a recurrent layer of `bptt.nn` or `torch.nn`, or a model with one inside, in the mode (train or eval) it is
+    in. batch: what it is called with: a tensor, or a tuple of positional arguments. loss: from what it returns (for a
+    layer: from its y) to a scalar; for a layer it may be left out: then errors drawn from a fixed seed, of norm 1 at
+    every step and lane, stand in for the local errors. name: which recurrent layer of a model with several.
+
+    Parameters, their `.grad` and torch's generators stay as they are, except that a dropout of the model draws. Dropout
+    between the layers of the recurrent layer itself is left out of measurements: call `model.eval()` first.
+
+    Raises TypeError where subject holds no such layer or loss gives no scalar; ValueError for several layers and no
+    name, for a layer that the call runs not once, and for a loss that does not depend on its output.
+
+    >>> import torch, bptt
+    >>> r = bptt.flow.record(bptt.nn.GRU(2, 3), torch.randn(5, 4, 2), lambda y: y.square().mean())
+    >>> r.T, r.B, r.names, r.dy.shape
+    (5, 4, ('layer 0',), torch.Size([5, 4, 3]))
+    """
+    if not isinstance(subject, torch.nn.Module):
+        raise TypeError(f"subject must be a layer or a model (torch.nn.Module): got {type(subject).__name__}")
+    arguments = batch if isinstance(batch, tuple) and not isinstance(batch, PackedSequence) else (batch,)
+    found_name, layer = _layer_of(subject, name)
+    if loss is None:
+        if layer is not subject:
+            raise ValueError("loss must be given for a model: a function from its output to a scalar")
+        return _with_noise(found_name, _twin(layer), arguments)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+    hook = layer.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
+    )
+    try:
+        with torch.enable_grad():
+            output = subject(*arguments)
+            value = loss(output[0] if layer is subject else output)
+    finally:
+        hook.remove()
+    if len(calls) != 1:
+        raise ValueError(f"the recurrent layer {found_name!r} must run once in a call: it ran {len(calls)} times")
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"loss must give a scalar tensor: got {got}")
+    args, kwargs, (y, final) = calls[0]
+    finals = (final,) if isinstance(final, Tensor) else tuple(final)
+    rows = y.data if isinstance(y, PackedSequence) else y
+    wanted = [rows, *finals]
+    if not value.requires_grad or not any(t.requires_grad for t in wanted):
+        raise ValueError(f"loss must depend on the output of {found_name!r}, whose parameters or input need a gradient")
+    drows, *dfinal = torch.autograd.grad(value.reshape(()), wanted, allow_unused=True)
+    if drows is None and all(d is None for d in dfinal):
+        raise ValueError(f"loss must depend on the output of {found_name!r}: it does not")
+    with torch.no_grad():
+        twin = _twin(layer)
+        input, hx = args[0], (args[1] if len(args) > 1 else kwargs.get("hx"))
+        call = Call.of(twin, _detached(input), _detached(hx), kwargs.get("resets"))
+        drows = torch.zeros_like(rows) if drows is None else drows
+        dy = call.engine_layout(y._replace(data=drows) if isinstance(y, PackedSequence) else drows)
+        states = tuple(d if d is None or call.batched else d.unsqueeze(1) for d in dfinal)
+    return Recording(found_name, twin, call, dy.detach(), states, float(value.detach()))
+
+
+def recorded(subject: torch.nn.Module | Recording, batch: Any = None, loss: Loss | None = None) -> Recording:
+    """What a measurement is of: a recording as it is, or `record(subject, batch, loss)`.
+
+    Raises TypeError for a recording with a batch or loss beside it, and for a layer or model without a batch.
+    """
+    if isinstance(subject, Recording):
+        if batch is not None or loss is not None:
+            raise TypeError("batch and loss belong to a layer or a model: a Recording has its own")
+        return subject
+    if isinstance(subject, torch.nn.Module) and batch is None:
+        raise TypeError("batch must be given with a layer or a model: what it is called with")
+    return record(subject, batch, loss)
+
+
+def _with_noise(name: str, layer: Recurrent, arguments: tuple[Any, ...]) -> Recording:
+    """Errors of norm 1 in random directions, the same ones every time."""
+    with torch.no_grad():
+        call = Call.of(layer, arguments[0], arguments[1] if len(arguments) > 1 else None, None)
+        T, B, _ = call.x.shape
+        width = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
+        dy = torch.randn(T, B, width, generator=torch.Generator().manual_seed(_SEED)).to(call.x)
+        dy /= dy.norm(dim=-1, keepdim=True)
+        if call.lengths is not None:
+            dy[torch.arange(T)[:, None] >= call.lengths] = 0
+    return Recording(name, layer, call, dy, (None,) * len(call.hx), None)
+
+
+def _layer_of(subject: torch.nn.Module, name: str | None) -> tuple[str, torch.nn.RNNBase]:
+    """(name, layer) of the recurrent layer that is meant."""
+    layers = {n: m for n, m in subject.named_modules() if isinstance(m, torch.nn.RNNBase)}
+    if not layers:
+        raise TypeError(f"subject must hold an RNN, GRU or LSTM layer: got {type(subject).__name__} without one")
+    if name is not None:
+        if name not in layers:
+            raise ValueError(f"name must be one of {', '.join(map(repr, layers))}: got {name!r}")
+        return name, layers[name]
+    if len(layers) > 1:
+        raise ValueError(f"subject holds several recurrent layers: name must be one of {', '.join(map(repr, layers))}")
+    return next(iter(layers.items()))
+
+
+def _twin(layer: torch.nn.RNNBase) -> Recurrent:
+    """The layer itself where it is ours; for torch's, one of ours with the same parameters."""
+    converted = nn.convert(layer)
+    assert isinstance(converted, Recurrent)
+    return converted
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
+        return value._replace(data=value.data.detach())
+    if isinstance(value, Tensor):
+        return value.detach()
+    return value if value is None else tuple(v.detach() for v in value)

@@ -1,0 +1,141 @@
+"""Every measurement of one recording, taken in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from ..policies import Policy
+from ._cell_path import CellPath, cell_path
+from ._chain import LayerChain
+from ._compare import POLICIES, Comparison, compare
+from ._gates import Gates, gates
+from ._jacobians import Jacobians, Products, jacobians, products
+from ._lags import LagMap, Lags, Shares, by_lag, lag_map, shares
+from ._lyapunov import Lyapunov, lyapunov
+from ._recording import Loss, Recording, recorded
+from ._spectrum import Spectrum, spectrum
+from ._verdict import Verdict, verdict
+
+__all__ = ["STAGES", "Survey", "survey"]
+
+STAGES = ("lags", "shares", "W_hh", "gates", "Jacobians", "products", "exponents", "cell path", "policies")
+"""What `survey` measures, in order."""
+
+LANES = 8
+"""Lanes that the map, the shares and the policies are measured on, at most."""
+
+LOSSES = 2048
+"""Losses, over all lanes, that walk back for the map and the shares, about at most: every how many steps, how many
+lanes."""
+
+STEPS = 100
+"""Steps whose Jacobian is measured, about at most."""
+
+LARGEST = 1024
+"""Numbers in a state up to which Jacobians are measured: a step's singular values take their cube."""
+
+DRAWS = 50
+"""Of each random policy: enough for the variance to a tenth or so."""
+
+EXPONENTS = 16
+"""Lyapunov exponents, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What `survey` has measured; None for what this layer does not have, or was left out.
+
+    name: of what was measured. The cell's own measurements (all but lag_map, lags, shares and comparison) are those of
+    the top layer. records: a training run's, as in its metrics.jsonl.
+    """
+
+    name: str
+    lag_map: LagMap | None = None
+    lags: Lags | None = None
+    shares: Shares | None = None
+    jacobians: Jacobians | None = None
+    products: Products | None = None
+    spectrum: Spectrum | None = None
+    lyapunov: Lyapunov | None = None
+    cell_path: CellPath | None = None
+    gates: Gates | None = None
+    comparison: Comparison | None = None
+    records: Sequence[dict[str, Any]] = field(default=())
+
+    @property
+    def measures(self) -> tuple[Any, ...]:
+        """What there is, the name aside."""
+        found = (getattr(self, entry.name) for entry in fields(self) if entry.name != "name")
+        return tuple(measure for measure in found if measure is not None and measure != ())
+
+    @property
+    def verdict(self) -> Verdict:
+        """What to conclude from all of it. Raises ValueError where nothing was measured."""
+        return verdict(*self.measures)
+
+
+def survey(
+    subject: torch.nn.Module | Recording,
+    batch: Any = None,
+    loss: Loss | None = None,
+    *,
+    name: str | None = None,
+    lags: int | None = None,
+    policies: Sequence[str | Policy] = POLICIES,
+    records: Sequence[dict[str, Any]] = (),
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Survey:
+    """Everything there is to measure, in one call: what `bptt flow` and the report show.
+
+    subject, batch, loss: as in `record`, or a Recording alone. name: default the layer's own text form. lags: as in
+    `lag_map`. policies: to compare; none to leave that out. records: of a training run, to go with it. on_stage: called
+    with the name of each measurement, out of `STAGES`, before it begins.
+
+    What grows with the sequence is bounded: the map is that of at most 8 lanes and, on long sequences, of every so many
+    losses; the shares are those of fewer lanes there. The Jacobians are those of the first lane, on long sequences
+    at every so many steps, for a state of at most 1024 numbers.
+
+    Raises what `record`, `lag_map` and `compare` raise.
+
+    >>> import torch, bptt
+    >>> found = bptt.flow.survey(bptt.nn.LSTM(2, 3), torch.randn(12, 2, 2), policies=["full", "chunked:4"])
+    >>> found.lag_map.norm.shape, found.comparison.rows[1].policy, found.verdict.headline.split(":")[0]
+    ((1, 12, 12), 'chunked:4', 'Gradients vanish')
+    """
+    recording = recorded(subject, batch, loss)
+    few, one = recording.first_lanes(LANES), recording.first_lanes(1)
+    T, lanes = recording.T, max(1, min(LANES, LOSSES // recording.T))
+    top = len(recording.names) - (2 if recording.layer.bidirectional else 1)
+
+    def run(stage: str, measure: Callable[[], Any]) -> Any:
+        on_stage(stage)
+        return measure()
+
+    two_ways = recording.layer.bidirectional and recording.layer.num_layers > 1  # a loss has no lag there
+    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, every=-(-T * few.B // LOSSES)))
+    S = sum(s.shape[-1] for s in recording.call.hx)
+    chain = LayerChain(one.to(torch.float64), top) if S <= LARGEST else None
+    return Survey(
+        name=str(recording.layer) if name is None else name,
+        lag_map=map,
+        lags=None if map is None else by_lag(map),
+        shares=None if two_ways else run("shares", lambda: shares(recording.first_lanes(lanes))),
+        spectrum=run("W_hh", lambda: spectrum(recording, layer=top)),
+        gates=run("gates", lambda: gates(recording, layer=top)),
+        jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-T // STEPS))),
+        products=None if chain is None else run("products", lambda: products(chain)),
+        lyapunov=None if chain is None else run("exponents", lambda: lyapunov(chain, count=min(S, EXPONENTS))),
+        cell_path=(
+            run("cell path", lambda: cell_path(one, layer=top))
+            if recording.cell.states == 2 and chain is not None
+            else None
+        ),
+        comparison=(
+            run("policies", lambda: compare(few, policies=policies, draws=DRAWS, repeats=3)) if policies else None
+        ),
+        records=tuple(records),
+    )

@@ -1,0 +1,57 @@
+"""Everything in one call: what it holds for each kind of layer, and that its parts are the measurements themselves."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+import bptt
+from bptt.flow import STAGES, by_lag, lag_map, record, survey
+
+X = torch.randn(10, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+LAYERS = {
+    "rnn": (bptt.nn.RNN, {}, {"cell_path"}),
+    "gru": (bptt.nn.GRU, {"num_layers": 2}, {"cell_path"}),
+    "lstm": (bptt.nn.LSTM, {}, set()),
+    "projection": (bptt.nn.LSTM, {"proj_size": 2}, set()),
+    "both directions": (bptt.nn.LSTM, {"bidirectional": True}, set()),
+    "both, stacked": (bptt.nn.GRU, {"bidirectional": True, "num_layers": 2},
+                      {"lag_map", "lags", "shares", "cell_path"}),
+}  # fmt: skip
+"""What each layer does not have."""
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_there_is(kind):
+    make, options, absent = LAYERS[kind]
+    torch.manual_seed(0)
+    layer, stages = make(4, 5, dtype=torch.float64, **options), []
+    found = survey(layer, X, lambda y: y.square().mean(), policies=["full", "chunked:3"], on_stage=stages.append)
+    missing = {name for name in vars(found) if getattr(found, name) is None}
+    assert missing == absent
+    assert stages == [stage for stage in STAGES if stage in stages]
+    assert found.name == str(layer)
+    assert len(found.verdict.findings) >= len(found.measures)
+    for measure in found.measures:
+        values = [v for v in vars(measure).values() if isinstance(v, np.ndarray) and v.dtype == np.float64]
+        assert all(not np.isinf(v).any() or np.isneginf(v).any() for v in values)
+
+
+def test_the_top_layer_is_measured():
+    torch.manual_seed(0)
+    layer = bptt.nn.LSTM(4, 5, num_layers=2, dtype=torch.float64)
+    recording = record(layer, X)
+    found = survey(recording, policies=[])
+    assert found.comparison is None
+    assert {found.spectrum.layer, found.gates.layer, found.jacobians.layer, found.cell_path.layer} == {"layer 1"}
+    assert_allclose(found.lag_map.norm, lag_map(recording).norm)
+    assert_allclose(found.lags.rate, by_lag(lag_map(recording)).rate)
+    assert_allclose(found.jacobians.norm, bptt.flow.jacobians(recording.first_lanes(1), layer=1).norm)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="gradient must be one of"):
+        survey(bptt.nn.RNN(4, 5, dtype=torch.float64), X, policies=["sometimes"])
+    with pytest.raises(ValueError, match="lags must be at least 1"):
+        survey(bptt.nn.RNN(4, 5, dtype=torch.float64), X, lags=0)
