@@ -1,0 +1,90 @@
+"""How the gradient's norm decays by lag."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..flow import Lags, conclusion
+from ..flow._conclusions import steepest
+from ..flow._jacobians import Products
+from ..flow._wording import number, trend
+from ._style import GREY, LINES, blank, empty, logarithmic, sparse, styled, title
+
+__all__ = ["decay"]
+
+
+@styled
+def decay(measure: Lags, *, bound: float | Products | None = None, ax: Axes | None = None) -> Figure:
+    """The mean norm by lag on a logarithmic scale, its fitted rate, the horizons, and the bound if there is one.
+
+    measure: what `bptt.flow.by_lag` gives; every layer is a line, the steepest has its fit and horizons drawn.
+    bound: beta_W beta_h, the factor per step that no norm can exceed, or the `Products` that hold it. ax: where to
+    draw; a new figure by default.
+
+    >>> import torch, bptt, bptt.plots
+    >>> rnn, x = bptt.nn.RNN(2, 4), torch.randn(20, 3, 2)
+    >>> bptt.plots.decay(bptt.flow.by_lag(bptt.flow.lag_map(rnn, x))).axes[0].get_yscale()
+    'log'
+    """
+    figure, axes = blank(ax)
+    main, lag = steepest(measure), measure.lag
+    for i, name in enumerate(measure.layers):
+        shown = _positive(measure.norm[i])
+        label = name if len(measure.layers) > 1 else "measured"
+        axes.plot(lag, shown, **LINES[i % len(LINES)], **sparse(len(lag)), label=label, zorder=3)
+    axes.set_xlabel("lag, steps back from the loss")
+    axes.set_ylabel("mean norm,\nloss per unit of state")
+    if len(lag) == 1:
+        axes.set_xlim(-0.5, 0.5)
+    norm, rate = _positive(measure.norm[main]), float(measure.rate[main])
+    if np.all(np.isnan(norm)):
+        empty(axes, "no lag has a finite norm above 0")
+    else:
+        logarithmic(axes, measure.norm)
+        if math.isfinite(rate) and rate > 0:
+            _fit(axes, lag, norm, rate)
+        if bound is not None:
+            _bound(axes, lag, norm, bound)
+        if trend(rate, int(lag[-1])) != "explode":  # then most arises at the end of what was measured, wherever it is
+            _horizons(axes, measure, main)
+        axes.legend(loc="best")
+    title(figure if ax is None else ax, conclusion(measure))
+    return figure
+
+
+def _positive(norm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.where(np.isfinite(norm) & (norm > 0), norm, np.nan)
+
+
+def _fit(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], rate: float) -> None:
+    """The fitted slope, laid through the middle of the later half, which it was fitted to."""
+    seen = np.flatnonzero(~np.isnan(norm))
+    tail = seen[len(seen) // 2 :]
+    offset = float(np.median(np.log(norm[tail]) - lag[tail] * math.log(rate)))
+    line = np.exp(np.clip(offset + lag[seen] * math.log(rate), -690, 690))
+    ax.plot(lag[seen], line, color=GREY, linewidth=5, alpha=0.45, label=f"fit: {number(rate)} a step", zorder=2)
+
+
+def _bound(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], bound: float | Products) -> None:
+    """The norm at the first lag, carried on by the largest factor that a step can have."""
+    if isinstance(bound, Products):
+        if bound.beta_w is None or bound.beta_h is None:
+            return
+        bound = bound.beta_w * bound.beta_h
+    if not bound > 0:
+        return
+    first = int(np.argmax(~np.isnan(norm)))
+    logs = math.log(norm[first]) + (lag - lag[first]) * math.log(bound)
+    shown = logs < math.log(1e6 * float(np.nanmax(norm)))  # a bound that leaves the picture must not shrink the rest
+    ax.plot(lag[shown], np.exp(logs[shown]), color=GREY, linestyle=":", label=f"bound: {number(bound)} a step")
+
+
+def _horizons(ax: Axes, measure: Lags, layer: int) -> None:
+    """Where 90 and 99 % have arisen."""
+    for text, at, dashes in (("90 %", measure.horizon_90, "-"), ("99 %", measure.horizon_99, "--")):
+        ax.axvline(float(at[layer]), color=GREY, linewidth=1, linestyle=dashes, label=f"{text} within {at[layer]}")

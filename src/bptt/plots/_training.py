@@ -1,0 +1,74 @@
+"""The course of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ..flow import conclusion
+from ._style import BLUE, GREY, LINES, logarithmic, sparse, styled, title
+
+__all__ = ["training"]
+
+
+@styled
+def training(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Perplexity, gradient norm with clipping, and the horizon where it was measured, against the step.
+
+    records: the objects of a run's metrics.jsonl, with the keys of `bptt.train.loop.Record`.
+
+    Raises ValueError without records.
+
+    >>> import bptt.plots
+    >>> record = dict(step=10, steps=10, perplexity=9.0, heldout_perplexity=None, grad_norm=2.0, clipped=0.1)
+    >>> [ax.get_ylabel() for ax in bptt.plots.training([record]).axes]
+    ['perplexity', 'gradient norm', 'steps clipped']
+    """
+    if not records:
+        raise ValueError("records must hold at least one record: got none")
+    step = np.array([record["step"] for record in records])
+    horizon = _column(records, "horizon")
+    rows = 2 + bool(np.any(np.isfinite(horizon)))
+    figure = Figure(figsize=(8.0, 1.0 + 1.75 * rows), layout="constrained")
+    loss, norm, *more = figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1, 0.9][:rows])
+    curves = {"training": _column(records, "perplexity"), "held out": _column(records, "heldout_perplexity")}
+    for line, (name, values) in zip(LINES, curves.items(), strict=False):
+        there = np.isfinite(values)
+        if there.any():
+            loss.plot(step[there], values[there], **line, **sparse(int(there.sum()), 15), label=name)
+    logarithmic(loss, list(curves.values()), least=2.0)
+    loss.set_ylabel("perplexity")
+    if loss.get_legend_handles_labels()[0]:
+        loss.legend(loc="best")
+    size = _column(records, "grad_norm")
+    norm.plot(step, size, **LINES[0], **sparse(len(step), 15))
+    logarithmic(norm, size, least=4.0)
+    norm.set_ylabel("gradient norm")
+    clipped = norm.twinx()
+    clipped.spines.right.set_visible(True)
+    clipped.fill_between(step, _column(records, "clipped"), color=BLUE, alpha=0.2, linewidth=0, step="mid")
+    clipped.set_ylim(0, 1)
+    clipped.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    clipped.set_ylabel("steps clipped", color=BLUE)
+    for ax in more:
+        there = np.isfinite(horizon)
+        ax.plot(step[there], horizon[there], **LINES[2], **sparse(int(there.sum()), 15))
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel("horizon, steps")
+    for record in records:
+        if record.get("skipped"):
+            loss.axvline(record["step"], color=GREY, linewidth=0.8, linestyle=":")
+    (more or [norm])[-1].set_xlabel("optimiser step")
+    title(figure, conclusion(list(records)))
+    return figure
+
+
+def _column(records: Sequence[Mapping[str, Any]], key: str) -> npt.NDArray[np.float64]:
+    """A key of every record, NaN where it is missing or infinite."""
+    values = np.array([record.get(key) if record.get(key) is not None else np.nan for record in records], dtype=float)
+    return np.where(np.isfinite(values), values, np.nan)

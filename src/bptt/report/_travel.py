@@ -1,0 +1,144 @@
+"""Charts of how far gradients travel: by loss, by lag, in the weights, and what each policy makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ..flow import Comparison, LagMap, Lags, Shares
+from ..flow._coarser import coarser
+from ..flow._conclusions import total_error
+from ._chart import COLOURS, LINES, chart, drawable, finish, positive
+
+__all__ = ["comparison", "decay", "lag_map", "shares"]
+
+CELLS = 400
+"""Along an axis of the map at most."""
+DECADES = 12
+"""Of the map's colours at most."""
+
+
+def lag_map(measure: LagMap) -> go.Figure:
+    """The heat map, a button for each layer where there are several."""
+    figure = chart()
+    for i, name in enumerate(measure.layers):
+        t, lag, norm = coarser(measure, i, CELLS)
+        shown = positive(norm)
+        logs = np.log10(shown)
+        high = float(np.nanmax(logs, initial=-300.0))
+        low = max(float(np.nanmin(logs, initial=300.0)), high - DECADES)
+        ticks = np.unique(np.linspace(math.ceil(low), math.floor(high), 6).round()) if low < high else np.array([high])
+        figure.add_heatmap(
+            x=t,
+            y=lag,
+            z=logs.T.astype(np.float32),
+            customdata=shown.T.astype(np.float32) if high < 38 else shown.T,
+            zmin=min(low, high - 0.3),
+            zmax=high,
+            colorscale="Cividis",
+            colorbar={
+                "title": {"text": f"|dL<sub>t</sub> / d{measure.state}|", "side": "right"},
+                "tickvals": ticks,
+                "ticktext": [f"1e{tick:.0f}" for tick in ticks],
+            },
+            hovertemplate="loss at t = %{x}<br>lag %{y}<br>norm %{customdata:.3g}<extra>" + name + "</extra>",
+            hoverongaps=False,
+            visible=i == 0,
+            name=name,
+        )
+    if len(measure.layers) > 1:
+        buttons = [
+            {"label": name, "method": "update", "args": [{"visible": [j == i for j in range(len(measure.layers))]}]}
+            for i, name in enumerate(measure.layers)
+        ]
+        menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.16, "xanchor": "left"}
+        figure.update_layout(updatemenus=[menu])
+    figure.update_xaxes(title="t, step of the loss")
+    figure.update_yaxes(title="lag, steps back")
+    return finish(figure, 440)
+
+
+def decay(measure: Lags) -> go.Figure:
+    """Norm by lag of every layer, with the horizons on hover."""
+    figure = chart()
+    for i, name in enumerate(measure.layers):
+        label = name if len(measure.layers) > 1 else "measured"
+        look = LINES[i % len(LINES)]
+        mode = "lines+markers" if len(measure.lag) <= 60 else "lines"
+        figure.add_scatter(
+            x=measure.lag,
+            y=positive(measure.norm[i]),
+            mode=mode,
+            name=label,
+            hovertemplate="lag %{x}<br>norm %{y:.3g}<extra>" + label + "</extra>",
+            **look,
+        )
+        for text, at in (("90 %", measure.horizon_90), ("99 %", measure.horizon_99)):
+            y = positive(measure.norm[i])[np.searchsorted(measure.lag, at[i])]
+            figure.add_scatter(
+                x=[at[i]],
+                y=[y],
+                mode="markers+text",
+                text=[text],
+                textposition="top right",
+                marker={"symbol": "line-ns-open", "size": 22, "color": look["marker"]["color"], "line": {"width": 3}},
+                hovertemplate=f"{text} arises within {at[i]} steps<extra>{label}</extra>",
+                showlegend=False,
+            )
+    figure.update_xaxes(title="lag, steps back from the loss")
+    figure.update_yaxes(title="mean norm, loss per unit of state", type="log")
+    return finish(figure)
+
+
+def shares(measure: Shares) -> go.Figure:
+    """Shares as bars, the error of cutting behind each bin as a line below."""
+    low, high = measure.edges[:-1], measure.edges[1:] - 1
+    bins = [str(a) if a == b else f"{a}–{b}" for a, b in zip(low, high, strict=True)]
+    figure = chart(2, 1, shared_xaxes=True, vertical_spacing=0.08)
+    for i, name in enumerate(measure.layers):
+        shown = {"name": name, "legendgroup": name}
+        bars = {"color": COLOURS[i % len(COLOURS)]}
+        said = "lags %{x}: %{y:.1%}<extra>" + name + "</extra>"
+        figure.add_bar(x=bins, y=drawable(measure.share[i]), marker=bars, hovertemplate=said, row=1, col=1, **shown)
+        said = "cut behind lags %{x}: %{y:.1%} off<extra>" + name + "</extra>"
+        line = LINES[i % len(LINES)] | {"mode": "lines+markers", "showlegend": False}
+        figure.add_scatter(x=bins, y=drawable(measure.bias[i]), hovertemplate=said, row=2, col=1, **line, **shown)
+    figure.update_layout(showlegend=len(measure.layers) > 1)
+    figure.update_xaxes(type="category")
+    figure.update_xaxes(title="lags, steps back from the loss", row=2, col=1)
+    figure.update_yaxes(title="share of dL/dW_hh", tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title="error when cut behind", tickformat=".0%", rangemode="tozero", row=2, col=1)
+    return finish(figure, 480)
+
+
+def comparison(measure: Comparison) -> go.Figure:
+    """Error against time, a point per policy."""
+    rows = [row for row in measure.rows if math.isfinite(total_error(row))]
+    errors = np.array([total_error(row) for row in rows])
+    seen = errors[errors > 1e-9]
+    floor = float(seen.min()) / 4 if seen.size else 1e-3
+    ranks = np.argsort(np.argsort([row.seconds for row in rows]))
+    figure = chart()
+    figure.add_scatter(
+        x=[1e3 * row.seconds for row in rows],
+        y=np.maximum(errors, floor),
+        mode="markers+text",
+        text=[row.policy + (" (no error)" if e <= floor else "") for row, e in zip(rows, errors, strict=True)],
+        textposition=[("top center", "bottom center")[rank % 2] for rank in ranks],  # neighbours apart
+        marker={
+            "size": 11,
+            "color": COLOURS[0],
+            "symbol": ["circle" if e > floor else "triangle-down" for e in errors],
+        },
+        customdata=np.array(
+            [[e, row.bias, math.sqrt(max(row.variance, 0))] for e, row in zip(errors, rows, strict=True)]
+        ),
+        hovertemplate="%{text}<br>%{x:.3g} ms<br>error %{customdata[0]:.3g}: bias %{customdata[1]:.3g}, "
+        "standard deviation %{customdata[2]:.3g}<extra></extra>",
+        cliponaxis=False,
+    )
+    figure.update_xaxes(title="time of one forward and backward, ms", type="log", dtick="D2", tickformat=".3~g")
+    figure.update_yaxes(title="error / |full gradient|", type="log", dtick=1)
+    return finish(figure)

@@ -1,0 +1,161 @@
+"""The report: one section per measurement, in one file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from ..flow import Comparison, LagMap, Lags, Shares, Survey, conclusion
+from ..flow._conclusions import total_error
+from ..flow._wording import number, percent
+from . import _net, _travel
+from ._page import Section, page, table
+
+__all__ = ["write"]
+
+EXPLAINED = {
+    "lag_map": (
+        "By loss",
+        "How large the part of the adjoint is that the loss of step t sends back to step t - lag. A colour that fades "
+        "upwards is a gradient that vanishes; columns that fade less are losses that reach farther. Point at a "
+        "cell for its number.",
+    ),
+    "lags": (
+        "By lag",
+        "The mean over losses of the map. A straight line is a constant factor per step. The ticks mark the lags "
+        "within which 90 and 99 % of the sum arise: what lies behind them hardly steers training.",
+    ),
+    "shares": (
+        "Weights",
+        "The part of dL/dW_hh that travelled so many steps, as a share of the whole (shares may be negative, they add "
+        "up to 1), and the relative error of a gradient that is cut behind it.",
+    ),
+    "comparison": (
+        "Policies",
+        "Every policy against the full gradient on the same batch. The error is the root mean square: bias and spread "
+        "together. Lower left is better.",
+    ),
+    "jacobians": (
+        "Steps",
+        "The largest and the smallest factor by which one step can stretch a perturbation of the state. Only where the "
+        "largest stays below 1 do gradients have to vanish.",
+    ),
+    "products": (
+        "Products",
+        "Singular values of the product of n step Jacobians: by how much a perturbation has grown or shrunk after n "
+        "steps, along the directions that fare best and worst.",
+    ),
+    "spectrum": (
+        "W_hh",
+        "Magnitudes above 1 make powers of a matrix explode, below 1 vanish. In a net the slope of the activation and "
+        "the gates come on top: the steps and products above are exact.",
+    ),
+    "lyapunov": (
+        "Exponents",
+        "Mean growth of perturbations in nats per step: above 0 a chaotic net, below 0 one that forgets. The right "
+        "panel shows whether the estimates have settled.",
+    ),
+    "cell_path": (
+        "Cell path",
+        "The product of forget gates is what passes through the cell alone; the exact Jacobian also counts the paths "
+        "through h, which may add to it or cancel it.",
+    ),
+    "gates": (
+        "Gates",
+        "The values of every gate over steps, lanes and units. At the coloured ends the slope is near zero: there a "
+        "gate is stuck, open or shut, and passes no gradient to its weights.",
+    ),
+    "records": (
+        "Training",
+        "The course of the run: perplexity, the norm of the gradient before clipping, how many steps were clipped, and "
+        "the horizon (the lag within which 90 % of the gradient arises) where it was measured.",
+    ),
+}
+"""Heading and explanation, in the order of the page."""
+
+CHARTS: dict[str, Any] = {
+    "lag_map": _travel.lag_map,
+    "lags": _travel.decay,
+    "shares": _travel.shares,
+    "comparison": _travel.comparison,
+    "jacobians": _net.jacobians,
+    "products": _net.products,
+    "spectrum": _net.eigenvalues,
+    "lyapunov": _net.lyapunov,
+    "cell_path": _net.cell_path,
+    "gates": _net.gates,
+    "records": _net.training,
+}
+
+
+def write(path: str | Path, survey: Survey) -> Path:
+    """Write an interactive page of everything that a survey has measured; the path is returned.
+
+    path: an HTML file in a directory that exists. It holds all it needs, plotly's script included (about 5 MB), and
+    loads nothing from anywhere. A reader finds the old file or the whole new one. survey: what `bptt.flow.survey`
+    gives; what it has not measured has no section.
+
+    Raises TypeError where it is no Survey, ValueError where nothing was measured, OSError where nothing can be written.
+
+    >>> import tempfile, torch, bptt, bptt.report
+    >>> found = bptt.flow.survey(bptt.nn.RNN(2, 4), torch.randn(20, 3, 2), policies=[])
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     bptt.report.write(place + "/report.html", found).name
+    'report.html'
+    """
+    if not isinstance(survey, Survey):
+        raise TypeError(f"survey must be a bptt.flow.Survey: got {type(survey).__name__}")
+    text = page(survey.name, survey.verdict, list(_sections(survey)), get_plotlyjs())
+    target = Path(path)
+    new = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, target)
+    finally:
+        new.unlink(missing_ok=True)
+    return target
+
+
+def _sections(survey: Survey) -> Iterator[Section]:
+    for key, (heading, explanation) in EXPLAINED.items():
+        measure = getattr(survey, key)
+        if measure is None or (key == "records" and not measure):
+            continue
+        if isinstance(measure, LagMap | Lags | Shares):
+            said = tuple(conclusion(measure, layer) for layer in range(len(measure.layers)))
+        else:
+            said = (conclusion(measure),)
+        rows = _policies(measure) if isinstance(measure, Comparison) else ""
+        yield Section(key, heading, said, explanation, _html(key, CHARTS[key](measure)), rows)
+
+
+def _html(key: str, figure: go.Figure) -> str:
+    """The chart's part of the page; the library comes once, before all of them."""
+    # Without plotly's button that would send a chart to its company's server.
+    config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
+    text: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"chart-{key}", config=config)
+    return text
+
+
+def _policies(comparison: Comparison) -> str:
+    """The comparison in numbers."""
+    head = ("policy", "error", "bias", "standard deviation", "cosine", "time, ms", "memory, MiB")
+    rows = [
+        (
+            row.policy,
+            percent(total_error(row)),
+            percent(row.bias) + (f" ± {percent(row.bias_error)}" if row.bias_error else ""),
+            percent(math.sqrt(max(row.variance, 0.0))),
+            f"{row.cosine:.3f}",
+            number(1e3 * row.seconds),
+            "–" if row.bytes is None else number(row.bytes / 2**20),
+        )
+        for row in comparison.rows
+    ]
+    return table(head, rows)

@@ -1,0 +1,127 @@
+"""The report in headless Chromium: no error, a hover is answered, nothing is asked of any host."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bptt import report
+
+from .test_page import WHOLE
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs Chromium and ChromeDriver (Debian: chromium, chromium-driver)"
+)
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1000,900",
+)
+"""Those after the third keep the browser's own background traffic out of the log."""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    path: Path = report.write(tmp_path_factory.mktemp("report") / "report.html", WHOLE)
+    browser.get_log("performance")  # what the browser did on its own is none of the page's
+    browser.get(path.as_uri())
+    drawn = "return document.querySelectorAll('.js-plotly-plot .main-svg').length >= 11"
+    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(drawn))
+    return browser
+
+
+def test_every_chart_is_drawn(opened):
+    charts = opened.execute_script(
+        "const drawn = '.cartesianlayer image, .cartesianlayer path';"
+        "return [...document.querySelectorAll('.js-plotly-plot')].map("
+        "c => [c.id, c.getBoundingClientRect().width, c.querySelectorAll(drawn).length])"
+    )
+    assert len(charts) == 11
+    for name, width, marks in charts:
+        assert width > 500, name
+        assert marks > 0, name
+
+
+def test_the_heat_map_answers_a_hover(opened):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    chart = opened.find_element(By.ID, "chart-lag_map")
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    area = chart.find_element(By.CSS_SELECTOR, ".nsewdrag")
+    right, down = int(area.size["width"] * 0.3), int(area.size["height"] * 0.35)  # from the middle: below the diagonal
+    ActionChains(opened).move_to_element_with_offset(area, right, down).perform()
+    label = WebDriverWait(opened, 10).until(
+        lambda driver: driver.execute_script(
+            "const l = arguments[0].querySelector('.hoverlayer .hovertext'); return l && l.textContent", chart
+        )
+    )
+    found = re.search(r"loss at t = (\d+)\s*lag (\d+)\s*norm ([0-9.e+-]+)$", label.replace("−", "-"))
+    assert found, label
+    t, lag = int(found[1]), int(found[2])
+    assert float(found[3]) == pytest.approx(WHOLE.lag_map.norm[0, t, lag], rel=5e-3)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_the_page(opened, scheme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    back, *texts = opened.execute_script(
+        "const style = (q, p) => getComputedStyle(document.querySelector(q))[p];"
+        "return [style('body', 'backgroundColor'), style('h1', 'color'), style('section p', 'color'),"
+        " style('#chart-lags .xtick text', 'fill'), style('#chart-lags .infolayer text', 'fill')]"
+    )
+    for text in texts:
+        assert contrast(text, back) > 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's contrast of two CSS colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_no_error_and_no_request(opened):
+    """Last, so that the log has all of the above in it."""
+    assert [entry["message"] for entry in opened.get_log("browser")] == []
+    messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}, asked
