@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_is_status_1(
     result = train(capsys, text, "--steps", 1, "--out", tmp_path / "run")
     assert result.status == 1
     assert "bptt: error: step 1: loss" in result.err
-    assert "gradient norm inf: not finite; lower learning_rate" in result.err
+    assert "gradient norm inf: not finite; parameter gradient: the model: the gradient norm is not finite" in result.err
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path):
@@ -247,3 +247,30 @@ def test_a_short_demo_runs_and_runs_again(capsys: pytest.CaptureFixture[str], tm
         assert "held-out perplexity" in result.out
         assert "guessing by frequency" in result.out
     assert [m["step"] for m in RunDirectory.open(out).metrics()] == [2]
+
+
+def test_skipped_steps_are_shown_and_counted(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    norms = iter([1.0, float("inf"), float("inf"), *[1.0] * 20])
+    monkeypatch.setattr("torch.nn.utils.get_total_norm", lambda grads: torch.tensor(next(norms)))
+    flags = ["--on-nonfinite", "skip", "--steps", 6, "--log-every", 3, "--eval-every", 5, "--out", tmp_path / "run"]
+    result = train(capsys, text, *flags)
+    assert result.status == 0
+    assert result.err.count("parameter gradient: the model: the gradient norm is not finite") == 1
+    assert "step 2: parameter gradient" in result.err
+    assert f"2 of 6 steps were not finite and skipped: see {tmp_path / 'run' / 'findings.jsonl'}" in result.err
+    assert "  skipped 2  " in result.err
+    assert "  horizon " in result.err
+    assert [m["skipped"] for m in RunDirectory.open(tmp_path / "run").metrics()] == [2, 0, 0]
+    assert [m["horizon"] is not None for m in RunDirectory.open(tmp_path / "run").metrics()] == [False, True, True]
+
+
+def test_a_run_that_ends_in_skipped_steps_has_a_summary(
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("torch.nn.utils.get_total_norm", lambda grads: torch.tensor(float("nan")))
+    result = train(capsys, text, "--on-nonfinite", "skip", "--steps", 2, "--log-every", 1, "--out", tmp_path / "run")
+    assert result.status == 0
+    assert result.out.startswith("2 steps: the last ones were all skipped")
+    assert "all steps skipped" in result.err

@@ -69,7 +69,7 @@ def test_metrics_are_rewound_and_a_torn_line_is_dropped(run: RunDirectory):
     with run.metrics_file.open("a") as file:
         file.write('{"step": 4')
     assert [r["step"] for r in run.metrics()] == [10, 20, 30]
-    run.rewind_metrics(20)
+    run.rewind(20)
     assert [r["step"] for r in run.metrics()] == [10, 20]
     run.append(record(25))
     assert [r["step"] for r in run.metrics()] == [10, 20, 25]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..flow import watch
 from ..train import Config, Dataset, Trainer, Vocabulary
 from .cases import Case
 from .contest import Call, Contest
@@ -63,6 +64,8 @@ def _on_torch(trainer: Trainer) -> Trainer:
     for name, parameter in ours.named_parameters():
         setattr(theirs, name, parameter)
     trainer.model.recurrent = theirs
+    trainer.doctor.remove()
+    trainer.doctor = watch(trainer.model)
     return trainer
 
 

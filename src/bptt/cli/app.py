@@ -13,7 +13,9 @@ import typer
 from ..train import InputError, NonFiniteError
 from .bench import bench
 from .check import check
+from .compare import compare
 from .demo import demo
+from .flow import flow
 from .info import info
 from .sample import sample
 from .train import train
@@ -43,7 +45,7 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-for command in (train, sample, demo, check, bench, info):
+for command in (train, sample, flow, compare, demo, check, bench, info):
     app.command()(_interruptible(command))
 
 
@@ -59,7 +61,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Backpropagation through time, made explicit: train, sample, check, bench."""
+    """Backpropagation through time, made explicit: train, sample, flow, compare, check, bench."""
 
 
 def run(arguments: Sequence[str]) -> int:

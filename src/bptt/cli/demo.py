@@ -1,4 +1,4 @@
-"""`bptt demo`: real text learned in a minute or two."""
+"""`bptt demo`: real text learned in a minute or two, and what its gradients did."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from rich.text import Text
 
 from ..train import Config, generate, start
 from ..train.sampling import read_prompt
+from .flow import measured, require_pictures, write_report
 from .progress import train_with_progress, unigram
+from .subject import subject
 
 __all__ = ["demo"]
 
@@ -41,10 +43,14 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="run directory, replaced if it holds a run")] = DIRECTORY,
     steps: Annotated[int | None, typer.Option(help="optimiser steps", show_default=f"{CONFIG.steps}")] = None,
 ) -> int:
-    """Train on Python's own documentation for a minute or two, sample, and say where everything lies."""
+    """Train on Python's own documentation for a minute or two, sample, report how far its gradients travel, and say
+    where everything lies.
+    """
+    require_pictures()
     config = CONFIG if steps is None else CONFIG.override(steps=steps)
     trainer, run = start(config, out, overwrite=True)
-    status = train_with_progress(trainer, run, Console(stderr=True))
+    console = Console(stderr=True)
+    status = train_with_progress(trainer, run, console)
     if status != 0:
         return status
     vocabulary = trainer.dataset.vocabulary
@@ -52,6 +58,9 @@ def demo(
     ids = read_prompt(PROMPT, vocabulary, config.preprocess)
     drawn = generate(trainer.model.eval(), vocabulary, ids, 400, temperature=0.7)
     text = PROMPT + vocabulary.decode(drawn)
+    of = subject(run.path, None, None)
+    found = measured(of, None, console)
+    report = write_report(found, of.directory)
     shown = Console()
     shown.print(Panel(Text(text), title="a sample, temperature 0.7", highlight=False))
     shown.print(
@@ -59,6 +68,8 @@ def demo(
             Text(
                 f"held-out perplexity  {held:.2f}  after {trainer.step} steps of {config.gradient} gradients\n"
                 f"guessing by frequency {unigram(trainer):.2f}  (unigram, the same held-out text)\n\n"
+                f"{found.verdict.headline}\n"
+                f"how far gradients travel, in pictures: open {report} in a browser\n\n"
                 f"everything lies in {run.path}/\n"
                 f"more text:   bptt sample {run.path} --prompt 'The ' --temperature 0.5\n"
                 f"more steps:  bptt train --resume {run.path} --steps {2 * trainer.step}"

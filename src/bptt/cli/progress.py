@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from types import TracebackType
@@ -9,6 +10,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..flow import Finding
 from ..train import Record, RunDirectory, Step, Trainer, fit
 from ..train.model import unigram_perplexity
 
@@ -28,10 +30,18 @@ def describe(record: Record) -> str:
     'loss 1.000  perplexity 2.72  grad norm 0.25  clipped 50%  12,346 tokens/s'
     """
     held = "" if record.heldout_perplexity is None else f"held-out {record.heldout_perplexity:.2f}  "
-    return (
-        f"loss {record.loss:.3f}  perplexity {record.perplexity:.2f}  {held}"
-        f"grad norm {record.grad_norm:.2f}  clipped {record.clipped:.0%}  {record.tokens_per_second:,.0f} tokens/s"
+    measured = (
+        f"{held}all steps skipped"
+        if record.loss is None
+        else (
+            f"loss {record.loss:.3f}  perplexity {record.perplexity:.2f}  {held}"
+            f"grad norm {record.grad_norm:.2f}  clipped {record.clipped:.0%}"
+        )
     )
+    skipped = f"  skipped {record.skipped}" if record.skipped else ""
+    horizon = "" if record.horizon is None else f"  horizon {record.horizon}"
+    window = "" if record.window is None else f"  window {record.window}"
+    return f"{measured}{skipped}{horizon}{window}  {record.tokens_per_second:,.0f} tokens/s"
 
 
 def describe_briefly(record: Record, heldout: float | None) -> str:
@@ -41,6 +51,8 @@ def describe_briefly(record: Record, heldout: float | None) -> str:
     'loss 1.000 ppl 2.72 held-out 3.10 |g| 0.25 clip 50% 12,346 tok/s'
     """
     held = "" if heldout is None else f"held-out {heldout:.2f} "
+    if record.loss is None:
+        return f"{held}all {record.skipped} steps skipped"
     return (
         f"loss {record.loss:.3f} ppl {record.perplexity:.2f} {held}"
         f"|g| {record.grad_norm:.2f} clip {record.clipped:.0%} {record.tokens_per_second:,.0f} tok/s"
@@ -54,6 +66,7 @@ class TrainingProgress:
         self.console, self.total = console, total
         self.heldout: float | None = None  # the last measurement stays in the live line
         self.last = -PLAIN_SECONDS
+        self.told: set[tuple[str, ...]] = set()
         bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
         self.bar = Progress(
             MofNCompleteColumn(),
@@ -91,6 +104,12 @@ class TrainingProgress:
             line = f"step {record.step}/{self.total}  {describe(record)}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
+    def finding(self, step: int, finding: Finding) -> None:
+        """Show what the doctor found, as a line of its own; the same one at a later step is not shown again."""
+        if finding.once not in self.told:
+            self.told.add(finding.once)
+            self.console.print(f"step {step}: {finding.message}", highlight=False, markup=False, soft_wrap=True)
+
 
 def unigram(trainer: Trainer) -> float:
     """The perplexity to beat, by guessing from frequencies: of the held-out text, or without one the training text."""
@@ -98,8 +117,13 @@ def unigram(trainer: Trainer) -> float:
     return unigram_perplexity(dataset.vocabulary.counts, dataset.train if dataset.heldout is None else dataset.heldout)
 
 
-def train_with_progress(trainer: Trainer, run: RunDirectory, console: Console) -> int:
-    """`fit`, shown; the exit status: 0, or 128 + the number of the signal after which it saved and stopped."""
+def train_with_progress(
+    trainer: Trainer, run: RunDirectory, console: Console, also: Callable[[Record], None] | None = None
+) -> int:
+    """`fit`, shown; the exit status: 0, or 128 + the number of the signal after which it saved and stopped.
+
+    also: what else is called with every record.
+    """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     dataset = trainer.dataset
     held = 0 if dataset.heldout is None else len(dataset.heldout)
@@ -109,7 +133,15 @@ def train_with_progress(trainer: Trainer, run: RunDirectory, console: Console) -
         f"guessing by frequency has perplexity {unigram(trainer):.2f}"
     )
     with TrainingProgress(console, trainer.total, trainer.step) as progress:
-        stopped_by = fit(trainer, run, on_step=progress.step, on_record=progress.record)
+
+        def on_record(record: Record) -> None:
+            progress.record(record)
+            if also is not None:
+                also(record)
+
+        stopped_by = fit(trainer, run, on_step=progress.step, on_record=on_record, on_finding=progress.finding)
+    if trainer.skipped:
+        say(f"{trainer.skipped} of {trainer.step} steps were not finite and skipped: see {run.findings_file}")
     if stopped_by is None:
         return 0
     say(f"saved at step {trainer.step}; to go on: bptt train --resume {run.path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from ..train.config import read_entries
 from ..train.corpus import read_file
 from .options import with_training_options
 from .progress import train_with_progress
+from .tensorboard import board, require_tensorboard
 
 __all__ = ["train"]
 
@@ -31,12 +33,17 @@ def train(
         Path | None, typer.Option("--resume", metavar="DIR", help="go on with a run, exactly where it was saved")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="write curves and (t, lag) maps to RUN/tensorboard")
+    ] = False,
     **options: Any,
 ) -> int:
     """Train a character or word language model on a text.
 
     Perplexity is exp(total NLL / predicted tokens). Ctrl-C finishes the step, saves, and says how to go on.
     """
+    if tensorboard:
+        require_tensorboard()
     given = {name: value for name, value in options.items() if value is not None}
     if resume_from is not None:
         if out is not None or config_file is not None or overwrite:
@@ -47,7 +54,8 @@ def train(
     else:
         config, named = _read(config_file, given)
         trainer, run = start(config, out or named or _default_directory(config), overwrite=overwrite)
-    status = train_with_progress(trainer, run, Console(stderr=True))
+    with board(trainer, run) if tensorboard else nullcontext() as also:
+        status = train_with_progress(trainer, run, Console(stderr=True), also)
     if status == 0:
         typer.echo(_summary(run, trainer))
     return status
@@ -72,7 +80,9 @@ def _default_directory(config: Config) -> Path:
 def _summary(run: RunDirectory, trainer: Trainer) -> str:
     measured = ""
     for last in run.metrics()[-1:]:  # a run that was resumed at its end may have lost its metrics
-        if trainer.config.epochs is not None:
+        if last["perplexity"] is None or (trainer.config.epochs is not None and last["epoch_perplexity"] is None):
+            measured = ": the last ones were all skipped"
+        elif trainer.config.epochs is not None:
             measured = f": training perplexity {last['epoch_perplexity']:.4g} over the last epoch"
         else:
             over = "step" if last["steps"] == 1 else f"{last['steps']} steps"

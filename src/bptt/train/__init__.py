@@ -14,10 +14,11 @@ from .dataset import Dataset as Dataset
 from .dataset import prepare as prepare
 from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
-from .loop import Record as Record
-from .loop import Step as Step
+from .inspection import record_run as record_run
 from .loop import Trainer as Trainer
 from .model import LanguageModel as LanguageModel
+from .records import Record as Record
+from .records import Step as Step
 from .rundir import RunDirectory as RunDirectory
 from .sampling import generate as generate
 from .session import fit as fit

@@ -83,6 +83,7 @@ class Config:
     embedding: int = _option(64, _at_least(0), "size of the token embedding; 0: one-hot")
     dropout: float = _option(0.0, _FRACTION, "probability, on the embedding, between layers and before the output")
     gradient: str = _option("full", _TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
+    adapt_every: int = _option(50, _at_least(1), "steps between measurements of the window of gradient=adaptive:...")
     memory: str = _option("auto", _one_of(*get_args(memory.Memory)), "what the forward pass keeps")
     kernel: str = _option("auto", _TEXT, "who computes the recurrence")
 
@@ -96,6 +97,9 @@ class Config:
     optimiser: str = _option("adam", _one_of("adam", "sgd"), "update rule")
     learning_rate: float = _option(0.002, _POSITIVE, "step size")
     clip: float = _option(1.0, _NOT_NEGATIVE, "largest global norm of the gradient; 0: no clipping")
+    on_nonfinite: str = _option(
+        "stop", _one_of("stop", "skip"), "a step that is not finite: stop with the diagnosis, or skip it and go on"
+    )
 
     seed: int = _option(0, _Check("a whole number in [0, 2**63)", lambda value: 0 <= value < 2**63), "random seed")
     dtype: str = _option("float32", _one_of("float32", "float64"), "of weights and states")

@@ -10,4 +10,4 @@ class InputError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """The loss or the gradient stopped being finite. The weights are those before the step that failed."""
+    """Loss, gradient or state stopped being finite. The weights are those before the step that failed."""

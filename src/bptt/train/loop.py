@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -12,87 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .batches import IGNORE, Batches, RandomWindows, Sequential
+from ..flow import Finding, adapt, watch
+from ..policies import Adaptive
+from .batches import IGNORE, Batches, RandomWindows, Sequential, Window
 from .config import Config, bad_device
 from .dataset import Dataset
 from .errors import InputError, NonFiniteError
-from .model import LanguageModel, State, detach
+from .model import LanguageModel, State, detach, record_window
+from .records import Meter, Record, Step, perplexity
 
-__all__ = ["Meter", "Record", "Step", "Trainer", "build_model", "perplexity"]
+__all__ = ["TOO_MANY", "Trainer", "build_model"]
 
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step.
-
-    step: steps so far, this one included. epoch: passes finished. nll: summed over the window, in nats.
-    tokens: predicted. grad_norm: global norm before clipping. clipped: whether it was above `clip`.
-    seconds: of this step.
-    """
-
-    step: int
-    epoch: int
-    nll: float
-    tokens: int
-    grad_norm: float
-    clipped: bool
-    seconds: float
-
-
-@dataclass
-class Meter:
-    """Sums over steps: those since the last record, or those of an epoch."""
-
-    steps: int = 0
-    nll: float = 0.0
-    tokens: int = 0
-    grad_norm: float = 0.0
-    clipped: int = 0
-    seconds: float = 0.0
-
-    def add(self, step: Step) -> None:
-        """Count one step."""
-        self.steps += 1
-        self.nll += step.nll
-        self.tokens += step.tokens
-        self.grad_norm += step.grad_norm
-        self.clipped += step.clipped
-        self.seconds += step.seconds
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is logged: means over the steps since the last record.
-
-    step, epoch: as in `Step`. steps: how many the means are over. loss: nats per predicted token. perplexity:
-    exp(loss). epoch_perplexity: exp(total NLL / predicted tokens) over the steps of the last epoch that is finished,
-    each with the weights of its time; None before one is. heldout_*: measured at this step, or None. grad_norm: mean
-    norm before clipping. clipped: fraction of steps. tokens_per_second: training alone.
-    """
-
-    step: int
-    epoch: int
-    steps: int
-    loss: float
-    perplexity: float
-    epoch_perplexity: float | None
-    heldout_loss: float | None
-    heldout_perplexity: float | None
-    grad_norm: float
-    clipped: float
-    tokens_per_second: float
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinity where that overflows.
-
-    >>> perplexity(0.0), perplexity(1e6)
-    (1.0, inf)
-    """
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
+TOO_MANY = 10
+"""Steps in a row that are not finite, after which a run stops that would skip them."""
 
 
 def build_model(config: Config, size: int) -> LanguageModel:
@@ -135,6 +66,9 @@ class Trainer:
 
     The loss of a step is the summed NLL divided by the number of tokens of a *full* window, so that every token
     weighs the same, those of a shorter last window included.
+
+    doctor: what watches the steps (`bptt.flow.watch`). skipped, in_a_row: steps that were not finite and not applied,
+    in all and since the last one that was.
     """
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
@@ -154,6 +88,11 @@ class Trainer:
         self.carry: State = None
         self.meter, self.epoch_meter = Meter(), Meter()
         self.epoch_perplexity: float | None = None  # of the last finished epoch
+        self.skipped = self.in_a_row = 0
+        self.adapts = isinstance(self.model.recurrent.gradient, Adaptive)
+        self._findings: list[Finding] = []
+        carries = config.batching == "sequential" and self.batches.windows(0) > 1
+        self.doctor = watch(self.model, carries=carries, tell=self._findings.append)
 
     @property
     def total(self) -> int:
@@ -175,36 +114,68 @@ class Trainer:
             yield self.advance()
 
     def advance(self) -> Step:
-        """Take one step. Raises NonFiniteError, the weights untouched, when loss or gradient are not finite."""
+        """Take one step.
+
+        Where loss, gradient or final state are not finite, the weights stay as they are. With on_nonfinite="skip" the
+        step counts as skipped, and the state to carry is the last finite one; else, and after `TOO_MANY` in a row, it
+        raises NonFiniteError with the diagnosis.
+        """
         started = perf_counter()
         window = self.batches.window(self.epoch, self.index)
+        start = None if window.fresh else self.carry
+        if self.adapts and self.step % self.config.adapt_every == 0:
+            self._adapt(window, start)
         self.model.train()
         self.optimiser.zero_grad()
-        nll, carry = self._nll(window.inputs, window.targets, None if window.fresh else self.carry)
+        nll, carry = self._nll(window.inputs, window.targets, start)
         (nll / self.batches.full).backward()
         parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         total, grad_norm = float(nll.detach()), float(norm)
-        if not (math.isfinite(total) and math.isfinite(grad_norm)):
-            raise NonFiniteError(
-                f"step {self.step + 1}: loss {total / window.tokens:g}, gradient norm {grad_norm:g}: not finite; "
-                "lower learning_rate, or clip the gradient"
-            )
-        clipped = 0 < self.config.clip < grad_norm
-        if clipped:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
-        self.optimiser.step()
-        self.carry = detach(carry)
+        diagnosis = self.doctor.check(total, grad_norm=grad_norm)
+        clipped = diagnosis is None and 0 < self.config.clip < grad_norm
+        if diagnosis is None:
+            if clipped:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+            self.optimiser.step()
+            self.carry, self.in_a_row = detach(carry), 0
+        else:
+            self._findings += diagnosis.findings
+            self._refuse(f"loss {total / window.tokens:g}, gradient norm {grad_norm:g}: not finite; {diagnosis}")
+            self.carry = detach(carry) if _finite(carry) else start
         self.step, self.index = self.step + 1, self.index + 1
         if self.index == self.batches.windows(self.epoch):
             self.epoch, self.index = self.epoch + 1, 0
-        step = Step(self.step, self.epoch, total, window.tokens, grad_norm, clipped, perf_counter() - started)
+        seconds = perf_counter() - started
+        step = Step(
+            self.step, self.epoch, total, window.tokens, grad_norm, clipped, seconds, skipped=diagnosis is not None
+        )
         self.meter.add(step)
         self.epoch_meter.add(step)
         if self.index == 0:
-            self.epoch_perplexity = perplexity(self.epoch_meter.nll / self.epoch_meter.tokens)
+            loss = self.epoch_meter.loss
+            self.epoch_perplexity = None if loss is None else perplexity(loss)
             self.epoch_meter = Meter()
         return step
+
+    def _adapt(self, window: Window, start: State) -> None:
+        """Measure anew how far the gradient must reach, with dropout off, so that nothing is drawn."""
+        self.model.eval()
+        adapt(record_window(self.model, window, start))
+
+    def _refuse(self, what: str) -> None:
+        """Count a step that is not finite. Raises NonFiniteError where the run stops."""
+        if self.config.on_nonfinite == "stop":
+            raise NonFiniteError(f"step {self.step + 1}: {what}")
+        if self.in_a_row + 1 >= TOO_MANY:
+            raise NonFiniteError(f"step {self.step + 1}, the {TOO_MANY}th in a row: {what}")
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+
+    def take_findings(self) -> list[Finding]:
+        """What the doctor found since this was last asked."""
+        taken = list(self._findings)
+        self._findings.clear()
+        return taken
 
     def evaluate(self, ids: Tensor) -> float:
         """Mean NLL in nats per predicted token over `ids` `[N]`, every token but the first predicted once.
@@ -221,22 +192,29 @@ class Trainer:
         return total / tokens
 
     def record(self, heldout: bool) -> Record:
-        """Means since the last record, which start anew. heldout: measure the held-out text too, if there is one."""
+        """Means since the last record, which start anew.
+
+        heldout: measure too: the held-out text, if there is one, and the horizon of the gradient.
+        """
         meter, self.meter = self.meter, Meter()
-        loss = meter.nll / meter.tokens
+        loss, steps = meter.loss, meter.steps
+        horizon = self.doctor.examine().horizon if heldout else None
         held = self.evaluate(self.dataset.heldout) if heldout and self.dataset.heldout is not None else None
         return Record(
             step=self.step,
             epoch=self.epoch,
-            steps=meter.steps,
+            steps=steps,
             loss=loss,
-            perplexity=perplexity(loss),
+            perplexity=None if loss is None else perplexity(loss),
             epoch_perplexity=self.epoch_perplexity,
             heldout_loss=held,
             heldout_perplexity=None if held is None else perplexity(held),
-            grad_norm=meter.grad_norm / meter.steps,
-            clipped=meter.clipped / meter.steps,
+            grad_norm=meter.grad_norm / steps if steps else None,
+            clipped=meter.clipped / steps if steps else None,
             tokens_per_second=meter.tokens / meter.seconds,
+            skipped=meter.skipped,
+            horizon=horizon,
+            window=self.model.recurrent.gradient.window if self.adapts else None,
         )
 
     def state(self) -> dict[str, Any]:
@@ -244,8 +222,11 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "gradient": str(self.model.recurrent.gradient),  # an adaptive one has the window in use
             "carry": self.carry,
             "position": {"step": self.step, "epoch": self.epoch, "index": self.index},
+            "skipped": {"in_all": self.skipped, "in_a_row": self.in_a_row},
+            "doctor": self.doctor.state(),
             "meter": asdict(self.meter),
             "epoch_meter": asdict(self.epoch_meter),
             "epoch_perplexity": self.epoch_perplexity,
@@ -269,6 +250,10 @@ class Trainer:
         self.step, self.epoch, self.index = (state["position"][name] for name in ("step", "epoch", "index"))
         self.meter, self.epoch_meter = Meter(**state["meter"]), Meter(**state["epoch_meter"])
         self.epoch_perplexity = state["epoch_perplexity"]
+        if "doctor" in state:  # not in checkpoints of version 0.1
+            self.model.recurrent.gradient = state["gradient"]
+            self.skipped, self.in_a_row = state["skipped"]["in_all"], state["skipped"]["in_a_row"]
+            self.doctor.restore(state["doctor"])
         torch.set_rng_state(state["generator"])
         if "device_generator" in state and self.model.output.weight.is_cuda:
             torch.cuda.set_rng_state(state["device_generator"], self.config.device)
@@ -286,3 +271,9 @@ def _to(state: State, device: str) -> State:
     if state is None:
         return None
     return state.to(device) if isinstance(state, Tensor) else (state[0].to(device), state[1].to(device))
+
+
+def _finite(state: State) -> bool:
+    """Whether all of a state is finite."""
+    states = () if state is None else (state,) if isinstance(state, Tensor) else state
+    return all(bool(torch.isfinite(s).all()) for s in states)

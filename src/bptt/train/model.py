@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from .. import nn
+from ..flow import Recording, record
 from ..policies import Policy
+from .batches import IGNORE, Window
 
-__all__ = ["LanguageModel", "State", "detach", "unigram_perplexity"]
+__all__ = ["LanguageModel", "State", "detach", "record_window", "unigram_perplexity"]
 
 State = Tensor | tuple[Tensor, Tensor] | None
 
@@ -72,6 +74,17 @@ def detach(state: State) -> State:
     if state is None:
         return None
     return state.detach() if isinstance(state, Tensor) else (state[0].detach(), state[1].detach())
+
+
+def record_window(model: LanguageModel, window: Window, state: State) -> Recording:
+    """The recurrent layers' part in the mean loss per token of a window. state: before it, None for zero."""
+    device = model.output.weight.device
+    targets = window.targets.to(device).flatten()
+    return record(
+        model,
+        (window.inputs.to(device), state),
+        lambda output: cross_entropy(output[0].flatten(0, 1), targets, ignore_index=IGNORE),
+    )
 
 
 def unigram_perplexity(counts: Sequence[int], ids: Tensor) -> float:

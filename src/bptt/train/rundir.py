@@ -3,6 +3,7 @@
 config.toml           every option
 vocabulary.json       tokens by index, with their counts in the training text
 metrics.jsonl         one JSON object per record
+findings.jsonl        one per finding of the doctor, with its step; not there where nothing was found
 state.pt              all that resuming needs, weights included: the one file a resumed run trusts
 weights.safetensors   the weights for everybody else, written after state.pt
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 from dataclasses import asdict
@@ -20,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..flow import Finding
 from . import atomic
 from .config import Config
 from .corpus import read_file
 from .errors import InputError, NonFiniteError
 from .extras import require
-from .loop import Record
+from .records import Record
 from .vocabulary import Vocabulary
 
 __all__ = ["RunDirectory"]
@@ -42,6 +45,7 @@ class RunDirectory:
         self.config_file = path / "config.toml"
         self.vocabulary_file = path / "vocabulary.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.findings_file = path / "findings.jsonl"
         self.state_file = path / "state.pt"
         self.weights_file = path / "weights.safetensors"
 
@@ -73,14 +77,15 @@ class RunDirectory:
         """Begin a run here; an earlier run's files go."""
         config_text = config.to_toml()
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in (self.state_file, self.weights_file, self.metrics_file):
+        for file in (self.state_file, self.weights_file, self.metrics_file, self.findings_file):
             file.unlink(missing_ok=True)
         self.write_config(config_text)
         atomic.write(self.vocabulary_file, vocabulary.to_json().encode())
 
     def discard(self) -> None:
         """Remove the run's files, and the directory if nothing else is in it."""
-        for file in (self.config_file, self.vocabulary_file, self.metrics_file, self.state_file, self.weights_file):
+        logs = (self.metrics_file, self.findings_file)
+        for file in (self.config_file, self.vocabulary_file, *logs, self.state_file, self.weights_file):
             file.unlink(missing_ok=True)
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
@@ -99,23 +104,28 @@ class RunDirectory:
 
     def append(self, record: Record) -> None:
         """Add one line to the metrics."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+        _append(self.metrics_file, asdict(record))
+
+    def append_finding(self, step: int, finding: Finding) -> None:
+        """Add one line to the findings. A value that JSON has no number for is written as text: "nan", "inf"."""
+        value = finding.value
+        written = value if value is None or math.isfinite(value) else str(value)
+        _append(self.findings_file, {**asdict(finding), "value": written, "t": finding.step, "step": step})
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records so far; a last line cut short by a crash is left out."""
-        if not self.metrics_file.exists():
-            return []
-        lines = read_file(self.metrics_file, "metrics").split("\n")
-        try:
-            return [json.loads(line) for line in lines[:-1]]
-        except ValueError as error:
-            raise InputError(f"{self.metrics_file} has a line that is not JSON: {error}") from None
+        return _lines(self.metrics_file, "metrics")
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the records behind `step`: the resumed run writes them again."""
-        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
-        atomic.write(self.metrics_file, "".join(kept).encode())
+    def findings(self) -> list[dict[str, Any]]:
+        """What the doctor found so far, likewise. step: of the training; t: in the window."""
+        return _lines(self.findings_file, "findings")
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged behind `step`: the resumed run writes it again."""
+        for file, entries in ((self.metrics_file, self.metrics()), (self.findings_file, self.findings())):
+            if file.exists() or file == self.metrics_file:
+                kept = [json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step]
+                atomic.write(file, "".join(kept).encode())
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint. Raises NonFiniteError, the old one kept, when a weight is not finite."""
@@ -159,3 +169,19 @@ class RunDirectory:
         except safetensors.SafetensorError as error:
             raise InputError(f"{self.weights_file} cannot be read: {error}") from None
         return weights
+
+
+def _append(file: Path, entry: dict[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write(json.dumps(entry) + "\n")
+
+
+def _lines(file: Path, what: str) -> list[dict[str, Any]]:
+    """The entries of a log; a last line cut short is left out."""
+    if not file.exists():
+        return []
+    lines = read_file(file, what).split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise InputError(f"{file} has a line that is not JSON: {error}") from None

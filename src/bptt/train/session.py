@@ -7,16 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..flow import Finding
 from .config import Config
 from .dataset import prepare
 from .errors import InputError, NonFiniteError
 from .interrupt import StopRequest
-from .loop import Record, Step, Trainer
+from .loop import Trainer
+from .records import Record, Step
 from .rundir import RunDirectory
 
 __all__ = ["CHANGEABLE", "fit", "resume", "start"]
 
-CHANGEABLE = ("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "text", "corpus")
+CHANGEABLE = (
+    *("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "text", "corpus"),
+    "on_nonfinite",
+)
 """Options that may change when a run is resumed; the others would make it another run."""
 
 
@@ -63,7 +68,7 @@ def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
             f"already at step {trainer.step}; give more {name}: got {name}={getattr(config, name)}"
             + (f", {trainer.total} steps" if name == "epochs" else "")
         )
-    run.rewind_metrics(trainer.step)
+    run.rewind(trainer.step)
     if trainer.config != old:
         run.write_config(trainer.config.to_toml())
     return trainer, run
@@ -75,23 +80,33 @@ def fit(
     *,
     on_step: Callable[[Step], None] = lambda step: None,
     on_record: Callable[[Record], None] = lambda record: None,
+    on_finding: Callable[[int, Finding], None] = lambda step, finding: None,
 ) -> int | None:
-    """Train to the end, logging and saving on the way.
+    """Train to the end, logging and saving on the way. on_finding: what the doctor finds, with the step.
 
     Returns None, or the number of the signal (SIGINT, SIGTERM) after which it saved and stopped. Raises
     NonFiniteError, the last checkpoint kept.
     """
     config = trainer.config
+
+    def note(step: int, tell: Callable[[int, Finding], None] = on_finding) -> None:
+        for finding in trainer.take_findings():
+            run.append_finding(step, finding)
+            tell(step, finding)
+
     with StopRequest() as request:
         while not trainer.finished:
             try:
                 step = trainer.advance()
             except NonFiniteError as error:
+                note(trainer.step + 1, tell=lambda step, finding: None)  # the error says it
                 raise NonFiniteError(f"{error} (the last checkpoint in {run.path} is kept)") from error
             on_step(step)
+            note(step.step)
             measure = trainer.finished or step.step % config.eval_every == 0
             if measure or step.step % config.log_every == 0:
                 record = trainer.record(heldout=measure)
+                note(step.step)
                 run.append(record)
                 on_record(record)
             if trainer.finished or request.signal is not None or step.step % config.save_every == 0:

@@ -1,0 +1,123 @@
+"""`bptt compare`: gradient policies against the full gradient, on the same batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from .. import policies
+from ..flow import POLICIES, Comparison, Row, conclusion
+from ..flow import compare as compared
+from ..train import InputError
+from ..train.extras import require
+from .subject import (
+    CellOption,
+    HiddenOption,
+    LanesOption,
+    LayersOption,
+    NonlinearityOption,
+    RadiusOption,
+    RunArgument,
+    SeedOption,
+    StepsOption,
+    subject,
+)
+
+__all__ = ["compare"]
+
+
+def compare(
+    run: RunArgument = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[POLICY]...", help="policies to compare", show_default=False)
+    ] = None,
+    gradient: Annotated[
+        list[str] | None, typer.Option("--gradient", help=f"policies to compare (default: {' '.join(POLICIES)})")
+    ] = None,
+    cell: CellOption = None,
+    hidden: HiddenOption = None,
+    layers: LayersOption = None,
+    nonlinearity: NonlinearityOption = None,
+    radius: RadiusOption = None,
+    steps: StepsOption = None,
+    lanes: LanesOption = None,
+    draws: Annotated[int, typer.Option(help="of a random policy, where its cuts are too many to enumerate")] = 200,
+    repeats: Annotated[int, typer.Option(help="timings of each policy")] = 5,
+    seed: SeedOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="where comparison.png goes (default: RUN/flow, or flow)")
+    ] = None,
+) -> None:
+    """Compare gradient policies: bias, cosine, variance, time and memory, as a table and a picture.
+
+    Of a run's network on its own text, or of a fresh layer (--cell) on noise. Policies follow --gradient:
+    bptt compare RUN --gradient full chunked:35 truncated:20 randomized:0.9
+    """
+    require("matplotlib", "plots")
+    named = [*(gradient or []), *(more or [])]
+    if run is not None and cell is not None and not run.exists():  # without a run, the first policy stands in its place
+        run, named = None, [*(gradient or []), str(run), *(more or [])]
+    try:
+        chosen = [policies.parse(text) for text in named or POLICIES]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    of = subject(
+        run, steps, lanes, cell=cell, hidden=hidden, layers=layers, nonlinearity=nonlinearity, radius=radius, seed=seed
+    )
+    console = Console(stderr=True)
+    try:
+        with console.status(f"comparing {len(chosen)} policies"):
+            found = compared(of.recording, policies=chosen, draws=draws, repeats=repeats, seed=seed or 0)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    shown = Console()
+    if not shown.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
+        shown = Console(width=120)
+    shown.print(f"{of.name}: {found.T} steps, {found.B} lanes", highlight=False, markup=False)
+    shown.print(_table(found))
+    shown.print(conclusion(found), highlight=False, markup=False)
+    shown.print(_condition(found), highlight=False, markup=False)
+    directory = of.directory if out is None else out
+    directory.mkdir(parents=True, exist_ok=True)
+    picture = directory / "comparison.png"
+    plots = require("bptt.plots", "plots")
+    plots.comparison(found).savefig(picture)
+    shown.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(found: Comparison) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        caption="bias, variance: relative to the full gradient's norm and its square; exact, or ± a standard error",
+    )
+    table.add_column("gradient", no_wrap=True)
+    for name in ("bias", "cosine", "variance", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found.rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def number(value: float, error: float) -> str:
+        return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
+
+    memory = "-" if row.bytes is None else f"{row.bytes / 2**20:.3g} MiB"
+    bias, variance = number(row.bias, row.bias_error), number(row.variance, row.variance_error)
+    return row.policy, bias, f"{row.cosine:.4f}", variance, f"{1000 * row.seconds:.3g} ms", memory
+
+
+def _condition(found: Comparison) -> str:
+    """The condition for a finite variance, with the measured contraction: (6.18)."""
+    rate, critical = found.contraction, found.critical_p
+    if critical >= 1:
+        return f"adjoints change by {rate:.3g} per step: no keep probability bounds the variance on long sequences"
+    return (
+        f"adjoints change by {rate:.3g} per step: the variance of randomized truncation stays finite on long sequences "
+        f"for p > {rate:.3g}^2 = {critical:.3g}"
+    )

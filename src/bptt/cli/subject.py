@@ -1,0 +1,125 @@
+"""What `bptt flow` and `bptt compare` measure: the network of a run, or a fresh layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from .. import nn
+from ..flow import Recording, record
+from ..nn import init
+from ..train import InputError, RunDirectory
+from ..train.config import Config
+from ..train.inspection import LANES, record_run
+
+__all__ = [
+    "CellOption",
+    "HiddenOption",
+    "LanesOption",
+    "LayersOption",
+    "NonlinearityOption",
+    "RadiusOption",
+    "RunArgument",
+    "SeedOption",
+    "StepsOption",
+    "Subject",
+    "subject",
+]
+
+RunArgument = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="run directory of bptt train", show_default=False)
+]
+CellOption = Annotated[str | None, typer.Option("--cell", help="a fresh layer instead of a run: rnn, gru or lstm")]
+HiddenOption = Annotated[int | None, typer.Option("--hidden", help="units of the fresh layer (default: 64)")]
+LayersOption = Annotated[int | None, typer.Option("--layers", help="layers of the fresh net (default: 1)")]
+NonlinearityOption = Annotated[
+    str | None, typer.Option("--nonlinearity", help="of a fresh rnn: tanh, relu, sigmoid or identity (default: tanh)")
+]
+RadiusOption = Annotated[
+    float | None,
+    typer.Option("--radius", help="spectral radius of the fresh recurrent weights (default: as torch draws them)"),
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", help="T (default: the run's seq_length; 100 for a fresh layer)")
+]
+LanesOption = Annotated[int | None, typer.Option("--lanes", help=f"B (default: at most {LANES})")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="of a fresh layer and its input (default: 0)")]
+
+CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+FRESH_STEPS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is measured.
+
+    name: for titles. directory: where results go unless said otherwise. records: of the run's training, if it is one.
+    """
+
+    recording: Recording
+    name: str
+    directory: Path
+    records: list[dict[str, Any]]
+
+
+def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any) -> Subject:
+    """A run's network on its own text, or a fresh layer on noise. fresh: cell, hidden, layers, nonlinearity, radius,
+    seed, each None where it was not given.
+
+    Raises InputError for both or neither, and for values that no layer can have.
+    """
+    given = {name: value for name, value in fresh.items() if value is not None}
+    if run is not None:
+        if given:
+            names = ", ".join(f"--{name}" for name in given)
+            raise InputError(f"a run has its own network: leave out {names}, or give --cell without a run")
+        directory = RunDirectory.open(run)
+        recording = record_run(directory, steps, lanes)
+        return Subject(recording, f"{run.name}: {_described(directory.config())}", run / "flow", directory.metrics())
+    if "cell" not in given:
+        raise InputError("give a run directory, or --cell rnn, gru or lstm for a fresh layer")
+    return _fresh(steps, lanes, **given)
+
+
+def _described(config: Config) -> str:
+    layers = f"{config.layers} layers of " if config.layers > 1 else ""
+    return f"{config.cell}, {layers}{config.hidden} units, trained with gradient={config.gradient}"
+
+
+def _fresh(
+    steps: int | None,
+    lanes: int | None,
+    cell: str,
+    hidden: int = 64,
+    layers: int = 1,
+    nonlinearity: str | None = None,
+    radius: float | None = None,
+    seed: int = 0,
+) -> Subject:
+    """A layer as torch draws it, on normal input, with errors of norm 1 in random directions."""
+    T, B = FRESH_STEPS if steps is None else steps, LANES if lanes is None else lanes
+    for name, value in {"hidden": hidden, "layers": layers, "steps": T, "lanes": B}.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1: got {value}")
+    if cell not in CELLS:
+        raise InputError(f"cell must be one of {', '.join(CELLS)}: got {cell!r}")
+    if nonlinearity is not None and cell != "rnn":
+        raise InputError(f"nonlinearity is for --cell rnn: got {nonlinearity!r} with --cell {cell}")
+    options = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            layer = CELLS[cell](hidden, hidden, num_layers=layers, **options)
+            if radius is not None:
+                init.radius_(layer, radius)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        recording = record(layer, torch.randn(T, B, hidden))
+    scaled = "" if radius is None else f", spectral radius {radius:g}"
+    kind = cell if nonlinearity is None else f"{cell} ({nonlinearity})"
+    stacked = f"{layers} layers of " if layers > 1 else ""
+    return Subject(recording, f"fresh {kind}, {stacked}{hidden} units{scaled}", Path("flow"), [])

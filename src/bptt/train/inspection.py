@@ -1,0 +1,56 @@
+"""A trained network under measurement: one window of its text, recorded for `bptt.flow`."""
+
+from __future__ import annotations
+
+import torch
+
+from ..flow import Recording
+from .batches import Sequential
+from .dataset import prepare
+from .errors import InputError
+from .loop import Trainer
+from .model import record_window
+from .rundir import RunDirectory
+from .sampling import load
+
+__all__ = ["LANES", "record_next", "record_run"]
+
+LANES = 8
+"""Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
+
+
+def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu") -> Recording:
+    """A window of the run's held-out text (of its training text, if none is held out), read by its last checkpoint.
+
+    steps: default the run's `seq_length`. lanes: default 8, or the run's `batch` if that is less. Where the run carries
+    its state, and the text is long enough, the state comes from the window before.
+
+    Raises InputError for a text too short for a window, and for files that do not belong together.
+    """
+    model, vocabulary, config = load(run, device)
+    dataset = prepare(config)
+    if dataset.vocabulary != vocabulary:
+        raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
+    ids = dataset.train if dataset.heldout is None else dataset.heldout
+    steps = config.seq_length if steps is None else steps
+    lanes = min(LANES, config.batch) if lanes is None else lanes
+    if steps < 1 or lanes < 1:
+        raise InputError(f"steps and lanes must be at least 1: got steps={steps} and lanes={lanes}")
+    if len(ids) < steps * lanes + 1:
+        raise InputError(
+            f"the text to measure on is too short: {len(ids)} tokens, of which {lanes} lanes of {steps} steps need "
+            f"{steps * lanes + 1}; give fewer --steps or --lanes"
+        )
+    windows = Sequential(ids, steps, lanes)
+    if config.batching != "sequential" or len(ids) < 2 * steps * lanes + 1:
+        return record_window(model, windows.window(0, 0), None)
+    with torch.no_grad():
+        _, state = model(windows.window(0, 0).inputs.to(device))
+    return record_window(model, windows.window(0, 1), state)
+
+
+def record_next(trainer: Trainer) -> Recording:
+    """The window a trainer comes to next, from the state it carries, without dropout. Training goes on as it would."""
+    window = trainer.batches.window(trainer.epoch, trainer.index)
+    trainer.model.eval()
+    return record_window(trainer.model, window, None if window.fresh else trainer.carry)

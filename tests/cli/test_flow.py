@@ -1,0 +1,105 @@
+"""`bptt flow` and `bptt compare`, of a run and of a fresh layer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from train.tiny import tiny, write_text
+
+from bptt.cli.subject import subject
+from bptt.train import fit, start
+
+from .command import bptt, error_of
+
+FRESH = ("--cell", "rnn", "--hidden", 6, "--steps", 12, "--lanes", 2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    trainer, directory = start(tiny(write_text(folder), heldout=0.3, steps=6), folder / "run")
+    fit(trainer, directory)
+    return directory.path
+
+
+def test_a_run_gets_a_verdict_a_report_and_pictures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bptt(capsys, "flow", run)
+    assert result.status == 0, result.err
+    assert "run: gru, 8 units, trained with gradient=full" in result.out
+    assert re.search(r"90 % arises within \d+ steps", result.out)
+    assert "  training " in result.out
+    folder = run / "flow"
+    assert f"report: {folder / 'report.html'}" in result.out
+    names = {path.stem for path in folder.glob("*.png")}
+    assert names >= {"lag_map", "decay", "shares", "products", "eigenvalues", "gates", "comparison", "training"}
+    assert "cell_path" not in names  # a GRU has none
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_fresh_layer_of_a_given_radius(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bptt(capsys, "flow", *FRESH, "--nonlinearity", "identity", "--radius", 1.25, "--out", tmp_path / "new")
+    assert result.status == 0, result.err
+    assert "fresh rnn (identity), 6 units, spectral radius 1.25" in result.out
+    assert "The largest |eigenvalue| is 1.25" in result.out
+    assert (tmp_path / "new" / "report.html").exists()
+
+
+def test_the_seed_decides_the_layer_and_its_input() -> None:
+    def drawn(seed: int | None) -> torch.Tensor:
+        call = subject(None, 12, 2, cell="rnn", hidden=6, seed=seed).recording.call
+        return torch.cat([t.flatten() for t in (call.x, *call.weights)])
+
+    before = torch.get_rng_state()
+    assert torch.equal(drawn(3), drawn(3))
+    assert not torch.equal(drawn(3), drawn(4))
+    assert torch.equal(drawn(None), drawn(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_policies_follow_the_flag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policies = ("full", "chunked:3", "truncated:4", "randomized:0.9")
+    result = bptt(capsys, "compare", run, "--gradient", *policies, "--out", tmp_path)
+    assert result.status == 0, result.err
+    rows = [line.split()[0] for line in result.out.splitlines() if line.strip().startswith(policies)]
+    assert rows[:4] == list(policies)
+    assert "finite on long sequences for p >" in result.out
+    assert (tmp_path / "comparison.png").stat().st_size > 5000
+
+
+def test_compare_a_fresh_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bptt(capsys, "compare", *FRESH, "--gradient", "full", "truncated:3", "--out", tmp_path)
+    assert result.status == 0, result.err
+    assert "fresh rnn, 6 units: 12 steps, 2 lanes" in result.out
+    assert "truncated:3" in result.out
+
+
+@pytest.mark.parametrize("command", ["flow", "compare"])
+def test_what_cannot_be_measured(
+    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def error(*arguments: object) -> str:
+        return error_of(bptt(capsys, command, *arguments))
+
+    assert error() == "give a run directory, or --cell rnn, gru or lstm for a fresh layer"
+    assert "is not a run directory" in error(tmp_path)
+    assert "cell must be one of rnn, gru, lstm: got 'elman'" in error("--cell", "elman")
+    assert "leave out --hidden" in error(run, "--hidden", 3)
+    assert "hidden must be at least 1: got 0" in error("--cell", "gru", "--hidden", 0)
+    assert "radius" in error("--cell", "gru", "--radius", -1)
+    assert "nonlinearity is for --cell rnn" in error("--cell", "gru", "--nonlinearity", "relu")
+    assert "too short" in error(run, "--steps", 10_000)
+    assert "steps and lanes must be at least 1" in error(run, "--steps", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_only_one_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(bptt(capsys, "flow", *FRESH, "--lags", 0)) == "lags must be at least 1: got 0"
+    assert "got 'sometimes'" in error_of(bptt(capsys, "compare", *FRESH, "--gradient", "sometimes"))
+    assert "draws must be at least 2" in error_of(
+        bptt(capsys, "compare", *FRESH[:4], "--gradient", "randomized:0.5", "--draws", 1)
+    )
