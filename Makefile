@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find src -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(MODULES)
 
-.PHONY: help setup demo test lint format symbols sanitize clean
+.PHONY: help setup demo test lint format symbols sanitize docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -50,5 +50,9 @@ symbols: setup   ## check that the kernels' variants share no code
 sanitize: setup  ## compile the kernels with GCC's sanitizers, run their tests
 	cmake/sanitize
 
+docs: setup      ## build the site in site/, offline: its pictures are made by the code of its pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo site/index.html
+
 clean:           ## remove what setup and the tools made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site
