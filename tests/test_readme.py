@@ -19,7 +19,9 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_example_runs_and_gives_the_derivative_it_claims(tmp_path, capsys):
-    example, carried = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    example, carried, seen = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     script = tmp_path / "example.py"
     script.write_text(example, encoding="utf-8")
     names = runpy.run_path(str(script))
@@ -27,3 +29,8 @@ def test_example_runs_and_gives_the_derivative_it_claims(tmp_path, capsys):
 
     names["windows"] = [(names["x"], torch.zeros(100, 8, 32)) for _ in range(3)]
     exec(carried, {**names, "loss": torch.nn.functional.mse_loss})
+
+    exec(seen, names)
+    out = capsys.readouterr().out.splitlines()
+    assert "gradients vanish" in out[0]
+    assert out[-1] == "None"
