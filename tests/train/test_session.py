@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def test_a_signal_ends_the_run_after_its_step_and_resuming_goes_on_exactly(tmp_p
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path):
     def twice(step: Step) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # another thread may take the signal: two that wait are one
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
 
     trainer, run = start(tiny(write_text(tmp_path)), tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
