@@ -68,7 +68,7 @@ def conclusion(rows: list[Row]) -> str:
         f"{blank.recalled_up_to(pick(windowed, gradient=gradient))} with {gradient}"
         for gradient in each(windowed, "gradient")
     )
-    words = f"Names are recalled over at most this many steps: {cells}"
+    words = f"Names are recalled at every distance up to: {cells}"
     return f"{words}; {WINDOWED.upper()} {windows}" if windows else words
 
 

@@ -304,3 +304,22 @@ def test_bad_arguments() -> None:
         compare(layer, x, policies=["half"])
     with pytest.raises(ValueError, match=r"the full gradient must be finite and not 0.*its norm is 0"):
         compare(layer, x, lambda y: 0 * y.sum())
+
+
+def test_an_adaptive_policy_gets_the_window_that_the_batch_asks_for():
+    torch.manual_seed(0)
+    layer, x = bptt.nn.RNN(3, 8), torch.randn(40, 4, 3)
+    (row,) = compare(layer, x, policies="adaptive:0.5,max=30").rows
+    window = bptt.flow.adapted(layer, x, policy=bptt.Adaptive(0.5, 30)).window
+    assert row.policy == f"adaptive:0.5,max=30,window={window}"
+    assert window < 30
+    assert row.bias == pytest.approx(compare(layer, x, policies=[f"truncated:{window}"]).rows[0].bias)
+
+
+def test_a_sample_of_infinite_variance_is_marked():
+    layer = bptt.nn.RNN(1, 1, nonlinearity="identity", dtype=torch.float64)
+    layer.weight_hh_l0.data.fill_(0.9)
+    rows = compare(
+        layer, torch.ones(60, 1, 1, dtype=torch.float64), policies=["randomized:0.5", "randomized:0.95"]
+    ).rows
+    assert [row.reliable for row in rows] == [False, True]

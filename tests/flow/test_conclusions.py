@@ -26,7 +26,10 @@ SAYS = {
     "the steepest layer": (made.lags(0.9, 0.5, 1.01), "layer 1: gradients vanish: each step keeps 50 %"),
     "no gradient": (made.lags_of([0.0, 0.0]), "No gradient flows"),
     "an end": (made.lags_of([1.0, 2.0, 0.0, 0.0]), "Gradients end at lag 1"),
-    "overflow": (made.lags_of([1.0, 2.0, INF], 2.0), "Gradients are not finite from lag 2 on"),
+    "overflow": (
+        made.lags_of([1.0, 2.0, INF], 2.0),
+        "Gradients explode: on the way back they grow 2-fold per step; they are not finite from lag 2 on",
+    ),
     "one lag": (made.lags_of([1.0]), "Only lag 0 was measured"),
     "map": (made.lag_map(0.8), "90 % of what a loss sends back arises within 10 steps"),
     "map that grows": (made.lag_map(1.1, T=20), "What a loss sends back grows on its way: it ends 6.12 times as large"),
@@ -63,7 +66,7 @@ SAYS = {
     ),
     "state": (made.gates(0.02, 0.1, names=("h",)), "12 % of the state's values lie at its ends"),
     "stable": (made.lyapunov(-0.05), "Stable: perturbations halve every 13.9 steps (largest exponent -0.05 ± 0.004"),
-    "chaotic": (made.lyapunov(0.05), "Chaotic: perturbations double every 13.9 steps in 2 directions"),
+    "chaotic": (made.lyapunov(0.05), "Unstable: perturbations double every 13.9 steps in 2 directions"),
     "edge": (made.lyapunov(0.003), "At the edge"),
     "policies": (
         made.comparison(),

@@ -298,3 +298,21 @@ def test_the_doctor_changes_nothing_and_goes_without_a_trace():
 def test_what_cannot_be_watched():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module: got int"):
         watch(3)
+
+
+def test_a_model_whose_forward_is_not_what_is_called():
+    """As a training step that calls the layers itself: each step is looked at alone."""
+    model = torch.nn.ModuleDict({"rnn": bptt.nn.GRU(2, 3), "out": torch.nn.Linear(3, 1)})
+    found = []
+    with bptt.flow.watch(model) as doctor:
+        for step in range(3):
+            x = torch.zeros(5, 4, 2)
+            if step == 0:
+                x[3, 1] = torch.nan
+            loss = model["out"](model["rnn"](x)[0]).sum()
+            model.zero_grad()
+            loss.backward()
+            found.append(doctor.check(loss))
+            assert len(doctor._calls) == 2
+    assert found[0] is not None
+    assert found[1:] == [None, None]

@@ -1,5 +1,7 @@
 """The (t, lag) map, decay, horizon and shares against autograd through a plain loop, and against known decays."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -285,3 +287,16 @@ def test_bad_arguments():
         shares(layer, x, edges=[1, 2])
     with pytest.raises(ValueError, match="both ways"):
         lag_map(bptt.nn.RNN(3, 5, num_layers=2, bidirectional=True), x)
+
+
+def test_far_lags_of_a_few_losses_take_little_memory():
+    """The rows of the losses measured, not of all steps."""
+    layer, x = linear(0.9, 2), torch.zeros(3000, 1, 2, dtype=torch.float64)
+    tracemalloc.start()
+    try:
+        found = lag_map(layer, x, lags=3000, every=1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.norm.shape == (1, 3, 3000)
+    assert peak < 20 * found.norm.nbytes

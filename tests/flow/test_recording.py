@@ -160,3 +160,24 @@ def test_the_first_lanes(kind):
     measured, expected = lag_map(two).norm[:, :5, :5], lag_map(alone).norm
     assert_close(torch.tensor(measured), torch.tensor(expected), equal_nan=True)
     assert whole.first_lanes(9) is whole
+
+
+class Scaled(Tagger):
+    def __init__(self, in_place):
+        super().__init__(torch.nn.GRU)
+        self.in_place = in_place
+
+    def forward(self, ids):
+        y, state = self.rnn(input=self.embed(ids))
+        if self.in_place:
+            y *= 5
+        else:
+            y = y * 5
+        return self.out(y), state
+
+
+def test_an_output_changed_in_place_is_refused():
+    torch.manual_seed(0)
+    assert record(Scaled(in_place=False), ids(), loss).dy.any()
+    with pytest.raises(ValueError, match="changes the output of 'rnn' in place"):
+        record(Scaled(in_place=True), ids(), loss)

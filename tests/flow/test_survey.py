@@ -55,3 +55,37 @@ def test_bad_arguments():
         survey(bptt.nn.RNN(4, 5, dtype=torch.float64), X, policies=["sometimes"])
     with pytest.raises(ValueError, match="lags must be at least 1"):
         survey(bptt.nn.RNN(4, 5, dtype=torch.float64), X, lags=0)
+
+
+def exploding(nonlinearity, weight):
+    layer = bptt.nn.RNN(2, 4, nonlinearity=nonlinearity)
+    torch.nn.init.eye_(layer.weight_hh_l0.data).mul_(weight)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "loss"),
+    [
+        (exploding("relu", 3.0), None),
+        (exploding("identity", 4.0), None),
+        (exploding("identity", 1.3), lambda y: 0 * y.sum()),
+    ],
+    ids=["relu", "identity", "no loss"],
+)
+def test_what_cannot_be_compared_is_surveyed_all_the_same(layer, loss):
+    found = survey(layer, torch.ones(400, 2, 2), loss)
+    assert found.comparison is None
+    if loss is None:
+        assert "explode" in found.verdict.headline
+        assert "not finite" in found.verdict.headline
+        assert not any("truncated" in text for text in found.verdict.advice)
+    else:
+        assert "no gradient flows" in found.verdict.headline.lower()
+
+
+def test_a_nan_is_not_taken_for_vanishing():
+    x = torch.randn(30, 2, 2, generator=torch.Generator().manual_seed(0))
+    x[5, 0] = torch.nan
+    found = survey(bptt.nn.GRU(2, 3), x)
+    assert "not finite" in found.verdict.headline
+    assert not any("truncated" in text for text in found.verdict.advice)

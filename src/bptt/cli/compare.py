@@ -93,7 +93,8 @@ def compare(
 def _table(found: Comparison) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
-        caption="bias, variance: relative to the full gradient's norm and its square; exact, or ± a standard error",
+        caption="bias, variance: relative to the full gradient's norm and its square; exact, or ± a standard error; "
+        "in brackets: sampled though the variance is infinite on long sequences, so that neither means much",
     )
     table.add_column("gradient", no_wrap=True)
     for name in ("bias", "cosine", "variance", "time", "memory"):
@@ -109,6 +110,8 @@ def _cells(row: Row) -> tuple[str, ...]:
 
     memory = "-" if row.bytes is None else f"{row.bytes / 2**20:.3g} MiB"
     bias, variance = number(row.bias, row.bias_error), number(row.variance, row.variance_error)
+    if not row.reliable:
+        bias, variance = f"({bias})", f"({variance})"
     return row.policy, bias, f"{row.cosine:.4f}", variance, f"{1000 * row.seconds:.3g} ms", memory
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..policies import Full, Policy, Randomized, parse
-from ._adaptive import contributions
+from ..policies import Adaptive, Full, Policy, Randomized, parse
+from ._adaptive import adapted, contributions
 from ._allocations import peak_bytes
 from ._lags import _count, fit_decay
 from ._policy_gradient import PolicyGradient, gradient_vector, under
@@ -38,6 +38,9 @@ POLICIES = (
 )
 """One or two settings of each kind."""
 
+FAR = 10**6
+"""Steps from the last cut at which a keep probability has reached its limit."""
+
 PATTERNS = 2**11
 """Cut patterns, over all lanes, up to which all are walked: about the time of as many small walks."""
 
@@ -45,15 +48,22 @@ LAGS, LOSSES = 128, 16
 """What the contraction is measured on, at most: lags, and steps with a loss."""
 
 
+class NotComparable(ValueError):  # noqa: N818  # it says what the batch is
+    """The full gradient of the batch is 0 or not finite."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One policy against the full gradient, all parameters of the layer as one vector.
 
-    policy: its text form. bias: |E[g] - g_full| / |g_full|; bias_error: its standard error, 0 where exact.
-    cosine: between E[g] and g_full. variance: E|g - E[g]|^2 / |g_full|^2, 0 for a policy that draws nothing;
-    variance_error: its standard error, 0 where exact. exact: by enumeration of all cuts (or nothing is drawn) rather
-    than by sampling. draws: how many were sampled or enumerated; 1 where nothing is drawn. seconds: of one forward and
-    backward, median. bytes: kept and written in one backward beyond the inputs (peak), None where not measured.
+    policy: its text form, of an adaptive one with the window in use. bias: |E[g] - g_full| / |g_full|; bias_error: its
+    standard error, 0 where exact. cosine: between E[g] and g_full. variance: E|g - E[g]|^2 / |g_full|^2, 0 for a policy
+    that draws nothing; variance_error: its standard error, 0 where exact. exact: by enumeration of all cuts (or nothing
+    is drawn) rather than by sampling. draws: how many were sampled or enumerated; 1 where nothing is drawn. seconds: of
+    one forward and backward, median. bytes: kept and written in one backward beyond the inputs (peak), None where not
+    measured. reliable: False where the policy was sampled though its variance is infinite on long sequences (p at most
+    `Comparison.critical_p`): a few rare draws, which a sample lacks, then make up mean and variance, and neither they
+    nor their errors mean much.
     """
 
     policy: str
@@ -66,6 +76,7 @@ class Row:
     draws: int
     seconds: float
     bytes: int | None
+    reliable: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,8 @@ def compare(
     The gradient of the parameters is computed in float64, with no dropout between layers. From n draws with mean m and
     sample variance s^2 (sums over the N parameters), bias^2 = |m - g_full|^2 - s^2 / n, which is unbiased, or 0 where
     that is negative; its standard error is taken to be |s| / sqrt(n), by which m differs from E[g]: an unbiased policy
-    shows a bias within about twice that. Lanes draw independently, so that their exact variances add up.
+    shows a bias within about twice that, unless its variance is infinite (`Row.reliable`). Lanes draw independently, so
+    that their exact variances add up.
 
     Time and bytes are of one forward and backward in the recording's own precision, the draw included, for the
     gradients of the parameters alone. Bytes are the peak of what torch holds: not the inputs, not a kernel's own
@@ -125,7 +137,9 @@ def compare(
     Source: equations/README.md, 6.2 for what is biased, (6.13) for what is not, (6.16) to (6.18) for the variance.
     """
     recording = recorded(subject, batch, loss)
-    parsed = [parse(policy) for policy in policies]
+    if isinstance(policies, str | Policy):
+        policies = [policies]
+    parsed = [_in_use(parse(policy), recording) for policy in policies]
     if not parsed:
         raise ValueError("policies must name at least one: got none")
     if _count("draws", draws, 2) < 2:
@@ -134,28 +148,35 @@ def compare(
     full = gradient(Full())
     norm = float(full.norm())
     if not 0 < norm < float("inf"):
-        raise ValueError(f"the full gradient must be finite and not 0, to compare with: its norm is {norm}")
+        raise NotComparable(f"the full gradient must be finite and not 0, to compare with: its norm is {norm}")
     seconds = _seconds(recording, parsed, _count("repeats", repeats, 1), seed)
     rate = contraction(recording)
     rows = []
     for policy, time in zip(parsed, seconds, strict=True):
-        found = _measured(gradient, policy, full, draws, seed)
-        mean, bias_square, variance = found.mean, found.bias_square / norm**2, found.variance / norm**2
+        found = _measured(gradient, policy, full / norm, norm, draws, seed)
         rows.append(
             Row(
                 policy=str(policy),
-                bias=max(bias_square, 0.0) ** 0.5,
-                bias_error=0.0 if found.exact else (variance / found.draws) ** 0.5,
-                cosine=float(torch.nn.functional.cosine_similarity(mean, full, dim=0)),
-                variance=variance,
-                variance_error=found.variance_error / norm**2,
+                bias=max(found.bias_square, 0.0) ** 0.5,
+                bias_error=0.0 if found.exact else (found.variance / found.draws) ** 0.5,
+                cosine=float(torch.nn.functional.cosine_similarity(found.mean, full, dim=0)),
+                variance=found.variance,
+                variance_error=found.variance_error,
                 exact=found.exact,
                 draws=found.draws,
                 seconds=time,
                 bytes=peak_bytes(_pass(recording, policy, seed)),
+                reliable=found.exact or not isinstance(policy, Randomized) or not policy.keep(FAR) <= rate**2,
             )
         )
     return Comparison(repr(recording.layer), recording.T, recording.B, tuple(rows), norm, rate, rate**2)
+
+
+def _in_use(policy: Policy, recording: Recording) -> Policy:
+    """An adaptive policy without a window gets the one that this batch asks for."""
+    if not isinstance(policy, Adaptive) or policy.window is not None:
+        return policy
+    return replace(policy, window=max(adapted(recording, policy=policy).window, policy.every))
 
 
 def contraction(recording: Recording) -> float:
@@ -169,7 +190,7 @@ def contraction(recording: Recording) -> float:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Mean `[N]`, variance (sum over N) and squared bias of a policy's gradient."""
+    """Mean `[N]`, variance (sum over N) and squared bias of a policy's gradient over the full one's norm."""
 
     mean: Tensor
     bias_square: float
@@ -179,17 +200,17 @@ class _Moments:
     draws: int
 
 
-def _measured(gradient: PolicyGradient, policy: Policy, full: Tensor, draws: int, seed: int) -> _Moments:
-    """The moments of g under a policy: as it is, over all cuts, or over a sample of them."""
+def _measured(gradient: PolicyGradient, policy: Policy, full: Tensor, norm: float, draws: int, seed: int) -> _Moments:
+    """The moments of g under a policy: as it is, over all cuts, or over a sample of them. full: of norm 1."""
     if not isinstance(policy, Randomized) or policy.p == 1 or gradient.edges == 0:
-        g = gradient(policy)
+        g = gradient(policy) / norm
         return _Moments(g, float((g - full).square().sum()), 0.0, 0.0, exact=True, draws=1)
     if gradient.B * 2**gradient.edges <= PATTERNS:
         mean, variance = torch.zeros_like(full), 0.0
         for lane in range(gradient.B):
             one, first, second = gradient.lane(lane), torch.zeros_like(full), 0.0
             for xi, probability in _cuts(policy, gradient.T, gradient.draws):
-                g = one(policy, xi)
+                g = one(policy, xi) / norm
                 first += probability * g
                 second += probability * float(g.square().sum())
             mean += first
@@ -199,7 +220,7 @@ def _measured(gradient: PolicyGradient, policy: Policy, full: Tensor, draws: int
     seeded = replace(policy, generator=torch.Generator().manual_seed(seed))
     total, squares = torch.zeros_like(full), np.zeros(draws)
     for i in range(draws):
-        difference = gradient(seeded) - full
+        difference = gradient(seeded) / norm - full
         total += difference
         squares[i] = float(difference.square().sum())
     off = total / draws

@@ -27,6 +27,8 @@ CLOSE = 0.1
 """The relative error up to which a gradient is called close to the full one."""
 SATURATED = 0.5
 """The fraction of a gate's values at its ends from which on it is called saturated."""
+ROUNDING = 1e-6
+"""How far from 1 a norm may lie to be called 1."""
 ON_CIRCLE = 0.01
 """How far from 1 a spectral radius may lie to be called on the unit circle."""
 _ONE_LAG = "only lag 0 was measured: nothing is known of how far gradients travel"
@@ -92,7 +94,10 @@ def _(measure: Lags, layer: int | None = None) -> str:
     i = steepest(measure) if layer is None else layer
     norm, rate, span = measure.norm[i], float(measure.rate[i]), int(measure.lag[-1])
     if not np.all(np.isfinite(norm)):
-        text = f"gradients are not finite from lag {measure.lag[np.argmax(~np.isfinite(norm))]} on"
+        at = measure.lag[np.argmax(~np.isfinite(norm))]
+        grow = not math.isnan(rate) and trend(rate, int(at)) == "explode"
+        text = f"gradients explode: on the way back {change(rate)}; " if grow else "gradients "
+        text += f"{'they ' if grow else ''}are not finite from lag {at} on"
     elif not np.any(norm > 0):
         text = "no gradient flows: the norm is 0 at every lag"
     elif len(norm) == 1:
@@ -133,8 +138,10 @@ def _(measure: Jacobians, layer: int | None = None) -> str:
     norm = measure.norm
     if not np.all(np.isfinite(norm)):
         return f"{percent(float(np.mean(~np.isfinite(norm))))} of the step Jacobians are not finite"
-    middle, above = float(np.median(norm)), float(np.mean(norm > 1))
+    middle, above = float(np.median(norm)), float(np.mean(norm > 1 + ROUNDING))
     bound = "" if measure.bound is None else f" (bound {number(measure.bound)})"
+    if np.all(np.abs(norm - 1) <= ROUNDING):
+        return f"|J_t| is 1 at every step: lengths are kept{bound}"
     if above == 0:
         return f"Every step contracts: |J_t| is at most {number(float(norm.max()))}{bound}"
     return f"|J_t| exceeds 1 at {percent(above)} of the steps; its median is {number(middle)}{bound}"
@@ -196,13 +203,18 @@ def _(measure: Gates, layer: int | None = None) -> str:
     ends = np.nan_to_num(measure.low + measure.high)
     i = int(np.argmax(ends))
     several = len(measure.names) > 1
+    if not measure.bounded and measure.low[0] > 0:
+        return f"{percent(float(measure.low[0]))} of the state's values are 0: units that are off pass no gradient"
+    if not measure.bounded:
+        return "The activation has no ends: no value is saturated"
     of = f"the values of gate {measure.names[i]}" if several else "the state's values"
     if ends[i] >= SATURATED:
         side = "lower" if measure.low[i] > measure.high[i] else "upper"
         return f"Saturated: {percent(ends[i])} of {of} lie at its ends, most at the {side} one"
     if ends[i] == 0:
         return "No value is saturated"
-    return f"Little saturation: {percent(ends[i])} of {of} lie at its ends" + (
+    degree = "Little" if ends[i] < SATURATED / 4 else "Some"
+    return f"{degree} saturation: {percent(ends[i])} of {of} lie at its ends" + (
         ", the most of all gates" if several else ""
     )
 
@@ -211,13 +223,15 @@ def _(measure: Gates, layer: int | None = None) -> str:
 def _(measure: Lyapunov, layer: int | None = None) -> str:
     largest, error = float(measure.exponents[0]), float(measure.error[0])
     if not math.isfinite(largest):
-        return "Every perturbation dies at once" if largest == -math.inf else "The exponents are not finite"
-    value = f"largest exponent {number(largest)} ± {number(error)} nats per step"
+        return "Every perturbation dies completely" if largest == -math.inf else "The exponents are not finite"
+    known = f"± {number(error)} nats per step" if math.isfinite(error) else "nats per step, error unknown"
+    value = f"largest exponent {number(largest)} {known}"
     if abs(largest) <= 2 * error or half_life(math.exp(largest)) > max(measure.steps, STEADY):
         return f"At the edge: perturbations neither grow nor shrink ({value})"
     if largest > 0:
-        positive = int(np.count_nonzero(measure.exponents > 2 * measure.error))
-        return f"Chaotic: perturbations double every {life(math.exp(largest))} in {positive} directions ({value})"
+        positive = int(np.count_nonzero(measure.exponents > 2 * np.nan_to_num(measure.error)))
+        where = f"{positive} direction" + ("" if positive == 1 else "s")
+        return f"Unstable: perturbations double every {life(math.exp(largest))} in {where} ({value})"
     return f"Stable: perturbations halve every {life(math.exp(largest))} ({value})"
 
 
@@ -230,6 +244,7 @@ def total_error(row: Row) -> float:
 def _(measure: Comparison, layer: int | None = None) -> str:
     full = next((row for row in measure.rows if row.policy == "full"), None)
     rows = [row for row in measure.rows if row.policy != "full" and math.isfinite(total_error(row))]
+    rows = [row for row in rows if row.reliable and not (row.exact and total_error(row) == 0)]
     if not rows:
         return "Nothing to compare with the full gradient"
     close = [row for row in rows if total_error(row) <= CLOSE]
@@ -256,6 +271,7 @@ def _(measure: Comparison, layer: int | None = None) -> str:
 @conclusion.register(list)
 @conclusion.register(tuple)
 def _(measure: Sequence[Mapping[str, Any]], layer: int | None = None) -> str:
+    measure = [record for record in measure if record["perplexity"] is not None]  # not all of its steps skipped
     if not measure:
         return "Nothing was recorded"
     first, last = measure[0], measure[-1]

@@ -87,6 +87,7 @@ class Watch:
         self._names = {module: name for name, module in model.named_modules()}
         self._generators: dict[torch.nn.Module, Generators | None] = {}
         self._steps = 0  # that were checked
+        self._checked = False  # whether the calls kept are those of a step that was
         self._zero: dict[str, bool] = {}  # whether this step began at zero, by recurrent layer
         self._ended: dict[str, bool] = {}  # whether the last step ended elsewhere
         self._from_zero: dict[str, int] = {}  # steps in a row that began at zero though the one before ended elsewhere
@@ -126,6 +127,7 @@ class Watch:
             grad_norm = torch.nn.utils.get_total_norm(grads)
         states = [state for call in self._calls if call.recurrent for state in call.finals]
         self._steps += 1
+        self._checked = True
         if _finite((grad_norm, *(() if loss is None else (loss,)), *states)):
             self._watch_norm(float(grad_norm))
             self._count_starts()
@@ -168,16 +170,25 @@ class Watch:
 
     def _begin(self, module: torch.nn.Module, args: Any) -> None:
         if _sees():
-            self._calls.clear()
-            self._zero.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        """A new step: what was kept of the last one goes."""
+        self._calls.clear()
+        self._zero.clear()
+        self._checked = False
 
     def _before(self, module: torch.nn.Module, args: Any) -> None:
         if _sees():
+            if self._checked:  # the first call of a step that does not call the model itself
+                self._forget()
             self._generators[module] = Generators.before(module)
 
     def _after(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not _sees():
             return
+        if self._checked:
+            self._forget()
         generators = self._generators.get(module)
         given, named, returned = detached(args), detached(kwargs), detached(output)
         call = Called(self._names[module], module, given, named, returned, generators)

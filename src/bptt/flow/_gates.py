@@ -30,6 +30,10 @@ _ENDS: dict[str, tuple[Ends | None, ...]] = {
 }
 
 
+HUGE = 1e150
+"""Values from here on are in no histogram, as NaN: their range would have no width that a float can hold."""
+
+
 @dataclass(frozen=True, eq=False)
 class Gates:
     """The values of every gate over all steps, lanes and units.
@@ -38,7 +42,8 @@ class Gates:
     within `margin` of the activation's lower and upper end; for relu low is the fraction of zeros, where its slope is
     0, and high is 0; for identity both are 0. NaN counts as neither. mean: `[G]`. edges: `[G, bins+1]` and counts
     `[G, bins]`: a histogram, over the activation's range, for relu and identity over that of the finite values.
-    margin: as a fraction of the activation's range.
+    margin: as a fraction of the activation's range. bounded: whether the
+    activation has ends (tanh and sigmoid have, relu and identity have not).
     """
 
     layer: str
@@ -49,6 +54,7 @@ class Gates:
     edges: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
     margin: float
+    bounded: bool = True
 
 
 def gates(
@@ -95,17 +101,19 @@ def gates(
     low, high, mean, edges, counts = (np.array(column) for column in zip(*rows, strict=True))
     if mode == "RNN_RELU":
         low = np.array([np.mean(per_gate == 0)])
-    return Gates(chain.name, GATES.get(mode, ("h",)), low, high, mean, edges, counts, margin)
+    bounded = all(end is not None for end in ends)
+    return Gates(chain.name, GATES.get(mode, ("h",)), low, high, mean, edges, counts, margin, bounded)
 
 
 def _spread(
     values: npt.NDArray[np.float64], ends: Ends | None, margin: float, bins: int
 ) -> tuple[float, float, float, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """(low, high, mean, edges, counts) of one gate."""
-    finite = values[np.isfinite(values)]
+    finite = values[np.abs(values) < HUGE]  # and NaN left out
     total = max(1, len(values))
     if ends is None:
-        counts, edges = np.histogram(finite, bins)
+        lowest, highest = (float(f(initial=0.0)) for f in (finite.min, finite.max))
+        counts, edges = np.histogram(finite, bins, (lowest, highest if highest > lowest else lowest + 1))
         low, high = 0.0, 0.0
     else:
         counts, edges = np.histogram(finite, bins, ends)

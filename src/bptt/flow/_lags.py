@@ -27,6 +27,9 @@ __all__ = ["LAGS", "LagMap", "Lags", "Shares", "by_lag", "lag_map", "shares"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+REVERSED = " reversed"
+"""How the name of a layer's second direction ends."""
+
 LAGS = 256
 """Lags measured where none are asked for: the walk takes as many times the work of the full gradient's."""
 
@@ -127,7 +130,7 @@ def lag_map(
     _check_one_way(recording)
     T, names = recording.T, recording.names
     K, last = _lags(lags, T), _losses(every, T)
-    total, count = np.zeros((2, len(names), T, K))
+    total, count = np.zeros((2, len(names), len(last), K))
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
     with torch.no_grad():
         for k, frames, swept, lag in _by_loss(recording, K, every, lanes):
@@ -137,12 +140,13 @@ def lag_map(
                 squares += swept.adjoint_c.double().square().sum(-1)
             norm = squares.sqrt().cpu().numpy()
             norm[norm < tiny] = 0  # what has lost its precision on the way to zero
-            t = (frames.end - frames.last if names[k].endswith("reversed") else frames.last).expand_as(lag)
+            t = (frames.end - frames.last if names[k].endswith(REVERSED) else frames.last).expand_as(lag)
             seen = (lag >= 0).numpy()
-            np.add.at(total[k], (t.numpy()[seen], lag.numpy()[seen]), norm[seen])
-            np.add.at(count[k], (t.numpy()[seen], lag.numpy()[seen]), 1)
+            at = (t.numpy()[seen] // every, lag.numpy()[seen])
+            np.add.at(total[k], at, norm[seen])
+            np.add.at(count[k], at, 1)
     with np.errstate(invalid="ignore"):
-        norm = np.where(count > 0, total / np.maximum(count, 1), np.nan)[:, last]
+        norm = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     state = "(h, c)" if recording.cell.states == 2 else "h"
     B = recording.B if lanes is None else min(lanes, recording.B)
     return LagMap(names, last, np.arange(K), norm, state, T, B)
@@ -164,14 +168,21 @@ def by_lag(map: LagMap) -> Lags:
 
     Source: the fit, Aicher, Foti and Fox 2019 (arXiv 1905.07473), section 3.
     """
-    norms = map.norm[:, np.nan_to_num(map.norm).any((0, 2))]
-    losses = (~np.isnan(norms[0])).sum(0)
+    # Outside of the sequence a NaN means that there is nothing; inside, that something is wrong.
+    inside = np.array([_steps_before(map, layer)[:, None] >= map.lag for layer in map.layers])
+    sends = (np.where(inside, map.norm, 0) != 0).any((0, 2))  # NaN is not 0
+    inside, norms = inside[:, sends], map.norm[:, sends]
+    counts = inside.sum(1)
     with np.errstate(invalid="ignore"):
-        norm = np.where(losses > 0, np.nansum(norms, axis=1) / np.maximum(losses, 1), 0.0)
-    fits = [fit_decay(row, losses) for row in norm]
+        norm = np.where(inside, norms, 0).sum(1) / np.maximum(counts, 1)
+    losses = counts[0]
+    fits = [fit_decay(row, count) for row, count in zip(norm, counts, strict=True)]
     rate, error = (np.array([fit[i] for fit in fits]) for i in (0, 1))
     whole = len(map.lag) == map.T
-    complete = [whole or _tail(row, r) < 0.01 * row.sum() for row, r in zip(norm, rate, strict=True)]
+    complete = [
+        bool(np.isfinite(row).all()) and (whole or _tail(row, r) < 0.01 * row.sum())
+        for row, r in zip(norm, rate, strict=True)
+    ]
     horizons = [[_horizon(row, part) for row in norm] for part in (0.9, 0.99)]
     return Lags(
         map.layers, map.lag, norm, losses, rate, error, np.array(horizons[0]), np.array(horizons[1]), np.array(complete)
@@ -243,7 +254,8 @@ def fit_decay(norm: Floats, weights: npt.NDArray[Any]) -> tuple[float, float]:
     """(factor per lag, its standard error) of a geometric decay: a weighted line through log norm over the farther half
     of the lags above 0 where anything arrives; NaN for fewer than two.
     """
-    lag = np.flatnonzero((norm > 0) & np.isfinite(norm) & (weights > 0))
+    ends = int(np.argmin(np.isfinite(norm))) if not np.isfinite(norm).all() else len(norm)
+    lag = np.flatnonzero((norm[:ends] > 0) & (weights[:ends] > 0))  # what is left behind an infinity tells nothing
     lag = lag[lag > 0] if len(lag) > 2 else lag
     lag = lag[-max(2, -(-len(lag) // 2)) :]
     if len(lag) < 2:
@@ -320,6 +332,11 @@ def _full(recording: Recording) -> list[Tensor]:
     cotangents = (recording.dy, *recording.dfinal)
     grads, _ = stack.gradients(tensors, outputs, tape, cotangents, (True,) * len(tensors), want_adjoints=False)
     return [w.hh.double().cpu() for w in stack.weights(grads)]
+
+
+def _steps_before(map: LagMap, layer: str) -> Ints:
+    """How many steps of the sequence lie before each loss, in the layer's direction."""
+    return map.T - 1 - map.t if layer.endswith(REVERSED) else map.t
 
 
 def _tail(norm: Floats, rate: float) -> float:

@@ -53,8 +53,8 @@ def lyapunov(
 
         exponent_i = mean over t of log |(R_t)_ii|
 
-    The largest below 0: perturbations, and gradients, vanish at that rate; above 0: they explode, and the states are
-    chaotic. The sum of all S is the mean of log |det J_t|.
+    The largest below 0: perturbations, and gradients, vanish at that rate; above 0: they explode, and the states, if
+    they stay bounded, are chaotic. The sum of all S is the mean of log |det J_t|.
 
     subject, batch, loss: as in `record`; or a Recording or a chain (`steps`) alone. layer: which layer and direction,
     numbered as torch.nn orders their parameters. count: n, the largest so many; default all S. warmup: steps for the

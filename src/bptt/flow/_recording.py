@@ -150,13 +150,15 @@ def record(
         raise TypeError(f"subject must be a layer or a model (torch.nn.Module): got {type(subject).__name__}")
     arguments = batch if isinstance(batch, tuple) and not isinstance(batch, PackedSequence) else (batch,)
     found_name, layer = _layer_of(subject, name)
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function from the output to a scalar: got {loss!r}")
     if loss is None:
         if layer is not subject:
             raise ValueError("loss must be given for a model: a function from its output to a scalar")
         return _with_noise(found_name, _twin(layer), arguments)
-    calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Any, list[int]]] = []
     hook = layer.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
+        lambda module, args, kwargs, output: calls.append((args, kwargs, output, _versions(output))), with_kwargs=True
     )
     try:
         with torch.enable_grad():
@@ -169,7 +171,13 @@ def record(
     if not isinstance(value, Tensor) or value.numel() != 1:
         got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"loss must give a scalar tensor: got {got}")
-    args, kwargs, (y, final) = calls[0]
+    args, kwargs, output, versions = calls[0]
+    if _versions(output) != versions:
+        raise ValueError(
+            f"the model changes the output of {found_name!r} in place, so that its errors cannot be told: "
+            "change a copy (relu instead of relu_, y = y * 2 instead of y *= 2)"
+        )
+    y, final = output
     finals = (final,) if isinstance(final, Tensor) else tuple(final)
     rows = y.data if isinstance(y, PackedSequence) else y
     wanted = [rows, *finals]
@@ -180,7 +188,8 @@ def record(
         raise ValueError(f"loss must depend on the output of {found_name!r}: it does not")
     with torch.no_grad():
         twin = _twin(layer)
-        input, hx = args[0], (args[1] if len(args) > 1 else kwargs.get("hx"))
+        input = args[0] if args else kwargs["input"]
+        hx = args[1] if len(args) > 1 else kwargs.get("hx")
         call = Call.of(twin, _detached(input), _detached(hx), kwargs.get("resets"))
         drows = torch.zeros_like(rows) if drows is None else drows
         dy = call.engine_layout(y._replace(data=drows) if isinstance(y, PackedSequence) else drows)
@@ -225,7 +234,10 @@ def _layer_of(subject: torch.nn.Module, name: str | None) -> tuple[str, torch.nn
             raise ValueError(f"name must be one of {', '.join(map(repr, layers))}: got {name!r}")
         return name, layers[name]
     if len(layers) > 1:
-        raise ValueError(f"subject holds several recurrent layers: name must be one of {', '.join(map(repr, layers))}")
+        raise ValueError(
+            "subject holds several recurrent layers: record one, record(model, batch, loss, name=...), where name must "
+            f"be one of {', '.join(map(repr, layers))}"
+        )
     return next(iter(layers.items()))
 
 
@@ -234,6 +246,13 @@ def _twin(layer: torch.nn.RNNBase) -> Recurrent:
     converted = nn.convert(layer)
     assert isinstance(converted, Recurrent)
     return converted
+
+
+def _versions(output: Any) -> list[int]:
+    """How often each tensor of a layer's output has been written to."""
+    y, final = output
+    tensors = (y.data if isinstance(y, PackedSequence) else y, *((final,) if isinstance(final, Tensor) else final))
+    return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def _detached(value: Any) -> Any:

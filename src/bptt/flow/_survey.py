@@ -11,7 +11,7 @@ import torch
 from ..policies import Policy
 from ._cell_path import CellPath, cell_path
 from ._chain import LayerChain
-from ._compare import POLICIES, Comparison, compare
+from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
 from ._lags import LagMap, Lags, Shares, by_lag, lag_map, shares
@@ -48,6 +48,9 @@ EXPONENTS = 16
 @dataclass(frozen=True, eq=False)
 class Survey:
     """What `survey` has measured; None for what this layer does not have, or was left out.
+
+    Several bidirectional layers have no map, lags or shares, since a loss reaches both ways there; a gradient that is 0
+    or not finite has no comparison.
 
     name: of what was measured. The cell's own measurements (all but lag_map, lags, shares and comparison) are those of
     the top layer. records: a training run's, as in its metrics.jsonl.
@@ -134,8 +137,14 @@ def survey(
             if recording.cell.states == 2 and chain is not None
             else None
         ),
-        comparison=(
-            run("policies", lambda: compare(few, policies=policies, draws=DRAWS, repeats=3)) if policies else None
-        ),
+        comparison=run("policies", lambda: _compared(few, policies)) if policies else None,
         records=tuple(records),
     )
+
+
+def _compared(recording: Recording, policies: Sequence[str | Policy]) -> Comparison | None:
+    """None where the full gradient is 0 or not finite: the other measurements say why."""
+    try:
+        return compare(recording, policies=policies, draws=DRAWS, repeats=3)
+    except NotComparable:
+        return None

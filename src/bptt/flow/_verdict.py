@@ -16,7 +16,7 @@ from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags, Shares
 from ._lyapunov import Lyapunov
 from ._spectrum import Spectrum
-from ._wording import half_life, number, percent, trend
+from ._wording import half_life, number, percent, steps, trend
 
 __all__ = ["Verdict", "verdict"]
 
@@ -106,15 +106,16 @@ def _conclusions(measure: Any) -> Iterator[str]:
 
 def _advice(measures: list[Any]) -> Iterator[str]:
     cell = _cell(measures)
+    broken = any(isinstance(m, Lags) and not np.all(np.isfinite(m.norm)) for m in measures)
     for measure in measures:
         match measure:
             case Lags():
                 yield from _on_lags(measure, cell)
-            case Lyapunov() if measure.exponents[0] > 2 * measure.error[0]:
+            case Lyapunov() if measure.exponents[0] > 2 * np.nan_to_num(measure.error[0]) and not broken:
                 yield _TAME
             case Spectrum() if measure.gates == ("h",) and measure.radius[0] > 1.5:
                 yield f"W_hh is large for a simple RNN (radius {number(measure.radius[0])}): bptt.nn.init.orthogonal_"
-            case Gates() if np.any(measure.low + measure.high >= SATURATED):
+            case Gates() if np.any(measure.low + measure.high >= SATURATED) and measure.bounded:
                 yield "Saturated values pass no gradient: smaller initial weights, a smaller learning rate"
             case Comparison():
                 yield from _on_policies(measure)
@@ -124,6 +125,7 @@ def _advice(measures: list[Any]) -> Iterator[str]:
                 pass
 
 
+_WATCH = "bptt.flow.watch says where the first value that is not finite arises"
 _TAME = "Clip the gradient's norm; begin with bptt.nn.init.orthogonal_(layer), or a smaller learning rate"
 
 
@@ -141,7 +143,7 @@ def _cell(measures: list[Any]) -> str | None:
 def _on_lags(lags: Lags, cell: str | None) -> Iterator[str]:
     i = steepest(lags)
     if not np.all(np.isfinite(lags.norm[i])):
-        yield f"{_TAME}; bptt.flow.watch says where the first value overflows"
+        yield f"Begin with smaller recurrent weights; {_WATCH}"
         return
     rate = float(lags.rate[i])
     kind = trend(rate, int(lags.lag[-1]))
@@ -153,7 +155,7 @@ def _on_lags(lags: Lags, cell: str | None) -> Iterator[str]:
             "gru": "bptt.nn.init.chrono_(layer, longest)",
             "rnn": "bptt.nn.init.orthogonal_(layer), or an LSTM with bptt.nn.init.chrono_",
         }[cell or "rnn"]
-        yield f"To learn over more than {lags.horizon_90[i]} steps: {remedy}"
+        yield f"To learn over more than {steps(float(lags.horizon_90[i]))}: {remedy}"
     far = int(lags.horizon_99.max())
     if kind == "vanish" and np.all(lags.complete) and far < FAR * lags.lag[-1]:
         yield (
@@ -163,7 +165,7 @@ def _on_lags(lags: Lags, cell: str | None) -> Iterator[str]:
 
 def _on_policies(comparison: Comparison) -> Iterator[str]:
     full = next((row for row in comparison.rows if row.policy == "full"), None)
-    near = [row for row in comparison.rows if row.policy != "full" and total_error(row) <= CLOSE]
+    near = [row for row in comparison.rows if row.policy != "full" and 0 < total_error(row) <= CLOSE]
     if full is not None and near:
         best = min(near, key=lambda row: row.seconds)
         if best.seconds < 0.9 * full.seconds:

@@ -39,7 +39,8 @@ def gates(measure: Gates) -> Figure:
         ax.stairs(counts / counts.sum(), edges, fill=True, color=BLUE)
         low, high = float(edges[0]), float(edges[-1])
         width = measure.margin * (high - low)
-        for start, fraction, side in ((low, measure.low[i], "left"), (high - width, measure.high[i], "right")):
+        ends = ((low, measure.low[i], "left"), (high - width, measure.high[i], "right"))
+        for start, fraction, side in ends if measure.bounded else ():
             ax.axvspan(start, start + width, color=ORANGE, alpha=0.35, linewidth=0)
             at = 0.08 if side == "left" else 0.92
             ax.text(at, 0.985, percent(fraction), transform=ax.transAxes, ha=side, va="top", fontsize=9.5)
@@ -47,6 +48,7 @@ def gates(measure: Gates) -> Figure:
         ax.set_ylim(0, 1.18 * float((counts / counts.sum()).max()))
         ax.xaxis.set_major_locator(MaxNLocator(3 if count > 1 else 6))
         ax.yaxis.set_major_locator(MaxNLocator(4))
-    figure.supxlabel(f"value; shaded: within {percent(measure.margin)} of an end", fontsize=10.5)
+    shaded = f"; shaded: within {percent(measure.margin)} of an end" if measure.bounded else ""
+    figure.supxlabel(f"value{shaded}", fontsize=10.5)
     title(figure, conclusion(measure))
     return figure

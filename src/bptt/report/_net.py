@@ -132,7 +132,7 @@ def gates(measure: Gates) -> go.Figure:
     """A histogram per gate, the ends in another colour."""
     count = len(measure.names)
     titles = [
-        f"{name}: {percent(float(low))} low, {percent(float(high))} high"
+        f"{name}: {percent(float(low))} low, {percent(float(high))} high" if measure.bounded else name
         for name, low, high in zip(measure.names, measure.low, measure.high, strict=True)
     ]
     figure = chart(1, count, subplot_titles=titles, horizontal_spacing=0.06)
@@ -140,7 +140,7 @@ def gates(measure: Gates) -> go.Figure:
         edges, counts = drawable(measure.edges[i]), measure.counts[i]
         middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
         margin = measure.margin * (edges[-1] - edges[0])
-        end = (middle < edges[0] + margin) | (middle > edges[-1] - margin)
+        end = measure.bounded & ((middle < edges[0] + margin) | (middle > edges[-1] - margin))
         figure.add_bar(
             x=middle,
             y=counts / max(int(counts.sum()), 1),

@@ -58,7 +58,8 @@ EXPLAINED = {
     ),
     "lyapunov": (
         "Exponents",
-        "Mean growth of perturbations in nats per step: above 0 a chaotic net, below 0 one that forgets. The right "
+        "Mean growth of perturbations in nats per step: below 0 a net that forgets, above 0 an unstable one (chaotic, "
+        "if its states stay bounded). The right "
         "panel shows whether the estimates have settled.",
     ),
     "cell_path": (
