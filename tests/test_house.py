@@ -18,7 +18,7 @@ PACKAGE = Path(bptt.__file__).parent
 ORDER = [
     ["equations"],
     ["cells"],
-    ["policies", "memory"],
+    ["policies", "memory", "schedules"],
     ["kernels"],
     ["engine"],
     ["nn", "scan"],
@@ -94,9 +94,9 @@ def test_equations_are_numpy_only(path: str) -> None:
     assert roots <= {"numpy", "bptt", *sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("path", ["policies.py", "memory.py"])
+@pytest.mark.parametrize("path", ["policies.py", "memory.py", "schedules.py"])
 def test_policies_and_memory_are_data(path: str) -> None:
-    assert not units_imported(path) - {"policies", "memory"}
+    assert not units_imported(path) - {"policies", "memory", "schedules"}
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -183,10 +183,11 @@ def test_import_changes_no_global_setting(imported: dict) -> None:
 
 MODULES = ["flow", "nn"]
 FUNCTIONS = ["convert", "explain", "gradients", "scan"]
-PUBLIC = sorted(["Adaptive", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
+PUBLIC = sorted(["Adaptive", "Checkpoints", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
 
 SIGNATURES = {
     "Adaptive": "(max_bias, max_window, every=1, *, window=None)",
+    "Checkpoints": "(steps=None, bytes=None)",
     "Chunked": "(k)",
     "Full": "()",
     "Randomized": "(p, *, generator=None)",

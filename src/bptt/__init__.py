@@ -3,6 +3,7 @@
 from . import flow as flow
 from . import nn as nn
 from .kernels import explain as explain
+from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert
 from .nn import gradients as gradients
 from .policies import Adaptive as Adaptive

@@ -6,31 +6,126 @@ changes memory and time, never a value.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from math import ceil, isqrt, sqrt
+from operator import index
 from typing import Literal, get_args
 
-__all__ = ["AUTO_BYTES", "Memory", "check", "keeps_gates"]
+__all__ = ["AUTO_BYTES", "Checkpoints", "Cut", "Memory", "Tapes", "keeps_gates", "parse"]
 
-Memory = Literal["auto", "gates", "states"]
+Tapes = Literal["auto", "gates", "states"]
 
 AUTO_BYTES = 256 * 2**20
 """The gate tape of one call above which `"auto"` keeps states only: 256 MiB."""
 
 
-def check(memory: str) -> Memory:
-    """`memory` if it names a tape policy, else ValueError.
+@dataclass(frozen=True)
+class Cut:
+    """How a sequence is cut: segments of `steps` steps (the last may be shorter), `slots` states stored at once."""
 
-    >>> check("states")
-    'states'
+    steps: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Keep the state every so many steps; in backward run one segment at a time again, with its tape.
+
+    steps: of a segment. bytes: of the whole tape, checkpoints and one segment's tape together: as few segments as fit,
+    each run once more; where that does not fit, a binomial schedule that runs some more often. At most one of the two;
+    with neither, segments of about sqrt(T / alpha) steps, alpha the tape of a step over its state, which needs the
+    least memory with one run more.
+
+    Inputs, outputs and their gradients are not part of the tape.
+
+    Raises TypeError or ValueError for numbers that are none, below 1, or both given.
+
+    >>> str(Checkpoints()), str(Checkpoints(steps=100)), str(Checkpoints(bytes=10**6))
+    ('checkpoints', 'checkpoints:steps=100', 'checkpoints:bytes=1000000')
+
+    Source: one level, Chen et al. 2016 (arXiv 1604.06174); Gruslys et al. 2016 (arXiv 1606.03401); binomial, see
+    `schedules`.
     """
-    if memory not in get_args(Memory):
-        raise ValueError(f"memory must be one of {', '.join(map(repr, get_args(Memory)))}: got {memory!r}")
-    return memory  # type: ignore[return-value]  # narrowed by the check above
+
+    steps: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "bytes"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name} must be a whole number: got {value!r} ({type(value).__name__})")
+            if index(value) < 1:
+                raise ValueError(f"{name} must be at least 1: got {value}")
+            object.__setattr__(self, name, index(value))
+        if self.steps is not None and self.bytes is not None:
+            raise ValueError(f"give steps or bytes, not both: got steps={self.steps} and bytes={self.bytes}")
+
+    def cut(self, T: int, state: int, tape: int) -> Cut:
+        """How T steps are cut. state: bytes of a checkpoint. tape: bytes that one step adds to a segment's tape.
+
+        Raises ValueError where the budget is below one checkpoint and the tape of one step.
+
+        >>> Checkpoints().cut(10_000, state=2, tape=6), Checkpoints(bytes=100).cut(10_000, state=2, tape=6)
+        (Cut(steps=58, slots=172), Cut(steps=8, slots=26))
+        """
+        if self.steps is not None:
+            return _one_level(T, self.steps)
+        least = max(1, ceil(sqrt(T * state / tape)))
+        if self.bytes is None:
+            return _one_level(T, least)
+        if self.bytes >= T * tape:
+            return Cut(T, 0)
+        square = (self.bytes + state) ** 2 - 4 * state * tape * T  # one level: tape s + state (T / s - 1) <= bytes
+        if square >= 0:
+            longest = _one_level(T, max(1, (self.bytes + state + isqrt(square)) // (2 * tape)))
+            if longest.steps * tape + longest.slots * state <= self.bytes:
+                return longest
+        if self.bytes < tape:
+            raise ValueError(f"bytes must hold the tape of a step, {tape:,} bytes: got {self.bytes:,}")
+        steps = max(1, self.bytes // (2 * tape))
+        return Cut(steps, min((self.bytes - steps * tape) // state, ceil(T / steps) - 1))
+
+    def __str__(self) -> str:
+        given = [f"{name}={value}" for name in ("steps", "bytes") if (value := getattr(self, name)) is not None]
+        return ":".join(["checkpoints", *given])
+
+
+Memory = Tapes | Checkpoints
+
+
+def parse(memory: str | Checkpoints) -> Memory:
+    """The tape policy that a text form names; a policy is returned as it is. Else ValueError, or TypeError.
+
+    >>> parse("states"), parse("checkpoints:steps=50")
+    ('states', Checkpoints(steps=50, bytes=None))
+    """
+    if isinstance(memory, Checkpoints):
+        return memory
+    names = ", ".join(map(repr, get_args(Tapes)))
+    expected = f"memory must be one of {names}, 'checkpoints', 'checkpoints:steps=S' or 'checkpoints:bytes=N'"
+    if not isinstance(memory, str):
+        raise TypeError(f"{expected}, or Checkpoints(...): got {memory!r} ({type(memory).__name__})")
+    if memory in get_args(Tapes):
+        return memory  # type: ignore[return-value]  # narrowed by the check above
+    match = re.fullmatch(r"checkpoints(?::(steps|bytes)=([0-9]+))?", memory)
+    if match is None:
+        raise ValueError(f"{expected}: got {memory!r}")
+    return Checkpoints(**{match[1]: int(match[2])}) if match[1] else Checkpoints()
 
 
 def keeps_gates(memory: Memory, gate_bytes: int) -> bool:
-    """Whether the gates are kept, for a call whose gates take `gate_bytes`.
+    """Whether the gates are kept, for a call whose gates take `gate_bytes`; of a segment they always are.
 
     >>> keeps_gates("auto", 1000), keeps_gates("auto", 2**40), keeps_gates("states", 0)
     (True, False, False)
     """
     return memory == "gates" or (memory == "auto" and gate_bytes <= AUTO_BYTES)
+
+
+def _one_level(T: int, steps: int) -> Cut:
+    steps = min(steps, T)
+    return Cut(steps, ceil(T / steps) - 1)

@@ -9,5 +9,8 @@ from .boundary import Program as Program
 from .boundary import Tensors as Tensors
 from .boundary import run as run
 from .ops import draw as draw
+from .segments import BothWays as BothWays
+from .segments import Checkpointed as Checkpointed
+from .segments import checkpointed as checkpointed
 from .stack import Stack as Stack
 from .walk import Walk as Walk

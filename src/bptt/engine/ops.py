@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..cells import CELLS
 from ..kernels import KERNELS
-from ..memory import check as check_memory
+from ..memory import Tapes
 from ..policies import Policy, Randomized, Reach, parse
 from .boundary import OPERATORS, Tensors, given
 from .stack import Stack
@@ -103,7 +103,8 @@ def _plain(plan: str) -> Stack:
     cell, kernel, layers, directions, per_layer, biased, window, every, fenced, memory = plan.split()
     reach = Reach(_steps(window), _steps(every), fenced == "True")
     sizes = (int(layers), int(directions), int(per_layer))
-    return Stack(CELLS[cell], KERNELS[kernel], *sizes, biased == "True", reach, check_memory(memory))
+    tapes: Tapes = "gates" if memory == "gates" else "states"
+    return Stack(CELLS[cell], KERNELS[kernel], *sizes, biased == "True", reach, tapes)
 
 
 def _steps(count: str) -> int | None:

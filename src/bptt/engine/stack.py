@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 from ..kernels import KERNELS, Kernel
-from ..memory import Memory, keeps_gates
+from ..memory import Tapes, keeps_gates
 from ..policies import Reach
 from .boundary import Tensors, given
 from .walk import Walk
@@ -38,7 +38,7 @@ class Stack:
     per_layer: int  # weights per layer and direction
     biased: bool
     reach: Reach
-    memory: Memory
+    memory: Tapes
     lengths: Tensor | None = None  # [B] int64, on the CPU, where sequences end before T
     masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
     xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1

@@ -17,6 +17,7 @@ from .boundary import Tensors, given
 from .parameters import parameter_gradients, steps_of
 
 if TYPE_CHECKING:
+    from .segments import Crossing
     from .stack import Stack
 
 __all__ = ["Walk"]
@@ -47,25 +48,43 @@ class Walk:
 
     def run(self, needs: tuple[bool, ...], want_adjoints: bool) -> tuple[Tensors, list[Tensor]]:
         """(the gradient of every input that needs one, in the order of the program's inputs; the adjoints of h)."""
-        stack, reach, states = self.stack, self.stack.reach, self.stack.cell.states
-        self.needs_x, self.needs_weights = needs[0], needs[1 + states :]
-        self.wanted = Wanted(
-            adjoint=want_adjoints or self.weights[0].hr is not None,
-            initial=any(needs[1 : 1 + states]),
-            bias=stack.biased and any(self.needs_weights),
-            weights=any(self.needs_weights),
-            x=True,
-        )
+        stack, reach = self.stack, self.stack.reach
+        T, B, _ = self.x.shape
+        self._want(needs, want_adjoints)
         if self.x.shape[1] == 0:
             reach = EVERYTHING  # no lane, no block
         elif reach.every is not None and reach.window == reach.every and self._divides(reach.every):
             reach = replace(reach, fenced=True)  # equal blocks of their own length do not overlap
         if stack.layers > 1 and reach.every is not None and not reach.fenced:
-            self._block_by_block(reach)
+            self._block_by_block(Columns.of(reach, stack.lengths, T, B, stack.directions))
         else:
             self._layer_by_layer(reach)
+        return self._grads(), self.adjoints
+
+    def run_across(
+        self, needs: tuple[bool, ...], want_adjoints: bool, columns: Columns, crossing: Crossing
+    ) -> tuple[Tensors, list[Tensor]]:
+        """The same for a part of a longer call: its blocks come from the part behind and go on into the one before."""
+        self._want(needs, want_adjoints)
+        self._block_by_block(columns, crossing)
+        return self._grads(), self.adjoints
+
+    def _want(self, needs: tuple[bool, ...], want_adjoints: bool) -> None:
+        states = self.stack.cell.states
+        self.needs_x, self.needs_weights = needs[0], needs[1 + states :]
+        self.wanted = Wanted(
+            adjoint=want_adjoints or self.weights[0].hr is not None,
+            initial=any(needs[1 : 1 + states]),
+            bias=self.stack.biased and any(self.needs_weights),
+            weights=any(self.needs_weights),
+            x=True,
+        )
+
+    def _grads(self) -> Tensors:
+        """The gradient of every input that needs one, in the order of the program's inputs."""
+        states = self.stack.cell.states
         d_initial = map(torch.stack, zip(*self.d_initial, strict=True)) if self.wanted.initial else (None,) * states
-        return (self.dx, *d_initial, *(grad for grads in self.d_weights for grad in grads)), self.adjoints
+        return (self.dx, *d_initial, *(grad for grads in self.d_weights for grad in grads))
 
     def _divides(self, every: int) -> bool:
         """Whether all sequences are whole blocks."""
@@ -97,19 +116,22 @@ class Walk:
             error = dx if dx is None or not stack.masks or layer == 0 else dx * stack.masks[layer - 1]
         self.dx = error
 
-    def _block_by_block(self, reach: Reach) -> None:
+    def _block_by_block(self, columns: Columns, crossing: Crossing | None = None) -> None:
         """Overlapping blocks in a stack, summed over blocks at the end."""
         stack, D = self.stack, self.stack.directions
-        T, B, _ = self.x.shape
         sums = [Sums(self.wanted) for _ in self.weights]
-        for k, frames, swept in self.sweeps(Columns.of(reach, stack.lengths, T, B, D), self.wanted):
+        for k, frames, swept in self.sweeps(columns, self.wanted, crossing):
             sums[k].add(frames, swept)
+            if crossing is not None:
+                crossing.leave(k, frames, swept.initial)
         for k, tape in enumerate(self.tapes):
             walked = sums[k].walked()
             below = stack.turn(self._below(k // D), k % D)
             self.dx = self._finish(k, tape, below, walked, self.dx, needs_dx=k < D)
 
-    def sweeps(self, columns: Columns, wanted: Wanted) -> Iterator[tuple[int, Frames, Swept]]:
+    def sweeps(
+        self, columns: Columns, wanted: Wanted, crossing: Crossing | None = None
+    ) -> Iterator[tuple[int, Frames, Swept]]:
         """Every sweep as (k, its frames, what it brings back): a group of columns, through all layers from the top.
 
         A block's adjoints go down through all layers before blocks are summed. Only so does a window count steps of the
@@ -129,6 +151,7 @@ class Walk:
                     else:
                         own = None if half is None else group.errors(half, d)
                     errors = with_final(stack.cell, frames, own, self._finals(k), *group.finals(d))
+                    errors = errors if crossing is None else crossing.enter(k, frames, errors)
                     swept = stack.kernel.sweep(
                         stack.cell, self.weights[k], self.tapes[k], frames, errors, edges[k], wanted
                     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import Cell
-from ..memory import Memory, keeps_gates
+from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Policy
 from .cpu import Cpu as Cpu
 from .cpu import variants as variants
@@ -122,10 +122,14 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     walks = layer.num_layers * (2 if layer.bidirectional else 1)
     rows = data.numel() // data.shape[-1]
     gate_bytes = rows * walks * cell.taped_per_unit * layer.hidden_size * data.element_size()
-    kept = "states and gates" if gate_bytes and keeps_gates(layer.memory, gate_bytes) else "states"
+    if isinstance(layer.memory, Checkpoints):
+        kept, memory = "a state now and then, and runs segments again", f"'{layer.memory}'"
+    else:
+        kept = "states and gates" if gate_bytes and keeps_gates(layer.memory, gate_bytes) else "states"
+        memory = repr(layer.memory)
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
     return (
         f"kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: {choice.reason}\n"
-        f"keeps {kept}: memory={layer.memory!r}, the gates take {gate_bytes:,} bytes\n"
+        f"keeps {kept}: memory={memory}, the gates take {gate_bytes:,} bytes\n"
         f"gradient {layer.gradient}"
     )

@@ -40,6 +40,7 @@ class Frames:
     end: Tensor  # the last step of the column's sequence
     top: Tensor  # the step a column's walk starts from: past it the adjoint is zero
     whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
+    number: Tensor | None = None  # of each column in the frames these are a part of, where they cross into others
 
     @classmethod
     def of(cls, reach: Reach, lengths: Tensor | None, T: int, B: int) -> Frames:
@@ -75,8 +76,23 @@ class Frames:
 
     def pick(self, columns: slice | Tensor) -> Frames:
         """The sweep over some of the columns."""
-        names = ("start", "lane", "first", "last", "end", "top")
+        names = ("start", "lane", "first", "last", "end", "top", *(("number",) if self.number is not None else ()))
         return replace(self, **{name: getattr(self, name)[columns] for name in names}, whole=False)
+
+    def within(self, a: int, b: int) -> Frames:
+        """What the columns walk between the steps a and b-1, in the time of that part alone, numbered as they are here.
+
+        A column that comes from behind b-1 starts at the part's last step, without losses of its own if they all lie
+        behind. The end of a sequence behind b-1 lies nowhere in the part.
+        """
+        crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
+        part = replace(self.pick(crossing), number=crossing)
+        T, high = b - a, b - 1 - a
+        start, top = (part.start - a).clamp(min=0), (part.top - a).clamp(max=high)
+        first, last = (part.first - a).clamp(min=0), (part.last - a).clamp(max=high)
+        end = torch.where(part.end < b, part.end - a, T)
+        R = int((top - start).max()) + 1 if len(start) else 0
+        return replace(part, T=T, R=R, start=start, first=first, last=last, end=end, top=top)
 
     def steps(self) -> Tensor:
         """The step of each position `[R, N]`."""

@@ -16,14 +16,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import kernels, policies
 from ..cells import Cell
-from ..engine import Stack, draw
+from ..engine import BothWays, Checkpointed, Stack, checkpointed, draw
 from ..kernels import Kernel, Request
-from ..memory import Memory
+from ..memory import Checkpoints, Tapes
 
 if TYPE_CHECKING:
     from ._layers import Recurrent
 
-__all__ = ["Call", "Hidden", "program"]
+__all__ = ["Call", "Hidden", "program", "taped"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -164,15 +164,23 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
     return states[0] if len(states) == 1 else (states[0], states[1])
 
 
+def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
+    """The program that keeps what the layer's memory policy asks for."""
+    if not isinstance(layer.memory, Checkpoints):
+        return stack
+    return checkpointed(stack, layer.memory, call.tensors)
+
+
 def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool) -> Stack:
     """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated."""
     x, cell = call.x, layer.cell()
     T, B, _ = x.shape
     D = 2 if layer.bidirectional else 1
     choice = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype))
+    tapes = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
     traced = torch.compiler.is_compiling()  # by a compiler, which sees through a cache, and warns of it
     stack = (_plain.__wrapped__ if traced else _plain)(
-        cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, gradient.reach(T), layer.memory
+        cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, gradient.reach(T), tapes
     )
     masks: tuple[Tensor, ...] = ()
     if layer.training and layer.dropout > 0:
@@ -193,7 +201,7 @@ def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentia
 
 @lru_cache(maxsize=256)
 def _plain(
-    cell: Cell, kernel: Kernel, layers: int, D: int, weights: int, biased: bool, reach: policies.Reach, memory: Memory
+    cell: Cell, kernel: Kernel, layers: int, D: int, weights: int, biased: bool, reach: policies.Reach, memory: Tapes
 ) -> Stack:
     """The stack of a call without dropout, random factors or lengths; kept, since a training loop repeats it."""
     return Stack(cell, kernel, layers, D, weights // (layers * D), biased, reach, memory)

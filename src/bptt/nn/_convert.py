@@ -8,7 +8,8 @@ from typing import TypeVar
 import torch
 
 from .. import kernels, policies
-from ..memory import check as memory_check
+from ..memory import Checkpoints
+from ..memory import parse as memory_parse
 from ._layers import GRU, LSTM, RNN, Recurrent
 
 __all__ = ["convert"]
@@ -19,7 +20,11 @@ _DROP_IN: dict[type[torch.nn.Module], type[Recurrent]] = {torch.nn.RNN: RNN, tor
 
 
 def convert(
-    model: M, gradient: str | policies.Policy | None = None, *, memory: str | None = None, kernel: str | None = None
+    model: M,
+    gradient: str | policies.Policy | None = None,
+    *,
+    memory: str | Checkpoints | None = None,
+    kernel: str | None = None,
 ) -> M | Recurrent:
     """Swap every torch.nn.RNN, GRU and LSTM inside `model` for ours, in place, and set layers of ours likewise.
 
@@ -44,7 +49,7 @@ def convert(
         raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
     settings = {
         "gradient": None if gradient is None else policies.parse(gradient),
-        "memory": None if memory is None else memory_check(memory),
+        "memory": None if memory is None else memory_parse(memory),
         "kernel": None if kernel is None else kernels.check(kernel),
     }
     new: dict[torch.nn.Module, Recurrent] = {}

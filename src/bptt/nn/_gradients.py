@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
-from ._call import Call, Hidden, program
+from ._call import Call, Hidden, program, taped
 from ._layers import GRU, LSTM, RNN, Recurrent
 
 __all__ = ["Gradients", "gradients"]
@@ -69,7 +69,8 @@ def gradients(
     call = Call.of(layer, x, hx, resets)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     stack = program(layer, call, policy, differentiated=True)
-    outputs, tape = stack.forward(call.tensors, keep=True)
+    keeper = taped(layer, call, stack)
+    outputs, tape = keeper.forward(call.tensors, keep=True)
     states = len(outputs) - 1
     given: tuple[Tensor | None, ...] = (None,) * states
     if dh_n is not None:
@@ -87,7 +88,7 @@ def gradients(
                 f"got {list(cotangent.shape)} {cotangent.dtype}"
             )
     needs = (True,) * len(call.tensors)
-    grads, adjoints = stack.gradients(call.tensors, outputs, tape, cotangents, needs, want_adjoints=True)
+    grads, adjoints = keeper.gradients(call.tensors, outputs, tape, cotangents, needs, want_adjoints=True)
     dx, *rest = [g for g in grads if g is not None]
     return Gradients(
         parameters=dict(zip(layer._flat_weights_names, rest[states:], strict=True)),

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
-from ..engine import run
-from ..memory import Memory
-from ..memory import check as check_memory
-from ._call import Call, Hidden, program
+from ..engine import Stack, run
+from ..memory import Checkpoints, Memory
+from ..memory import parse as parse_memory
+from ._call import Call, Hidden, program, taped
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -25,7 +25,7 @@ class Recurrent(torch.nn.RNNBase):
         mode: str,
         *args: Any,
         gradient: str | policies.Policy = "full",
-        memory: str = "auto",
+        memory: str | Checkpoints = "auto",
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -43,12 +43,12 @@ class Recurrent(torch.nn.RNNBase):
 
     @property
     def memory(self) -> Memory:
-        """The tape policy: "auto", "gates" or "states"."""
+        """The tape policy: "auto", "gates", "states" or `Checkpoints`; may be assigned one or its text form."""
         return self._memory
 
     @memory.setter
-    def memory(self, value: str) -> None:
-        self._memory = check_memory(value)
+    def memory(self, value: str | Checkpoints) -> None:
+        self._memory = parse_memory(value)
 
     @property
     def kernel(self) -> str:
@@ -81,8 +81,18 @@ class Recurrent(torch.nn.RNNBase):
         """
         call = Call.of(self, input, hx, resets)
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
-        y, *final = run(program(self, call, self.gradient, differentiated), *call.tensors)
+        stack = program(self, call, self.gradient, differentiated)
+        if differentiated and isinstance(self.memory, Checkpoints):
+            y, *final = _checkpointed(self, call, stack)
+        else:
+            y, *final = run(stack, *call.tensors)
         return call.restore(y), call.restore_hidden(tuple(final))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # untyped upstream
+def _checkpointed(layer: Recurrent, call: Call, stack: Stack) -> tuple[Tensor, ...]:
+    """The call with checkpoints for a tape, outside of a compiler's graph."""
+    return run(taped(layer, call, stack), *call.tensors)
 
 
 class RNN(Recurrent):
@@ -94,7 +104,8 @@ class RNN(Recurrent):
 
     gradient: how far gradients reach: `Full()`, `Chunked(k)`, `Truncated(window, every=1)`, `Randomized(p)`, or the
         text form, as "truncated:35". Default full.
-    memory: what is kept for the backward pass, "gates", "states" or "auto". Changes no value.
+    memory: what is kept for the backward pass, "gates", "states", "auto" or `Checkpoints(...)` ("checkpoints",
+        "checkpoints:steps=100", "checkpoints:bytes=1000000"). Changes no value.
     kernel: "auto", or a kernel by name, which then runs or raises.
 
     Raises ValueError for an unknown policy, memory or kernel; what torch.nn checks, torch.nn raises.
@@ -136,7 +147,7 @@ class RNN(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         gradient: str | policies.Policy = "full",
-        memory: str = "auto",
+        memory: str | Checkpoints = "auto",
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -180,7 +191,7 @@ class GRU(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         gradient: str | policies.Policy = "full",
-        memory: str = "auto",
+        memory: str | Checkpoints = "auto",
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -220,7 +231,7 @@ class LSTM(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         gradient: str | policies.Policy = "full",
-        memory: str = "auto",
+        memory: str | Checkpoints = "auto",
         kernel: str = "auto",
     ) -> None:
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)

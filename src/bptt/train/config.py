@@ -84,7 +84,9 @@ class Config:
     dropout: float = _option(0.0, _FRACTION, "probability, on the embedding, between layers and before the output")
     gradient: str = _option("full", _TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
     adapt_every: int = _option(50, _at_least(1), "steps between measurements of the window of gradient=adaptive:...")
-    memory: str = _option("auto", _one_of(*get_args(memory.Memory)), "what the forward pass keeps")
+    memory: str = _option(
+        "auto", _TEXT, "what the forward pass keeps: auto, gates, states, checkpoints[:steps=S or :bytes=N]"
+    )
     kernel: str = _option("auto", _TEXT, "who computes the recurrence")
 
     steps: int | None = _option(None, _at_least(1), "optimiser steps in all (or give epochs)")
@@ -149,6 +151,8 @@ class Config:
                     return str(policies.parse(value))
                 case "kernel":
                     return kernels.check(value)
+                case "memory":
+                    return str(memory.parse(value))
                 case "device":
                     torch.device(value)
         except (ValueError, RuntimeError) as error:

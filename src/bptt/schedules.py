@@ -1,0 +1,141 @@
+"""Checkpoint schedules as pure data: which states are stored, and from where each segment is run again.
+
+A sequence is cut into N segments, 0 to N-1. State i is the one before segment i; state 0 is given. A schedule is a list
+of actions, in its text form one word each:
+
+    A3-5   advance: run segments 3 and 4 from state 3 to state 5, keeping nothing
+    S5     store state 5
+    R6     reverse: run segment 6 from state 6, keep its tape, walk it back, drop the tape
+    D5     drop state 5
+
+Source: Griewank and Walther 2000, "Algorithm 799: revolve", ACM Transactions on Mathematical Software 26(1).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from math import comb
+from typing import Literal
+
+__all__ = ["Action", "Schedule", "advances", "binomial"]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One step of a schedule. first: the segment or state it is about; last: where an advance ends."""
+
+    kind: Literal["A", "S", "R", "D"]
+    first: int
+    last: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.first}" + (f"-{self.last}" if self.kind == "A" else "")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Actions in order. `str(schedule)` is its text form.
+
+    >>> schedule = binomial(4, slots=1)
+    >>> str(schedule)
+    'A0-2 S2 A2-3 R3 R2 D2 A0-1 R1 R0'
+    >>> Schedule.parse(str(schedule)) == schedule
+    True
+    """
+
+    actions: tuple[Action, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """The inverse of `str`. Raises ValueError for a word that is no action."""
+        actions = []
+        for word in text.split():
+            match = re.fullmatch(r"(A)(\d+)-(\d+)|([SRD])(\d+)", word)
+            if match is None:
+                raise ValueError(f"a schedule consists of words like A0-3, S3, R2, D3: got {word!r}")
+            kind, first = match[1] or match[4], int(match[2] or match[5])
+            actions.append(Action(kind, first, int(match[3] or 0)))  # type: ignore[arg-type]  # by the pattern
+        return cls(tuple(actions))
+
+    @property
+    def stored_forward(self) -> tuple[int, ...]:
+        """The states stored on the way to the first reversal: what a forward pass keeps."""
+        stored = []
+        for action in self.actions:
+            if action.kind == "R":
+                break
+            if action.kind == "S":
+                stored.append(action.first)
+        return tuple(stored)
+
+    @property
+    def backward(self) -> tuple[Action, ...]:
+        """The actions from the first reversal on."""
+        at = next((i for i, action in enumerate(self.actions) if action.kind == "R"), len(self.actions))
+        return self.actions[at:]
+
+    @property
+    def advanced(self) -> int:
+        """Segments run by advances, each counted as often as it is."""
+        return sum(action.last - action.first for action in self.actions if action.kind == "A")
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.actions))
+
+
+def advances(segments: int, slots: int) -> int:
+    """The fewest segment runs by advances that reverse so many segments: r N - C(c + r, r - 1).
+
+    slots: states that may be stored at once, besides state 0; c = slots + 1; r the integer with
+    C(c + r - 1, c) < N <= C(c + r, c).
+
+    >>> advances(10, slots=9), advances(10, slots=2), advances(10, slots=0)
+    (9, 15, 45)
+
+    Source: Griewank and Walther 2000, proposition 1.
+    """
+    c, r = slots + 1, 0
+    while comb(c + r, c) < segments:
+        r += 1
+    return r * segments - comb(c + r, r - 1) if r else 0
+
+
+def binomial(segments: int, slots: int) -> Schedule:
+    """The schedule with the fewest advances. With slots = segments - 1 every segment is run twice: one level.
+
+    Raises ValueError for segments below 1 or slots below 0.
+
+    >>> str(binomial(3, slots=2))
+    'A0-1 S1 A1-2 S2 R2 D2 R1 D1 R0'
+    """
+    if segments < 1 or slots < 0:
+        raise ValueError(f"segments must be at least 1 and slots at least 0: got {segments} and {slots}")
+    actions: list[Action] = []
+    todo: list[Action | tuple[int, int, int]] = [(0, segments, slots)]  # ranges to reverse, and actions, last first
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Action):
+            actions.append(item)
+            continue
+        a, b, free = item
+        if b - a == 1:
+            actions.append(Action("R", a))
+        elif free == 0:
+            for i in range(b - 1, a, -1):
+                actions += [Action("A", a, i), Action("R", i)]
+            actions.append(Action("R", a))
+        else:
+            m = a + _first_part(b - a, free)
+            actions += [Action("A", a, m), Action("S", m)]
+            todo += [(a, m, free), Action("D", m), (m, b, free - 1)]
+    return Schedule(tuple(actions))
+
+
+@lru_cache(maxsize=65536)
+def _first_part(segments: int, slots: int) -> int:
+    """How many segments to advance before storing a state."""
+    if slots >= segments - 1:
+        return 1
+    return min(range(1, segments), key=lambda m: m + advances(segments - m, slots - 1) + advances(m, slots))

@@ -1,0 +1,220 @@
+"""Checkpoints give the gradients of the whole tape: every cell, policy, layout and schedule; and keep what they say."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.testing import assert_close
+
+import bptt
+from bptt.memory import Checkpoints, Cut, parse
+
+T, B, I, H = 23, 3, 4, 5
+
+NETS = {
+    "rnn": (bptt.nn.RNN, {}),
+    "gru, stacked": (bptt.nn.GRU, {"num_layers": 2}),
+    "lstm": (bptt.nn.LSTM, {}),
+    "lstm, projected": (bptt.nn.LSTM, {"num_layers": 2, "proj_size": 3}),
+    "lstm, dropout": (bptt.nn.LSTM, {"num_layers": 3, "dropout": 0.3}),
+    "gru, both ways": (bptt.nn.GRU, {"bidirectional": True}),
+    "lstm, both ways": (bptt.nn.LSTM, {"bidirectional": True, "num_layers": 2, "dropout": 0.2}),
+}
+POLICIES = ["full", "chunked:5", "chunked:9", "truncated:4", "truncated:6/3", "truncated:8/8", "randomized:0.8"]
+POLICIES += ["adaptive:0.5,max=6"]
+MEMORIES = ["checkpoints", "checkpoints:steps=1", "checkpoints:steps=7", "checkpoints:steps=99"]
+MEMORIES += ["checkpoints:bytes=4000", "checkpoints:bytes=1000000"]
+
+
+def run(layer, memory, lengths=None, resets=None, hx=True, seed=7):
+    """Outputs and every gradient."""
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    x = drawn(T, B, I).requires_grad_()
+    K = layer.num_layers * (2 if layer.bidirectional else 1)
+    sizes = [layer.proj_size or H, H][: layer.cell().states]
+    states = tuple(drawn(K, B, size).requires_grad_() for size in sizes)
+    layer.memory = memory
+    torch.manual_seed(seed)
+    given = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+    y, final = layer(given, (states if len(states) == 2 else states[0]) if hx else None, resets=resets)
+    outputs = [y if lengths is None else y.data, *(final if isinstance(final, tuple) else (final,))]
+    loss = sum((o * drawn(*o.shape)).sum() for o in outputs)
+    wanted = [x, *(states if hx else ()), *layer.parameters()]
+    return [*outputs, *torch.autograd.grad(loss, wanted)]
+
+
+def made(net, policy):
+    kind, options = NETS[net]
+    torch.manual_seed(1)
+    return kind(I, H, dtype=torch.float64, gradient=policy, **options)
+
+
+def layouts():
+    """(lengths, resets)"""
+    resets = torch.rand(T, B, generator=torch.Generator().manual_seed(2)) < 0.1
+    return [(None, None), ([T, 9, 16], None), ([16, 1, T], resets), (None, resets)]
+
+
+@cache
+def expected(net, policy, layout):
+    return run(made(net, policy), "gates", *layouts()[layout])
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("net", NETS)
+def test_the_same_gradients(net, policy, memory):
+    layer = made(net, policy)
+    if net == "lstm, both ways" and policy.startswith(("truncated", "adaptive")):
+        with pytest.raises(ValueError, match="several bidirectional layers under blocks that overlap"):
+            run(layer, memory)
+        return
+    first = MEMORIES.index(memory) + POLICIES.index(policy)  # two of the four layouts, by turns
+    for layout in {first % 4, (first + 2) % 4}:
+        got = run(layer, memory, *layouts()[layout])
+        assert_close(got, expected(net, policy, layout), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_kernels(kernel, dtype):
+    torch.manual_seed(0)
+    layer = bptt.nn.LSTM(I, H, kernel=kernel, gradient="truncated:6", dtype=dtype)
+    x = torch.randn(T, B, I, dtype=dtype)
+    grads = []
+    for memory in ("gates", "checkpoints"):
+        layer.memory = memory
+        layer(x)[0].square().sum().backward()
+        grads.append([p.grad.clone() for p in layer.parameters()])
+        layer.zero_grad()
+    assert_close(grads[1], grads[0])
+
+
+def test_randomized_cuts_are_replayed():
+    torch.manual_seed(0)
+    layer = bptt.nn.GRU(I, H, gradient="randomized:0.5", dtype=torch.float64)
+    first, again, other = (run(layer, "checkpoints:steps=3", seed=seed) for seed in (1, 1, 2))
+    assert_close(again, first, rtol=0, atol=0)
+    assert not torch.equal(first[-3], other[-3])
+
+
+@pytest.mark.parametrize("net", ["lstm, projected", "gru, both ways"])
+def test_gradients_without_autograd(net):
+    kind, options = NETS[net]
+    torch.manual_seed(1)
+    layer = kind(I, H, dtype=torch.float64, gradient="truncated:5", **options)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    dy = torch.randn_like(layer(x)[0])
+    expected = bptt.gradients(layer, x, dy)
+    layer.memory = Checkpoints(steps=4)
+    got = bptt.gradients(layer, x, dy)
+    assert_close(got.parameters, expected.parameters)
+    assert_close((got.x, *got.layer_adjoints), (expected.x, *expected.layer_adjoints))
+
+
+def test_double_backward():
+    torch.manual_seed(0)
+    layer = bptt.nn.LSTM(2, 3, dtype=torch.float64, memory="checkpoints:steps=2", gradient="chunked:3")
+    x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
+
+
+def test_gradcheck():
+    torch.manual_seed(0)
+    layer = bptt.nn.GRU(2, 3, num_layers=2, dtype=torch.float64, memory="checkpoints:steps=2")
+    x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x)[0], x)
+
+
+def test_no_lanes_and_one_step():
+    layer = bptt.nn.LSTM(I, H, memory="checkpoints")
+    y, _ = layer(torch.zeros(4, 0, I))
+    y.sum().backward()
+    assert not layer.weight_hh_l0.grad.any()
+    x = torch.randn(1, B, I)
+    layer(x)[0].sum().backward()
+
+
+def taped(layer, T, B):
+    """Bytes that a forward call leaves alive beyond its output."""
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    x = torch.randn(T, B, I)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y, _ = layer(x)
+    for own in (x, y, *layer.parameters()):
+        kept.pop(own.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+def test_the_tape_is_what_was_asked_for():
+    T, B = 600, 4
+    layer = bptt.nn.LSTM(I, 16, memory="gates")
+    state, step = 4 * B * 2 * 16, 4 * B * 6 * 16
+    whole = taped(layer, T, B)
+    assert whole >= 0.8 * T * step  # the states that y is a part of count as y
+    layer.memory = Checkpoints(steps=50)
+    assert taped(layer, T, B) <= 11 * state + 5000
+    budget = 60 * state
+    layer.memory = Checkpoints(bytes=budget)
+    assert taped(layer, T, B) <= budget + 5000
+
+
+@pytest.mark.parametrize("budget", [6, 10, 20, 40, 60, 100, 692, 1000, 20_000, 60_000, 10**9])
+def test_a_cut_fits_its_budget(budget):
+    T, state, tape = 10_000, 2, 6
+    cut = Checkpoints(bytes=budget).cut(T, state, tape)
+    assert cut.steps * tape + cut.slots * state <= max(budget, tape) or cut == Cut(T, 0)
+    if budget >= T * tape:
+        assert cut == Cut(T, 0)
+    if budget >= 700:  # from there on one level is enough
+        assert cut.slots == -(-T // cut.steps) - 1
+
+
+def test_text_forms():
+    for policy in (Checkpoints(), Checkpoints(steps=3), Checkpoints(bytes=10)):
+        assert parse(str(policy)) == policy
+    assert bptt.nn.GRU(2, 3, memory="checkpoints:steps=9").memory == Checkpoints(steps=9)
+    assert "memory=checkpoints:steps=9" in repr(bptt.nn.GRU(2, 3, memory=bptt.Checkpoints(steps=9)))
+    layer = bptt.convert(torch.nn.GRU(2, 3), memory=Checkpoints(steps=9))
+    assert layer.memory == Checkpoints(steps=9)
+    assert "runs segments again: memory='checkpoints:steps=9'" in bptt.explain(layer, torch.zeros(4, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Checkpoints(steps=0), ValueError, "steps must be at least 1: got 0"),
+        (lambda: Checkpoints(bytes=2.5), TypeError, r"bytes must be a whole number: got 2\.5"),
+        (lambda: Checkpoints(steps=2, bytes=3), ValueError, "steps or bytes, not both"),
+        (lambda: parse("checkpoints:3"), ValueError, "memory must be one of 'auto'.*got 'checkpoints:3'"),
+        (lambda: parse("all"), ValueError, "memory must be one of 'auto'"),
+        (lambda: parse(3), TypeError, "memory must be one of"),
+        (lambda: Checkpoints(bytes=5).cut(10, 2, 6), ValueError, "bytes must hold the tape of a step, 6 bytes: got 5"),
+    ],
+)
+def test_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of torch's own tracer
+def test_compiled():
+    torch.manual_seed(0)
+    layer = bptt.nn.GRU(I, H, memory="checkpoints:steps=4")
+    x = torch.randn(T, B, I)
+    compiled = torch.compile(layer, backend="eager")
+    compiled(x)[0].sum().backward()
+    got = layer.weight_hh_l0.grad.clone()
+    layer.zero_grad()
+    layer(x)[0].sum().backward()
+    assert_close(got, layer.weight_hh_l0.grad)
