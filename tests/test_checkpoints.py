@@ -1,5 +1,7 @@
 """Checkpoints give the gradients of the whole tape: every cell, policy, layout and schedule; and keep what they say."""
 
+import copy
+import pickle
 from functools import cache
 
 import pytest
@@ -218,3 +220,11 @@ def test_compiled():
     layer.zero_grad()
     layer(x)[0].sum().backward()
     assert_close(got, layer.weight_hh_l0.grad)
+
+
+def test_copies():
+    layer = bptt.nn.LSTM(I, H, memory="checkpoints:steps=4")
+    x = torch.randn(T, B, I)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.memory == layer.memory
+        assert_close(twin(x)[0], layer(x)[0])

@@ -8,24 +8,20 @@ Legend: as in `stack`; a, b: a segment's first step, and the one behind its last
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..kernels import Columns, Frames
 from ..memory import Checkpoints
-from ..policies import EVERYTHING, Reach
-from ..schedules import Action, Schedule, binomial
+from ..policies import Reach
+from ..schedules import Schedule, binomial
 from .boundary import Tensors, given
+from .reversal import Back, Source, States, Whole, inputs_of, part_of, states_of
 from .stack import Stack
-from .walk import Walk
 
-__all__ = ["Checkpointed", "checkpointed"]
-
-States = tuple[Tensor, ...]
-"""h `[K, B, P]` and, for a state (h, c), c `[K, B, H]`, of every layer and direction."""
+__all__ = ["BothWays", "Checkpointed", "checkpointed"]
 
 
 def checkpointed(stack: Stack, memory: Checkpoints, tensors: Tensors) -> Checkpointed | BothWays:
@@ -64,22 +60,35 @@ class Checkpointed:
     @torch.no_grad()
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped: the states at the checkpoints, h then c, `[slots, K, B, .]`."""
-        x = given(tensors[0])
+        source = Whole(given(tensors[0]), None, wants_dx=False)
+        finals, stored = self._walk(tensors, source, keep)
+        return (given(source.y), *finals), tuple(map(torch.stack, zip(*stored, strict=True))) if stored else ()
+
+    @torch.no_grad()
+    def stream(
+        self, tensors: Tensors, source: Source, d_finals: Tensors, needs: tuple[bool, ...]
+    ) -> tuple[States, Tensors]:
+        """(the final state, the gradient of every input but x) of a call whose x and y are never there as a whole.
+
+        tensors: as for `forward`, x None.
+        """
+        finals, stored = self._walk(tensors, source, keep=True)
+        back = Back(self.stack, self.edges, self.schedule, tensors, source, d_finals, needs, adjoints=False)
+        return finals, back.run(stored)[0][1:]
+
+    def _walk(self, tensors: Tensors, source: Source, keep: bool) -> tuple[States, list[States]]:
+        """Stage 1: the final state; the states at the checkpoints."""
         stored, wanted = [], set(self.schedule.stored_forward) if keep else set()
-        state = _states(self.stack, tensors)
+        state = states_of(self.stack, tensors)
         finals = tuple(torch.zeros_like(s) for s in state)
-        y = None
-        for i, (a, b) in enumerate(zip(self.edges, self.edges[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(self.edges)):
             if i in wanted:
                 stored.append(state)
-            part = _part(self.stack, a, b)
-            (ys, *after), _ = part.forward(_inputs(tensors, x[a:b], state), keep=False)
-            y = ys.new_empty(len(x), *ys.shape[1:]) if y is None else y
-            y[a:b] = ys
+            (y, *after), _ = part_of(self.stack, a, b).forward(inputs_of(tensors, source.x(a, b), state), keep=False)
+            source.see(a, b, y)
             state = tuple(after)
             finals = self._ended(finals, state, a, b)
-        assert y is not None
-        return (y, *finals), tuple(map(torch.stack, zip(*stored, strict=True))) if stored else ()
+        return finals, stored
 
     def _ended(self, finals: States, state: States, a: int, b: int) -> States:
         """The final states so far: those of the lanes whose sequence has ended between a and b."""
@@ -112,156 +121,10 @@ class Checkpointed:
         """`backward`, and lambda_t of h for every layer `[T, B, P]`."""
         if tape is None:
             return self.stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
-        back = _Back(self, tensors, cotangents, needs, want_adjoints)
-        stored = {0: _states(self.stack, tensors)}
-        stored |= {i: tuple(s[n] for s in tape) for n, i in enumerate(self.schedule.stored_forward)}
-        at, state = len(self.edges), stored[0]  # the state at hand: none yet
-        # The advance that led to the last segment was the forward pass's, which kept no state but the stored ones.
-        last = len(self.edges) - 2
-        lead = Action("A", max(stored), last) if max(stored) < last else None
-        for action in (*((lead,) if lead else ()), *self.schedule.backward):
-            if action.kind == "S":
-                stored[action.first] = state
-            elif action.kind == "D":
-                del stored[action.first]
-            elif action.kind == "A":
-                state = state if at == action.first else stored[action.first]
-                for i in range(action.first, action.last):
-                    state = back.advance(i, state)
-                at = action.last
-            else:
-                back.reverse(action.first, state if at == action.first else stored[action.first])
-        return back.grads()
-
-
-class _Back:
-    """One backward call: segments reversed from the last to the first, sums over them."""
-
-    def __init__(
-        self, program: Checkpointed, tensors: Tensors, cotangents: Tensors, needs: tuple[bool, ...], adjoints: bool
-    ) -> None:
-        self.program, self.stack, self.tensors, self.needs = program, program.stack, tensors, needs
-        self.dy, *self.dfinal = cotangents
-        self.x = given(tensors[0])
-        T, B, _ = self.x.shape
-        self.states = self.stack.cell.states
-        reach = self.stack.reach
-        self.overlaps = reach.every is not None and not reach.fenced and B > 0
-        self.frames = Frames.of(reach, self.stack.lengths, T, B) if self.overlaps else None
-        self.crossing = Crossing(())
-        self.carry: tuple[Tensor | None, ...] = (None,) * self.states
-        self.dx = torch.empty_like(self.x) if needs[0] else None
-        self.weights: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
-        self.adjoints: list[list[Tensor]] | None = [] if adjoints else None
-
-    def advance(self, i: int, state: States) -> States:
-        """The state behind segment i."""
-        a, b = self.program.edges[i : i + 2]
-        return _part(self.stack, a, b).forward(_inputs(self.tensors, self.x[a:b], state), keep=False)[0][1:]
-
-    def reverse(self, i: int, state: States) -> None:
-        """Run segment i again with its tape, and walk it back."""
-        a, b = self.program.edges[i : i + 2]
-        part = _part(self.stack, a, b)
-        inputs = _inputs(self.tensors, self.x[a:b], state)
-        outputs, tape = part.forward(inputs, keep=True)
-        dy = None if self.dy is None else self.dy[a:b]
-        needs = (self.needs[0], *(True,) * self.states, *self.needs[1 + self.states :])
-        walk = Walk(part, inputs, outputs, tape, (dy, *self._final(a, b)))
-        if self.frames is None:
-            (dx, *rest), adjoints = walk.run(needs, self.adjoints is not None)
-            self.carry = tuple(rest[: self.states])
-            if i > 0 and self._cut_at(a):
-                self.carry = (None,) * self.states
-        else:
-            frames = self.frames.within(a, b)
-            self.crossing.goes = self.frames.start < a
-            takes = torch.ones(1, len(frames.start), dtype=torch.bool, device=frames.start.device)
-            columns = Columns((frames,), takes, frames.top - frames.start + 1)
-            (dx, *rest), adjoints = walk.run_across(needs, self.adjoints is not None, columns, self.crossing)
-            self.crossing, self.carry = self.crossing.next(), tuple(rest[: self.states])
-        if self.dx is not None:
-            self.dx[a:b] = given(dx)
-        for n, grad in enumerate(rest[self.states :]):
-            before = self.weights[n]
-            self.weights[n] = grad if before is None or grad is None else before.add_(grad)
-        if self.adjoints is not None:
-            self.adjoints.append(adjoints)
-
-    def _final(self, a: int, b: int) -> tuple[Tensor | None, ...]:
-        """The cotangents of the state behind a segment: its own where a sequence ends there, else what comes back."""
-        lengths, T = self.stack.lengths, len(self.x)
-        carry = (None,) * self.states if self.overlaps else self.carry
-        if lengths is None:
-            return tuple(self.dfinal) if b == T else carry
-        ends = ((lengths > a) & (lengths <= b)).to(self.x.device)[:, None]
-        goes_on = (lengths > b).to(self.x.device)[:, None]
-        found: list[Tensor | None] = []
-        for own, later in zip(self.dfinal, carry, strict=True):
-            parts = [t.masked_fill(~m, 0) for t, m in ((own, ends), (later, goes_on)) if t is not None]
-            found.append(None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1])
-        return tuple(found)
-
-    def _cut_at(self, a: int) -> bool:
-        """Whether the edge into step a is cut by the policy."""
-        every = self.stack.reach.every
-        return every is not None and a % every == 0
-
-    def grads(self) -> tuple[Tensors, list[Tensor]]:
-        """All gradients, in the order of the inputs; the adjoints."""
-        initial = [g if need else None for g, need in zip(self.carry, self.needs[1:], strict=False)]
-        pieces = [] if self.adjoints is None else self.adjoints[::-1]
-        return (self.dx, *initial, *self.weights), [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-
-
-@dataclass(eq=False)
-class Crossing:
-    """Adjoints of blocks on their way from a segment to the one before, by layer and by column.
-
-    arriving: for each layer (numbers of the columns, ascending `[n]`; lambda of h `[n, P]`, of c `[n, H]`); empty for
-    the last segment. goes: bool, of every column by number, whether its walk goes on before the segment.
-    """
-
-    arriving: Sequence[tuple[Tensor, States]]
-    goes: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.leaving: dict[int, list[tuple[Tensor, States]]] = {}  # by layer, one entry per sweep
-
-    def enter(self, k: int, frames: Frames, errors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The errors of a sweep and, where its columns start, what arrives of them."""
-        if not self.arriving:
-            return errors
-        numbers, carried = self.arriving[k]
-        assert frames.number is not None
-        place = torch.searchsorted(numbers, frames.number).clamp(max=max(len(numbers) - 1, 0))
-        comes = (numbers[place] == frames.number).nonzero()[:, 0] if len(numbers) else place[:0]
-        if not len(comes):
-            return errors
-        device = carried[0].device
-        position, rows, columns = ((frames.top - frames.start)[comes], place[comes], comes)
-        joined = []
-        for error, states in zip(errors, carried, strict=True):
-            base = states.new_zeros(frames.R, len(frames.start), states.shape[1]) if error is None else error
-            at = (position.to(device), columns.to(device))
-            joined.append(base.index_put(at, states[rows.to(device)], accumulate=True))
-        return tuple(joined)
-
-    def leave(self, k: int, frames: Frames, initial: States) -> None:
-        """Keep what leaves the segment at its first step and goes on."""
-        assert frames.number is not None
-        assert self.goes is not None
-        goes = self.goes[frames.number].nonzero()[:, 0]
-        rows = goes.to(initial[0].device)
-        self.leaving.setdefault(k, []).append((frames.number[goes], tuple(s[rows] for s in initial)))
-
-    def next(self) -> Crossing:
-        """For the segment before."""
-        joined = []
-        for k in sorted(self.leaving):
-            numbers, states = zip(*self.leaving[k], strict=True)
-            joined.append((torch.cat(numbers), tuple(torch.cat(s) for s in zip(*states, strict=True))))
-        return Crossing(joined)
+        source = Whole(given(tensors[0]), cotangents[0], wants_dx=needs[0])
+        back = Back(self.stack, self.edges, self.schedule, tensors, source, cotangents[1:], needs, want_adjoints)
+        grads, adjoints = back.run([tuple(s[n] for s in tape) for n in range(len(self.schedule.stored_forward))])
+        return (source.dx, *grads[1:]), adjoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,30 +255,3 @@ def _edges(T: int, steps: int, reach: Reach) -> tuple[int, ...]:
         steps, chunk = steps // chunk * chunk, T
     begins = [a for c in range(0, T, chunk) for a in range(c, min(c + chunk, T), steps)]
     return (*begins, T)
-
-
-def _states(stack: Stack, tensors: Tensors) -> States:
-    return tuple(given(s) for s in tensors[1 : 1 + stack.cell.states])
-
-
-def _inputs(tensors: Tensors, x: Tensor, state: States) -> Tensors:
-    return (x, *state, *tensors[1 + len(state) :])
-
-
-def _part(stack: Stack, a: int, b: int) -> Stack:
-    """The stack on the steps a to b-1. A lane that ended before is closed by its resets, and as long as the others."""
-    reach, lengths = stack.reach, stack.lengths
-    if reach.every is not None and reach.fenced and b - a <= reach.every:
-        reach = EVERYTHING
-    if lengths is not None:
-        lengths = torch.where(lengths <= a, b - a, (lengths - a).clamp(max=b - a))
-        lengths = None if bool((lengths == b - a).all()) else lengths
-    return replace(
-        stack,
-        reach=reach,
-        memory="gates",
-        lengths=lengths,
-        masks=tuple(m[a:b] for m in stack.masks),
-        xi=tuple(xi[a:b] for xi in stack.xi),
-        resets=tuple(r[a:b] for r in stack.resets),
-    )

@@ -17,7 +17,7 @@ from .boundary import Tensors, given
 from .parameters import parameter_gradients, steps_of
 
 if TYPE_CHECKING:
-    from .segments import Crossing
+    from .reversal import Crossing
     from .stack import Stack
 
 __all__ = ["Walk"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class Recurrent(torch.nn.RNNBase):
     @memory.setter
     def memory(self, value: str | Checkpoints) -> None:
         self._memory = parse_memory(value)
+        if isinstance(self._memory, Checkpoints):  # not at import: this loads the compiler
+            _OUTSIDE[:] = _OUTSIDE or [torch.compiler.disable(_checkpointed)]
 
     @property
     def kernel(self) -> str:
@@ -58,6 +61,10 @@ class Recurrent(torch.nn.RNNBase):
     @kernel.setter
     def kernel(self, value: str) -> None:
         self._kernel = kernels.check(value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.memory = self._memory
 
     def cell(self) -> cells.Cell:
         """The cell this layer repeats."""
@@ -83,13 +90,16 @@ class Recurrent(torch.nn.RNNBase):
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
         stack = program(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
-            y, *final = _checkpointed(self, call, stack)
+            y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, stack)
         else:
             y, *final = run(stack, *call.tensors)
         return call.restore(y), call.restore_hidden(tuple(final))
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # untyped upstream
+_OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
+"""`_checkpointed`, kept out of a compiler's graphs; once there is a layer with checkpoints."""
+
+
 def _checkpointed(layer: Recurrent, call: Call, stack: Stack) -> tuple[Tensor, ...]:
     """The call with checkpoints for a tape, outside of a compiler's graph."""
     return run(taped(layer, call, stack), *call.tensors)
