@@ -200,7 +200,7 @@ def test_text_forms():
         (lambda: Checkpoints(steps=2, bytes=3), ValueError, "steps or bytes, not both"),
         (lambda: parse("checkpoints:3"), ValueError, "memory must be one of 'auto'.*got 'checkpoints:3'"),
         (lambda: parse("all"), ValueError, "memory must be one of 'auto'"),
-        (lambda: parse(3), TypeError, "memory must be one of"),
+        (lambda: parse(3), ValueError, "memory must be one of"),
         (lambda: Checkpoints(bytes=5).cut(10, 2, 6), ValueError, "bytes must hold the tape of a step, 6 bytes: got 5"),
     ],
 )

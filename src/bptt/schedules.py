@@ -40,7 +40,7 @@ class Schedule:
 
     >>> schedule = binomial(4, slots=1)
     >>> str(schedule)
-    'A0-2 S2 A2-3 R3 R2 D2 A0-1 R1 R0'
+    'A0-1 S1 A1-3 R3 A1-2 R2 R1 D1 R0'
     >>> Schedule.parse(str(schedule)) == schedule
     True
     """
