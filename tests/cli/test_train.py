@@ -105,7 +105,7 @@ def test_resuming_to_where_the_run_already_is(capsys: pytest.CaptureFixture[str]
 def test_ctrl_c_before_the_first_step_is_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def interrupt(self: RunDirectory, state: object) -> None:
+    def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(RunDirectory, "save", interrupt)

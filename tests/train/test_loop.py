@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bptt.train import InputError, NonFiniteError, Trainer, prepare
-from bptt.train.loop import build_model
+from bptt.train.network import build_model
 from bptt.train.records import perplexity
 
 from .tiny import tiny, write_text

@@ -1,18 +1,36 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bptt.train import Config, InputError, NonFiniteError, Record, RunDirectory, Vocabulary, atomic
+from bptt.train import Config, InputError, NonFiniteError, Record, RunDirectory, Vocabulary, atomic, checkpoints
+from bptt.train.errors import DamagedError
 
 VOCABULARY = Vocabulary("char", ("<unk>", "a"), (0, 3))
 
 
 def state(step: int = 0, value: float = 1.0) -> dict[str, object]:
     return {"model": {"w": torch.full((3,), value)}, "position": {"step": step}}
+
+
+def files(run: RunDirectory) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:500] + bytes([data[500] ^ 1]) + data[501:]
+
+
+def checkpoint(run: RunDirectory) -> Path:
+    [path] = run.checkpoints.iterdir()
+    return path
 
 
 def record(step: int) -> Record:
@@ -32,9 +50,10 @@ def test_what_was_written_is_read(run: RunDirectory):
     assert run.vocabulary() == VOCABULARY
     torch.testing.assert_close(run.weights(), {"w": torch.ones(3)})
     torch.testing.assert_close(run.state()["model"], {"w": torch.ones(3)})
-    assert sorted(p.name for p in run.path.iterdir()) == [
+    assert sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*")) == [
+        "checkpoints",
+        "checkpoints/step-00000000.ckpt",
         "config.toml",
-        "state.pt",
         "vocabulary.json",
         "weights.safetensors",
     ]
@@ -59,7 +78,7 @@ def test_a_new_run_in_an_old_place_keeps_no_old_metrics(run: RunDirectory):
     run.append(record(3))
     RunDirectory.vacant(run.path, overwrite=True).create(Config(hidden=3), VOCABULARY)
     assert run.metrics() == []
-    assert not run.state_file.exists()
+    assert list(run.checkpoints.iterdir()) == []
     assert run.config().hidden == 3
 
 
@@ -76,17 +95,17 @@ def test_metrics_are_rewound_and_a_torn_line_is_dropped(run: RunDirectory):
 
 
 def test_weights_that_are_not_finite_never_replace_a_checkpoint(run: RunDirectory):
-    before = run.state_file.read_bytes(), run.weights_file.read_bytes()
+    before = files(run)
     with pytest.raises(NonFiniteError, match="weight w is not finite"):
         run.save(state(5, float("inf")))
-    assert (run.state_file.read_bytes(), run.weights_file.read_bytes()) == before
+    assert files(run) == before
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, call: str
 ):
-    files = sorted(run.path.iterdir())
+    before = files(run)
 
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -95,7 +114,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         patch.setattr(os, call, fail)
         with pytest.raises(OSError, match="No space left"):
             run.save(state(5, 2.0))
-    assert sorted(run.path.iterdir()) == files
+    assert files(run) == before
     torch.testing.assert_close(run.state()["model"], {"w": torch.ones(3)})
 
 
@@ -108,8 +127,8 @@ def test_files_are_as_readable_as_any_other(tmp_path: Path):
 def test_a_directory_without_a_run_or_without_a_checkpoint(tmp_path: Path, run: RunDirectory):
     with pytest.raises(InputError, match=r"is not a run directory: it has no config\.toml"):
         RunDirectory.open(tmp_path)
-    run.state_file.unlink()
-    with pytest.raises(InputError, match=r"has no checkpoint: it lacks state\.pt"):
+    checkpoint(run).unlink()
+    with pytest.raises(InputError, match=r"has no checkpoint: begin it again with --overwrite"):
         run.state()
     run.weights_file.unlink()
     with pytest.raises(InputError, match=r"has no weights: it lacks weights\.safetensors"):
@@ -118,27 +137,125 @@ def test_a_directory_without_a_run_or_without_a_checkpoint(tmp_path: Path, run: 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
 def test_damaged_files_are_named(run: RunDirectory, content: bytes):
-    run.state_file.write_bytes(content)
-    with pytest.raises(InputError, match=r"state\.pt cannot be read"):
+    checkpoint(run).write_bytes(content)
+    with pytest.raises(DamagedError, match=r"step-00000000\.ckpt is damaged: its first line .*; no checkpoint"):
         run.state()
     run.weights_file.write_bytes(content)
     with pytest.raises(InputError, match=r"weights\.safetensors cannot be read"):
         run.weights()
 
 
-def test_a_checkpoint_cut_short_is_named(run: RunDirectory):
-    run.state_file.write_bytes(run.state_file.read_bytes()[:-100])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_a_damaged_state_of_version_0_1_is_named(run: RunDirectory, content: bytes):
+    checkpoint(run).unlink()
+    run.old_state_file.write_bytes(content)
     with pytest.raises(InputError, match=r"state\.pt cannot be read"):
         run.state()
 
 
-def test_a_checkpoint_of_something_else_or_of_the_future(run: RunDirectory):
-    torch.save([1, 2], run.state_file)
+def test_a_state_of_version_0_1_is_read_until_the_next_save(run: RunDirectory):
+    checkpoint(run).unlink()
+    torch.save({"format": 1, **state(4, 2.0)}, run.old_state_file)
+    assert run.state()["position"]["step"] == 4
+    run.save(state(5, 3.0))
+    assert run.state()["position"]["step"] == 5
+    assert not run.old_state_file.exists()
+
+
+def test_a_state_of_something_else(run: RunDirectory):
+    checkpoint(run).unlink()
+    torch.save([1, 2], run.old_state_file)
     with pytest.raises(InputError, match="is not a checkpoint of bptt train"):
         run.state()
-    torch.save({"format": 99}, run.state_file)
-    with pytest.raises(InputError, match="format 99, newer than 1: upgrade bptt"):
+    torch.save({"format": 2}, run.old_state_file)
+    with pytest.raises(InputError, match="format 2, newer than 1: upgrade bptt"):
         run.state()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:50], lambda data: b"", flipped])
+def test_a_damaged_checkpoint_is_passed_over_saying_so(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+):
+    for step in (10, 20, 30):
+        run.save(state(step, float(step)))
+    newest = run.checkpoints / "step-00000030.ckpt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    assert run.state()["position"]["step"] == 20
+    [message] = caplog.messages
+    assert message.startswith(f"{newest} is damaged: its ")
+    assert message.endswith("; going back to step-00000020.ckpt")
+
+
+def test_the_last_checkpoints_stay_and_those_of_a_given_up_future_go(run: RunDirectory):
+    def steps() -> list[str]:
+        return sorted(path.name for path in run.checkpoints.iterdir())
+
+    for step in (10, 20, 30):
+        run.save(state(step), keep=3)
+    assert steps() == ["step-00000010.ckpt", "step-00000020.ckpt", "step-00000030.ckpt"]
+    run.save(state(15), keep=3)
+    assert steps() == ["step-00000010.ckpt", "step-00000015.ckpt"]
+    run.save(state(40), keep=1)
+    assert steps() == ["step-00000040.ckpt"]
+
+
+def test_a_checkpoint_of_the_future_is_refused_and_not_passed_over(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "FORMAT", 99)
+        run.save(state(10))
+    with pytest.raises(InputError, match=r"step-00000010\.ckpt has format 99, newer than 2: upgrade bptt"):
+        run.state()
+    newest = run.checkpoints / "step-00000010.ckpt"
+    newest.write_bytes(newest.read_bytes().replace(b"00000099", b"00000098"))  # altered: not a newer version's
+    assert run.state()["position"]["step"] == 0
+    assert len(caplog.messages) == 1
+
+
+def test_a_checkpoint_is_one_line_and_what_torch_saved(run: RunDirectory):
+    """The format, written out once more."""
+    line, data = checkpoint(run).read_bytes().split(b"\n", 1)
+    assert line == b"bptt checkpoint 00000002 sha256 " + hashlib.sha256(b"00000002" + data).hexdigest().encode()
+    assert torch.load(io.BytesIO(data), weights_only=True)["position"] == {"step": 0}
+
+
+def test_reading_a_checkpoint_runs_no_code(run: RunDirectory, tmp_path: Path):
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    run.save({**state(10), "evil": Evil()})
+    with pytest.raises(InputError, match="cannot be read"):
+        run.state()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(run: RunDirectory):
+    for folder in (run.path, run.checkpoints):
+        (folder / ".x.abc.part").write_bytes(b"half")
+    (run.path / "notes.part").write_text("mine")
+    before = files(run)
+    run.sweep()
+    assert {path.name for path in set(before) - set(files(run))} == {".x.abc.part"}
+
+
+def test_weights_are_written_anew_only_where_they_differ(run: RunDirectory):
+    before = run.weights_file.stat().st_ino
+    run.publish(run.state())
+    assert run.weights_file.stat().st_ino == before
+    run.publish(state(0, 2.0))
+    torch.testing.assert_close(run.weights(), {"w": torch.full((3,), 2.0)})
+
+
+def test_rewinding_past_what_a_loss_of_power_left(run: RunDirectory, caplog: pytest.LogCaptureFixture):
+    for step in (10, 20):
+        run.append(record(step))
+    with run.metrics_file.open("ab") as file:
+        file.write(b"\0" * 100 + b'\n{"step": 12}\n\xff')
+    run.rewind(20)
+    assert [r["step"] for r in run.metrics()] == [10, 20]
+    assert caplog.messages == [f"{run.metrics_file}: line 3 cannot be read; it and what follows it is dropped"]
 
 
 def test_metrics_that_are_not_json(run: RunDirectory):

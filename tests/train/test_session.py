@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_at_the_start_leaves_nothing(tmp_path: Path, monkey
     replace = os.replace
 
     def fail(source: str, target: Path) -> None:
-        if target.name == "state.pt":
+        if target.suffix == ".ckpt":
             raise OSError(28, "No space left on device")
         replace(source, target)
 
@@ -168,10 +168,10 @@ def test_a_run_that_has_had_its_steps_is_left_as_it_was(tmp_path: Path, changes:
     trainer, run = start(tiny(write_text(tmp_path), steps=steps), tmp_path / "run")
     assert trainer.batches.windows(0) == 21
     fit(trainer, run)
-    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=message):
         resume(tmp_path / "run", **changes)
-    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     again, run = resume(tmp_path / "run")
     assert again.finished
 
@@ -216,6 +216,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path):
     text = write_text(tmp_path)
     start(tiny(text), tmp_path / "run")
     _, other = start(tiny(text, hidden=9), tmp_path / "other")
-    other.state_file.replace(tmp_path / "run" / "state.pt")
+    [checkpoint] = other.checkpoints.iterdir()
+    checkpoint.replace(tmp_path / "run" / "checkpoints" / checkpoint.name)
     with pytest.raises(InputError, match="the checkpoint does not fit the configuration"):
         resume(tmp_path / "run")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any
 
@@ -67,7 +69,8 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """The exit status of a command line. Raises KeyboardInterrupt when Ctrl-C ends it before its time."""
     try:
-        status = app(list(arguments) or ["--help"], prog_name="bptt", standalone_mode=False)
+        with _warnings_shown():
+            status = app(list(arguments) or ["--help"], prog_name="bptt", standalone_mode=False)
     except typer.TyperException as error:  # a wrong option or argument
         return _fail(error.format_message(), 2)
     except _Interrupted:
@@ -82,6 +85,20 @@ def run(arguments: Sequence[str]) -> int:
     except NonFiniteError as error:
         return _fail(str(error), 1)
     return int(status or 0)
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Inside `with`, each warning the package logs (a damaged checkpoint passed over) is one line on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("bptt: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    log = logging.getLogger("bptt")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _fail(message: str, status: int) -> int:

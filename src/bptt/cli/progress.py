@@ -122,15 +122,19 @@ def train_with_progress(
 ) -> int:
     """`fit`, shown; the exit status: 0, or 128 + the number of the signal after which it saved and stopped.
 
-    also: what else is called with every record.
+    also: what else is called with every record. Of several processes that train together the first shows it.
     """
+    if not trainer.processes.first:
+        stopped_by = fit(trainer, run)
+        return 0 if stopped_by is None else 128 + stopped_by
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     dataset = trainer.dataset
     held = 0 if dataset.heldout is None else len(dataset.heldout)
+    shared = f"; {trainer.processes.world} processes" if trainer.processes.world > 1 else ""
     say(
         f"{run.path}: {len(dataset.train):,} tokens to train on, {held:,} held out, {len(dataset.vocabulary)} in the "
         f"vocabulary, {sum(p.numel() for p in trainer.model.parameters()):,} weights; "
-        f"guessing by frequency has perplexity {unigram(trainer):.2f}"
+        f"guessing by frequency has perplexity {unigram(trainer):.2f}{shared}"
     )
     with TrainingProgress(console, trainer.total, trainer.step) as progress:
 

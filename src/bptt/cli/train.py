@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..train import Config, InputError, RunDirectory, Trainer, resume, start
+from ..train import Config, InputError, NonFiniteError, RunDirectory, Trainer, resume
 from ..train.config import read_entries
 from ..train.corpus import read_file
+from ..train.distributed import begin, start_or_resume
+from ..train.processes import ElsewhereError, Processes, joined, may_restart
 from .options import with_training_options
 from .progress import train_with_progress
 from .tensorboard import board, require_tensorboard
@@ -41,23 +43,41 @@ def train(
     """Train a character or word language model on a text.
 
     Perplexity is exp(total NLL / predicted tokens). Ctrl-C finishes the step, saves, and says how to go on.
+
+    Several processes share the lanes of every batch and take the steps that one would: torchrun --nproc-per-node N
+    -m bptt train ... (gloo on CPUs, nccl on GPUs). With --max-restarts and --out, a process that dies costs the steps
+    since the last checkpoint.
     """
-    if tensorboard:
-        require_tensorboard()
-    given = {name: value for name, value in options.items() if value is not None}
-    if resume_from is not None:
-        if out is not None or config_file is not None or overwrite:
-            raise InputError(
-                "--resume takes its directory and options from the run: leave out --out, --config, --overwrite"
-            )
-        trainer, run = resume(resume_from, **given)
-    else:
+
+    def opened(processes: Processes) -> tuple[Trainer, RunDirectory]:
+        if tensorboard:
+            require_tensorboard()
+        given = {name: value for name, value in options.items() if value is not None}
+        if resume_from is not None:
+            if out is not None or config_file is not None or overwrite:
+                raise InputError(
+                    "--resume takes its directory and options from the run: leave out --out, --config, --overwrite"
+                )
+            return resume(resume_from, **given)
         config, named = _read(config_file, given)
-        trainer, run = start(config, out or named or _default_directory(config), overwrite=overwrite)
-    with board(trainer, run) if tensorboard else nullcontext() as also:
-        status = train_with_progress(trainer, run, Console(stderr=True), also)
-    if status == 0:
-        typer.echo(_summary(run, trainer))
+        directory = out or named
+        if directory is None and may_restart():
+            raise InputError("--max-restarts needs a directory where the run is found again: give --out DIR")
+        return start_or_resume(processes, config, directory or _default_directory(config), overwrite=overwrite)
+
+    with joined() as processes:
+        try:
+            trainer, run = begin(processes, lambda: opened(processes))
+            with board(trainer, run) if tensorboard and processes.first else nullcontext() as also:
+                status = train_with_progress(trainer, run, Console(stderr=True), also)
+        except ElsewhereError:  # that process says it
+            return 2
+        except NonFiniteError:  # on all processes
+            if processes.first:
+                raise
+            return 1
+        if status == 0 and processes.first:
+            typer.echo(_summary(run, trainer))
     return status
 
 
@@ -91,6 +111,6 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
             measured += f"; held-out perplexity {last['heldout_perplexity']:.4g} at the end"
     return (
         f"{trainer.step} steps{measured}\n"
-        f"{run.path}: config.toml, metrics.jsonl, vocabulary.json, weights.safetensors, state.pt\n"
+        f"{run.path}: config.toml, metrics.jsonl, vocabulary.json, weights.safetensors, checkpoints\n"
         f"sample from it: bptt sample {run.path}"
     )

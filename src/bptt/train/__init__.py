@@ -12,9 +12,12 @@ from .batches import Window as Window
 from .config import Config as Config
 from .dataset import Dataset as Dataset
 from .dataset import prepare as prepare
+from .documents import Numbered as Numbered
+from .documents import Texts as Texts
 from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
 from .inspection import record_run as record_run
+from .lanes import Lanes as Lanes
 from .loop import Trainer as Trainer
 from .model import LanguageModel as LanguageModel
 from .records import Record as Record
@@ -24,4 +27,5 @@ from .sampling import generate as generate
 from .session import fit as fit
 from .session import resume as resume
 from .session import start as start
+from .tokenfiles import Tokens as Tokens
 from .vocabulary import Vocabulary as Vocabulary

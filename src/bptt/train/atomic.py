@@ -6,18 +6,23 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write"]
+__all__ = ["SUFFIX", "flush_directory", "sweep", "write"]
+
+SUFFIX = ".part"
+"""Of a file that is being written."""
 
 
-def write(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` so that a crash at any moment leaves the old file or the new one.
+def write(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace `path` by the parts, joined, so that a crash at any moment leaves the old file or the new one.
 
-    Written beside it, flushed to disk, renamed, and the directory flushed. On an error the new file is removed.
+    Written beside it, flushed to disk, renamed, and the directory flushed. On an error the new file is removed; what a
+    killed process leaves, `sweep` finds. Raises OSError.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only the owner can read
@@ -26,6 +31,13 @@ def write(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     flush_directory(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes killed inside `write` have left in a folder, which no live process may be writing to."""
+    if folder.is_dir():
+        for left in folder.glob(f".*{SUFFIX}"):
+            left.unlink(missing_ok=True)
 
 
 def flush_directory(path: Path) -> None:

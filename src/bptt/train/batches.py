@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "Batches", "RandomWindows", "Sequential", "Window"]
+__all__ = ["IGNORE", "Batches", "RandomWindows", "Sequential", "Window", "epoch_generator"]
 
 IGNORE = -100
 """The target where there is nothing to predict; torch's cross_entropy ignores it by default."""
@@ -26,12 +26,23 @@ class Window:
     inputs, targets: int64 `[T, B]`, targets one token ahead, `IGNORE` where there is none.
     fresh: the state before the first step is zero rather than the last window's.
     tokens: targets that count.
+    resets: bool `[T, B]`, where the state is zeroed before a step; None: nowhere.
+    total: targets that count on all ranks together; None: as many as `tokens`.
+    place: (epoch, index) of the window; None: it was asked for by these.
     """
 
     inputs: Tensor
     targets: Tensor
     fresh: bool
     tokens: int
+    resets: Tensor | None = None
+    total: int | None = None
+    place: tuple[int, int] | None = None
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The generator of what is drawn for one epoch: it depends on (seed, epoch) alone."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
 
 class Batches(Protocol):
@@ -126,7 +137,7 @@ class RandomWindows:
     def _starts(self, epoch: int) -> Tensor:
         """Where the windows of an epoch start, in the order they are used."""
         if self._drawn is None or self._drawn[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+            generator = epoch_generator(self.seed, epoch)
             offset = int(torch.randint(self.length, (), generator=generator))
             count = (len(self.ids) - 1 - offset) // self.length
             self._drawn = epoch, offset + self.length * torch.randperm(count, generator=generator)

@@ -46,6 +46,10 @@ _POSITIVE = _Check("a finite number above 0", lambda value: 0 < value < math.inf
 _NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 _FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 _TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
+_SPLIT = _Check(
+    "lines, paragraphs, files or jsonl:FIELD",
+    lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),
+)
 _FILE = _Check("a file name", lambda value: bool(value) and "\0" not in value)
 _THREADS = 1024  # with very many more, OpenMP does not report that it cannot start them: it crashes
 
@@ -70,6 +74,11 @@ class Config:
 
     corpus: str | None = _option(None, _one_of(*CORPORA), f"named corpus to read (or give text); default {DEFAULT}")
     text: str | None = _option(None, _FILE, "UTF-8 file to read (or give corpus)")
+    documents: str | None = _option(
+        None,
+        _SPLIT,
+        "what is a document, with a state of its own: lines, paragraphs, files (text: a directory), jsonl:KEY",
+    )
     preprocess: str = _option("none", _one_of(*PREPROCESSORS), "letters: keep lower-case letters and single spaces")
     tokens: str = _option("char", _one_of("char", "word"), "what a token is; words are what white space separates")
     min_count: int = _option(1, _at_least(1), "tokens seen less often in the training text become <unk>")
@@ -92,6 +101,7 @@ class Config:
     steps: int | None = _option(None, _at_least(1), "optimiser steps in all (or give epochs)")
     epochs: int | None = _option(None, _at_least(1), "passes over the training text (or give steps); default 10")
     batch: int = _option(32, _at_least(1), "lanes B")
+    accumulate: int = _option(1, _at_least(1), "windows per optimiser step, one after another")
     seq_length: int = _option(64, _at_least(1), "steps T of a window; no gradient crosses into the last window")
     batching: str = _option(
         "sequential", _one_of("sequential", "random"), "contiguous lanes and carried state, or random windows"
@@ -114,6 +124,7 @@ class Config:
     log_every: int = _option(50, _at_least(1), "steps between lines of metrics.jsonl")
     eval_every: int = _option(500, _at_least(1), "steps between measurements on the held-out text")
     save_every: int = _option(500, _at_least(1), "steps between checkpoints")
+    keep: int = _option(3, _at_least(1), "checkpoints that stay; the older ones are removed")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -122,6 +133,12 @@ class Config:
             first, second = getattr(self, one), getattr(self, other)
             if first is not None and second is not None:
                 raise InputError(f"give {one} or {other}, not both: got {one}={first} and {other}={second}")
+        if self.documents is not None:
+            for name, only in (("corpus", None), ("limit", 0), ("batching", "sequential")):
+                if getattr(self, name) != only:
+                    raise InputError(f"documents={self.documents} goes without {name}: got {getattr(self, name)}")
+            if self.text is None:
+                raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
         if self.nonlinearity is not None and self.cell != "rnn":
             raise InputError(f"nonlinearity is for cell=rnn: got nonlinearity={self.nonlinearity} and cell={self.cell}")
         if self.steps is None and self.epochs is None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "NonFiniteError"]
+__all__ = ["DamagedError", "InputError", "NonFiniteError"]
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: an option, a text, a run directory, a missing extra."""
+
+
+class DamagedError(InputError):
+    """A checkpoint was cut short or altered since it was written."""
 
 
 class NonFiniteError(ArithmeticError):

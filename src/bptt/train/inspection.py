@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..flow import Recording
-from .batches import Sequential
 from .dataset import prepare
 from .errors import InputError
 from .loop import Trainer
@@ -41,11 +40,12 @@ def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = 
             f"the text to measure on is too short: {len(ids)} tokens, of which {lanes} lanes of {steps} steps need "
             f"{steps * lanes + 1}; give fewer --steps or --lanes"
         )
-    windows = Sequential(ids, steps, lanes)
-    if config.batching != "sequential" or len(ids) < 2 * steps * lanes + 1:
-        return record_window(model, windows.window(0, 0), None)
+    windows = dataset.in_order(ids, lanes, steps)
+    first = windows.window(0, 0)
+    if config.batching != "sequential" or len(ids) < 2 * steps * lanes + 1 or windows.windows(0) < 2:
+        return record_window(model, first, None)
     with torch.no_grad():
-        _, state = model(windows.window(0, 0).inputs.to(device))
+        _, state = model(first.inputs.to(device), None, None if first.resets is None else first.resets.to(device))
     return record_window(model, windows.window(0, 1), state)
 
 

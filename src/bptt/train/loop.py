@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -11,51 +13,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..flow import Finding, adapt, watch
+from ..flow import Diagnosis, Finding, adapt, watch
 from ..policies import Adaptive
-from .batches import IGNORE, Batches, RandomWindows, Sequential, Window
-from .config import Config, bad_device
+from .batches import IGNORE, Batches, Window
+from .carried import finite, gathered, lanes_of, to
+from .config import Config
 from .dataset import Dataset
 from .errors import InputError, NonFiniteError
-from .model import LanguageModel, State, detach, record_window
+from .model import State, detach, record_window
+from .network import build_model
+from .processes import ALONE, Processes, first_cause, quiet
 from .records import Meter, Record, Step, perplexity
 
-__all__ = ["TOO_MANY", "Trainer", "build_model"]
+__all__ = ["TOO_MANY", "Trainer"]
 
 TOO_MANY = 10
 """Steps in a row that are not finite, after which a run stops that would skip them."""
-
-
-def build_model(config: Config, size: int) -> LanguageModel:
-    """The network of a run over `size` tokens. Raises InputError for options that do not go together."""
-    _try_device(config)
-    try:
-        model = LanguageModel(
-            size,
-            cell=config.cell,
-            nonlinearity=config.nonlinearity,
-            layers=config.layers,
-            hidden=config.hidden,
-            embedding=config.embedding,
-            dropout=config.dropout,
-            gradient=config.gradient,
-            memory=config.memory,
-            kernel=config.kernel,
-        )
-        model = model.to(device=config.device, dtype=getattr(torch, config.dtype)).eval()
-        with torch.no_grad():  # a kernel that refuses: heard of before anything is written
-            model(torch.zeros(1, 1, dtype=torch.int64, device=config.device))
-        return model
-    except (ValueError, RuntimeError) as error:
-        raise InputError(str(error).splitlines()[0]) from error
-
-
-def _try_device(config: Config) -> None:
-    """Raise InputError for a device that cannot hold a number of the dtype and give it back (`meta` cannot)."""
-    try:
-        torch.zeros((), device=config.device, dtype=getattr(torch, config.dtype)).cpu()
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # all are ways of torch to say no
-        raise bad_device(config.device, error) from error
 
 
 class Trainer:
@@ -64,8 +37,12 @@ class Trainer:
     Seeds torch's generator with `config.seed`, and sets torch's thread count where `config.threads` is not 0: both
     are the process's, not this object's.
 
-    The loss of a step is the summed NLL divided by the number of tokens of a *full* window, so that every token
-    weighs the same, those of a shorter last window included.
+    A step reads `accumulate` windows; the last step of an epoch may have fewer. Its loss is the summed NLL divided by
+    the number of tokens of as many *full* windows, so that every token weighs the same, those of a shorter last window
+    or step included.
+
+    One process alone, until `join`: then several read the lanes of the same windows, and a step is the same step.
+    `Step` and `Record` are those of all; what is measured of the gradient's reach is the first process's.
 
     doctor: what watches the steps (`bptt.flow.watch`). skipped, in_a_row: steps that were not finite and not applied,
     in all and since the last one that was.
@@ -79,11 +56,11 @@ class Trainer:
         self.model = build_model(config, len(dataset.vocabulary))
         optimiser = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
         self.optimiser: torch.optim.Optimizer = optimiser(self.model.parameters(), lr=config.learning_rate)
-        self.batches: Batches = (
-            Sequential(dataset.train, config.seq_length, config.batch)
-            if config.batching == "sequential"
-            else RandomWindows(dataset.train, config.seq_length, config.batch, config.seed)
-        )
+        self.processes = ALONE
+        self.replica: torch.nn.Module = self.model  # what a training step calls in the model's place
+        self._others: list[dict[str, Any]] = []  # generators of the other processes in the checkpoint
+        self.batches: Batches = dataset.batches(config)
+        self.whole = self.batches  # of all processes
         self.step = self.epoch = self.index = 0  # index: windows of this epoch that are done
         self.carry: State = None
         self.meter, self.epoch_meter = Meter(), Meter()
@@ -99,7 +76,8 @@ class Trainer:
         """Steps of the whole run."""
         if self.config.steps is not None:
             return self.config.steps
-        return sum(self.batches.windows(epoch) for epoch in range(self.config.epochs or 0))
+        windows = (self.batches.windows(epoch) for epoch in range(self.config.epochs or 0))
+        return sum(-(-count // self.config.accumulate) for count in windows)
 
     @property
     def finished(self) -> bool:
@@ -107,6 +85,19 @@ class Trainer:
         if self.config.steps is not None:
             return self.step >= self.config.steps
         return self.epoch >= (self.config.epochs or 0)
+
+    def join(self, processes: Processes) -> None:
+        """Be one of several processes from now on, each with its share of the lanes and the state carried in them.
+
+        All do so at the same step; those that are not the first then `restore` the first one's state. What they draw
+        comes from generators seeded with `config.seed` + rank, until a checkpoint tells them where they stood.
+        """
+        processes.check(self.config)
+        self.processes, self.batches = processes, processes.share(self.batches)
+        self.carry = lanes_of(self.carry, processes)
+        self.replica = processes.replica(self.model)
+        if not processes.first:
+            torch.manual_seed(self.config.seed + processes.rank)
 
     def run(self) -> Iterator[Step]:
         """Take the steps that remain, one per item."""
@@ -121,35 +112,36 @@ class Trainer:
         raises NonFiniteError with the diagnosis.
         """
         started = perf_counter()
-        window = self.batches.window(self.epoch, self.index)
-        start = None if window.fresh else self.carry
+        end = min(self.index + self.config.accumulate, self.batches.windows(self.epoch))
+        windows = [self.batches.window(self.epoch, index) for index in range(self.index, end)]
+        start = None if windows[0].fresh else self.carry
         if self.adapts and self.step % self.config.adapt_every == 0:
-            self._adapt(window, start)
+            self._adapt(start)
         self.model.train()
         self.optimiser.zero_grad()
-        nll, carry = self._nll(window.inputs, window.targets, start)
-        (nll / self.batches.full).backward()
+        mine, carry, diagnosis = self._accumulate(windows, start)
         parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        total, grad_norm = float(nll.detach()), float(norm)
-        diagnosis = self.doctor.check(total, grad_norm=grad_norm)
-        clipped = diagnosis is None and 0 < self.config.clip < grad_norm
-        if diagnosis is None:
+        grad_norm = float(norm)
+        diagnosis = diagnosis or self.doctor.check(mine, grad_norm=grad_norm)
+        failed = self.processes.any(diagnosis is not None)
+        total, tokens = self.processes.sum(mine), sum(map(_tokens, windows))
+        clipped = not failed and 0 < self.config.clip < grad_norm
+        if not failed:
             if clipped:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
             self.optimiser.step()
-            self.carry, self.in_a_row = detach(carry), 0
+            self.carry, self.in_a_row = carry, 0
         else:
-            self._findings += diagnosis.findings
-            self._refuse(f"loss {total / window.tokens:g}, gradient norm {grad_norm:g}: not finite; {diagnosis}")
-            self.carry = detach(carry) if _finite(carry) else start
-        self.step, self.index = self.step + 1, self.index + 1
+            cause, where = first_cause(diagnosis, self.processes)
+            self._findings += cause.findings
+            self._refuse(f"loss {total / tokens:g}, gradient norm {grad_norm:g}: not finite{where}; {cause}")
+            self.carry = start if self.processes.any(not finite(carry)) else carry
+        self.step, self.index = self.step + 1, end
         if self.index == self.batches.windows(self.epoch):
             self.epoch, self.index = self.epoch + 1, 0
         seconds = perf_counter() - started
-        step = Step(
-            self.step, self.epoch, total, window.tokens, grad_norm, clipped, seconds, skipped=diagnosis is not None
-        )
+        step = Step(self.step, self.epoch, total, tokens, grad_norm, clipped, seconds, skipped=failed)
         self.meter.add(step)
         self.epoch_meter.add(step)
         if self.index == 0:
@@ -158,10 +150,34 @@ class Trainer:
             self.epoch_meter = Meter()
         return step
 
-    def _adapt(self, window: Window, start: State) -> None:
-        """Measure anew how far the gradient must reach, with dropout off, so that nothing is drawn."""
+    def _accumulate(self, windows: list[Window], state: State) -> tuple[float, State, Diagnosis | None]:
+        """Add up the gradients of windows that follow one another.
+
+        Returns the summed NLL of this process's lanes, the state after them, and what is not finite in a window before
+        the last, which the doctor would not see any more after it. The processes add up their gradients once, with the
+        last window's.
+        """
+        several = min(self.config.accumulate, self.batches.windows(0))
+        full = self.batches.full * several / self.processes.world  # the replica takes the mean over the processes
+        total, diagnosis = 0.0, None
+        for number, window in enumerate(windows, start=1):
+            last = number == len(windows)
+            with nullcontext() if last else quiet(self.replica):
+                nll, state = self._nll(self.replica, window, None if window.fresh else state)
+                (nll / full).backward()
+            value, state = float(nll.detach()), detach(state)
+            total += value
+            if not last and diagnosis is None and not (math.isfinite(value) and finite(state)):
+                diagnosis = self.doctor.check(value)
+        return total, state, diagnosis
+
+    def _adapt(self, start: State) -> None:
+        """Measure anew how far the gradient must reach, on all lanes, with dropout off, so that nothing is drawn."""
         self.model.eval()
-        adapt(record_window(self.model, window, start))
+        window = self.whole.window(self.epoch, self.index)
+        adapt(record_window(self.model, window, to(self._whole(start), self.config.device)))
+        if self.processes.world > 1:  # machines that round differently must not go different ways
+            self.model.recurrent.gradient = self.processes.of_first(str(self.model.recurrent.gradient))
 
     def _refuse(self, what: str) -> None:
         """Count a step that is not finite. Raises NonFiniteError where the run stops."""
@@ -178,18 +194,19 @@ class Trainer:
         return taken
 
     def evaluate(self, ids: Tensor) -> float:
-        """Mean NLL in nats per predicted token over `ids` `[N]`, every token but the first predicted once.
+        """Mean NLL in nats per predicted token over `ids` `[N]`, every token but a document's first predicted once.
 
         Read in at most `batch` contiguous lanes, each with a fresh state at its start, carried through to its end.
         """
-        windows = Sequential(ids, self.config.seq_length, min(self.config.batch, len(ids) - 1))
+        windows = self.processes.share(self.dataset.in_order(ids, self.config.batch, self.config.seq_length))
         total, tokens, state = 0.0, 0, None
         self.model.eval()
         with torch.no_grad():
-            for window in windows:
-                nll, state = self._nll(window.inputs, window.targets, state)
-                total, tokens = total + float(nll), tokens + window.tokens
-        return total / tokens
+            for index in range(windows.windows(0)):
+                window = windows.window(0, index)
+                nll, state = self._nll(self.model, window, state)
+                total, tokens = total + float(nll), tokens + _tokens(window)
+        return self.processes.sum(total) / tokens
 
     def record(self, heldout: bool) -> Record:
         """Means since the last record, which start anew.
@@ -218,23 +235,28 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Any]:
-        """Everything that `restore` needs to go on bit for bit: tensors, numbers and text only."""
-        state = {
+        """Everything that `restore` needs to go on bit for bit: tensors, numbers and text only.
+
+        Of several processes all must ask for it. It holds all lanes and all generators; any number can go on from it.
+        """
+        state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "gradient": str(self.model.recurrent.gradient),  # an adaptive one has the window in use
-            "carry": self.carry,
+            "carry": self._whole(self.carry),
             "position": {"step": self.step, "epoch": self.epoch, "index": self.index},
             "skipped": {"in_all": self.skipped, "in_a_row": self.in_a_row},
             "doctor": self.doctor.state(),
             "meter": asdict(self.meter),
             "epoch_meter": asdict(self.epoch_meter),
             "epoch_perplexity": self.epoch_perplexity,
-            "generator": torch.get_rng_state(),
             "sha256": self.dataset.sha256,
+            **self._generators(),
         }
-        if self.model.output.weight.is_cuda:
-            state["device_generator"] = torch.cuda.get_rng_state(self.config.device)
+        if self.processes.world > 1:
+            self._others = self.processes.gather(self._generators())[1:]
+        if self._others:
+            state["other_processes"] = self._others
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -246,7 +268,7 @@ class Trainer:
         except RuntimeError as error:
             raise InputError(f"the checkpoint does not fit the configuration: {' '.join(str(error).split())}") from None
         self.optimiser.load_state_dict(state["optimiser"])
-        self.carry = _to(state["carry"], self.config.device)
+        self.carry = to(lanes_of(state["carry"], self.processes), self.config.device)
         self.step, self.epoch, self.index = (state["position"][name] for name in ("step", "epoch", "index"))
         self.meter, self.epoch_meter = Meter(**state["meter"]), Meter(**state["epoch_meter"])
         self.epoch_perplexity = state["epoch_perplexity"]
@@ -254,26 +276,36 @@ class Trainer:
             self.model.recurrent.gradient = state["gradient"]
             self.skipped, self.in_a_row = state["skipped"]["in_all"], state["skipped"]["in_a_row"]
             self.doctor.restore(state["doctor"])
-        torch.set_rng_state(state["generator"])
-        if "device_generator" in state and self.model.output.weight.is_cuda:
-            torch.cuda.set_rng_state(state["device_generator"], self.config.device)
+        self._others = state.get("other_processes", [])
+        every = [state, *self._others]
+        if self.processes.rank < len(every):
+            drawn = every[self.processes.rank]
+            torch.set_rng_state(drawn["generator"])
+            if "device_generator" in drawn and self.model.output.weight.is_cuda:
+                torch.cuda.set_rng_state(drawn["device_generator"], self.config.device)
 
-    def _nll(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
-        """Summed NLL `[]` of a window, and the state after it."""
-        inputs, targets = inputs.to(self.config.device), targets.to(self.config.device)
-        logits, state = self.model(inputs, state)
-        nll = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-        return nll, state
+    def _generators(self) -> dict[str, Tensor]:
+        """Where this process's random generators stand."""
+        states = {"generator": torch.get_rng_state()}
+        if self.model.output.weight.is_cuda:
+            states["device_generator"] = torch.cuda.get_rng_state(self.config.device)
+        return states
+
+    def _whole(self, carry: State) -> State:
+        """The state of all processes' lanes, from this process's."""
+        if self.processes.world > 1 and self.config.batching == "random":
+            return None  # not carried; and a last batch may leave a process without a lane
+        return gathered(carry, self.processes)
+
+    def _nll(self, model: torch.nn.Module, window: Window, state: State) -> tuple[Tensor, State]:
+        """Summed NLL `[]` of a window, and the state after it. model: the model or its replica."""
+        device = self.config.device
+        resets = () if window.resets is None else (window.resets.to(device),)
+        logits, state = model(window.inputs.to(device), state, *resets)
+        targets = window.targets.to(device).flatten()
+        return cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"), state
 
 
-def _to(state: State, device: str) -> State:
-    """The same state on a device."""
-    if state is None:
-        return None
-    return state.to(device) if isinstance(state, Tensor) else (state[0].to(device), state[1].to(device))
-
-
-def _finite(state: State) -> bool:
-    """Whether all of a state is finite."""
-    states = () if state is None else (state,) if isinstance(state, Tensor) else state
-    return all(bool(torch.isfinite(s).all()) for s in states)
+def _tokens(window: Window) -> int:
+    """Targets that count, over all processes."""
+    return window.tokens if window.total is None else window.total

@@ -59,13 +59,17 @@ class LanguageModel(torch.nn.Module):
         )
         self.output = torch.nn.Linear(hidden, size)
 
-    def forward(self, ids: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Logits `[T, B, V]` and the final state, from tokens int64 `[T, B]` and an initial state (zero if None)."""
+    def forward(self, ids: Tensor, state: State = None, resets: Tensor | None = None) -> tuple[Tensor, State]:
+        """Logits `[T, B, V]` and the final state, from tokens int64 `[T, B]` and an initial state (zero if None).
+
+        resets: bool `[T, B]`, where the state is zeroed before a step: at the starts of documents.
+        """
         if self.embedding is None:
             x = one_hot(ids, self.size).to(self.output.weight.dtype)
         else:
             x = self.dropout(self.embedding(ids))
-        y, state = self.recurrent(x, state)
+        given = {} if resets is None else {"resets": resets}
+        y, state = self.recurrent(x, state, **given)
         return self.output(self.dropout(y)), state
 
 
@@ -82,7 +86,7 @@ def record_window(model: LanguageModel, window: Window, state: State) -> Recordi
     targets = window.targets.to(device).flatten()
     return record(
         model,
-        (window.inputs.to(device), state),
+        (window.inputs.to(device), state, None if window.resets is None else window.resets.to(device)),
         lambda output: cross_entropy(output[0].flatten(0, 1), targets, ignore_index=IGNORE),
     )
 

@@ -10,8 +10,8 @@ import torch
 from .config import Config
 from .corpus import PREPROCESSORS
 from .errors import InputError
-from .loop import build_model
 from .model import LanguageModel, State
+from .network import build_model
 from .rundir import RunDirectory
 from .vocabulary import UNKNOWN, Vocabulary, tokenize
 

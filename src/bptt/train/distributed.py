@@ -1,0 +1,61 @@
+"""A run of several processes that torchrun started: the first opens it, the others follow; restarts find it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from .config import Config
+from .dataset import prepare
+from .loop import Trainer
+from .processes import Processes
+from .rundir import RunDirectory
+from .session import located, resume, start
+
+__all__ = ["begin", "start_or_resume"]
+
+
+def begin(processes: Processes, opening: Callable[[], tuple[Trainer, RunDirectory]]) -> tuple[Trainer, RunDirectory]:
+    """Open a run for all processes, which then `fit` it together.
+
+    opening: `start` or `resume` with their arguments; called by the first process alone, so that no other needs the run
+    directory. All need the text.
+
+    Raises what `opening` raises; InputError for a text that is not the first one's, or options for fewer processes;
+    ElsewhereError on the processes that are not to blame.
+    """
+    opened = None
+    with processes.together():
+        if processes.first:
+            opened = opening()
+            processes.check(opened[0].config)
+    if processes.world == 1 and opened is not None:
+        return opened
+    whole = None if opened is None else (asdict(opened[0].config), str(opened[1].path), opened[0].state())
+    options, path, state = processes.of_first(whole)
+    with processes.together():
+        if opened is None:
+            config = Config(**options)
+            processes.take_device(config)
+            opened = Trainer(config, prepare(config)), RunDirectory(Path(path))
+    trainer, run = opened
+    trainer.join(processes)
+    with processes.together():
+        if not processes.first:
+            trainer.restore(state)
+    return trainer, run
+
+
+def start_or_resume(
+    processes: Processes, config: Config, path: Path, *, overwrite: bool = False
+) -> tuple[Trainer, RunDirectory]:
+    """`start`; but `resume`, where torchrun has started the processes again and `path` holds the very run.
+
+    Raises what these raise: InputError, where the directory holds another run and overwrite is False.
+    """
+    processes.check(config)
+    run = RunDirectory(path)
+    if processes.restarted and run.config_file.is_file() and run.config() == located(config):
+        return resume(path)
+    return start(config, path, overwrite=overwrite)

@@ -1,0 +1,256 @@
+"""Documents of any lengths in B lanes: the state is carried within a document and reset at its start.
+
+Legend: T steps per window, B lanes over all ranks, n tokens of a document, which are n - 1 predictions.
+
+Where each document lies follows from the lengths alone (`packing`), so every rank and every data-loader worker works it
+out for itself, and reads only what its own windows hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from .batches import IGNORE, Window, epoch_generator
+from .packing import Packing
+from .processes import Processes
+
+__all__ = ["Documents", "Lanes"]
+
+
+class Documents(Protocol):
+    """Documents by number: what has their count and gives each one."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Token ids `[n]`: with a length, to be sliced."""
+        ...
+
+
+class Lanes(IterableDataset[Window]):
+    """Windows `[T, B]` over many documents: each token but a document's first is predicted exactly once an epoch.
+
+    A lane whose document has ended takes the next one at the very next step, with `resets` True there and nowhere else.
+    At the end of an epoch lanes that have run out are padded (input 0, target `IGNORE`), and the last window is
+    shorter. Documents of fewer than 2 tokens predict nothing and are passed over.
+
+    documents: a sequence, each item the token ids of a document: a list, an integer array or tensor, or anything with
+    a length of which slices can be taken (see `bptt.train.documents`; only the slices in use are read). Or an iterable
+    that yields such items anew each time, possibly without end: an epoch is then one pass, in its own order.
+    lanes: B, over all ranks. length: T.
+    shuffle: a new order every epoch, which depends on (seed, epoch) alone; for sequences.
+    epochs: how many an iteration goes through; None: without end.
+    rank, world: this process's number and how many there are; it gets its lanes (`bptt.train.processes`) of the very
+    windows that one process would get. All ranks have as many windows: where the lanes of one have run out, its
+    `tokens` is 0, while `total` counts all ranks and is never 0. Each rank and each worker works through all lengths,
+    so an iterable is read in full by each of them.
+
+    A step's loss is the summed NLL over `full` (on every rank; gradients are summed over ranks, so where they are
+    averaged, times `world`): every token weighs the same.
+
+    Under `torch.utils.data.DataLoader(lanes, batch_size=None, num_workers=n)` worker w makes every n-th window from
+    the w-th on: the windows that arrive are the same, in the same order, for every n.
+
+    A position is (epoch, index) and nothing else, so a run can go on at any window (`state`, `restore`), also with
+    another number of ranks or workers. Going there takes a pass over the lengths before it.
+
+    skipped: documents of fewer than 2 tokens, None for an iterable.
+
+    Raises TypeError for documents that are neither, or are an iterator, which could be read only once, and ValueError
+    for impossible numbers, for ranks without a lane, and for documents that predict nothing.
+
+    >>> lanes = Lanes([[1, 2, 3], [4, 5], [6, 7, 8, 9], [0]], lanes=2, length=3)
+    >>> for w in lanes:
+    ...     print(w.inputs.T.tolist(), w.targets.T.tolist(), w.resets.int().T.tolist(), w.tokens)
+    [[1, 2, 0], [4, 6, 7]] [[2, 3, -100], [5, 7, 8]] [[1, 0, 0], [1, 1, 0]] 5
+    [[0], [8]] [[-100], [9]] [[0], [0]] 1
+    """
+
+    def __init__(
+        self,
+        documents: Documents | Iterable[Any],
+        lanes: int,
+        length: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        epochs: int | None = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        for name, value in (("lanes", lanes), ("length", length), ("world", world), ("epochs", epochs)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1: got {value}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank must be in [0, {world}) for world={world}: got {rank}")
+        if lanes < world:
+            raise ValueError(f"lanes must be at least world={world}, one for each rank: got {lanes}")
+        self.documents, self.lanes, self.length = documents, lanes, length
+        self.shuffle, self.seed, self.epochs = shuffle, seed, epochs
+        self.share = range(lanes)[Processes(rank, world).lanes(lanes)]
+        self.sizes: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self.skipped: int | None = None
+        if hasattr(documents, "__len__") and hasattr(documents, "__getitem__"):
+            self.sizes = _sizes(documents)
+            self.skipped = int((self.sizes < 2).sum())
+            if self.skipped == len(self.sizes):
+                raise ValueError(f"documents must hold one of at least 2 tokens: got {self.skipped} shorter ones")
+        elif not isinstance(documents, Iterable) or isinstance(documents, Iterator):
+            raise TypeError(
+                "documents must be a sequence, or an iterable that can be read more than once: "
+                f"got {type(documents).__name__}"
+            )
+        elif shuffle:
+            raise ValueError("shuffle=True is for a sequence of documents: an iterable comes in its own order")
+        self._start = (0, 0)
+        self._at: tuple[int, Packing] | None = None
+        self._counted: tuple[int, int] | None = None
+
+    @property
+    def full(self) -> int:
+        """What a step's summed loss is divided by: the predictions, over all ranks, of a window without padding.
+
+        Of a sequence that has fewer in all: these.
+        """
+        return self.lanes * self.length if self.tokens is None else min(self.lanes * self.length, self.tokens)
+
+    @property
+    def tokens(self) -> int | None:
+        """Predictions of an epoch, over all ranks; None for an iterable."""
+        return None if self.sizes is None else int((self.sizes - 1).clip(min=0).sum())
+
+    def windows(self, epoch: int) -> int:
+        """Windows of an epoch (from 0), the same on all ranks. Raises TypeError for an iterable: it may have no end."""
+        if self.sizes is None:
+            raise TypeError("windows are counted for a sequence of documents: an iterable may have no end")
+        epoch = epoch if self.shuffle else 0
+        if self._counted is None or self._counted[0] != epoch:
+            packing = self._pack(epoch)
+            packing.seek(None)
+            self._counted = epoch, -(-packing.end // self.length)
+        return self._counted[1]
+
+    def window(self, epoch: int, index: int) -> Window:
+        """One window. Raises IndexError past the last. Windows asked for in order cost only their own reading."""
+        if self._at is None or self._at[0] != epoch or self._at[1].index > index:
+            self._at = epoch, self._pack(epoch)
+        packing = self._at[1]
+        if index < 0 or not packing.seek(index):
+            raise IndexError(f"epoch {epoch} has no window {index}")
+        return self._window(packing, epoch)
+
+    def __iter__(self) -> Iterator[Window]:
+        """The windows from the position that `restore` set (else the first) to the end of the last epoch."""
+        worker = get_worker_info()
+        workers, mine = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        epoch, index = self._start
+        count = 0
+        while self.epochs is None or epoch < self.epochs:
+            packing = self._pack(epoch)
+            while packing.seek(index):
+                if count % workers == mine:
+                    yield self._window(packing, epoch)
+                count, index = count + 1, index + 1
+            if packing.end == 0:
+                raise ValueError("documents must yield one of at least 2 tokens: got none in a whole pass")
+            epoch, index = epoch + 1, 0
+
+    def state(self, after: Window | None = None) -> dict[str, Any]:
+        """What `restore` needs: the position behind a window, and what that position means. Numbers and None only.
+
+        after: the last window that was used, so that windows a loader has read ahead do not count; None: the position
+        from which an iteration starts.
+        """
+        epoch, index = self._start
+        if after is not None:
+            if after.place is None:
+                raise ValueError("after must be a window of Lanes: got one without a place")
+            epoch, index = after.place[0], after.place[1] + 1
+        return {"epoch": epoch, "index": index} | self._meaning()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Let iterations start where `state` was taken. Raises ValueError for a state of other documents or lanes."""
+        for name, value in self._meaning().items():
+            if state.get(name) != value:
+                raise ValueError(f"state must be of lanes with {name}={value}: got {name}={state.get(name)}")
+        epoch, index = state.get("epoch"), state.get("index")
+        if type(epoch) is not int or type(index) is not int or epoch < 0 or index < 0:
+            raise ValueError(f"state must hold an epoch and an index of at least 0: got {epoch!r} and {index!r}")
+        self._start = epoch, index
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker is sent: not where `window` stands, since a stream in use cannot be sent."""
+        return self.__dict__ | {"_at": None}
+
+    def _meaning(self) -> dict[str, Any]:
+        """What must be the same for a position to be the same."""
+        count = None if self.sizes is None else len(self.sizes)
+        names = ("lanes", "length", "shuffle", "seed")
+        return {name: getattr(self, name) for name in names} | {"documents": count, "tokens": self.tokens}
+
+    def _pack(self, epoch: int) -> Packing:
+        return Packing(self._items(epoch), self.lanes, self.length, self.share)
+
+    def _items(self, epoch: int) -> Iterator[tuple[Any, int]]:
+        """(document, tokens) in the order of an epoch; of a sequence its number stands for the document."""
+        if self.sizes is None:
+            return ((document, len(document)) for document in cast(Iterable[Any], self.documents))
+        if not self.shuffle:
+            return enumerate(self.sizes.tolist())
+        order = torch.randperm(len(self.sizes), generator=epoch_generator(self.seed, epoch)).numpy()
+        return zip(order.tolist(), self.sizes[order].tolist(), strict=True)
+
+    def _window(self, packing: Packing, epoch: int) -> Window:
+        """The window where the packing stands, this rank's lanes."""
+        first = packing.index * self.length
+        last = min(first + self.length, packing.end)
+        shape = last - first, len(self.share)
+        inputs = torch.zeros(shape, dtype=torch.int64)
+        targets = torch.full(shape, IGNORE)
+        resets = torch.zeros(shape, dtype=torch.bool)
+        for piece in packing.pieces:
+            if piece.document is None:  # opened once, by those who read it
+                known = self.sizes is not None
+                piece.document = cast(Documents, self.documents)[piece.item] if known else piece.item
+            lane = piece.lane - self.share.start
+            start, stop = max(piece.start, first), min(piece.stop, last)
+            if start >= stop:
+                continue
+            ids = _ids(piece.document[start - piece.start : stop - piece.start + 1], stop - start + 1)
+            inputs[start - first : stop - first, lane] = ids[:-1]
+            targets[start - first : stop - first, lane] = ids[1:]
+            if start == piece.start:
+                resets[start - first, lane] = True
+        tokens = int((targets != IGNORE).sum())
+        total = sum(min(free, last) - first for free, _ in packing.free if free > first)
+        return Window(inputs, targets, packing.index == 0, tokens, resets, total, (epoch, packing.index))
+
+
+def _sizes(documents: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Tokens of each document; asked of the sequence if it knows, which saves opening each."""
+    known = getattr(documents, "sizes", None)
+    return np.fromiter(map(len, documents), np.int64, len(documents)) if known is None else np.asarray(known)
+
+
+def _ids(values: Any, count: int) -> Tensor:
+    """Token ids as int64 `[count]`."""
+    if not isinstance(values, Tensor):
+        array = np.asarray(values)
+        # widened: torch knows no byte order but its own; copied: what lies on a file may be read-only
+        values = torch.from_numpy(array.astype(np.int64)) if array.dtype.kind in "iu" else array
+    if not isinstance(values, Tensor) or values.dtype not in _INTEGERS or values.shape != (count,):
+        raise ValueError(f"documents must be whole numbers [n]: got {values.dtype} {list(values.shape)}, n = {count}")
+    if int(values.min()) < 0:
+        raise ValueError(f"documents must be token ids of at least 0: got {int(values.min())}")
+    return values.to("cpu", torch.int64)
+
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

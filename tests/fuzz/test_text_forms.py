@@ -1,0 +1,129 @@
+"""Text that a user writes, options and policies: any text gives what it names, or an error of ours."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bptt import memory, policies
+from bptt.train import Config, InputError
+
+NAMES = [entry.name for entry in fields(Config)]
+VALUES: st.SearchStrategy[Any] = st.one_of(
+    st.integers(-3, 5),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=10),
+    st.sampled_from(["full", "chunked:3", "truncated:4/2", "adaptive:0.5,max=9", "lstm", "rnn", "relu", "sgd", "cpu"]),
+    st.dates(),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+def read(text: str) -> Config | None:
+    """None for a file that is refused; one that is not is written and read again."""
+    try:
+        config = Config.from_toml(text, "file")
+    except InputError as error:
+        message = str(error)
+    else:
+        assert Config.from_toml(config.to_toml(), "file") == config
+        return config
+    assert message.startswith("file")
+    return None
+
+
+@given(st.text())
+def test_any_text_for_a_file_of_options(text: str):
+    read(text)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), VALUES, max_size=3))
+@settings(max_examples=300)
+def test_any_values_for_the_options(entries: dict[str, Any]):
+    config = read(tomli_w.dumps(entries))
+    if config is None:
+        return
+    assert set(entries) <= {*NAMES, *(name.replace("_", "-") for name in NAMES), "optimizer"}
+    for name, value in entries.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            assert asdict(config)[name.replace("-", "_")] == value
+
+
+NUMBERS = [
+    "0",
+    "1",
+    "2",
+    "7",
+    "35",
+    "007",
+    "+4",
+    "-3",
+    "0.5",
+    ".5",
+    "1e-400",
+    "1e999",
+    "nan",
+    "٣",
+    "9" * 30,
+    "9" * 5000,
+    "",
+]
+PIECES = [
+    *("full", "chunked:", "truncated:", "randomized:", "adaptive:", "mean=", "tail=", "max=", "every=", "window="),
+    *("checkpoints", ":", "steps=", "bytes=", "gates", "states", "auto"),
+    *(",", "/", "=", " ", "\n", "\0"),
+]
+numbers = st.sampled_from(NUMBERS)
+FORMS = st.one_of(
+    st.lists(st.sampled_from(PIECES) | numbers, max_size=9).map("".join),
+    st.builds("chunked:{}".format, numbers),
+    st.builds("truncated:{}/{}".format, numbers, numbers),
+    st.builds("randomized:{},{}".format, numbers, numbers),
+    st.builds("randomized:mean={},tail={}".format, numbers, numbers),
+    st.builds("adaptive:{},max={},every={},window={}".format, numbers, numbers, numbers, numbers),
+    st.builds("checkpoints:{}={}".format, st.sampled_from(["steps", "bytes"]), numbers),
+    st.text(),
+)
+
+
+@given(FORMS)
+@settings(max_examples=500)
+def test_any_text_for_a_policy(text: str):
+    try:
+        policy = policies.parse(text)
+    except ValueError:
+        return
+    assert policies.parse(str(policy)) == policy
+
+
+@given(FORMS)
+@settings(max_examples=500)
+def test_any_text_for_what_is_kept(text: str):
+    try:
+        kept = memory.parse(text)
+    except ValueError:
+        return
+    assert memory.parse(str(kept)) == kept
+
+
+counts = st.integers(1, 10**9)
+shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+@st.composite
+def adaptive(draw: st.DrawFn) -> policies.Adaptive:
+    every, more, most = sorted(draw(st.tuples(counts, counts, counts)))
+    return policies.Adaptive(draw(shares), most, every, window=draw(st.none() | st.just(more)))
+
+
+@given(adaptive())
+def test_the_text_form_of_an_adaptive_policy(policy: policies.Adaptive):
+    """The others are in test_properties.py."""
+    assert policies.parse(str(policy)) == policy

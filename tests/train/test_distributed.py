@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+from contextlib import redirect_stdout
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import HashStore
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from bptt.cli import main
+from bptt.flow import Diagnosis, Finding
+from bptt.flow._doctor_findings import Place
+from bptt.train import Config, InputError, NonFiniteError, RunDirectory, Trainer, fit, prepare, resume, start
+from bptt.train.batches import IGNORE, RandomWindows, Sequential
+from bptt.train.distributed import begin, start_or_resume
+from bptt.train.processes import ALONE, ElsewhereError, Processes, Shared, own_part
+
+from .forked import forked, server
+from .tiny import TEXT, tiny, write_text
+
+EXACT = {"dtype": "float64", "optimiser": "sgd", "learning_rate": 0.5, "clip": 0.3}
+
+CASES: list[dict[str, Any]] = [
+    {"cell": "rnn", "batch": 5},
+    {"cell": "gru", "batch": 4, "accumulate": 3},
+    {"cell": "lstm", "batch": 5, "accumulate": 2, "layers": 2},
+    {"cell": "lstm", "batch": 3, "gradient": "truncated:4/2", "embedding": 0},
+    {"cell": "gru", "batch": 5, "gradient": "adaptive:0.3,max=10", "adapt_every": 3},
+    {
+        "cell": "gru",
+        "batch": 3,
+        "batching": "random",
+        "seq_length": 9,
+        "seed": 4,
+    },  # the last batch of an epoch has one lane
+]
+"""Each an epoch and a half, whose last window leaves some lanes without a target."""
+
+
+def configs(folder: Path) -> list[Config]:
+    text = write_text(folder, TEXT[:437])
+    return [tiny(text, **EXACT, **{"seq_length": 11, **case}) for case in CASES]
+
+
+def opened(config: Config, processes: Processes = ALONE) -> Trainer:
+    trainer = Trainer(config, prepare(config))
+    trainer.join(processes)
+    return trainer
+
+
+def trained(processes: Processes, configs: list[Config]) -> list[tuple[list[Any], str]]:
+    """Of each run: by step the gradient, the summed NLL, the tokens and more; what it ends with; the policy in use."""
+    results = []
+    for config in configs:
+        trainer = opened(config, processes)
+        steps: list[Any] = []
+        for _ in range(trainer.batches.windows(0) * 3 // 2):
+            step = trainer.advance()
+            gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+            steps.append((gradient, step.nll, step.tokens, step.clipped, step.epoch))
+        state = trainer.state()
+        carry = None if config.batching == "random" else state["carry"]
+        steps.append((state["model"], carry, trainer.evaluate(trainer.dataset.heldout)))
+        results.append((steps, state["gradient"]))
+    return results
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_take_the_steps_of_one(tmp_path: Path, world: int):
+    expected = trained(ALONE, configs(tmp_path))
+    random = opened(configs(tmp_path)[-1]).batches
+    assert random.window(0, random.windows(0) - 1).inputs.shape[1] == 1
+    answers = forked(world, tmp_path, trained, configs(tmp_path))
+    for answer in answers:
+        for case, (one, policy), (several, their_policy) in zip(CASES, expected, answer, strict=True):
+            assert their_policy == policy
+            for step, (first, second) in enumerate(zip(one, several, strict=True)):
+                torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12, msg=lambda m: f"{case}, {step}: {m}")  # noqa: B023
+    for answer in answers[1:]:  # the weights are the same bits everywhere
+        for (one, _), (other, _) in zip(answers[0], answer, strict=True):
+            torch.testing.assert_close(other[-1][0], one[-1][0], rtol=0, atol=0)
+    assert all(len({tokens for _, _, tokens, *_ in steps[:-1]}) > 1 for steps, _ in expected)
+    assert {clipped for steps, _ in expected for *_, clipped, _ in steps[:-1]} == {True, False}
+
+
+def counted(processes: Processes, config: Config) -> tuple[int, int]:
+    trainer = opened(config, processes)
+    reduced = []
+
+    def hook(group, bucket):  # torch wants no annotation, or its own
+        reduced.append(bucket.index())
+        return allreduce_hook(group, bucket)
+
+    trainer.replica.register_comm_hook(None, hook)
+    list(trainer.run())
+    return trainer.step, len(reduced)
+
+
+def test_the_gradient_is_exchanged_once_in_a_step(tmp_path: Path):
+    config = tiny(write_text(tmp_path), accumulate=4, steps=7)  # 21 windows an epoch: the last step has one
+    assert forked(2, tmp_path, counted, config) == [(7, 7)] * 2
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 5, 7, 32])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_lane_has_one_process(lanes: int, world: int):
+    shares = [list(range(lanes)[Processes(rank, world).lanes(lanes)]) for rank in range(world)]
+    assert [lane for share in shares for lane in share] == list(range(lanes))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert len(shares[0]) == max(map(len, shares))
+
+
+@pytest.mark.parametrize("batches", [Sequential(torch.arange(41), 6, 4), RandomWindows(torch.arange(41), 6, 4, 0)])
+def test_the_targets_of_all_processes_are_those_of_one(batches: Sequential | RandomWindows):
+    for index in range(batches.windows(0)):
+        whole = batches.window(0, index)
+        parts = [Shared(batches, Processes(rank, 3)).window(0, index) for rank in range(3)]
+        targets = sorted(t for part in parts for t in part.targets.flatten().tolist() if t != IGNORE)
+        assert targets == sorted(t for t in whole.targets.flatten().tolist() if t != IGNORE)
+        assert sum(part.tokens for part in parts) == whole.tokens
+        assert {part.total for part in parts} == {whole.tokens}
+        assert all(part.inputs.shape[1] > 0 for part in parts)
+
+
+def run_to(processes: Processes, path: Path, config: Config | None, steps: int) -> dict[str, Any]:
+    """A run, new or gone on with, for some steps more, through its directory; the first process's checkpoint."""
+    trainer, run = begin(
+        processes, lambda: resume(path, steps=steps) if config is None else start(config.override(steps=steps), path)
+    )
+    assert fit(trainer, run) is None
+    state = trainer.state()
+    return {name: state[name] for name in ("model", "carry", "generator", "other_processes") if name in state}
+
+
+def in_parts(processes: Processes, folder: Path, config: Config) -> tuple[Any, Any]:
+    whole = run_to(processes, folder / "whole", config, 9)
+    run_to(processes, folder / "parts", config, 4)
+    return whole, run_to(processes, folder / "parts", None, 9)
+
+
+def test_a_run_of_three_processes_goes_on_bit_for_bit_and_each_draws_for_itself(tmp_path: Path):
+    config = tiny(write_text(tmp_path), dropout=0.3, gradient="randomized:0.7", accumulate=2, cell="lstm")
+    answers = forked(3, tmp_path, in_parts, tmp_path, config)
+    for whole, parts in answers:
+        torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+    whole = answers[0][0]
+    drawn = [whole["generator"], *(each["generator"] for each in whole["other_processes"])]
+    assert len({bytes(state.numpy()) for state in drawn}) == 3
+    first, second = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "parts")
+    assert [m["loss"] for m in first.metrics() if m["step"] in (3, 9)] == [
+        m["loss"] for m in second.metrics() if m["step"] in (3, 9)
+    ]
+
+
+def test_another_number_of_processes_can_go_on(tmp_path: Path):
+    config = tiny(write_text(tmp_path), **EXACT)
+    expected = run_to(ALONE, tmp_path / "one", config, 9)
+    forked(3, tmp_path, run_to, tmp_path / "many", config, 3)
+    forked(2, tmp_path, run_to, tmp_path / "many", None, 6)
+    found = run_to(ALONE, tmp_path / "many", None, 9)
+    torch.testing.assert_close(found["model"], expected["model"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found["carry"], expected["carry"], rtol=1e-9, atol=1e-12)
+
+
+def poisoned(processes: Processes, config: Config) -> tuple[Any, ...]:
+    """A step that is not finite in one lane of the second process."""
+    trainer = opened(config, processes)
+    trainer.advance()
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    good = trainer.carry.clone()
+    if processes.rank == 1:
+        trainer.carry[0, 0, 3] = math.nan
+    spoilt = trainer.carry.clone()
+    try:
+        step = trainer.advance()
+    except NonFiniteError as error:
+        outcome: Any = str(error)
+    else:
+        outcome = step.skipped, trainer.skipped, trainer.in_a_row
+    torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(trainer.carry, spoilt, rtol=0, atol=0, equal_nan=True)
+    trainer.carry = good
+    return outcome, None if config.on_nonfinite == "stop" else trainer.advance().skipped
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_what_is_not_finite_on_one_process_stops_or_skips_all(tmp_path: Path, accumulate: int):
+    config = tiny(write_text(tmp_path), accumulate=accumulate, on_nonfinite="skip")
+    assert forked(2, tmp_path, poisoned, config) == [((True, 1, 1), False)] * 2
+    messages = forked(2, tmp_path, poisoned, config.override(on_nonfinite="stop"))
+    assert messages[0] == messages[1]
+    assert (
+        "not finite in process 1, which counts lanes from its own first; forward: layer 0 of `recurrent`"
+        in messages[0][0]
+    )
+    assert "lane 0" in messages[0][0]
+
+
+def doubted(processes: Processes, config: Config) -> tuple[bool, str]:
+    """A step whose gradient is finite, while one process finds something that is not."""
+    trainer = opened(config, processes)
+    found = Diagnosis((Finding.at("nan", "loss", Place(""), math.nan, "what", "advice"),))
+    if processes.rank == 1:
+        trainer.doctor.check = lambda *args, **kwargs: found
+    return trainer.advance().skipped, trainer.take_findings()[0].message
+
+
+def test_what_only_one_process_sees_counts_for_all(tmp_path: Path):
+    config = tiny(write_text(tmp_path), on_nonfinite="skip")
+    assert forked(2, tmp_path, doubted, config) == [(True, "loss: the model: what; advice")] * 2
+
+
+def interrupted(processes: Processes, path: Path, config: Config) -> tuple[int | None, int]:
+    trainer, run = begin(processes, lambda: start(config, path))
+
+    def interrupt(step: Any) -> None:
+        if step.step == 5 and processes.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return fit(trainer, run, on_step=interrupt), trainer.step
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path):
+    config = tiny(write_text(tmp_path))
+    assert forked(2, tmp_path, interrupted, tmp_path / "run", config) == [(signal.SIGTERM, 5)] * 2
+    assert resume(tmp_path / "run")[0].step == 5
+
+
+def refused(processes: Processes, path: Path, config: Config) -> tuple[str, str]:
+    with pytest.raises((InputError, ElsewhereError)) as caught:
+        begin(processes, lambda: start(config, path))
+    return type(caught.value).__name__, str(caught.value)
+
+
+def test_an_error_of_the_first_process_is_heard_by_all(tmp_path: Path):
+    first, second = forked(2, tmp_path, refused, tmp_path / "run", tiny(write_text(tmp_path), batch=5000))
+    assert first[0] == "InputError"
+    assert "the text is too short" in first[1]
+    assert second[0] == "ElsewhereError"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 2}, "batch must be at least the number of processes, 3: got 2"),
+        ({"device": "cuda:1"}, "device must be cuda, without a number, for several processes: got 'cuda:1'"),
+        ({"device": "meta"}, "device must be cpu or cuda for several processes: got 'meta'"),
+    ],
+)
+def test_options_for_fewer_processes_are_refused(tmp_path: Path, options: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        Processes(0, 3).check(tiny(tmp_path, **options))
+    ALONE.check(tiny(tmp_path, **options))
+
+
+def dying(folder: Path, arguments: list[str]) -> None:
+    """The command line in a process that dies once, in the middle of a run. It notes the first step it takes."""
+    rank, started = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+    advance, note = Trainer.advance, folder / f"start-{started}-{rank}"
+
+    def last(self: Trainer) -> Any:
+        if not note.exists():
+            note.write_text(str(self.step))
+        if (self.step, rank, started) == (12, "1", "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return advance(self)
+
+    Trainer.advance = last
+    with (folder / f"out-{rank}").open("w") as out, redirect_stdout(out), pytest.raises(SystemExit, match="0"):
+        main(arguments)
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(tmp_path: Path):
+    config = tiny(write_text(tmp_path), dropout=0.2)
+    (tmp_path / "run.toml").write_text(config.to_toml())
+    torchrun = LaunchConfig(  # what its command line makes of --standalone --nproc-per-node 2 --max-restarts 1
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="test",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=1,
+        monitor_interval=0.1,
+        start_method=server().get_start_method(),
+    )
+    options = ["train", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
+    elastic_launch(torchrun, dying)(tmp_path, options)
+    assert [(tmp_path / f"start-{s}-{rank}").read_text() for s in (0, 1) for rank in (0, 1)] == ["0", "0", "7", "7"]
+    assert "sample from it" in (tmp_path / "out-0").read_text()
+    assert (tmp_path / "out-1").read_text() == ""
+    forked(2, tmp_path, run_to, tmp_path / "whole", config, 20)
+    whole, killed = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "run")
+    torch.testing.assert_close(killed.weights(), whole.weights(), rtol=0, atol=0)
+    assert [m["loss"] for m in killed.metrics()] == [m["loss"] for m in whole.metrics()]
+
+
+def test_a_restart_resumes_this_very_run_and_no_other(tmp_path: Path):
+    config, again = tiny(write_text(tmp_path), steps=3), Processes(restarted=True)
+    trainer, run = start_or_resume(again, config, tmp_path / "run")  # died before it began
+    assert fit(trainer, run) is None
+    assert start_or_resume(again, config, tmp_path / "run", overwrite=True)[0].step == 3
+    with pytest.raises(InputError, match="holds a run"):
+        start_or_resume(again, config.override(hidden=9), tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run"):
+        start_or_resume(ALONE, config, tmp_path / "run")
+
+
+def test_a_restart_needs_a_directory_to_find(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(SystemExit):
+        main(["train"])
+    message = "bptt: error: --max-restarts needs a directory where the run is found again: give --out DIR\n"
+    assert capsys.readouterr().err == message
+
+
+def test_processes_started_again_meet_where_the_dead_have_not_been():
+    store = HashStore()
+    for _ in range(3):
+        parts: list[Any] = [None] * 3
+
+        def meet(rank: int, parts: list[Any] = parts) -> None:
+            parts[rank] = own_part(store, rank, 3)
+
+        threads = [Thread(target=meet, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not parts[0].check(["address"])
+        parts[0].set("address", "here")
+        assert [part.get("address") for part in parts] == [b"here"] * 3
