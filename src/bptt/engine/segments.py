@@ -24,8 +24,10 @@ from .stack import Stack
 __all__ = ["BothWays", "Checkpointed", "checkpointed"]
 
 
-def checkpointed(stack: Stack, memory: Checkpoints, tensors: Tensors) -> Checkpointed | BothWays:
-    """The same computation with checkpoints for a tape.
+def checkpointed(
+    stack: Stack, memory: Checkpoints, tensors: Tensors, *, reads_y: bool = True
+) -> Checkpointed | BothWays:
+    """The same computation with checkpoints for a tape. reads_y: as in `Checkpointed`.
 
     Raises ValueError for a budget in bytes that is too small, and for several bidirectional layers under blocks that
     overlap: there a block walks both ways at once.
@@ -38,19 +40,21 @@ def checkpointed(stack: Stack, memory: Checkpoints, tensors: Tensors) -> Checkpo
                 f"overlap: got {memory}"
             )
         return BothWays(stack, memory)
-    return Checkpointed(stack, *_cut(stack, memory, tensors))
+    return Checkpointed(stack, *_cut(stack, memory, tensors, reads_y), reads_y)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpointed:
     """A one-directional stack as a program whose tape are checkpoints.
 
-    edges: `[N+1]` the first step of each segment, and T.
+    edges: `[N+1]` the first step of each segment, and T. reads_y: whether the backward call is given y, where the top
+    layer's h stands: then it is in no checkpoint.
     """
 
     stack: Stack
     edges: tuple[int, ...]
     schedule: Schedule
+    reads_y: bool = True
 
     @property
     def outputs(self) -> int:
@@ -59,10 +63,28 @@ class Checkpointed:
 
     @torch.no_grad()
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """See `Program.forward`. Taped: the states at the checkpoints, h then c, `[slots, K, B, .]`."""
+        """See `Program.forward`. Taped: the states at the checkpoints, h then c, `[slots, K, B, .]`, K less the top."""
         source = Whole(given(tensors[0]), None, wants_dx=False)
         finals, stored = self._walk(tensors, source, keep)
-        return (given(source.y), *finals), tuple(map(torch.stack, zip(*stored, strict=True))) if stored else ()
+        kept = [(*([] if not len(h) else [h]), *c) for h, *c in map(self._stored, stored)]
+        return (given(source.y), *finals), tuple(map(torch.stack, zip(*kept, strict=True)))
+
+    def _stored(self, state: States) -> States:
+        """A checkpoint without what y has: a copy, since a view would keep all of a segment's states."""
+        h, *c = state
+        return ((h[:-1] if self.reads_y else h).clone(), *c)
+
+    def _checkpoints(self, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...]) -> list[States]:
+        """The states at the checkpoints, from the tape and y."""
+        found = []
+        for n, i in enumerate(self.schedule.stored_forward):
+            kept = [s[n] for s in tape]
+            if self.reads_y:
+                below = kept.pop(0) if self.stack.layers > 1 else None
+                top = outputs[0][self.edges[i] - 1][None]
+                kept.insert(0, top if below is None else torch.cat([below, top]))
+            found.append(tuple(kept))
+        return found
 
     @torch.no_grad()
     def stream(
@@ -123,7 +145,7 @@ class Checkpointed:
             return self.stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
         source = Whole(given(tensors[0]), cotangents[0], wants_dx=needs[0])
         back = Back(self.stack, self.edges, self.schedule, tensors, source, cotangents[1:], needs, want_adjoints)
-        grads, adjoints = back.run([tuple(s[n] for s in tape) for n in range(len(self.schedule.stored_forward))])
+        grads, adjoints = back.run(self._checkpoints(outputs, tape))
         return (source.dx, *grads[1:]), adjoints
 
 
@@ -230,10 +252,10 @@ class BothWays:
         )
         initial = [given(s)[k : k + 1] for s in tensors[1 : 1 + states]]
         inputs = (stack.turn(below, d), *initial, *tensors[first : first + stack.per_layer])
-        return Checkpointed(alone, *_cut(alone, self.memory, inputs)), inputs
+        return Checkpointed(alone, *_cut(alone, self.memory, inputs, reads_y=False), reads_y=False), inputs
 
 
-def _cut(stack: Stack, memory: Checkpoints, tensors: Tensors) -> tuple[tuple[int, ...], Schedule]:
+def _cut(stack: Stack, memory: Checkpoints, tensors: Tensors, reads_y: bool) -> tuple[tuple[int, ...], Schedule]:
     """The first step of each segment, T, and the schedule over them."""
     x, reach = given(tensors[0]), stack.reach
     T, B, _ = x.shape
@@ -242,6 +264,8 @@ def _cut(stack: Stack, memory: Checkpoints, tensors: Tensors) -> tuple[tuple[int
         GH, P = w.hh.shape
         one = P + (GH // stack.cell.gates_per_unit if stack.cell.states == 2 else 0)
         state, tape = state + one, tape + one + stack.cell.taped(w)
+    if reads_y and state > P:
+        state -= P
     row = max(B, 1) * x.element_size()
     cut = memory.cut(T, state * row, tape * row)
     edges = _edges(T, cut.steps, reach)

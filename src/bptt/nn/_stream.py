@@ -104,7 +104,7 @@ def stream_gradients(
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     stack = program(layer, call, policy, differentiated=True)
-    keeper = checkpointed(stack, kept, call.tensors)
+    keeper = checkpointed(stack, kept, call.tensors, reads_y=False)
     assert isinstance(keeper, Checkpointed)
     inputs = (None, *call.tensors[1:])
     states = stack.cell.states
