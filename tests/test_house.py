@@ -182,7 +182,7 @@ def test_import_changes_no_global_setting(imported: dict) -> None:
 
 
 MODULES = ["flow", "nn"]
-FUNCTIONS = ["convert", "explain", "gradients", "scan", "stream_gradients"]
+FUNCTIONS = ["convert", "explain", "gradients", "plan", "scan", "stream_gradients"]
 PUBLIC = sorted(["Adaptive", "Checkpoints", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
 
 SIGNATURES = {
@@ -195,6 +195,7 @@ SIGNATURES = {
     "convert": "(model, gradient=None, *, memory=None, kernel=None)",
     "explain": "(layer, x)",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
+    "plan": "(model, T, B, memory=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints')",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto')",
 }

@@ -6,6 +6,7 @@ from .kernels import explain as explain
 from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert
 from .nn import gradients as gradients
+from .nn import plan as plan
 from .nn import stream_gradients as stream_gradients
 from .policies import Adaptive as Adaptive
 from .policies import Chunked as Chunked

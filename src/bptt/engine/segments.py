@@ -174,7 +174,7 @@ class BothWays:
         for layer in range(stack.layers):
             halves = []
             for d in (0, 1):
-                program, inputs = self._one_way(layer, d, stack.masked(y, layer), tensors)
+                program, inputs = self.one_way(layer, d, stack.masked(y, layer), tensors)
                 (ys, *final), kept = program.forward(inputs, keep)
                 halves.append(stack.turn(ys, d))
                 finals.append(final)
@@ -218,7 +218,7 @@ class BothWays:
             dx: Tensor | None = None
             for d in (1, 0):
                 k = 2 * layer + d
-                program, inputs = self._one_way(layer, d, below, tensors)
+                program, inputs = self.one_way(layer, d, below, tensors)
                 count = states if program.schedule.stored_forward else 0
                 kept = tuple(rest[len(rest) - count :])
                 del rest[len(rest) - count :]
@@ -238,7 +238,7 @@ class BothWays:
         ]
         return (error, *d_initial, *(g for grads in weights for g in grads)), [a for own in adjoints for a in own]
 
-    def _one_way(self, layer: int, d: int, below: Tensor, tensors: Tensors) -> tuple[Checkpointed, Tensors]:
+    def one_way(self, layer: int, d: int, below: Tensor, tensors: Tensors) -> tuple[Checkpointed, Tensors]:
         """Layer and direction as a program of its own, and its inputs, in its own time."""
         stack, k, states = self.stack, 2 * layer + d, self.stack.cell.states
         first = 1 + states + k * stack.per_layer

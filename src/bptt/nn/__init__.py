@@ -10,5 +10,7 @@ from ._gradients import gradients as gradients
 from ._layers import GRU as GRU
 from ._layers import LSTM as LSTM
 from ._layers import RNN as RNN
+from ._plan import Plan as Plan
+from ._plan import plan as plan
 from ._stream import StreamGradients as StreamGradients
 from ._stream import stream_gradients as stream_gradients
