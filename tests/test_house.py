@@ -197,7 +197,8 @@ SIGNATURES = {
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
     "plan": "(model, T, B, memory=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints')",
-    "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto')",
+    "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
+    "memory='auto')",
 }
 
 LAYERS = ["GRU", "LSTM", "RNN"]

@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..engine import Tensors, run
+from ..memory import Checkpoints
+from ..memory import parse as parse_memory
 from ..policies import Policy, parse
 from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
+from ._rebuilt import Rebuilt
 from ._replay import (
     Autocast,
     Form,
@@ -52,6 +55,7 @@ def scan(
     reverse: bool = False,
     length: int | None = None,
     rows: Rows = "auto",
+    memory: str | Checkpoints = "auto",
 ) -> tuple[Any, Any]:
     """Run `carry, y = step(carry, x)` over time; its gradient reaches back as far as a policy says.
 
@@ -88,16 +92,20 @@ def scan(
         raises in the test, the rows are coupled.
         Coupled rows: every step is re-run once, with one vector-Jacobian product per block that walks over it.
 
+    memory: "auto" or "states" keeps the carry before every step. `Checkpoints(...)`, or its text form, keeps one every
+        so many steps and runs the steps of a segment again for the others, once: a budget in bytes must hold the
+        checkpoints and one segment's carries. Every step is then visited by itself, as for coupled rows.
+
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
     In forward the step is called once more than there are steps when gradients are on, to find parameters in calls
-    that torch's function modes do not see. Memory: T carries, and in backward one step's graph (all of them for
+    that torch's function modes do not see. Memory: T carries (see `memory`), and in backward one step's graph (all of them for
     double backward, which differentiates the policy's gradient exactly).
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
     for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
-    above needs are not met. TypeError where the step does not return a pair; for a carry with an unregistered object
-    that holds tensors. RuntimeError in backward where the step gives another result than in forward (but for rounding)
+    above needs are not met, or with checkpoints; for a memory that is none, or whose bytes are too few. TypeError where
+    the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError in backward where the step gives another result than in forward (but for rounding)
     or finds other parameters in its closure; and inside the transforms of torch.func.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
@@ -135,13 +143,14 @@ def scan(
     watch = Watch(devices) if torch.is_grad_enabled() else None
     autocast = Autocast.current(devices)
     with torch.no_grad(), autocast.entered():
-        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch)
+        every = _every(memory, T, state)
+        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, every)
     outputs = [*walked.carry, *walked.ys]
     if watch is not None:
         replay = _complete(watch.replay(step, walked.forms, x_form, walked.y_form, autocast), walked.tape, inputs)
         tensors = (*state, *inputs, *replay.captured)
         if any(t.requires_grad for t in tensors):
-            obstacle = _obstacle(replay, walked, inputs)
+            obstacle = "the carries are checkpoints" if every > 1 else _obstacle(replay, walked, inputs)
             if rows == "independent" and obstacle is not None:
                 raise ValueError(f"rows='independent' cannot hold: {obstacle}")
             blocks, edges = policy.reach(T).blocks(T), _edge_factors(policy, T, state, resets)
@@ -153,6 +162,7 @@ def scan(
                 resets=resets,
                 rows=rows,
                 obstacle=obstacle,
+                every=every,
                 recorded=[(tuple(outputs), tuple(walked.tape))],
             )
             outputs = list(run(program, *tensors))
@@ -181,9 +191,10 @@ def _forward(
     T: int,
     resets: Tensor | None,
     watch: Watch | None,
+    every: int = 1,
 ) -> _Walked:
-    """Every step once; the carries are kept where someone watches."""
-    tape = [] if watch is None else [c.new_empty((T, *c.shape)) for c in carry]
+    """Every step once; every so many carries are kept where someone watches."""
+    tape = [] if watch is None else [c.new_empty((-(-T // every), *c.shape)) for c in carry]
     ys: list[Tensor] = []
     first: tuple[list[Tensor], Form] | None = None
     forms = []
@@ -192,8 +203,8 @@ def _forward(
     for t in range(T):
         carry = reset([c.detach() for c in carry], resets, t)
         forms.append(form)
-        for kept, c in zip(tape, carry, strict=False):
-            kept[t] = c
+        for kept, c in zip(tape if t % every == 0 else (), carry, strict=False):
+            kept[t // every] = c
         x = x_form.join(x[t].clone() for x in xs)
         result = step(form.join(carry), x) if watch is None else watch.call(step, form.join(carry), x)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -220,7 +231,8 @@ def _forward(
 class _Program:
     """The program of one call of `scan`: its inputs are the tensors of carry and xs, and the captured ones.
 
-    obstacle: why steps cannot be merged, or None. recorded: (outputs, tape) until `forward` hands them over.
+    obstacle: why steps cannot be merged, or None. every: steps between the carries that are kept. recorded: (outputs,
+    tape) until `forward` hands them over.
     """
 
     outputs: int
@@ -230,6 +242,7 @@ class _Program:
     resets: Tensor | None
     rows: Rows
     obstacle: str | None
+    every: int
     recorded: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -258,7 +271,11 @@ class _Program:
                     recorded.check(self.replay, visit, t)
                 grads = self.sweep.one_by_one(visits.__getitem__, T, m, dcarry, dys)
             else:
-                taped = Tape(self.replay, recorded, xs, [fresh(w, True) for w in captured], needs[n:])
+                held = [fresh(w, True) for w in captured]
+                if self.every > 1:
+                    rebuilt = Rebuilt(self.replay, tape, self.every, T, xs, held, self.resets)
+                    recorded = replace(recorded, carry=rebuilt.leaves())
+                taped = Tape(self.replay, recorded, xs, held, needs[n:])
                 grads = self._side_by_side(taped, dcarry, dys) or self.sweep.one_by_one(taped.visit, T, m, dcarry, dys)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
@@ -296,6 +313,22 @@ class _Program:
             visits.append(self.replay.visit(t, *([r.view_as(r) for r in group] for group in received)))
             carry = visits[-1].outputs[: len(carry)]
         return visits
+
+
+def _every(memory: str | Checkpoints, T: int, carry: list[Tensor]) -> int:
+    """Steps between the carries that are kept: 1 for all."""
+    policy = parse_memory(memory)
+    if not isinstance(policy, Checkpoints):
+        if policy == "gates":
+            raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates to keep")
+        return 1
+    size = max(1, sum(c.numel() * c.element_size() for c in carry))
+    cut = policy.cut(T, size, size)
+    if cut.slots < -(-T // cut.steps) - 1:
+        raise ValueError(
+            f"memory: {policy.bytes:,} bytes do not hold a carry ({size:,} bytes) every so many of {T} steps"
+        )
+    return cut.steps
 
 
 def _complete(replay: Replay, tape: list[Tensor], xs: list[Tensor]) -> Replay:

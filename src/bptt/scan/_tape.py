@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Recorded:
     """
 
     T: int
-    carry: Sequence[Tensor]
+    carry: Sequence[Any]
     final: Sequence[Tensor]
     ys: Sequence[Tensor]
     resets: Tensor | None
@@ -84,7 +85,7 @@ class Tape:
         return self.recorded.T
 
     @property
-    def carry(self) -> Sequence[Tensor]:
+    def carry(self) -> Sequence[Any]:
         return self.recorded.carry
 
     def visit(self, t: int) -> Visit:
@@ -99,7 +100,7 @@ class Tape:
         """
         return self._visit(times[0], lambda leaf: leaf[times].flatten(0, 1))
 
-    def _visit(self, t: int, at: Callable[[Tensor], Tensor]) -> Visit:
+    def _visit(self, t: int, at: Callable[[Any], Tensor]) -> Visit:
         carry = [fresh(at(c), True) for c in self.carry]
         x = [fresh(at(x), wanted) for x, wanted in zip(self.xs, self.wanted, strict=False)]
         visit = self.replay.visit(t, carry, x, self.captured)
