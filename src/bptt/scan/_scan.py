@@ -99,14 +99,15 @@ def scan(
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
     In forward the step is called once more than there are steps when gradients are on, to find parameters in calls
-    that torch's function modes do not see. Memory: T carries (see `memory`), and in backward one step's graph (all of them for
-    double backward, which differentiates the policy's gradient exactly).
+    that torch's function modes do not see. In memory: T carries (see `memory`), and in backward one step's graph (all
+    of them for double backward, which differentiates the policy's gradient exactly).
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
     for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
     above needs are not met, or with checkpoints; for a memory that is none, or whose bytes are too few. TypeError where
-    the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError in backward where the step gives another result than in forward (but for rounding)
-    or finds other parameters in its closure; and inside the transforms of torch.func.
+    the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError in
+    backward where the step gives another result than in forward (but for rounding) or finds other parameters in its
+    closure; and inside the transforms of torch.func.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
 
