@@ -19,7 +19,7 @@ from functools import lru_cache
 from math import comb
 from typing import Literal
 
-__all__ = ["Action", "Schedule", "advances", "binomial"]
+__all__ = ["Action", "Schedule", "advances", "binomial", "first_part"]
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,15 @@ def binomial(segments: int, slots: int) -> Schedule:
                 actions += [Action("A", a, i), Action("R", i)]
             actions.append(Action("R", a))
         else:
-            m = a + _first_part(b - a, free)
+            m = a + first_part(b - a, free)
             actions += [Action("A", a, m), Action("S", m)]
             todo += [(a, m, free), Action("D", m), (m, b, free - 1)]
     return Schedule(tuple(actions))
 
 
 @lru_cache(maxsize=65536)
-def _first_part(segments: int, slots: int) -> int:
-    """How many segments to advance before storing a state."""
+def first_part(segments: int, slots: int) -> int:
+    """How many of some segments to advance over before storing a state, at least one slot being free."""
     if slots >= segments - 1:
         return 1
     return min(range(1, segments), key=lambda m: m + advances(segments - m, slots - 1) + advances(m, slots))

@@ -7,13 +7,8 @@ from torch.testing import assert_close
 import bptt
 
 T, B = 17, 3
-MEMORIES = [
-    "checkpoints",
-    "checkpoints:steps=1",
-    "checkpoints:steps=5",
-    "checkpoints:steps=99",
-    "checkpoints:bytes=2000",
-]
+SIZES = ["steps=1", "steps=5", "steps=99", "bytes=2000", "bytes=1300", "bytes=700", "bytes=500", "bytes=250"]
+MEMORIES = ["checkpoints", *(f"checkpoints:{size}" for size in SIZES)]
 POLICIES = ["full", "chunked:4", "truncated:3", "truncated:6/2", "randomized:0.7"]
 
 
@@ -76,9 +71,9 @@ def test_a_second_derivative():
 @pytest.mark.parametrize(
     ("memory", "message"),
     [
-        ("gates", "has no gates to keep"),
+        ("gates", "has no gates"),
         ("some", "memory must be one of"),
-        ("checkpoints:bytes=20", "20 bytes do not"),
+        ("checkpoints:bytes=7", "bytes must hold the tape of a step, 8 bytes"),
     ],
 )
 def test_bad_arguments(memory, message):

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..engine import Tensors, run
-from ..memory import Checkpoints
+from ..memory import Checkpoints, Cut
 from ..memory import parse as parse_memory
 from ..policies import Policy, parse
+from ..schedules import binomial
 from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
 from ._rebuilt import Rebuilt
 from ._replay import (
@@ -93,8 +94,8 @@ def scan(
         Coupled rows: every step is re-run once, with one vector-Jacobian product per block that walks over it.
 
     memory: "auto" or "states" keeps the carry before every step. `Checkpoints(...)`, or its text form, keeps one every
-        so many steps and runs the steps of a segment again for the others, once: a budget in bytes must hold the
-        checkpoints and one segment's carries. Every step is then visited by itself, as for coupled rows.
+        so many steps and runs the steps of a segment again for the others; where a budget in bytes is too small for
+        that, by a binomial schedule. Every step is then visited by itself, as for coupled rows.
 
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
@@ -144,14 +145,14 @@ def scan(
     watch = Watch(devices) if torch.is_grad_enabled() else None
     autocast = Autocast.current(devices)
     with torch.no_grad(), autocast.entered():
-        every = _every(memory, T, state)
-        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, every)
+        kept = _Kept.of(memory, T, state)
+        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, kept)
     outputs = [*walked.carry, *walked.ys]
     if watch is not None:
         replay = _complete(watch.replay(step, walked.forms, x_form, walked.y_form, autocast), walked.tape, inputs)
         tensors = (*state, *inputs, *replay.captured)
         if any(t.requires_grad for t in tensors):
-            obstacle = "the carries are checkpoints" if every > 1 else _obstacle(replay, walked, inputs)
+            obstacle = "the carries are checkpoints" if kept.every > 1 else _obstacle(replay, walked, inputs)
             if rows == "independent" and obstacle is not None:
                 raise ValueError(f"rows='independent' cannot hold: {obstacle}")
             blocks, edges = policy.reach(T).blocks(T), _edge_factors(policy, T, state, resets)
@@ -163,7 +164,7 @@ def scan(
                 resets=resets,
                 rows=rows,
                 obstacle=obstacle,
-                every=every,
+                kept=kept,
                 recorded=[(tuple(outputs), tuple(walked.tape))],
             )
             outputs = list(run(program, *tensors))
@@ -183,6 +184,31 @@ class _Walked:
     forms: list[Form]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Which carries a forward pass keeps: those before some segments of `every` steps. slots: see `Rebuilt`."""
+
+    every: int
+    slots: int
+    segments: tuple[int, ...]
+
+    @classmethod
+    def of(cls, memory: str | Checkpoints, T: int, carry: list[Tensor]) -> _Kept:
+        policy = parse_memory(memory)
+        if not isinstance(policy, Checkpoints):
+            if policy == "gates":
+                raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
+            return cls(1, T - 1, tuple(range(T)))
+        size = max(1, sum(c.numel() * c.element_size() for c in carry))
+        cut = policy.cut(T, size, size)
+        count = -(-T // cut.steps)
+        if cut.steps == 1 and cut.slots < count - 1:  # with every carry of its own a segment, all would have to be kept
+            cut = Cut(2, max(0, cut.slots - 1))
+            count = -(-T // 2)
+        schedule = binomial(count, min(cut.slots, count - 1))
+        return cls(cut.steps, cut.slots, (0, *schedule.stored_forward))
+
+
 def _forward(
     step: Step,
     carry: list[Tensor],
@@ -192,10 +218,12 @@ def _forward(
     T: int,
     resets: Tensor | None,
     watch: Watch | None,
-    every: int = 1,
+    kept_carries: _Kept | None = None,
 ) -> _Walked:
-    """Every step once; every so many carries are kept where someone watches."""
-    tape = [] if watch is None else [c.new_empty((-(-T // every), *c.shape)) for c in carry]
+    """Every step once; carries are kept where someone watches: all, or those before some segments."""
+    keeps = _Kept(1, T - 1, tuple(range(T))) if kept_carries is None else kept_carries
+    tape = [] if watch is None else [c.new_empty((len(keeps.segments), *c.shape)) for c in carry]
+    number = {segment * keeps.every: n for n, segment in enumerate(keeps.segments)}
     ys: list[Tensor] = []
     first: tuple[list[Tensor], Form] | None = None
     forms = []
@@ -204,8 +232,8 @@ def _forward(
     for t in range(T):
         carry = reset([c.detach() for c in carry], resets, t)
         forms.append(form)
-        for kept, c in zip(tape if t % every == 0 else (), carry, strict=False):
-            kept[t // every] = c
+        for kept, c in zip(tape if t in number else (), carry, strict=False):
+            kept[number[t]] = c
         x = x_form.join(x[t].clone() for x in xs)
         result = step(form.join(carry), x) if watch is None else watch.call(step, form.join(carry), x)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -232,7 +260,7 @@ def _forward(
 class _Program:
     """The program of one call of `scan`: its inputs are the tensors of carry and xs, and the captured ones.
 
-    obstacle: why steps cannot be merged, or None. every: steps between the carries that are kept. recorded: (outputs,
+    obstacle: why steps cannot be merged, or None. kept: which carries are. recorded: (outputs,
     tape) until `forward` hands them over.
     """
 
@@ -243,7 +271,7 @@ class _Program:
     resets: Tensor | None
     rows: Rows
     obstacle: str | None
-    every: int
+    kept: _Kept
     recorded: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -273,8 +301,10 @@ class _Program:
                 grads = self.sweep.one_by_one(visits.__getitem__, T, m, dcarry, dys)
             else:
                 held = [fresh(w, True) for w in captured]
-                if self.every > 1:
-                    rebuilt = Rebuilt(self.replay, tape, self.every, T, xs, held, self.resets)
+                if self.kept.every > 1:
+                    stored = {segment: [c[i] for c in tape] for i, segment in enumerate(self.kept.segments)}
+                    every, slots = self.kept.every, self.kept.slots
+                    rebuilt = Rebuilt(self.replay, stored, every, slots, T, xs, held, self.resets)
                     recorded = replace(recorded, carry=rebuilt.leaves())
                 taped = Tape(self.replay, recorded, xs, held, needs[n:])
                 grads = self._side_by_side(taped, dcarry, dys) or self.sweep.one_by_one(taped.visit, T, m, dcarry, dys)
@@ -314,22 +344,6 @@ class _Program:
             visits.append(self.replay.visit(t, *([r.view_as(r) for r in group] for group in received)))
             carry = visits[-1].outputs[: len(carry)]
         return visits
-
-
-def _every(memory: str | Checkpoints, T: int, carry: list[Tensor]) -> int:
-    """Steps between the carries that are kept: 1 for all."""
-    policy = parse_memory(memory)
-    if not isinstance(policy, Checkpoints):
-        if policy == "gates":
-            raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates to keep")
-        return 1
-    size = max(1, sum(c.numel() * c.element_size() for c in carry))
-    cut = policy.cut(T, size, size)
-    if cut.slots < -(-T // cut.steps) - 1:
-        raise ValueError(
-            f"memory: {policy.bytes:,} bytes do not hold a carry ({size:,} bytes) every so many of {T} steps"
-        )
-    return cut.steps
 
 
 def _complete(replay: Replay, tape: list[Tensor], xs: list[Tensor]) -> Replay:
