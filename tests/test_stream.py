@@ -52,6 +52,30 @@ def test_a_memory_map(tmp_path):
     assert_close(found.parameters["weight_ih_l0"], layer.weight_ih_l0.grad)
 
 
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("lengths", [[31], [1] * 31, [4, 13, 0, 14]])
+def test_an_iterator_of_pieces_under_a_chunked_policy(net, lengths):
+    kind, options = NETS[net]
+    torch.manual_seed(0)
+    layer = kind(I, H, dtype=torch.float64, gradient="chunked:6", **options)
+    head = torch.nn.Linear(options.get("proj_size", H), 2, dtype=torch.float64)
+    x, weights = torch.randn(T, B, I, dtype=torch.float64), torch.randn(T, B, 2, dtype=torch.float64)
+    seen = []
+
+    def loss(steps, y):
+        seen.append(steps.stop - steps.start)
+        return (head(y).tanh() * weights[steps]).sum()
+
+    found = bptt.stream_gradients(layer, iter(x.split(lengths)), loss, wrt=head.parameters())
+    assert seen == [6, 6, 6, 6, 6, 1]
+    expected = bptt.stream_gradients(layer, x, loss, wrt=head.parameters())
+    assert found.loss == pytest.approx(expected.loss)
+    assert_close(found.parameters, expected.parameters, rtol=1e-10, atol=1e-12)
+    assert_close(
+        (found.wrt, found.hx, found.final), (expected.wrt, expected.hx, expected.final), rtol=1e-10, atol=1e-12
+    )
+
+
 def test_losses_at_some_steps_only():
     layer, x = bptt.nn.LSTM(I, H, dtype=torch.float64), torch.randn(T, B, I, dtype=torch.float64)
     seen = []
@@ -94,7 +118,9 @@ def test_a_long_sequence_takes_little_memory():
     [
         ({"layer": torch.nn.GRU(I, H)}, TypeError, "layer must be a bptt.nn"),
         ({"layer": bptt.nn.GRU(I, H, bidirectional=True)}, ValueError, "layer must be one-directional"),
-        ({"x": iter([])}, TypeError, "x must have a length and slices"),
+        ({"x": iter([])}, TypeError, "x must have a length and slices.*got list_iterator under full"),
+        ({"x": iter([]), "gradient": "chunked:3"}, ValueError, "x must have at least 1 step"),
+        ({"x": iter([torch.zeros(2, 3)]), "gradient": "chunked:3"}, ValueError, "got one with 2 dimensions"),
         ({"x": torch.zeros(0, B, I)}, ValueError, "x must have at least 1 step"),
         ({"x": torch.zeros(T, I)}, ValueError, r"x must be \[T, B, I\]"),
         ({"x": torch.zeros(T, B, 7)}, RuntimeError, "input"),

@@ -7,6 +7,7 @@ the boundary for a compiler: the stack as operators of torch.
 
 from .boundary import Program as Program
 from .boundary import Tensors as Tensors
+from .boundary import given as given
 from .boundary import run as run
 from .ops import draw as draw
 from .segments import BothWays as BothWays

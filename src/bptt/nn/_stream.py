@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .. import policies
-from ..engine import Checkpointed, checkpointed
+from ..engine import Checkpointed, Walk, checkpointed, given
 from ..memory import Checkpoints, parse
 from ._call import Call, Hidden, program
 from ._layers import GRU, LSTM, RNN, Recurrent
@@ -47,7 +47,7 @@ class StreamGradients:
 @torch.no_grad()
 def stream_gradients(
     layer: RNN | GRU | LSTM,
-    x: Sliced | Tensor,
+    x: Sliced | Tensor | Iterable[Any],
     loss: Loss,
     hx: Hidden | None = None,
     *,
@@ -62,16 +62,19 @@ def stream_gradients(
     policy. Peak memory: the checkpoints and one segment's tape, about sqrt(T) steps of each.
 
     layer: one-directional. x: `[T, B, I]`, anything with a length whose slices become tensors: a tensor, a NumPy memory
-    map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). loss: called
-    once for each segment, the last one first, with the slice of its steps and y `[n, B, P]`; returns the sum (not the
-    mean) of its losses as a scalar, or None for none. hx: the initial state. wrt: other tensors the loss uses, such as
-    the parameters of an output layer. gradient: default the layer's own. memory: `Checkpoints(...)` or its text form.
+    map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). Under a
+    `Chunked` policy also an iterable of pieces `[n, B, I]` of any lengths, read once: no adjoint crosses a chunk's end,
+    so that each chunk is finished before the next is read. loss: called once for each segment (the last one first) or
+    chunk (the first one first), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its
+    losses as a scalar, or None for none. hx: the initial state. wrt: other tensors that the loss uses, such as the
+    parameters of an output layer. gradient: default the layer's own. memory: `Checkpoints(...)` or its text form.
 
     Dropout between the layers is drawn for all steps, so that it is in memory as a whole: train such stacks otherwise,
     or in eval mode. `.grad` is not touched.
 
-    Raises TypeError where layer is none of ours, x has no length or loss gives no scalar; ValueError for a
-    bidirectional layer, an x without steps or of another size, and a memory that is not checkpoints.
+    Raises TypeError where layer is none of ours, x can be read once only and the policy is not chunked, or loss gives
+    no scalar; ValueError for a bidirectional layer, an x without steps or of another size, and a memory that is not
+    checkpoints.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.GRU(2, 3), torch.randn(50, 4, 2)
@@ -88,12 +91,18 @@ def stream_gradients(
         )
     if layer.bidirectional:
         raise ValueError("layer must be one-directional: the reverse direction begins at the end of x")
-    if not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
-        raise TypeError(f"x must have a length and slices, since it is read twice: got {type(x).__name__}")
+    policy = layer.gradient if gradient is None else policies.parse(gradient)
     kept = parse(memory)
     if not isinstance(kept, Checkpoints):
         raise ValueError(f"memory must be Checkpoints(...) or its text form: got {memory!r}")
-    T = len(x)
+    if not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
+        if not isinstance(policy, policies.Chunked) or not hasattr(x, "__iter__"):
+            raise TypeError(
+                "x must have a length and slices, since it is read twice, or be an iterable under a chunked policy: "
+                f"got {type(x).__name__} under {policy}"
+            )
+        return _in_chunks(layer, x, loss, hx, tuple(wrt), policy.k)
+    T = len(x)  # type: ignore[arg-type]  # it has one
     if T < 1:
         raise ValueError("x must have at least 1 step: got 0")
     source = _Segments(x, loss, next(layer.parameters()), tuple(wrt))
@@ -102,7 +111,6 @@ def stream_gradients(
         raise ValueError(f"x must be [T, B, I], time first: got slices with {first.dim()} dimensions")
     call = Call.of(layer, first.transpose(0, 1) if layer.batch_first else first, hx, None)
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
-    policy = layer.gradient if gradient is None else policies.parse(gradient)
     stack = program(layer, call, policy, differentiated=True)
     keeper = checkpointed(stack, kept, call.tensors, reads_y=False)
     assert isinstance(keeper, Checkpointed)
@@ -119,6 +127,65 @@ def stream_gradients(
     )
 
 
+def _in_chunks(
+    layer: Recurrent, pieces: Iterable[Any], loss: Loss, hx: Hidden | None, wrt: tuple[Tensor, ...], k: int
+) -> StreamGradients:
+    """One pass: each chunk forward and back before the next one is read."""
+    sums: list[Tensor | None] = []
+    d_first: tuple[Tensor, ...] = ()
+    states: tuple[Tensor, ...] = ()
+    call = None
+    source, at = _Segments(None, loss, next(layer.parameters()), wrt), 0
+    for x in _rechunked(pieces, k, source.as_tensor):
+        if call is None:
+            call = Call.of(layer, x.transpose(0, 1) if layer.batch_first else x, hx, None)
+            states = call.hx
+        if x.shape[1:] != call.x.shape[1:]:
+            raise ValueError(f"x must have pieces [n, {', '.join(map(str, call.x.shape[1:]))}]: got {list(x.shape)}")
+        call.x = x
+        stack = replace(program(layer, call, policies.Full(), differentiated=True), memory="gates")
+        inputs = (x, *states, *call.weights)
+        outputs, tape = stack.forward(inputs, keep=True)
+        dy = source.error(at, at + len(x), outputs[0])
+        needs = (False, *(True,) * (len(inputs) - 1))
+        walk = Walk(stack, inputs, outputs, tape, (dy, *(None for _ in states)))
+        (_, *grads), _ = walk.run(needs, want_adjoints=False)
+        n = len(states)
+        d_first = d_first or tuple(given(g) for g in grads[:n])
+        sums = [
+            g if s is None else s.add_(given(g))
+            for s, g in zip(sums or [None] * len(grads[n:]), grads[n:], strict=True)
+        ]
+        states, at = tuple(outputs[1:]), at + len(x)
+    if call is None:
+        raise ValueError("x must have at least 1 step: got 0")
+    return StreamGradients(
+        loss=source.total,
+        parameters=dict(zip(layer._flat_weights_names, map(given, sums), strict=True)),
+        wrt=tuple(source.grads),
+        hx=call.restore_hidden(d_first),
+        final=call.restore_hidden(states),
+    )
+
+
+def _rechunked(pieces: Iterable[Any], k: int, as_tensor: Callable[[Any], Tensor]) -> Iterator[Tensor]:
+    """The same steps in chunks of k; the last may be shorter."""
+    held: list[Tensor] = []
+    count = 0
+    for piece in pieces:
+        x = as_tensor(piece)
+        if x.dim() != 3:
+            raise ValueError(f"x must have pieces [n, B, I], time first: got one with {x.dim()} dimensions")
+        held.append(x)
+        count += len(x)
+        while count >= k:
+            joined = torch.cat(held)
+            yield joined[:k]
+            held, count = [joined[k:]], count - k
+    if count:
+        yield torch.cat(held)
+
+
 class _Segments:
     """x read in segments; each one's loss and local errors when it is run again."""
 
@@ -128,7 +195,10 @@ class _Segments:
         self.total = 0.0
 
     def x(self, a: int, b: int) -> Tensor:
-        piece = self.given[a:b]
+        return self.as_tensor(self.given[a:b])
+
+    def as_tensor(self, piece: Any) -> Tensor:
+        """As the layer computes."""
         return torch.as_tensor(piece).to(device=self.like.device, dtype=self.like.dtype)
 
     def see(self, a: int, b: int, y: Tensor) -> None:
