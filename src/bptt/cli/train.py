@@ -112,5 +112,5 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
     return (
         f"{trainer.step} steps{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, vocabulary.json, weights.safetensors, checkpoints\n"
-        f"sample from it: bptt sample {run.path}"
+        f"sample from it: bptt sample {run.path}; how far its gradients travel: bptt flow {run.path}"
     )
