@@ -65,14 +65,14 @@ class Checkpointed:
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped: the states at the checkpoints, h then c, `[slots, K, B, .]`, K less the top."""
         source = Whole(given(tensors[0]), None, wants_dx=False)
-        finals, stored = self._walk(tensors, source, keep)
-        kept = [(*([] if not len(h) else [h]), *c) for h, *c in map(self._stored, stored)]
-        return (given(source.y), *finals), tuple(map(torch.stack, zip(*kept, strict=True)))
+        finals, tape = self._walk(tensors, source, keep)
+        return (given(source.y), *finals), tape
 
     def _stored(self, state: States) -> States:
-        """A checkpoint without what y has: a copy, since a view would keep all of a segment's states."""
+        """What of a state goes into a checkpoint: all but what y has."""
         h, *c = state
-        return ((h[:-1] if self.reads_y else h).clone(), *c)
+        below = h[:-1] if self.reads_y else h
+        return (*((below,) if len(below) else ()), *c)
 
     def _checkpoints(self, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...]) -> list[States]:
         """The states at the checkpoints, from the tape and y."""
@@ -94,23 +94,27 @@ class Checkpointed:
 
         tensors: as for `forward`, x None.
         """
-        finals, stored = self._walk(tensors, source, keep=True)
+        finals, tape = self._walk(tensors, source, keep=True)
         back = Back(self.stack, self.edges, self.schedule, tensors, source, d_finals, needs, adjoints=False)
-        return finals, back.run(stored)[0][1:]
+        return finals, back.run(self._checkpoints((), tape))[0][1:]
 
-    def _walk(self, tensors: Tensors, source: Source, keep: bool) -> tuple[States, list[States]]:
-        """Stage 1: the final state; the states at the checkpoints."""
-        stored, wanted = [], set(self.schedule.stored_forward) if keep else set()
+    def _walk(self, tensors: Tensors, source: Source, keep: bool) -> tuple[States, States]:
+        """Stage 1: the final state; the tape.
+
+        Room for the tape is taken at once: one small tensor after another would break up the memory that segments use.
+        """
         state = states_of(self.stack, tensors)
+        number = {i: n for n, i in enumerate(self.schedule.stored_forward)} if keep else {}
+        tape = tuple(s.new_empty(len(number), *s.shape) for s in self._stored(state)) if number else ()
         finals = tuple(torch.zeros_like(s) for s in state)
         for i, (a, b) in enumerate(pairwise(self.edges)):
-            if i in wanted:
-                stored.append(state)
+            for kept, s in zip(tape if i in number else (), self._stored(state), strict=False):
+                kept[number[i]] = s
             (y, *after), _ = part_of(self.stack, a, b).forward(inputs_of(tensors, source.x(a, b), state), keep=False)
             source.see(a, b, y)
             state = tuple(after)
             finals = self._ended(finals, state, a, b)
-        return finals, stored
+        return finals, tape
 
     def _ended(self, finals: States, state: States, a: int, b: int) -> States:
         """The final states so far: those of the lanes whose sequence has ended between a and b."""
