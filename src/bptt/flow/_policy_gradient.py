@@ -39,16 +39,7 @@ class PolicyGradient:
 
     def lane(self, lane: int) -> PolicyGradient:
         """That of one lane's losses alone."""
-        at, call = slice(lane, lane + 1), self.recording.call
-        one = replace(
-            call,
-            x=call.x[:, at],
-            hx=tuple(s[:, at] for s in call.hx),
-            lengths=None if call.lengths is None else call.lengths[at],
-            resets=None if call.resets is None else call.resets[:, at],
-        )
-        dfinal = tuple(None if d is None else d[:, at] for d in self.recording.dfinal)
-        return PolicyGradient(replace(self.recording, call=one, dy=self.recording.dy[:, at], dfinal=dfinal))
+        return PolicyGradient(self.recording.lanes(slice(lane, lane + 1)))
 
     @torch.no_grad()
     def __call__(self, policy: Policy, xi: tuple[Tensor, ...] | None = None) -> Tensor:

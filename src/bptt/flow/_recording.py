@@ -86,18 +86,20 @@ class Recording:
 
     def first_lanes(self, count: int) -> Recording:
         """The first lanes alone, at most `count`: for measurements whose cost grows with them."""
-        if count >= self.B:
-            return self
+        return self if count >= self.B else self.lanes(slice(count))
+
+    def lanes(self, at: slice) -> Recording:
+        """Some of the lanes alone."""
         call = replace(
             self.call,
-            x=self.call.x[:, :count],
-            hx=tuple(s[:, :count] for s in self.call.hx),
-            lengths=None if self.call.lengths is None else self.call.lengths[:count],
-            resets=None if self.call.resets is None else self.call.resets[:, :count],
+            x=self.call.x[:, at],
+            hx=tuple(s[:, at] for s in self.call.hx),
+            lengths=None if self.call.lengths is None else self.call.lengths[at],
+            resets=None if self.call.resets is None else self.call.resets[:, at],
             packed=None,
         )
-        dfinal = tuple(None if d is None else d[:, :count] for d in self.dfinal)
-        return replace(self, call=call, dy=self.dy[:, :count], dfinal=dfinal)
+        dfinal = tuple(None if d is None else d[:, at] for d in self.dfinal)
+        return replace(self, call=call, dy=self.dy[:, at], dfinal=dfinal)
 
     def stack(self, gradient: Policy) -> Stack:
         """The engine's program of this call under a policy, without the dropout between layers."""

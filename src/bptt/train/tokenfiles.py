@@ -80,8 +80,8 @@ class Tokens:
     def _given(self, offsets: str | Path | Sequence[int] | _Array) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Offsets as int64, checked."""
         named = isinstance(offsets, str | Path)
-        if named:
-            file = _OnFile(Path(offsets), None)  # type: ignore[arg-type]
+        if isinstance(offsets, str | Path):
+            file = _OnFile(Path(offsets), None)
             values = file[0 : len(file)]
         else:
             values = np.asarray(offsets)
