@@ -76,6 +76,32 @@ def test_the_closed_form_is_the_least(segments, slots):
     assert advances(segments, slots) == r * segments - (comb(c + r, r - 1) if r else 0)
 
 
+@pytest.mark.parametrize(("segments", "slots"), [(1, 0), (5, 0), (5, 4), (9, 2), (12, 3), (17, 1)])
+def test_a_part_is_reversed_alone(segments, slots):
+    """From the states stored on the way forward, each segment of the part once, in order, and nothing needless."""
+    schedule = binomial(segments, slots)
+    for first in range(segments):
+        for last in range(first, segments):
+            actions = schedule.only(first, last)
+            stored, at, reversed_ = {0, *schedule.stored_forward}, -1, []
+            for i, action in enumerate(actions):
+                if action.kind == "A":
+                    assert at == action.first or action.first in stored
+                    at = action.last
+                    assert actions[i + 1].first == at  # of use
+                elif action.kind == "S":
+                    assert at == action.first
+                    stored.add(at)
+                elif action.kind == "R":
+                    assert at == action.first or action.first in stored
+                    reversed_.append(action.first)
+                else:
+                    stored.remove(action.first)
+                assert len(stored) <= slots + 1
+            assert reversed_ == list(range(last, first - 1, -1))
+    assert schedule.only(0, segments - 1) == schedule.backward
+
+
 def test_one_level_runs_every_segment_once_more():
     assert binomial(50, 49).advanced == 49
     assert binomial(50, 49).stored_forward == tuple(range(1, 50))

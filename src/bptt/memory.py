@@ -64,10 +64,11 @@ class Checkpoints:
         if self.steps is not None and self.bytes is not None:
             raise ValueError(f"give steps or bytes, not both: got steps={self.steps} and bytes={self.bytes}")
 
-    def cut(self, T: int, state: int, tape: int) -> Cut:
+    def cut(self, T: int, state: int, tape: int, besides: int = 0) -> Cut:
         """How T steps are cut. state: bytes of a checkpoint. tape: bytes that one step adds to a segment's tape.
+        besides: bytes that are kept in any case.
 
-        Raises ValueError where the budget is below one checkpoint and the tape of one step.
+        Raises ValueError where the budget is below the tape of one step and what is kept in any case.
 
         >>> Checkpoints().cut(10_000, state=2, tape=6), Checkpoints(bytes=100).cut(10_000, state=2, tape=6)
         (Cut(steps=58, slots=172), Cut(steps=8, slots=26))
@@ -77,17 +78,19 @@ class Checkpoints:
         least = max(1, ceil(sqrt(T * state / tape)))
         if self.bytes is None:
             return _one_level(T, least)
-        if self.bytes >= T * tape:
+        free = self.bytes - besides
+        if free < tape:
+            also = " and the outputs between the layers" if besides else ""
+            raise ValueError(f"bytes must hold the tape of a step{also}, {tape + besides:,} bytes: got {self.bytes:,}")
+        if free >= T * tape:
             return Cut(T, 0)
-        square = (self.bytes + state) ** 2 - 4 * state * tape * T  # one level: tape s + state (T / s - 1) <= bytes
+        square = (free + state) ** 2 - 4 * state * tape * T  # one level: tape s + state (T / s - 1) <= bytes
         if square >= 0:
-            longest = _one_level(T, max(1, (self.bytes + state + isqrt(square)) // (2 * tape)))
-            if longest.steps * tape + longest.slots * state <= self.bytes:
+            longest = _one_level(T, max(1, (free + state + isqrt(square)) // (2 * tape)))
+            if longest.steps * tape + longest.slots * state <= free:
                 return longest
-        if self.bytes < tape:
-            raise ValueError(f"bytes must hold the tape of a step, {tape:,} bytes: got {self.bytes:,}")
-        steps = max(1, self.bytes // (2 * tape))
-        return Cut(steps, min((self.bytes - steps * tape) // state, ceil(T / steps) - 1))
+        steps = max(1, free // (2 * tape))
+        return Cut(steps, min((free - steps * tape) // state, ceil(T / steps) - 1))
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for name in ("steps", "bytes") if (value := getattr(self, name)) is not None]

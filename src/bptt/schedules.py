@@ -72,9 +72,34 @@ class Schedule:
 
     @property
     def backward(self) -> tuple[Action, ...]:
-        """The actions from the first reversal on."""
+        """The actions after the last state stored on the way forward: an advance, if need be, and the reversals.
+
+        >>> " ".join(map(str, binomial(4, slots=1).backward))
+        'A1-3 R3 A1-2 R2 R1 D1 R0'
+        """
         at = next((i for i, action in enumerate(self.actions) if action.kind == "R"), len(self.actions))
-        return self.actions[at:]
+        return self.actions[at - 1 if at > 0 and self.actions[at - 1].kind == "A" else at :]
+
+    def only(self, first: int, last: int) -> tuple[Action, ...]:
+        """The way back through the segments first to last alone, from what the way forward has stored.
+
+        >>> " ".join(map(str, Schedule.parse("A0-2 S2 A2-3 R3 R2 D2 A0-1 R1 R0").only(1, 2)))
+        'R2 D2 A0-1 R1'
+        """
+        needed: set[int] = set()
+        kept: list[Action] = []
+        for action in reversed(self.backward):
+            kind, i = action.kind, action.first
+            if kind == "R" and first <= i <= last:
+                needed.add(i)
+            elif kind == "A" and action.last in needed:
+                needed.remove(action.last)
+                needed.add(i)
+            elif kind == "R" or kind == "A" or (kind == "S" and i not in needed):
+                continue
+            kept.append(action)
+        stored = {*self.stored_forward, *(action.first for action in kept if action.kind == "S")}
+        return tuple(action for action in reversed(kept) if action.kind != "D" or action.first in stored)
 
     @property
     def advanced(self) -> int:

@@ -5,13 +5,12 @@ layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4),
 the boundary for a compiler: the stack as operators of torch.
 """
 
+from .bothways import BothWays as BothWays
 from .boundary import Program as Program
 from .boundary import Tensors as Tensors
 from .boundary import given as given
 from .boundary import run as run
 from .ops import draw as draw
-from .segments import BothWays as BothWays
 from .segments import Checkpointed as Checkpointed
-from .segments import checkpointed as checkpointed
 from .stack import Stack as Stack
 from .walk import Walk as Walk

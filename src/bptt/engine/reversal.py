@@ -5,16 +5,18 @@ Legend: as in `stack`; a, b: a segment's first step, and the one behind its last
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..kernels import Columns, Frames
+from ..cells import Weights
+from ..kernels import Columns, Frames, Swept
 from ..policies import EVERYTHING
-from ..schedules import Action, Schedule
+from ..schedules import Action
 from .boundary import Tensors, given
 from .stack import Stack
 from .walk import Walk
@@ -76,50 +78,47 @@ class Back:
         self,
         stack: Stack,
         edges: Sequence[int],
-        schedule: Schedule,
         tensors: Tensors,
         source: Source,
         d_finals: Tensors,
         needs: tuple[bool, ...],
         adjoints: bool,
+        crossing: Crossing | None = None,
     ) -> None:
-        self.stack, self.edges, self.schedule = stack, edges, schedule
-        self.tensors, self.needs = tensors, needs
+        self.stack, self.edges, self.tensors, self.needs = stack, edges, tensors, needs
         self.source, self.dfinal = source, d_finals
-        self.initial = states_of(self.stack, tensors)
-        self.T, B = edges[-1], self.initial[0].shape[1]
-        self.states = self.stack.cell.states
-        reach = self.stack.reach
-        self.overlaps = reach.every is not None and not reach.fenced and B > 0
-        self.frames = Frames.of(reach, self.stack.lengths, self.T, B) if self.overlaps else None
-        self.crossing = Crossing(())
+        self.initial = states_of(stack, tensors)
+        self.T, self.B = edges[-1], self.initial[0].shape[1]
+        self.states = stack.cell.states
+        if crossing is None and stack.reach.every is not None and not stack.reach.fenced:
+            crossing = Crossing(Columns.of(stack.reach, stack.lengths, self.T, self.B, 1))
+        self.crossing = crossing
         self.carry: tuple[Tensor | None, ...] = (None,) * self.states
         self.weights: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
-        self.adjoints: list[list[Tensor]] | None = [] if adjoints else None
+        self.wants_adjoints = adjoints
+        self.adjoints: list[Tensor] = []
 
-    def run(self, checkpoints: Sequence[States]) -> tuple[Tensors, list[Tensor]]:
-        """All gradients, in the order of the inputs, that of x left out; the adjoints."""
-        schedule, edges = self.schedule, self.edges
-        stored = {0: self.initial, **dict(zip(schedule.stored_forward, checkpoints, strict=True))}
-        at, state = len(edges), stored[0]  # the state at hand: none yet
-        # The advance that led to the last segment was the forward pass's, which kept no state but the stored ones.
-        last = len(edges) - 2
-        lead = (Action("A", max(stored), last),) if max(stored) < last else ()
-        for action in (*lead, *schedule.backward):
+    def run(self, stored: Mapping[int, States], actions: Iterable[Action]) -> tuple[Tensors, list[Tensor]]:
+        """All gradients, in the order of the inputs, that of x left out; the adjoints `[T, B, P]`.
+
+        stored: states by segment, that before segment 0 left out. actions: of `schedules`, none on the way forward.
+        """
+        kept = {0: self.initial, **stored}
+        at, state = len(self.edges), self.initial  # the state at hand: none yet
+        for action in actions:
             if action.kind == "S":
-                stored[action.first] = state
+                kept[action.first] = state
             elif action.kind == "D":
-                del stored[action.first]
+                del kept[action.first]
             elif action.kind == "A":
-                state = state if at == action.first else stored[action.first]
+                state = state if at == action.first else kept[action.first]
                 for i in range(action.first, action.last):
                     state = self._advance(i, state)
                 at = action.last
             else:
-                self._reverse(action.first, state if at == action.first else stored[action.first])
+                self._reverse(action.first, state if at == action.first else kept[action.first])
         initial = [g if need else None for g, need in zip(self.carry, self.needs[1:], strict=False)]
-        pieces = [] if self.adjoints is None else self.adjoints[::-1]
-        return (None, *initial, *self.weights), [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        return (None, *initial, *self.weights), self.adjoints
 
     def _advance(self, i: int, state: States) -> States:
         """The state behind segment i."""
@@ -130,35 +129,33 @@ class Back:
     def _reverse(self, i: int, state: States) -> None:
         """Run segment i again with its tape, and walk it back."""
         a, b = self.edges[i : i + 2]
+        columns = None if self.crossing is None else self.crossing.within(a, b)
+        if columns is not None and not len(columns.span):
+            return  # between the columns of two directions
         part = part_of(self.stack, a, b)
         inputs = inputs_of(self.tensors, self.source.x(a, b), state)
         outputs, tape = part.forward(inputs, keep=True)
         dy = self.source.error(a, b, outputs[0])
         needs = (self.needs[0], *(True,) * self.states, *self.needs[1 + self.states :])
         walk = Walk(part, inputs, outputs, tape, (dy, *self._final(a, b)))
-        if self.frames is None:
-            (dx, *rest), adjoints = walk.run(needs, self.adjoints is not None)
-            self.carry = tuple(rest[: self.states])
-            if i > 0 and self._cut_at(a):
-                self.carry = (None,) * self.states
+        if self.crossing is None or columns is None:
+            (dx, *rest), adjoints = walk.run(needs, self.wants_adjoints)
         else:
-            frames = self.frames.within(a, b)
-            self.crossing.goes = self.frames.start < a
-            takes = torch.ones(1, len(frames.start), dtype=torch.bool, device=frames.start.device)
-            columns = Columns((frames,), takes, frames.top - frames.start + 1)
-            (dx, *rest), adjoints = walk.run_across(needs, self.adjoints is not None, columns, self.crossing)
-            self.crossing, self.carry = self.crossing.next(), tuple(rest[: self.states])
+            (dx, *rest), adjoints = walk.run_across(needs, self.wants_adjoints, columns, self.crossing)
+        cut = i > 0 and (self.crossing is not None or self._cut_at(a))  # a column's adjoint crosses by itself
+        self.carry = (None,) * self.states if cut else tuple(rest[: self.states])
         self.source.put(a, b, dx)
         for n, grad in enumerate(rest[self.states :]):
             before = self.weights[n]
             self.weights[n] = grad if before is None or grad is None else before.add_(grad)
-        if self.adjoints is not None:
-            self.adjoints.append(adjoints)
+        if self.wants_adjoints:
+            self.adjoints = self.adjoints or [piece.new_zeros(self.T, *piece.shape[1:]) for piece in adjoints]
+            for whole, piece in zip(self.adjoints, adjoints, strict=True):
+                whole[a:b] = piece
 
     def _final(self, a: int, b: int) -> tuple[Tensor | None, ...]:
         """The cotangents of the state behind a segment: its own where a sequence ends there, else what comes back."""
-        lengths, device = self.stack.lengths, self.initial[0].device
-        carry = (None,) * self.states if self.overlaps else self.carry
+        lengths, carry, device = self.stack.lengths, self.carry, self.initial[0].device
         if lengths is None:
             return tuple(self.dfinal) if b == self.T else carry
         ends = ((lengths > a) & (lengths <= b)).to(device)[:, None]
@@ -175,54 +172,80 @@ class Back:
         return every is not None and a % every == 0
 
 
-@dataclass(eq=False)
 class Crossing:
-    """Adjoints of blocks on their way from a segment to the one before, by layer and by column.
+    """The columns of overlapping blocks, and their adjoints on the way from a segment to the one before.
 
-    arriving: for each layer (numbers of the columns, ascending `[n]`; lambda of h `[n, P]`, of c `[n, H]`); empty for
-    the last segment. goes: bool, of every column by number, whether its walk goes on before the segment.
+    columns: of the whole call, one-directional. above: `[R, N, P]` errors that come from the layer above, by position
+    in the columns. below: `[R, N, F]`, where what goes to the layer below is written, by position; None where both are
+    sums over columns, as at the two ends of a stack.
     """
 
-    arriving: Sequence[tuple[Tensor, States]]
-    goes: Tensor | None = None
+    def __init__(self, columns: Columns, above: Tensor | None = None, below: Tensor | None = None) -> None:
+        self.columns, self.above, self.below = columns, above, below
+        # By layer: numbers of the columns, ascending `[n]`; lambda of h `[n, P]`, of c `[n, H]`.
+        self.arriving: dict[int, tuple[Tensor, States]] = {}
+        self.leaving: dict[int, list[tuple[Tensor, States]]] = {}  # the same, an entry per sweep
+        self.goes = torch.zeros(0, dtype=torch.bool)  # [N] whether a column's walk goes on before the segment
 
-    def __post_init__(self) -> None:
-        self.leaving: dict[int, list[tuple[Tensor, States]]] = {}  # by layer, one entry per sweep
+    def within(self, a: int, b: int) -> Columns:
+        """The columns of the segment of the steps a to b-1, the one before the last asked for."""
+        self.arriving = {}
+        for k, swept in self.leaving.items():
+            numbers, states = zip(*swept, strict=True)
+            self.arriving[k] = torch.cat(numbers), tuple(torch.cat(s) for s in zip(*states, strict=True))
+        self.leaving = {}
+        frames = self.columns.frames[0]
+        self.goes = frames.start < a
+        part = frames.within(a, b)
+        return Columns((part,), self.columns.takes[:, part.number], part.top - part.start + 1)
 
-    def enter(self, k: int, frames: Frames, errors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The errors of a sweep and, where its columns start, what arrives of them."""
-        if not self.arriving:
+    def segments(self, edges: Sequence[int]) -> tuple[int, int]:
+        """The first and the last segment that a column walks through."""
+        frames = self.columns.frames[0]
+        return bisect_right(edges, int(frames.start.min())) - 1, bisect_right(edges, int(frames.top.max())) - 1
+
+    def enter(self, k: int, part: Frames, errors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        """The errors of a sweep, with what comes from above and, where its columns start, from behind."""
+        if self.above is not None:
+            position, number = self._positions(part, self.above)
+            inside = (part.steps() <= part.top)[..., None].to(self.above.device)
+            above = self.above[position.clamp(max=len(self.above) - 1), number].masked_fill(~inside, 0)
+            errors = (above if errors[0] is None else errors[0] + above, *errors[1:])
+        if k not in self.arriving or not len(self.arriving[k][0]):
             return errors
         numbers, carried = self.arriving[k]
-        assert frames.number is not None
-        place = torch.searchsorted(numbers, frames.number).clamp(max=max(len(numbers) - 1, 0))
-        comes = (numbers[place] == frames.number).nonzero()[:, 0] if len(numbers) else place[:0]
+        assert part.number is not None
+        place = torch.searchsorted(numbers, part.number).clamp(max=len(numbers) - 1)
+        comes = (numbers[place] == part.number).nonzero()[:, 0]
         if not len(comes):
             return errors
         device = carried[0].device
-        position, rows, columns = ((frames.top - frames.start)[comes], place[comes], comes)
-        joined = []
+        at = ((part.top - part.start)[comes].to(device), comes.to(device))
+        rows, joined = place[comes].to(device), []
         for error, states in zip(errors, carried, strict=True):
-            base = states.new_zeros(frames.R, len(frames.start), states.shape[1]) if error is None else error
-            at = (position.to(device), columns.to(device))
-            joined.append(base.index_put(at, states[rows.to(device)], accumulate=True))
+            base = states.new_zeros(part.R, len(part.start), states.shape[1]) if error is None else error
+            joined.append(base.index_put(at, states[rows], accumulate=True))
         return tuple(joined)
 
-    def leave(self, k: int, frames: Frames, initial: States) -> None:
-        """Keep what leaves the segment at its first step and goes on."""
-        assert frames.number is not None
-        assert self.goes is not None
-        goes = self.goes[frames.number].nonzero()[:, 0]
-        rows = goes.to(initial[0].device)
-        self.leaving.setdefault(k, []).append((frames.number[goes], tuple(s[rows] for s in initial)))
+    def leave(self, k: int, part: Frames, swept: Swept, w: Weights) -> None:
+        """Keep what leaves the segment at its first step and goes on, and what goes to the layer below."""
+        assert part.number is not None
+        goes = self.goes[part.number].nonzero()[:, 0]
+        rows = goes.to(swept.da.device)
+        self.leaving.setdefault(k, []).append((part.number[goes], tuple(s[rows] for s in swept.initial)))
+        if self.below is not None:
+            position, number = self._positions(part, self.below)
+            r, n = (part.steps() <= part.top).nonzero(as_tuple=True)
+            r, n = r.to(position.device), n.to(position.device)
+            self.below[position[r, n], number[n]] = swept.da[r, n] @ w.ih
 
-    def next(self) -> Crossing:
-        """For the segment before."""
-        joined = []
-        for k in sorted(self.leaving):
-            numbers, states = zip(*self.leaving[k], strict=True)
-            joined.append((torch.cat(numbers), tuple(torch.cat(s) for s in zip(*states, strict=True))))
-        return Crossing(joined)
+    @staticmethod
+    def _positions(part: Frames, by_position: Tensor) -> tuple[Tensor, Tensor]:
+        """(position `[R, N]`, number `[N]`) in the columns of the whole call of each position of the part."""
+        assert part.offset is not None
+        assert part.number is not None
+        r = torch.arange(part.R, device=part.offset.device)[:, None]
+        return (part.offset + r).to(by_position.device), part.number.to(by_position.device)
 
 
 def states_of(stack: Stack, tensors: Tensors) -> States:

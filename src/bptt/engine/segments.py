@@ -21,26 +21,7 @@ from .boundary import Tensors, given
 from .reversal import Back, Source, States, Whole, inputs_of, part_of, states_of
 from .stack import Stack
 
-__all__ = ["BothWays", "Checkpointed", "checkpointed"]
-
-
-def checkpointed(
-    stack: Stack, memory: Checkpoints, tensors: Tensors, *, reads_y: bool = True
-) -> Checkpointed | BothWays:
-    """The same computation with checkpoints for a tape. reads_y: as in `Checkpointed`.
-
-    Raises ValueError for a budget in bytes that is too small, and for several bidirectional layers under blocks that
-    overlap: there a block walks both ways at once.
-    """
-    if stack.directions == 2:
-        reach = stack.reach
-        if stack.layers > 1 and reach.every is not None and not reach.fenced:
-            raise ValueError(
-                "memory must be 'auto', 'gates' or 'states' for several bidirectional layers under blocks that "
-                f"overlap: got {memory}"
-            )
-        return BothWays(stack, memory)
-    return Checkpointed(stack, *_cut(stack, memory, tensors, reads_y), reads_y)
+__all__ = ["Checkpointed", "cut"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +37,11 @@ class Checkpointed:
     schedule: Schedule
     reads_y: bool = True
 
+    @classmethod
+    def of(cls, stack: Stack, memory: Checkpoints, tensors: Tensors, *, reads_y: bool = True) -> Checkpointed:
+        """The stack with checkpoints for a tape. Raises ValueError for a budget in bytes that is too small."""
+        return cls(*cut(stack, memory, tensors, reads_y=reads_y), reads_y)
+
     @property
     def outputs(self) -> int:
         """How many outputs `forward` has."""
@@ -65,7 +51,7 @@ class Checkpointed:
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped: the states at the checkpoints, h then c, `[slots, K, B, .]`, K less the top."""
         source = Whole(given(tensors[0]), None, wants_dx=False)
-        finals, tape = self._walk(tensors, source, keep)
+        finals, tape = self.ahead(tensors, source, keep)
         return (given(source.y), *finals), tape
 
     def _stored(self, state: States) -> States:
@@ -74,16 +60,16 @@ class Checkpointed:
         below = h[:-1] if self.reads_y else h
         return (*((below,) if len(below) else ()), *c)
 
-    def _checkpoints(self, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...]) -> list[States]:
-        """The states at the checkpoints, from the tape and y."""
-        found = []
+    def checkpoints(self, tape: tuple[Tensor, ...], y: Tensor | None = None) -> dict[int, States]:
+        """The states at the checkpoints, by segment, from the tape and, where they are read there, y."""
+        found = {}
         for n, i in enumerate(self.schedule.stored_forward):
             kept = [s[n] for s in tape]
             if self.reads_y:
                 below = kept.pop(0) if self.stack.layers > 1 else None
-                top = outputs[0][self.edges[i] - 1][None]
+                top = given(y)[self.edges[i] - 1][None]
                 kept.insert(0, top if below is None else torch.cat([below, top]))
-            found.append(tuple(kept))
+            found[i] = tuple(kept)
         return found
 
     @torch.no_grad()
@@ -94,11 +80,11 @@ class Checkpointed:
 
         tensors: as for `forward`, x None.
         """
-        finals, tape = self._walk(tensors, source, keep=True)
-        back = Back(self.stack, self.edges, self.schedule, tensors, source, d_finals, needs, adjoints=False)
-        return finals, back.run(self._checkpoints((), tape))[0][1:]
+        finals, tape = self.ahead(tensors, source, keep=True)
+        back = Back(self.stack, self.edges, tensors, source, d_finals, needs, adjoints=False)
+        return finals, back.run(self.checkpoints(tape), self.schedule.backward)[0][1:]
 
-    def _walk(self, tensors: Tensors, source: Source, keep: bool) -> tuple[States, States]:
+    def ahead(self, tensors: Tensors, source: Source, keep: bool) -> tuple[States, States]:
         """Stage 1: the final state; the tape.
 
         Room for the tape is taken at once: one small tensor after another would break up the memory that segments use.
@@ -148,132 +134,34 @@ class Checkpointed:
         if tape is None:
             return self.stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
         source = Whole(given(tensors[0]), cotangents[0], wants_dx=needs[0])
-        back = Back(self.stack, self.edges, self.schedule, tensors, source, cotangents[1:], needs, want_adjoints)
-        grads, adjoints = back.run(self._checkpoints(outputs, tape))
+        back = Back(self.stack, self.edges, tensors, source, cotangents[1:], needs, want_adjoints)
+        grads, adjoints = back.run(self.checkpoints(tape, outputs[0]), self.schedule.backward)
         return (source.dx, *grads[1:]), adjoints
 
 
-@dataclass(frozen=True, eq=False)
-class BothWays:
-    """A bidirectional stack: every layer and direction a program of its own, since their segments lie in other places.
+def cut(
+    stack: Stack, memory: Checkpoints, tensors: Tensors, *, reads_y: bool = True
+) -> tuple[Stack, tuple[int, ...], Schedule]:
+    """(the stack, its blocks said as simply as they can be; the first step of each segment, and T; the schedule).
 
-    Taped besides the checkpoints: the outputs of the layers below the top.
+    A bidirectional stack runs a layer and direction at a time, and keeps the outputs between layers.
     """
-
-    stack: Stack
-    memory: Checkpoints
-
-    @property
-    def outputs(self) -> int:
-        """How many outputs `forward` has."""
-        return self.stack.outputs
-
-    @torch.no_grad()
-    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """See `Program.forward`."""
-        stack, y = self.stack, given(tensors[0])
-        between: list[Tensor] = []
-        tape: list[Tensor] = []
-        finals: list[list[Tensor]] = []
-        for layer in range(stack.layers):
-            halves = []
-            for d in (0, 1):
-                program, inputs = self.one_way(layer, d, stack.masked(y, layer), tensors)
-                (ys, *final), kept = program.forward(inputs, keep)
-                halves.append(stack.turn(ys, d))
-                finals.append(final)
-                tape += kept
-            y = torch.cat(halves, -1)
-            if keep and layer < stack.layers - 1:
-                between.append(y)
-        return (y, *map(torch.cat, zip(*finals, strict=True))), (*between, *tape)
-
-    def backward(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-    ) -> Tensors:
-        """See `Program.backward`."""
-        return self.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints=False)[0]
-
-    def gradients(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-        want_adjoints: bool,
-    ) -> tuple[Tensors, list[Tensor]]:
-        """`backward`, and lambda_t of h for every layer and direction, in its own time."""
-        stack, states, L = self.stack, self.stack.cell.states, self.stack.layers
-        if tape is None:
-            return stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
-        between, rest = tape[: L - 1], list(tape[L - 1 :])
-        error, *d_finals = cotangents
-        initial: list[Tensors] = [()] * (2 * L)
-        weights: list[Tensors] = [()] * (2 * L)
-        adjoints: list[list[Tensor]] = [[]] * (2 * L)
-        for layer in reversed(range(L)):
-            below = stack.masked(between[layer - 1], layer) if layer else given(tensors[0])
-            dx: Tensor | None = None
-            for d in (1, 0):
-                k = 2 * layer + d
-                program, inputs = self.one_way(layer, d, below, tensors)
-                count = states if program.schedule.stored_forward else 0
-                kept = tuple(rest[len(rest) - count :])
-                del rest[len(rest) - count :]
-                half = None if error is None else stack.turn(stack.half(error, d), d)
-                own = (half, *(None if d_final is None else d_final[k : k + 1] for d_final in d_finals))
-                first = 1 + states + k * stack.per_layer
-                wanted = (layer > 0 or needs[0], *needs[1 : 1 + states], *needs[first : first + stack.per_layer])
-                (part, *grads), adjoints[k] = program.gradients(inputs, (), kept, own, wanted, want_adjoints)
-                initial[k], weights[k] = tuple(grads[:states]), tuple(grads[states:])
-                if part is not None:
-                    turned = stack.turn(part, d)
-                    dx = turned if dx is None else dx + turned
-            error = dx if dx is None or not stack.masks or layer == 0 else dx * stack.masks[layer - 1]
-        d_initial = [
-            torch.cat([given(grad) for grad in grads]) if need else None
-            for grads, need in zip(zip(*initial, strict=True), needs[1:], strict=False)
-        ]
-        return (error, *d_initial, *(g for grads in weights for g in grads)), [a for own in adjoints for a in own]
-
-    def one_way(self, layer: int, d: int, below: Tensor, tensors: Tensors) -> tuple[Checkpointed, Tensors]:
-        """Layer and direction as a program of its own, and its inputs, in its own time."""
-        stack, k, states = self.stack, 2 * layer + d, self.stack.cell.states
-        first = 1 + states + k * stack.per_layer
-        alone = replace(
-            stack,
-            layers=1,
-            directions=1,
-            masks=(),
-            xi=stack.xi[k : k + 1],
-            resets=stack.resets[d : d + 1],
-        )
-        initial = [given(s)[k : k + 1] for s in tensors[1 : 1 + states]]
-        inputs = (stack.turn(below, d), *initial, *tensors[first : first + stack.per_layer])
-        return Checkpointed(alone, *_cut(alone, self.memory, inputs, reads_y=False), reads_y=False), inputs
-
-
-def _cut(stack: Stack, memory: Checkpoints, tensors: Tensors, reads_y: bool) -> tuple[tuple[int, ...], Schedule]:
-    """The first step of each segment, T, and the schedule over them."""
-    x, reach = given(tensors[0]), stack.reach
+    x = given(tensors[0])
     T, B, _ = x.shape
-    state = tape = 0
-    for w in stack.weights(tensors):
-        GH, P = w.hh.shape
-        one = P + (GH // stack.cell.gates_per_unit if stack.cell.states == 2 else 0)
-        state, tape = state + one, tape + one + stack.cell.taped(w)
+    stack = replace(stack, reach=stack.blocks(T, B))
+    row, weights = max(B, 1) * x.element_size(), stack.weights(tensors)
+    GH, P = weights[0].hh.shape
+    one = P + (GH // stack.cell.gates_per_unit if stack.cell.states == 2 else 0)
+    state = one * len(weights)
+    if stack.directions == 2:
+        tape, between = one + stack.cell.taped(weights[0]), T * 2 * P * (stack.layers - 1)
+    else:
+        tape, between = state + sum(map(stack.cell.taped, weights)), 0
     if reads_y and state > P:
         state -= P
-    row = max(B, 1) * x.element_size()
-    cut = memory.cut(T, state * row, tape * row)
-    edges = _edges(T, cut.steps, reach)
-    return edges, binomial(len(edges) - 1, min(cut.slots, len(edges) - 2))
+    found = memory.cut(T, state * row, tape * row, between * row)
+    edges = _edges(T, found.steps, stack.reach)
+    return stack, edges, binomial(len(edges) - 1, min(found.slots, len(edges) - 2))
 
 
 def _edges(T: int, steps: int, reach: Reach) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from ..kernels import KERNELS, Kernel
 from ..memory import Tapes, keeps_gates
-from ..policies import Reach
+from ..policies import EVERYTHING, Reach
 from .boundary import Tensors, given
 from .walk import Walk
 
@@ -128,6 +128,16 @@ class Stack:
             return Walk(recordable, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
         return Walk(self, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
 
+    def blocks(self, T: int, B: int) -> Reach:
+        """The reach for a call on so many steps and lanes: equal blocks of their own length do not overlap."""
+        reach = self.reach
+        if B == 0:
+            return EVERYTHING  # no lane, no block
+        if reach.every is None or reach.window != reach.every:
+            return reach
+        divides = T % reach.every == 0 if self.lengths is None else not (self.lengths % reach.every).any()
+        return replace(reach, fenced=True) if divides else reach
+
     def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
         """Whether a call that keeps a tape keeps gates in it."""
         if self.cell.taped_per_unit == 0:
@@ -175,14 +185,25 @@ class Stack:
 
     def turn(self, x: Tensor, d: int) -> Tensor:
         """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
-        if d == 0:
-            return x
+        return x if d == 0 else self.turned(x, 0, len(x))
+
+    def turned(self, x: Tensor, a: int, b: int) -> Tensor:
+        """The steps a to b-1 of the reverse direction's time `[b-a, B, F]`."""
+        return x[len(x) - b : len(x) - a].flip(0) if self.lengths is None else x[self._back(x, a, b)]
+
+    def add_turned(self, x: Tensor, a: int, b: int, value: Tensor) -> None:
+        """Add to the steps a to b-1 of the reverse direction's time, in place."""
         if self.lengths is None:
-            return x.flip(0)
-        t = torch.arange(x.shape[0], device=x.device)[:, None]
+            x[len(x) - b : len(x) - a] += value.flip(0)
+        else:
+            x[self._back(x, a, b)] += value
+
+    def _back(self, x: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
+        """(steps `[b-a, B]` in forward time, lanes `[B]`) of the steps a to b-1 of the reverse direction's time."""
+        assert self.lengths is not None
+        t = torch.arange(a, b, device=x.device)[:, None]
         lengths = self.lengths.to(x.device)
-        back = torch.where(t < lengths, lengths - 1 - t, t)
-        return x[back, torch.arange(x.shape[1], device=x.device)]
+        return torch.where(t < lengths, lengths - 1 - t, t), torch.arange(x.shape[1], device=x.device)
 
     def half(self, x: Tensor, d: int) -> Tensor:
         """Direction d's part of `[..., D*P]`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..cells import Weights
 from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, columns_at_once, with_final
-from ..policies import EVERYTHING, Reach
+from ..policies import Reach
 from .boundary import Tensors, given
 from .parameters import parameter_gradients, steps_of
 
@@ -48,13 +47,10 @@ class Walk:
 
     def run(self, needs: tuple[bool, ...], want_adjoints: bool) -> tuple[Tensors, list[Tensor]]:
         """(the gradient of every input that needs one, in the order of the program's inputs; the adjoints of h)."""
-        stack, reach = self.stack, self.stack.reach
+        stack = self.stack
         T, B, _ = self.x.shape
         self._want(needs, want_adjoints)
-        if self.x.shape[1] == 0:
-            reach = EVERYTHING  # no lane, no block
-        elif reach.every is not None and reach.window == reach.every and self._divides(reach.every):
-            reach = replace(reach, fenced=True)  # equal blocks of their own length do not overlap
+        reach = stack.blocks(T, B)
         if stack.layers > 1 and reach.every is not None and not reach.fenced:
             self._block_by_block(Columns.of(reach, stack.lengths, T, B, stack.directions))
         else:
@@ -85,11 +81,6 @@ class Walk:
         states = self.stack.cell.states
         d_initial = map(torch.stack, zip(*self.d_initial, strict=True)) if self.wanted.initial else (None,) * states
         return (self.dx, *d_initial, *(grad for grads in self.d_weights for grad in grads))
-
-    def _divides(self, every: int) -> bool:
-        """Whether all sequences are whole blocks."""
-        lengths = self.stack.lengths
-        return self.x.shape[0] % every == 0 if lengths is None else not (lengths % every).any()
 
     # Stage 3 ---------------------------------------------------------------------------------------------------------
 
@@ -123,7 +114,7 @@ class Walk:
         for k, frames, swept in self.sweeps(columns, self.wanted, crossing):
             sums[k].add(frames, swept)
             if crossing is not None:
-                crossing.leave(k, frames, swept.initial)
+                crossing.leave(k, frames, swept, self.weights[k])
         for k, tape in enumerate(self.tapes):
             walked = sums[k].walked()
             below = stack.turn(self._below(k // D), k % D)

@@ -41,6 +41,7 @@ class Frames:
     top: Tensor  # the step a column's walk starts from: past it the adjoint is zero
     whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
     number: Tensor | None = None  # of each column in the frames these are a part of, where they cross into others
+    offset: Tensor | None = None  # and the position there of its first one here
 
     @classmethod
     def of(cls, reach: Reach, lengths: Tensor | None, T: int, B: int) -> Frames:
@@ -76,7 +77,8 @@ class Frames:
 
     def pick(self, columns: slice | Tensor) -> Frames:
         """The sweep over some of the columns."""
-        names = ("start", "lane", "first", "last", "end", "top", *(("number",) if self.number is not None else ()))
+        names = ["start", "lane", "first", "last", "end", "top"]
+        names += ["number", "offset"] if self.number is not None else []
         return replace(self, **{name: getattr(self, name)[columns] for name in names}, whole=False)
 
     def within(self, a: int, b: int) -> Frames:
@@ -86,9 +88,10 @@ class Frames:
         behind. The end of a sequence behind b-1 lies nowhere in the part.
         """
         crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
-        part = replace(self.pick(crossing), number=crossing)
+        part = self.pick(crossing)
         T, high = b - a, b - 1 - a
         start, top = (part.start - a).clamp(min=0), (part.top - a).clamp(max=high)
+        part = replace(part, number=crossing, offset=start + a - part.start)
         first, last = (part.first - a).clamp(min=0), (part.last - a).clamp(max=high)
         end = torch.where(part.end < b, part.end - a, T)
         R = int((top - start).max()) + 1 if len(start) else 0

@@ -19,11 +19,14 @@ SWEEP_SEQUENCES = 4
 """Columns that together are at most so many times the sequence are walked in one group, whatever their size."""
 
 
-def columns_at_once(frames: Frames, w: Weights) -> int:
-    """How many columns a group may have: all, where together they are hardly more than the sequence itself."""
-    if frames.R * len(frames.start) <= SWEEP_SEQUENCES * frames.T * frames.B:
+def columns_at_once(frames: Frames, w: Weights, *, sequence_fits: bool = True) -> int:
+    """How many columns a group may have: all, where together they are hardly more than the sequence itself.
+
+    sequence_fits: whether so much may be in memory; else a group has at least the columns of one block.
+    """
+    if sequence_fits and frames.R * len(frames.start) <= SWEEP_SEQUENCES * frames.T * frames.B:
         return len(frames.start)
-    return max(1, SWEEP_VALUES // (frames.R * 4 * w.hh.shape[0]))
+    return max(1 if sequence_fits else frames.B, SWEEP_VALUES // (frames.R * 4 * w.hh.shape[0]))
 
 
 def with_final(

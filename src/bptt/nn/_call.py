@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import kernels, policies
 from ..cells import Cell
-from ..engine import BothWays, Checkpointed, Stack, checkpointed, draw
+from ..engine import BothWays, Checkpointed, Stack, draw
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints, Tapes
 
@@ -168,7 +168,8 @@ def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | 
     """The program that keeps what the layer's memory policy asks for."""
     if not isinstance(layer.memory, Checkpoints):
         return stack
-    return checkpointed(stack, layer.memory, call.tensors)
+    kind = BothWays if stack.directions == 2 else Checkpointed
+    return kind.of(stack, layer.memory, call.tensors)
 
 
 def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool) -> Stack:

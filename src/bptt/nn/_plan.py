@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from ..engine import BothWays, Checkpointed, Stack
+from ..engine import BothWays, Stack
 from ..memory import Checkpoints, Memory, keeps_gates, parse
 from ..policies import Full
 from ._call import Call, program, taped
@@ -101,27 +102,15 @@ def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
         if stack.cell.taped_per_unit and keeps_gates(stack.memory, whole):
             kept += T * sum(gates)
         return Plan(str(memory), kept * B * size, 1, T, 0.0, steps * both)
-    programs = [keeper] if isinstance(keeper, Checkpointed) else _both_ways(keeper, call)
-    kept = T * 2 * h * (stack.layers - 1) if stack.directions == 2 else 0
-    tape, longest, again = 0, 0, 0.0
-    for one in programs:
-        count, K = len(one.schedule.stored_forward), one.stack.layers
-        kept += count * (K * widths[0] - (h if one.reads_y else 0))
-        part = max(b - a for a, b in zip(one.edges, one.edges[1:], strict=False))
-        longest, tape = max(longest, part), max(tape, K * (part + 1) * widths[0] + part * sum(gates[:K]))
-        segments = len(one.edges) - 1
-        again += 1 + (one.schedule.advanced - (segments - 1)) / segments
-    again /= len(programs)
-    segments = max(len(one.edges) - 1 for one in programs)
+    # A bidirectional stack works on one layer and direction at a time, and keeps what lies between layers.
+    at_once = 1 if isinstance(keeper, BothWays) else stack.layers
+    kept = T * 2 * h * (stack.layers - 1) if isinstance(keeper, BothWays) else -h * len(keeper.schedule.stored_forward)
+    kept += len(keeper.schedule.stored_forward) * sum(widths)
+    longest = max(b - a for a, b in pairwise(keeper.edges))
+    tape = at_once * (longest + 1) * widths[0] + longest * sum(gates[:at_once])
+    segments = len(keeper.edges) - 1
+    again = 1 + (keeper.schedule.advanced - (segments - 1)) / segments
     return Plan(str(memory), (kept + tape) * B * size, segments, longest, again, steps * (both + again * forward))
-
-
-def _both_ways(keeper: BothWays, call: Call) -> list[Checkpointed]:
-    """The programs of all layers and directions; their cuts depend on sizes alone."""
-    h = call.hx[0].shape[2]
-    between = call.x[:1, :, :1].expand(*call.x.shape[:2], 2 * h)
-    below = [call.x, *[between] * (keeper.stack.layers - 1)]
-    return [keeper.one_way(i, d, below[i], call.tensors)[0] for i in range(keeper.stack.layers) for d in (0, 1)]
 
 
 def _times(layer: Recurrent, T: int, B: int) -> tuple[float, float]:

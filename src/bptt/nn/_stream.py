@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import policies
-from ..engine import Checkpointed, Walk, checkpointed, given
+from ..engine import Checkpointed, Walk, given
 from ..memory import Checkpoints, parse
 from ._call import Call, Hidden, program
 from ._layers import GRU, LSTM, RNN, Recurrent
@@ -112,8 +112,7 @@ def stream_gradients(
     call = Call.of(layer, first.transpose(0, 1) if layer.batch_first else first, hx, None)
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
     stack = program(layer, call, policy, differentiated=True)
-    keeper = checkpointed(stack, kept, call.tensors, reads_y=False)
-    assert isinstance(keeper, Checkpointed)
+    keeper = Checkpointed.of(stack, kept, call.tensors, reads_y=False)
     inputs = (None, *call.tensors[1:])
     states = stack.cell.states
     finals, grads = keeper.stream(inputs, source, (None,) * states, (False, *(True,) * (len(inputs) - 1)))
