@@ -196,7 +196,7 @@ SIGNATURES = {
     "explain": "(layer, x)",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
     "plan": "(model, T, B, memory=None)",
-    "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints')",
+    "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None)",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
     "memory='auto')",
 }

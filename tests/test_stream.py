@@ -76,6 +76,30 @@ def test_an_iterator_of_pieces_under_a_chunked_policy(net, lengths):
     )
 
 
+@pytest.mark.parametrize(
+    ("policy", "whole"),
+    [("full", True), ("chunked:6", True), ("chunked:6", False), ("truncated:6/4", True), ("randomized:0.7", True)],
+)
+def test_resets(policy, whole):
+    """Against the layer's own resets; NumPy's bool too, and a long stream in pieces."""
+    torch.manual_seed(0)
+    layer = bptt.nn.LSTM(I, H, num_layers=2, dtype=torch.float64, gradient=policy)
+    x, resets = torch.randn(T, B, I, dtype=torch.float64), torch.rand(T, B) < 0.2
+    weights = torch.randn(T, B, H, dtype=torch.float64)
+    torch.manual_seed(3)
+    found = bptt.stream_gradients(
+        layer,
+        x if whole else iter(x.split([5, 20, 6])),
+        lambda steps, y: (y * weights[steps]).sum(),
+        resets=resets.numpy() if whole else resets,
+    )
+    torch.manual_seed(3)
+    y, final = layer(x, resets=resets)
+    (y * weights).sum().backward()
+    assert_close(found.parameters, {n: p.grad for n, p in layer.named_parameters()}, rtol=1e-10, atol=1e-12)
+    assert_close(found.final, tuple(s.detach() for s in final))
+
+
 def test_losses_at_some_steps_only():
     layer, x = bptt.nn.LSTM(I, H, dtype=torch.float64), torch.randn(T, B, I, dtype=torch.float64)
     seen = []
@@ -125,6 +149,9 @@ def test_a_long_sequence_takes_little_memory():
         ({"x": torch.zeros(T, I)}, ValueError, r"x must be \[T, B, I\]"),
         ({"x": torch.zeros(T, B, 7)}, RuntimeError, "input"),
         ({"loss": lambda steps, y: y}, TypeError, "loss must give a scalar tensor or None"),
+        ({"resets": torch.zeros(T, B)}, TypeError, "resets must be bool"),
+        ({"resets": torch.zeros(T, 7, dtype=torch.bool)}, ValueError, r"resets must be \[T, B\], here .*got \[31, 7\]"),
+        ({"resets": torch.zeros(T + 1, B, dtype=torch.bool)}, ValueError, "with x's 31 steps: got 32"),
         ({"memory": "gates"}, ValueError, "memory must be Checkpoints"),
     ],
 )

@@ -54,6 +54,7 @@ def stream_gradients(
     wrt: Iterable[Tensor] = (),
     gradient: str | policies.Policy | None = None,
     memory: Checkpoints | str = "checkpoints",
+    resets: Sliced | Tensor | None = None,
 ) -> StreamGradients:
     """Every gradient of L = sum over segments of loss(steps, y), with neither x nor y nor dL/dy in memory as a whole.
 
@@ -68,13 +69,14 @@ def stream_gradients(
     chunk (the first one first), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its
     losses as a scalar, or None for none. hx: the initial state. wrt: other tensors that the loss uses, such as the
     parameters of an output layer. gradient: default the layer's own. memory: `Checkpoints(...)` or its text form.
+    resets: bool `[T, B]`, anything with slices: the state is zeroed before these steps, as where a document starts.
 
     Dropout between the layers is drawn for all steps, so that it is in memory as a whole: train such stacks otherwise,
     or in eval mode. `.grad` is not touched.
 
     Raises TypeError where layer is none of ours, x can be read once only and the policy is not chunked, or loss gives
-    no scalar; ValueError for a bidirectional layer, an x without steps or of another size, and a memory that is not
-    checkpoints.
+    no scalar, or resets are not bool; ValueError for a bidirectional layer, an x without steps or of another size,
+    resets of another shape, and a memory that is not checkpoints.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.GRU(2, 3), torch.randn(50, 4, 2)
@@ -101,7 +103,7 @@ def stream_gradients(
                 "x must have a length and slices, since it is read twice, or be an iterable under a chunked policy: "
                 f"got {type(x).__name__} under {policy}"
             )
-        return _in_chunks(layer, x, loss, hx, tuple(wrt), policy.k)
+        return _in_chunks(layer, x, loss, hx, tuple(wrt), policy.k, resets)
     T = len(x)  # type: ignore[arg-type]  # it has one
     if T < 1:
         raise ValueError("x must have at least 1 step: got 0")
@@ -111,6 +113,9 @@ def stream_gradients(
         raise ValueError(f"x must be [T, B, I], time first: got slices with {first.dim()} dimensions")
     call = Call.of(layer, first.transpose(0, 1) if layer.batch_first else first, hx, None)
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
+    if resets is not None and len(resets) != T:
+        raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(resets)}")
+    call.resets = _resets(resets, 0, call.x)
     stack = program(layer, call, policy, differentiated=True)
     keeper = Checkpointed.of(stack, kept, call.tensors, reads_y=False)
     inputs = (None, *call.tensors[1:])
@@ -127,7 +132,13 @@ def stream_gradients(
 
 
 def _in_chunks(
-    layer: Recurrent, pieces: Iterable[Any], loss: Loss, hx: Hidden | None, wrt: tuple[Tensor, ...], k: int
+    layer: Recurrent,
+    pieces: Iterable[Any],
+    loss: Loss,
+    hx: Hidden | None,
+    wrt: tuple[Tensor, ...],
+    k: int,
+    resets: Sliced | Tensor | None,
 ) -> StreamGradients:
     """One pass: each chunk forward and back before the next one is read."""
     sums: list[Tensor | None] = []
@@ -141,7 +152,7 @@ def _in_chunks(
             states = call.hx
         if x.shape[1:] != call.x.shape[1:]:
             raise ValueError(f"x must have pieces [n, {', '.join(map(str, call.x.shape[1:]))}]: got {list(x.shape)}")
-        call.x = x
+        call.x, call.resets = x, _resets(resets, at, x)
         stack = replace(program(layer, call, policies.Full(), differentiated=True), memory="gates")
         inputs = (x, *states, *call.weights)
         outputs, tape = stack.forward(inputs, keep=True)
@@ -165,6 +176,20 @@ def _in_chunks(
         hx=call.restore_hidden(d_first),
         final=call.restore_hidden(states),
     )
+
+
+def _resets(resets: Sliced | Tensor | None, first: int, x: Tensor) -> Tensor | None:
+    """Those of the steps of x `[n, B, I]`, the first of which is step `first` of the whole."""
+    if resets is None:
+        return None
+    found = torch.as_tensor(resets[first : first + len(x)])
+    if found.dtype != torch.bool:
+        raise TypeError(f"resets must be bool [T, B]: got {found.dtype}")
+    if found.shape != x.shape[:2]:
+        raise ValueError(
+            f"resets must be [T, B], here {list(x.shape[:2])} from step {first} on: got {list(found.shape)}"
+        )
+    return found.to(x.device)
 
 
 def _rechunked(pieces: Iterable[Any], k: int, as_tensor: Callable[[Any], Tensor]) -> Iterator[Tensor]:
