@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from itertools import pairwise
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bptt.train import Config, Dataset, InputError, Lanes, Trainer, fit, prepare, record_run, resume, start
+from bptt.train.dataset import Part
+from bptt.train.documents import Numbered
 
 from .tiny import tiny
 
@@ -31,10 +34,13 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def parts(dataset: Dataset, offsets: tuple[int, ...] | None, ids: torch.Tensor | None) -> list[str]:
-    assert offsets is not None
-    assert ids is not None
-    return [dataset.vocabulary.decode(ids[a:b].tolist()) for a, b in pairwise(offsets)]
+def documents(part: Part | None) -> list[torch.Tensor]:
+    assert isinstance(part, Numbered)
+    return [document[:] for document in part]
+
+
+def decoded(dataset: Dataset, part: Part | None) -> list[str]:
+    return [dataset.vocabulary.decode(ids.tolist()) for ids in documents(part)]
 
 
 def test_each_form_gives_the_same_documents(text: Path, tmp_path: Path):
@@ -55,8 +61,58 @@ def test_each_form_gives_the_same_documents(text: Path, tmp_path: Path):
     ]
     assert len({dataset.sha256 for dataset in found}) == 1
     for dataset in found:
-        assert parts(dataset, dataset.offsets, dataset.train) == expected[:36]
-        assert parts(dataset, dataset.heldout_offsets, dataset.heldout) == expected[36:]
+        assert decoded(dataset, dataset.train) == expected[:36]
+        assert decoded(dataset, dataset.heldout) == expected[36:]
+
+
+def test_two_ways_of_cutting_are_two_texts(tmp_path: Path):
+    found = set()
+    for name, text in (("a", "ab\ncdd\n"), ("b", "abc\ndd\n"), ("c", "ab\ncd\nd\n")):
+        (tmp_path / name).write_text(text)
+        found.add(prepare(tiny(tmp_path / name, documents="lines", heldout=0.0)).sha256)
+    assert len(found) == 3
+
+
+def test_long_documents_are_read_in_pieces(text: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same text, counts, ids and windows, whatever is read at a time; letters are changed document by document."""
+    for options in ({}, {"tokens": "word", "min_count": 3}, {"preprocess": "letters"}):
+        config = tiny(text, documents="lines", heldout=0.3, **options)
+        whole = prepare(config)
+        for module in ("documents", "textfiles"):
+            monkeypatch.setattr(f"bptt.train.{module}.PIECE", 7)
+        pieces = prepare(config)
+        assert pieces.vocabulary == whole.vocabulary
+        assert pieces.sha256 == whole.sha256
+        assert decoded(pieces, pieces.train) == decoded(whole, whole.train)
+        for one, other in ((pieces.train, whole.train), (pieces.heldout, whole.heldout)):
+            assert isinstance(one, Numbered)
+            assert isinstance(other, Numbered)
+            assert torch.equal(torch.cat(list(one.predicted())), torch.cat(list(other.predicted())))
+            assert torch.equal(torch.cat(list(one.predicted())), torch.cat([d[1:] for d in documents(other)]))
+        for a, b in zip(Lanes(pieces.train, 3, 5), Lanes(whole.train, 3, 5), strict=True):
+            assert torch.equal(a.inputs, b.inputs)
+        monkeypatch.undo()
+
+
+SCRIPT = """
+import resource, sys
+from bptt.train import Config, prepare
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = prepare(Config(text=sys.argv[1], documents="lines", cell="gru"))
+windows = data.batches(Config(text=sys.argv[1], documents="lines", cell="gru"))
+for index in range(20):
+    windows.window(0, index)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_text_is_never_in_memory_as_a_whole(tmp_path: Path):
+    """Two documents of 24 MiB each and many short ones: their ids would take 400 MiB."""
+    path = tmp_path / "text.txt"
+    line = "the quick brown fox jumps over a lazy dog " * 600_000
+    path.write_text("\n".join([line, *["a short one"] * 1000, line, *["another"] * 200]))
+    run = subprocess.run([sys.executable, "-c", SCRIPT, str(path)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 60 * 1024  # KiB
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
@@ -64,10 +120,8 @@ def test_the_held_out_loss_is_that_of_each_document_alone(text: Path, cell: str)
     dataset = prepare(tiny(text, documents="lines", heldout=0.3))
     trainer = Trainer(tiny(text, documents="lines", heldout=0.3, cell=cell, dtype="float64"), dataset)
     assert dataset.heldout is not None
-    assert dataset.heldout_offsets is not None
     total, tokens = 0.0, 0
-    for a, b in pairwise(dataset.heldout_offsets):
-        ids = dataset.heldout[a:b]
+    for ids in documents(dataset.heldout):
         logits, _ = trainer.model.eval()(ids[:-1, None])
         total += float(cross_entropy(logits[:, 0], ids[1:], reduction="sum").detach())
         tokens += len(ids) - 1
@@ -82,10 +136,9 @@ def test_a_step_is_the_gradient_of_its_documents_alone(text: Path):
     dataset = prepare(config)
     trainer, alone = Trainer(config, dataset), Trainer(config, dataset)
     trainer.advance()
-    assert dataset.offsets is not None
-    for a, b in pairwise(dataset.offsets):
-        logits, _ = alone.model(dataset.train[a : b - 1, None])
-        cross_entropy(logits[:, 0], dataset.train[a + 1 : b], reduction="sum").backward()
+    for ids in documents(dataset.train):
+        logits, _ = alone.model(ids[:-1, None])
+        cross_entropy(logits[:, 0], ids[1:], reduction="sum").backward()
     for (name, moved), before in zip(trainer.model.named_parameters(), alone.model.parameters(), strict=True):
         assert before.grad is not None
         expected = before - config.learning_rate * before.grad / trainer.batches.full

@@ -19,6 +19,14 @@ def test_what_was_seen_comes_back(level: str):
     assert vocabulary.decode(vocabulary.encode(tokens).tolist()) == LETTERS
 
 
+def test_characters_are_numbered_as_one_by_one():
+    vocabulary = Vocabulary.build("abé😀 \n", "char")
+    text = "ab\U0010ffffé😀\x00z ß\ud800\n"
+    assert vocabulary.encode(text).tolist() == vocabulary.encode(list(text)).tolist()
+    assert vocabulary.encode("").tolist() == []
+    assert Vocabulary.build([], "char").encode("ab").tolist() == [0, 0]
+
+
 def test_rare_tokens_are_counted_as_unknown():
     vocabulary = Vocabulary.build(["a", "a", "a", "b", "b", "c"], "word", min_count=2)
     assert vocabulary.tokens == (UNKNOWN, "a", "b")

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..flow import Finding
 from ..train import Record, RunDirectory, Step, Trainer, fit
+from ..train.dataset import predicted, token_count
 from ..train.model import unigram_perplexity
 
 __all__ = ["TrainingProgress", "describe", "describe_briefly", "train_with_progress", "unigram"]
@@ -114,7 +115,8 @@ class TrainingProgress:
 def unigram(trainer: Trainer) -> float:
     """The perplexity to beat, by guessing from frequencies: of the held-out text, or without one the training text."""
     dataset = trainer.dataset
-    return unigram_perplexity(dataset.vocabulary.counts, dataset.train if dataset.heldout is None else dataset.heldout)
+    part = dataset.train if dataset.heldout is None else dataset.heldout
+    return unigram_perplexity(dataset.vocabulary.counts, predicted(part))
 
 
 def train_with_progress(
@@ -129,11 +131,10 @@ def train_with_progress(
         return 0 if stopped_by is None else 128 + stopped_by
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     dataset = trainer.dataset
-    held = 0 if dataset.heldout is None else len(dataset.heldout)
     shared = f"; {trainer.processes.world} processes" if trainer.processes.world > 1 else ""
     say(
-        f"{run.path}: {len(dataset.train):,} tokens to train on, {held:,} held out, {len(dataset.vocabulary)} in the "
-        f"vocabulary, {sum(p.numel() for p in trainer.model.parameters()):,} weights; "
+        f"{run.path}: {token_count(dataset.train):,} tokens to train on, {token_count(dataset.heldout):,} held out, "
+        f"{len(dataset.vocabulary)} in the vocabulary, {sum(p.numel() for p in trainer.model.parameters()):,} weights; "
         f"guessing by frequency has perplexity {unigram(trainer):.2f}{shared}"
     )
     with TrainingProgress(console, trainer.total, trainer.step) as progress:

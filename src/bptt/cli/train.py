@@ -65,11 +65,13 @@ def train(
             raise InputError("--max-restarts needs a directory where the run is found again: give --out DIR")
         return start_or_resume(processes, config, directory or _default_directory(config), overwrite=overwrite)
 
+    console = Console(stderr=True)
     with joined() as processes:
         try:
-            trainer, run = begin(processes, lambda: opened(processes))
+            with console.status("reading the text") if processes.first else nullcontext():
+                trainer, run = begin(processes, lambda: opened(processes))
             with board(trainer, run) if tensorboard and processes.first else nullcontext() as also:
-                status = train_with_progress(trainer, run, Console(stderr=True), also)
+                status = train_with_progress(trainer, run, console, also)
         except ElsewhereError:  # that process says it
             return 2
         except NonFiniteError:  # on all processes

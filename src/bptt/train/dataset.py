@@ -3,56 +3,65 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from . import corpus
 from .batches import Batches, RandomWindows, Sequential
 from .config import Config
-from .documents import Texts
+from .documents import Numbered, Texts
 from .errors import InputError
 from .lanes import Lanes
-from .tokenfiles import Tokens
 from .vocabulary import Vocabulary, tokenize
 
-__all__ = ["Dataset", "prepare"]
+__all__ = ["Dataset", "Part", "in_order", "predicted", "prepare", "token_count"]
+
+
+Part = Tensor | Numbered
+"""A text, its token ids int64 `[N]`, or documents."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A numbered text in two parts.
+    """A text in two parts, both of one text or both of documents.
 
-    train, heldout: int64 `[N]`; the held-out part, the end of the text, may be absent. sha256: of the preprocessed
-    text before `limit`, to recognise it when a run is resumed. offsets, heldout_offsets: where the documents of each
-    part begin, and N; None: it is one text.
+    heldout: the end of the text, or the last documents; it may be absent. sha256: of the preprocessed text before
+    `limit`, to recognise it when a run is resumed.
     """
 
     vocabulary: Vocabulary
-    train: Tensor
-    heldout: Tensor | None
+    train: Part
+    heldout: Part | None
     sha256: str
-    offsets: tuple[int, ...] | None = None
-    heldout_offsets: tuple[int, ...] | None = None
 
     def batches(self, config: Config) -> Batches:
         """The windows to train on."""
-        if self.offsets is not None:
-            documents = Tokens(self.train.numpy(), offsets=self.offsets)
-            return Lanes(documents, config.batch, config.seq_length, shuffle=True, seed=config.seed)
+        if isinstance(self.train, Numbered):
+            return Lanes(self.train, config.batch, config.seq_length, shuffle=True, seed=config.seed)
         if config.batching == "sequential":
             return Sequential(self.train, config.seq_length, config.batch)
         return RandomWindows(self.train, config.seq_length, config.batch, config.seed)
 
-    def in_order(self, ids: Tensor, lanes: int, length: int) -> Batches:
-        """The windows of one part in its order, the state carried: each prediction once, in at most `lanes` lanes."""
-        offsets = self.heldout_offsets if ids is self.heldout else self.offsets if ids is self.train else None
-        if offsets is not None:
-            return Lanes(Tokens(ids.numpy(), offsets=offsets), lanes, length)
-        return Sequential(ids, length, min(lanes, len(ids) - 1))
+
+def in_order(part: Part, lanes: int, length: int) -> Batches:
+    """The windows of a part in its order, the state carried: each prediction once, in at most `lanes` lanes."""
+    if isinstance(part, Numbered):
+        return Lanes(part, lanes, length)
+    return Sequential(part, length, min(lanes, len(part) - 1))
+
+
+def token_count(part: Part | None) -> int:
+    """Tokens of a part, 0 for none."""
+    return 0 if part is None else part.tokens if isinstance(part, Numbered) else len(part)
+
+
+def predicted(part: Part) -> Iterable[Tensor]:
+    """The ids of the tokens that a model predicts, in pieces: all but the first, that of every document."""
+    return part.predicted() if isinstance(part, Numbered) else (part[1:],)
 
 
 def prepare(config: Config) -> Dataset:
@@ -95,35 +104,31 @@ def _separate(config: Config, split: str) -> Dataset:
         texts = Texts.json_lines(path, split.removeprefix("jsonl:"))
     else:
         texts = {"lines": Texts.lines, "paragraphs": Texts.paragraphs}[split](path)
-    digest = hashlib.sha256()
-    documents = []
-    for raw in texts:
-        text = corpus.PREPROCESSORS[config.preprocess](raw)
-        digest.update(f"{len(text)}:{text}".encode())
-        documents.append(tokenize(text, config.tokens))
-    cut = len(documents) - round(len(documents) * config.heldout)
-    for part, name in ((documents[:cut], "train on"), (documents[cut:], "hold out")):
-        if (part or config.heldout) and not any(len(document) > 1 for document in part):
+    if config.preprocess != "none":
+        texts = texts.changed(corpus.PREPROCESSORS[config.preprocess])
+    cut = len(texts) - round(len(texts) * config.heldout)
+    digest, counts = _read_through(texts, cut, config.tokens)
+    vocabulary = Vocabulary.counted(counts, config.tokens, config.min_count)
+    parts = [Numbered(texts.part(*ends), vocabulary) for ends in ((0, cut), (cut, len(texts)))]
+    for part, name in zip(parts, ("train on", "hold out"), strict=True):
+        if (part or config.heldout) and not (part.sizes > 1).any():
             raise InputError(
-                f"{path} is too short: of {len(documents)} documents {len(part)} are left to {name}, none of at least "
+                f"{path} is too short: of {len(texts)} documents {len(part)} are left to {name}, none of at least "
                 "2 tokens" + ("; give more, or --heldout 0" if config.heldout else "")
             )
-    level = config.tokens
-    vocabulary = Vocabulary.build(
-        (token for document in documents[:cut] for token in document), level, config.min_count
-    )
-    ids = [vocabulary.encode(document) for document in documents]
-    train, held = ids[:cut], ids[cut:]
-    return Dataset(
-        vocabulary,
-        torch.cat(train),
-        torch.cat(held) if held else None,
-        digest.hexdigest(),
-        _offsets(train),
-        _offsets(held) if held else None,
-    )
+    return Dataset(vocabulary, parts[0], parts[1] if len(parts[1]) else None, digest)
 
 
-def _offsets(documents: list[Tensor]) -> tuple[int, ...]:
-    """Where documents begin that are laid one behind the other, and where the last ends."""
-    return tuple(accumulate(map(len, documents), initial=0))
+def _read_through(texts: Texts, cut: int, level: str) -> tuple[str, Counter[str]]:
+    """(SHA-256 of all documents, how often each token occurs in those before `cut`)."""
+    whole, one, counts = hashlib.sha256(), hashlib.sha256(), Counter[str]()
+    at = 0
+    for index, _, text in texts.pieces(level):
+        if index != at:  # each by its own, so that no two ways of cutting a text into documents are alike
+            whole.update(one.digest())
+            one, at = hashlib.sha256(), index
+        one.update(text.encode())
+        if index < cut:
+            counts.update(tokenize(text, level))
+    whole.update(one.digest())
+    return whole.hexdigest(), counts

@@ -9,7 +9,7 @@ larger than memory. The index takes 24 bytes a document. `tokenfiles` has docume
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,15 +28,18 @@ class Texts:
     """Documents of text: a sequence of str, read from their files when they are asked for.
 
     files: what the documents lie in. spans: int64 `[D, 3]`, of each document its file's number and the bytes at which
-    it begins and ends. field: the documents are JSON objects, the text is in this field.
+    it begins and ends. field: the documents are JSON objects, the text is in this field. change: what is done to each
+    document's text when it is read.
 
     Use one of `lines`, `paragraphs`, `whole`, `directory` and `json_lines`, which take UTF-8 files (a byte order mark
     is dropped, line ends of any system become newlines) and raise InputError for a file that is missing, not UTF-8 or
     holds nothing but white space. Documents of white space alone are left out.
     """
 
-    def __init__(self, files: list[Path], spans: Spans, field: str | None = None) -> None:
-        self.files, self.spans, self.field = files, spans, field
+    def __init__(
+        self, files: list[Path], spans: Spans, field: str | None = None, change: Callable[[str], str] | None = None
+    ) -> None:
+        self.files, self.spans, self.field, self.change = files, spans, field, change
 
     @classmethod
     def lines(cls, path: str | Path) -> Texts:
@@ -72,6 +75,14 @@ class Texts:
         """
         return cls([Path(path)], spans_of([Path(path)], "lines"), field)
 
+    def changed(self, change: Callable[[str], str]) -> Texts:
+        """The same documents, each with its text changed when it is read."""
+        return Texts(self.files, self.spans, self.field, change)
+
+    def part(self, start: int, stop: int) -> Texts:
+        """The documents start up to stop."""
+        return Texts(self.files, self.spans[start:stop], self.field, self.change)
+
     def __len__(self) -> int:
         return len(self.spans)
 
@@ -81,16 +92,15 @@ class Texts:
     def __getitem__(self, index: int) -> str:
         """One document. InputError if its file has changed or, in JSON lines, has no such text."""
         _, start, stop = self.spans[index].tolist()
-        text = self.decode(index, read(self._file(index), start, stop - start))
-        return text if self.field is None else self._text(index, text)
+        return self._read(index, read(self._file(index), start, stop - start))
 
     def piece(self, index: int, level: str, start: int, opened: BinaryIO | None = None) -> bytes:
         """About `PIECE` bytes of a document, from byte `start` of its file, that end between two tokens of `level`.
 
-        Of JSON lines, all that is left of it. opened: the file, if it is open.
+        Of JSON lines, and of texts that are changed, all that is left of it. opened: the file, if it is open.
         """
         stop = int(self.spans[index, 2])
-        size = PIECE if self.field is None else stop - start
+        size = PIECE if self.field is None and self.change is None else stop - start
         while True:
             data = read(self._file(index), start, min(size, stop - start), opened)
             cut = len(data) if start + len(data) == stop else _cut(data, level)
@@ -107,8 +117,7 @@ class Texts:
                     _, start, stop = self.spans[index].tolist()
                     while start < stop:
                         piece = self.piece(index, level, start, opened)
-                        text = self.decode(index, piece)
-                        yield index, start, text if self.field is None else self._text(index, text)
+                        yield index, start, self._read(index, piece)
                         start += len(piece)
 
     def tokens(self, level: str) -> Iterator[str]:
@@ -126,6 +135,12 @@ class Texts:
         except UnicodeDecodeError:
             raise InputError(f"text {self._file(index)} has changed since it was indexed") from None
         return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def _read(self, index: int, data: bytes) -> str:
+        """The text of a document, or of a piece of one."""
+        text = self.decode(index, data)
+        text = text if self.field is None else self._text(index, text)
+        return text if self.change is None else self.change(text)
 
     def _file(self, index: int) -> Path:
         return self.files[int(self.spans[index, 0])]
@@ -184,6 +199,17 @@ class Numbered:
             index: _Long(texts, index, vocabulary, [*pieces, (-1, int(self.sizes[index]))])
             for index, pieces in begins.items()
         }
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return int(self.sizes.sum())
+
+    def predicted(self) -> Iterator[Tensor]:
+        """The ids of all tokens but each document's first, in order, a piece at a time."""
+        for index, start, text in self.texts.pieces(self.vocabulary.level):
+            ids = self.vocabulary.encode(tokenize(text, self.vocabulary.level))
+            yield ids[1:] if start == self.texts.spans[index, 1] else ids
 
     def __len__(self) -> int:
         return len(self.texts)

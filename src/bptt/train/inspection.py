@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..flow import Recording
-from .dataset import prepare
+from .dataset import in_order, prepare, token_count
 from .errors import InputError
 from .loop import Trainer
 from .model import record_window
@@ -30,19 +30,20 @@ def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = 
     dataset = prepare(config)
     if dataset.vocabulary != vocabulary:
         raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
-    ids = dataset.train if dataset.heldout is None else dataset.heldout
+    part = dataset.train if dataset.heldout is None else dataset.heldout
+    tokens = token_count(part)
     steps = config.seq_length if steps is None else steps
     lanes = min(LANES, config.batch) if lanes is None else lanes
     if steps < 1 or lanes < 1:
         raise InputError(f"steps and lanes must be at least 1: got steps={steps} and lanes={lanes}")
-    if len(ids) < steps * lanes + 1:
+    if tokens < steps * lanes + 1:
         raise InputError(
-            f"the text to measure on is too short: {len(ids)} tokens, of which {lanes} lanes of {steps} steps need "
+            f"the text to measure on is too short: {tokens} tokens, of which {lanes} lanes of {steps} steps need "
             f"{steps * lanes + 1}; give fewer --steps or --lanes"
         )
-    windows = dataset.in_order(ids, lanes, steps)
+    windows = in_order(part, lanes, steps)
     first = windows.window(0, 0)
-    if config.batching != "sequential" or len(ids) < 2 * steps * lanes + 1 or windows.windows(0) < 2:
+    if config.batching != "sequential" or tokens < 2 * steps * lanes + 1 or windows.windows(0) < 2:
         return record_window(model, first, None)
     with torch.no_grad():
         _, state = model(first.inputs.to(device), None, None if first.resets is None else first.resets.to(device))

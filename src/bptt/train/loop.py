@@ -18,7 +18,7 @@ from ..policies import Adaptive
 from .batches import IGNORE, Batches, Window
 from .carried import finite, gathered, lanes_of, to
 from .config import Config
-from .dataset import Dataset
+from .dataset import Dataset, Part, in_order
 from .errors import InputError, NonFiniteError
 from .model import State, detach, record_window
 from .network import build_model
@@ -193,12 +193,12 @@ class Trainer:
         self._findings.clear()
         return taken
 
-    def evaluate(self, ids: Tensor) -> float:
-        """Mean NLL in nats per predicted token over `ids` `[N]`, every token but a document's first predicted once.
+    def evaluate(self, part: Part) -> float:
+        """Mean NLL in nats per predicted token of ids `[N]` or documents, every one but each first predicted once.
 
         Read in at most `batch` contiguous lanes, each with a fresh state at its start, carried through to its end.
         """
-        windows = self.processes.share(self.dataset.in_order(ids, self.config.batch, self.config.seq_length))
+        windows = self.processes.share(in_order(part, self.config.batch, self.config.seq_length))
         total, tokens, state = 0.0, 0, None
         self.model.eval()
         with torch.no_grad():

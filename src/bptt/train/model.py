@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -91,14 +91,17 @@ def record_window(model: LanguageModel, window: Window, state: State) -> Recordi
     )
 
 
-def unigram_perplexity(counts: Sequence[int], ids: Tensor) -> float:
-    """Perplexity on `ids` of guessing every token by its frequency in the training text, add-one smoothed.
+def unigram_perplexity(counts: Sequence[int], predicted: Iterable[Tensor]) -> float:
+    """Perplexity of guessing every token by its frequency in the training text, add-one smoothed.
 
-    p(v) = (count_v + 1) / (sum of counts + V).  The first of `ids` is left out: no model predicts it either.
+    p(v) = (count_v + 1) / (sum of counts + V).  predicted: the ids of the tokens that a model predicts, in pieces.
 
-    >>> round(unigram_perplexity([0, 3, 2, 1], torch.tensor([1, 1, 2])), 6)  # sqrt(10/4 * 10/3)
+    >>> round(unigram_perplexity([0, 3, 2, 1], [torch.tensor([1, 2])]), 6)  # sqrt(10/4 * 10/3)
     2.886751
     """
     frequency = torch.tensor(counts, dtype=torch.float64) + 1
     nll = (frequency.sum() / frequency).log()
-    return math.exp(float(nll[ids[1:]].mean()))
+    total, tokens = 0.0, 0
+    for ids in predicted:
+        total, tokens = total + float(nll[ids].sum()), tokens + len(ids)
+    return math.exp(total / tokens)

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,12 @@ class Vocabulary:
     @classmethod
     def build(cls, tokens: Iterable[str], level: str, min_count: int = 1) -> Vocabulary:
         """The tokens seen at least `min_count` times, most frequent first; the others count as unknown."""
-        counted = Counter(tokens)
+        return cls.counted(Counter(tokens), level, min_count)
+
+    @classmethod
+    def counted(cls, counts: Counter[str], level: str, min_count: int = 1) -> Vocabulary:
+        """The same from the number of times that each token was seen."""
+        counted = Counter(counts)
         unknown = counted.pop(UNKNOWN, 0) + sum(n for n in counted.values() if n < min_count)
         kept = sorted(((t, n) for t, n in counted.items() if n >= min_count), key=lambda item: (-item[1], item[0]))
         return cls(level, (UNKNOWN, *(t for t, _ in kept)), (unknown, *(n for _, n in kept)))
@@ -64,8 +70,19 @@ class Vocabulary:
         """The number of each token."""
         return {token: i for i, token in enumerate(self.tokens)}
 
+    @cached_property
+    def _of_characters(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The number of each character by its code, 0 behind the last that has one."""
+        numbers = {ord(token): i for token, i in self.index.items() if len(token) == 1}
+        table = np.zeros(max(numbers, default=0) + 2, np.int64)
+        table[list(numbers)] = list(numbers.values())
+        return table
+
     def encode(self, tokens: Iterable[str]) -> Tensor:
         """int64 `[N]`, 0 for unknown tokens."""
+        if isinstance(tokens, str):
+            codes = np.frombuffer(tokens.encode("utf-32-le", "surrogatepass"), np.uint32)
+            return torch.from_numpy(self._of_characters[np.minimum(codes, len(self._of_characters) - 1)])
         return torch.tensor([self.index.get(token, 0) for token in tokens], dtype=torch.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
