@@ -1,7 +1,7 @@
 """Where documents come from: text files split into documents, numbered by a vocabulary when they are read.
 
 Files are indexed once, in one pass of bounded memory, and from then on read a document at a time, so that a text may be
-larger than memory. The index takes 24 bytes a document. `tokenfiles` has documents that are numbers already.
+larger than memory. The index takes 16 bytes a document. `tokenfiles` has documents that are numbers already.
 
     Texts.lines("reviews.txt")  ->  Numbered(texts, vocabulary)  ->  Lanes(documents, ...)
 """
@@ -27,9 +27,9 @@ __all__ = ["Numbered", "Texts"]
 class Texts:
     """Documents of text: a sequence of str, read from their files when they are asked for.
 
-    files: what the documents lie in. spans: int64 `[D, 3]`, of each document its file's number and the bytes at which
-    it begins and ends. field: the documents are JSON objects, the text is in this field. change: what is done to each
-    document's text when it is read.
+    files: what the documents lie in. spans: int64 `[D, 2]`, the bytes of its file at which each document begins and
+    ends. firsts: `[F]`, the number of each file's first document, counted from the first of `spans`. field: the
+    documents are JSON objects, the text is in this field. change: what is done to each document's text when it is read.
 
     Use one of `lines`, `paragraphs`, `whole`, `directory` and `json_lines`, which take UTF-8 files (a byte order mark
     is dropped, line ends of any system become newlines) and raise InputError for a file that is missing, not UTF-8 or
@@ -37,24 +37,29 @@ class Texts:
     """
 
     def __init__(
-        self, files: list[Path], spans: Spans, field: str | None = None, change: Callable[[str], str] | None = None
+        self,
+        files: list[Path],
+        spans: Spans,
+        firsts: Spans,
+        field: str | None = None,
+        change: Callable[[str], str] | None = None,
     ) -> None:
-        self.files, self.spans, self.field, self.change = files, spans, field, change
+        self.files, self.spans, self.firsts, self.field, self.change = files, spans, firsts, field, change
 
     @classmethod
     def lines(cls, path: str | Path) -> Texts:
         """A document per line, without its line end."""
-        return cls([Path(path)], spans_of([Path(path)], "lines"))
+        return cls([Path(path)], *spans_of([Path(path)], "lines"))
 
     @classmethod
     def paragraphs(cls, path: str | Path) -> Texts:
         """A document per run of lines between blank ones."""
-        return cls([Path(path)], spans_of([Path(path)], "paragraphs"))
+        return cls([Path(path)], *spans_of([Path(path)], "paragraphs"))
 
     @classmethod
     def whole(cls, path: str | Path) -> Texts:
         """The file is one document."""
-        return cls([Path(path)], spans_of([Path(path)], "whole"))
+        return cls([Path(path)], *spans_of([Path(path)], "whole"))
 
     @classmethod
     def directory(cls, path: str | Path, pattern: str = "**/*.txt") -> Texts:
@@ -65,7 +70,7 @@ class Texts:
         files = sorted(file for file in folder.glob(pattern) if file.is_file())
         if not files:
             raise InputError(f"the directory {folder} has no file that matches {pattern}")
-        return cls(files, spans_of(files, "whole"))
+        return cls(files, *spans_of(files, "whole"))
 
     @classmethod
     def json_lines(cls, path: str | Path, field: str) -> Texts:
@@ -73,15 +78,15 @@ class Texts:
 
         A line without it raises InputError when it is read; `Numbered` reads them all.
         """
-        return cls([Path(path)], spans_of([Path(path)], "lines"), field)
+        return cls([Path(path)], *spans_of([Path(path)], "lines"), field)
 
     def changed(self, change: Callable[[str], str]) -> Texts:
         """The same documents, each with its text changed when it is read."""
-        return Texts(self.files, self.spans, self.field, change)
+        return Texts(self.files, self.spans, self.firsts, self.field, change)
 
     def part(self, start: int, stop: int) -> Texts:
         """The documents start up to stop."""
-        return Texts(self.files, self.spans[start:stop], self.field, self.change)
+        return Texts(self.files, self.spans[start:stop], self.firsts - start, self.field, self.change)
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -91,7 +96,7 @@ class Texts:
 
     def __getitem__(self, index: int) -> str:
         """One document. InputError if its file has changed or, in JSON lines, has no such text."""
-        _, start, stop = self.spans[index].tolist()
+        start, stop = self.spans[index].tolist()
         return self._read(index, read(self._file(index), start, stop - start))
 
     def piece(self, index: int, level: str, start: int, opened: BinaryIO | None = None) -> bytes:
@@ -99,7 +104,7 @@ class Texts:
 
         Of JSON lines, and of texts that are changed, all that is left of it. opened: the file, if it is open.
         """
-        stop = int(self.spans[index, 2])
+        stop = int(self.spans[index, 1])
         size = PIECE if self.field is None and self.change is None else stop - start
         while True:
             data = read(self._file(index), start, min(size, stop - start), opened)
@@ -110,11 +115,11 @@ class Texts:
 
     def pieces(self, level: str) -> Iterator[tuple[int, int, str]]:
         """All documents in order, a piece at a time: (index, the byte at which the piece begins, its text)."""
-        bounds = np.searchsorted(self.spans[:, 0], np.arange(len(self.files) + 1)).tolist()
+        bounds = np.append(self.firsts, len(self)).clip(0, len(self)).tolist()
         for file, first, last in zip(self.files, bounds[:-1], bounds[1:], strict=True):
             with opening(file) as opened:
                 for index in range(first, last):
-                    _, start, stop = self.spans[index].tolist()
+                    start, stop = self.spans[index].tolist()
                     while start < stop:
                         piece = self.piece(index, level, start, opened)
                         yield index, start, self._read(index, piece)
@@ -143,7 +148,7 @@ class Texts:
         return text if self.change is None else self.change(text)
 
     def _file(self, index: int) -> Path:
-        return self.files[int(self.spans[index, 0])]
+        return self.files[int(np.searchsorted(self.firsts, range(len(self))[index], side="right")) - 1]
 
     def _text(self, index: int, line: str) -> str:
         try:
@@ -162,12 +167,11 @@ class Texts:
 
     def _where(self, index: int) -> str:
         """The file and the line in which a document begins."""
-        number, start, _ = self.spans[index].tolist()
-        line, at = 1, 0
+        file, start, line, at = self._file(index), int(self.spans[index, 0]), 1, 0
         while at < start:
-            data = read(self.files[number], at, min(PIECE, start - at))
+            data = read(file, at, min(PIECE, start - at))
             line, at = line + data.count(b"\n"), at + len(data)
-        return f"{self.files[number]}, line {line},"
+        return f"{file}, line {line},"
 
 
 class Numbered:
@@ -192,8 +196,8 @@ class Numbered:
         self.sizes: np.ndarray[Any, np.dtype[np.int64]] = np.zeros(len(texts), np.int64)
         begins: dict[int, list[tuple[int, int]]] = {}  # of documents in several pieces: each one's byte and token
         for index, start, text in texts.pieces(vocabulary.level):
-            if start > texts.spans[index, 1]:
-                begins.setdefault(index, [(int(texts.spans[index, 1]), 0)]).append((start, int(self.sizes[index])))
+            if start > texts.spans[index, 0]:
+                begins.setdefault(index, [(int(texts.spans[index, 0]), 0)]).append((start, int(self.sizes[index])))
             self.sizes[index] += len(tokenize(text, vocabulary.level))
         self._long = {
             index: _Long(texts, index, vocabulary, [*pieces, (-1, int(self.sizes[index]))])
@@ -209,7 +213,7 @@ class Numbered:
         """The ids of all tokens but each document's first, in order, a piece at a time."""
         for index, start, text in self.texts.pieces(self.vocabulary.level):
             ids = self.vocabulary.encode(tokenize(text, self.vocabulary.level))
-            yield ids[1:] if start == self.texts.spans[index, 1] else ids
+            yield ids[1:] if start == self.texts.spans[index, 0] else ids
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -9,6 +9,7 @@ out for itself, and reads only what its own windows hold.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -122,10 +123,10 @@ class Lanes(IterableDataset[Window]):
         """
         return self.lanes * self.length if self.tokens is None else min(self.lanes * self.length, self.tokens)
 
-    @property
+    @cached_property
     def tokens(self) -> int | None:
         """Predictions of an epoch, over all ranks; None for an iterable."""
-        return None if self.sizes is None else int((self.sizes - 1).clip(min=0).sum())
+        return None if self.sizes is None else int(self.sizes.sum() - np.count_nonzero(self.sizes))
 
     def windows(self, epoch: int) -> int:
         """Windows of an epoch (from 0), the same on all ranks. Raises TypeError for an iterable: it may have no end."""
@@ -204,9 +205,15 @@ class Lanes(IterableDataset[Window]):
         if self.sizes is None:
             return ((document, len(document)) for document in cast(Iterable[Any], self.documents))
         if not self.shuffle:
-            return enumerate(self.sizes.tolist())
-        order = torch.randperm(len(self.sizes), generator=epoch_generator(self.seed, epoch)).numpy()
-        return zip(order.tolist(), self.sizes[order].tolist(), strict=True)
+            return self._ordered(np.arange(len(self.sizes)))
+        return self._ordered(torch.randperm(len(self.sizes), generator=epoch_generator(self.seed, epoch)).numpy())
+
+    def _ordered(self, order: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, int]]:
+        """(number, tokens) of the documents in this order."""
+        assert self.sizes is not None
+        for i in range(0, len(order), _BLOCK):  # Python's own numbers take several times the room
+            some = order[i : i + _BLOCK]
+            yield from zip(some.tolist(), self.sizes[some].tolist(), strict=True)
 
     def _window(self, packing: Packing, epoch: int) -> Window:
         """The window where the packing stands, this rank's lanes."""
@@ -252,5 +259,7 @@ def _ids(values: Any, count: int) -> Tensor:
         raise ValueError(f"documents must be token ids of at least 0: got {int(values.min())}")
     return values.to("cpu", torch.int64)
 
+
+_BLOCK = 1 << 16  # documents whose sizes are looked at together
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

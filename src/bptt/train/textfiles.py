@@ -1,6 +1,6 @@
 """Text files by their bytes: checked to be UTF-8, and where their lines and paragraphs lie.
 
-One pass of bounded memory for each file; what is found takes 24 bytes a line while it is looked for.
+One pass of bounded memory for each file, besides what is found.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PIECE = 1 << 20
 """Bytes read at a time."""
 
 Spans = np.ndarray[Any, np.dtype[np.int64]]
-"""`[D, 3]`: of each document its file's number and the bytes at which it begins and ends."""
+"""`[D, 2]`: the bytes of its file at which each document begins and ends."""
 
 _BLANK = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
 
@@ -52,41 +52,60 @@ def read(file: Path, start: int, count: int, opened: BinaryIO | None = None) -> 
     return data
 
 
-def spans_of(files: list[Path], split: str) -> Spans:
-    """The spans of the documents of some files; none is white space alone. InputError where there are none."""
-    spans = []
-    for number, file in enumerate(files):
-        found = _spans(file, split)
-        spans.append(np.column_stack([np.full(len(found), number), found]))
-    result = np.concatenate(spans)
-    if not len(result):
-        raise InputError(f"text {files[0] if len(files) == 1 else files[0].parent} is empty")
-    return result
+def spans_of(files: list[Path], split: str) -> tuple[Spans, Spans]:
+    """(the spans of the documents of some files, none white space alone; which is the first of each file `[F]`).
 
-
-def _spans(file: Path, split: str) -> Spans:
-    """int64 `[D, 2]`: the bytes at which the documents of a file begin and end."""
-    lines, size = _lines(file)
-    full = np.flatnonzero(lines[:, 2])
-    if split == "lines":
-        return lines[full, :2]
-    if not len(full):
-        return np.zeros((0, 2), np.int64)
-    if split == "whole":
-        return np.array([[lines[0, 0], size]])
-    first = full[np.diff(full, prepend=-2) > 1]
-    last = full[np.diff(full, append=len(lines) + 1) > 1]
-    return np.column_stack([lines[first, 0], lines[last, 1]])
-
-
-def _lines(file: Path) -> tuple[Spans, int]:
-    """Of each line `[L, 3]`: the bytes at which its text begins and ends, and how many are not white space; the size.
-
-    Checks that the file is UTF-8.
+    InputError where there are none.
     """
-    breaks, returns, inked = [], [], []  # of each newline: where; behind a return; bytes so far that are not blank
+    spans, firsts, count = [], [], 0
+    for file in files:
+        firsts.append(count)
+        for found in {"lines": _inked, "paragraphs": _runs, "whole": _whole}[split](_lines(file)):
+            spans.append(found)
+            count += len(found)
+    if not count:
+        raise InputError(f"text {files[0] if len(files) == 1 else files[0].parent} is empty")
+    return np.concatenate(spans), np.array(firsts)
+
+
+def _inked(lines: Iterator[Spans]) -> Iterator[Spans]:
+    """The lines that are not white space."""
+    return (some[some[:, 2] > 0, :2] for some in lines)
+
+
+def _whole(lines: Iterator[Spans]) -> Iterator[Spans]:
+    """From the first line to the end of the last, if any is not white space."""
+    begin, end, ink = None, 0, 0
+    for some in lines:
+        begin = some[0, 0] if begin is None else begin
+        end, ink = some[-1, 1], ink + some[:, 2].sum()
+    if ink:
+        yield np.array([[begin, end]])
+
+
+def _runs(lines: Iterator[Spans]) -> Iterator[Spans]:
+    """From the first to the last line of each run of lines that are not white space."""
+    begun = np.zeros((0, 2), np.int64)  # a run that may go on
+    for some in lines:
+        full = np.flatnonzero(some[:, 2])
+        first, last = full[np.diff(full, prepend=-2) > 1], full[np.diff(full, append=len(some) + 1) > 1]
+        found = np.column_stack([some[first, 0], some[last, 1]])
+        if len(begun) and len(full) and full[0] == 0:
+            found[0, 0] = begun[0, 0]
+        else:
+            found = np.concatenate([begun, found])
+        goes_on = len(full) > 0 and full[-1] == len(some) - 1
+        begun = found[len(found) - goes_on :]
+        yield found[: len(found) - goes_on]
+    yield begun
+
+
+def _lines(file: Path) -> Iterator[Spans]:
+    """Of each line, some lines at a time `[n, 3]`, n > 0: the bytes at which its text begins and ends, and how many
+    are not white space. Checks that the file is UTF-8.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    at = ink = begin = last = 0
+    at = begin = ink = last = 0  # of the line that a piece begins in: its first byte, what is not blank so far
     with opening(file) as opened:
         while data := opened.read(PIECE):
             pending = len(decoder.getstate()[0])
@@ -98,18 +117,19 @@ def _lines(file: Path) -> tuple[Spans, int]:
                 begin = len(codecs.BOM_UTF8)
                 ink = -begin  # the mark is no text
             values = np.frombuffer(data, np.uint8)
-            found = np.flatnonzero(values == 0x0A)
-            total = ink + np.cumsum(~_BLANK[values])
-            breaks.append(at + found)
-            returns.append(np.concatenate([[last], values])[found] == 0x0D)
-            inked.append(total[found])
-            at, ink, last = at + len(data), int(total[-1]), data[-1]
+            newlines = np.flatnonzero(values == 0x0A)
+            inked = ink + np.cumsum(~_BLANK[values])
+            if len(newlines):
+                returns = np.concatenate([[last], values])[newlines] == 0x0D
+                begins = np.concatenate([[begin], at + newlines[:-1] + 1])
+                yield np.column_stack([begins, at + newlines - returns, np.diff(inked[newlines], prepend=0)])
+                begin, ink = at + int(newlines[-1]) + 1, int(inked[-1] - inked[newlines[-1]])
+            else:
+                ink = int(inked[-1])
+            at, last = at + len(data), data[-1]
     if pending := len(decoder.getstate()[0]):
         raise _not_utf8(file, at - pending)
-    newline = np.concatenate([*breaks, [at]])  # the last line may have none
-    ends = newline - np.concatenate([*returns, [False]])
-    begins = np.concatenate([[begin], newline[:-1] + 1])
-    return np.column_stack([begins, ends, np.diff(np.concatenate([*inked, [ink]]), prepend=0)]), at
+    yield np.array([[begin, at, ink]])  # the last line may have no newline
 
 
 def _not_utf8(file: Path, byte: int) -> InputError:
