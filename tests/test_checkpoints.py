@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
 
 import bptt
+from bptt.engine import Stack
 from bptt.memory import Checkpoints, Cut, parse
+from bptt.schedules import advances, binomial
 
 T, B, I, H = 23, 3, 4, 5
 
@@ -92,6 +94,26 @@ def test_both_kernels(kernel, dtype):
         layer.memory = memory
         layer(x)[0].square().sum().backward()
         grads.append([p.grad.clone() for p in layer.parameters()])
+        layer.zero_grad()
+    assert_close(grads[1], grads[0])
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+@pytest.mark.parametrize("policy", ["full", "truncated:4"])
+@pytest.mark.parametrize("net", ["lstm", "lstm, projected", "gru, stacked", "gru, three both ways"])
+def test_backward_inside_autocast(net, policy, kernel):
+    """The walks stay in the parameters' precision, as those of the whole tape do."""
+    kind, options = NETS[net]
+    torch.manual_seed(1)
+    layer = kind(I, H, gradient=policy, kernel=kernel, **options)
+    x = torch.randn(T, B, I)
+    grads = []
+    for memory in ("gates", "checkpoints:steps=5"):
+        layer.memory = memory
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(x)[0].float().square().sum().backward()
+            without = bptt.gradients(layer, x, torch.ones(T, B, layer(x)[0].shape[2])).parameters
+        grads.append([*(p.grad.clone() for p in layer.parameters()), *without.values()])
         layer.zero_grad()
     assert_close(grads[1], grads[0])
 
@@ -193,6 +215,64 @@ def test_blocks_both_ways_in_many_groups(monkeypatch, layout, slots):
     got = run(layer, f"checkpoints:{slots}", *layouts()[layout])
     monkeypatch.undo()
     assert_close(got, expected("lstm, both ways", "truncated:6/2", layout), rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The steps of every stack that is run."""
+    steps, forward = [], Stack._forward
+
+    def counted(self, x, tensors, keep):
+        steps.append(len(x))
+        return forward(self, x, tensors, keep)
+
+    monkeypatch.setattr(Stack, "_forward", counted)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("policy", "memory", "again"),
+    [
+        ("full", "checkpoints", 240),
+        ("full", "checkpoints:steps=7", 240),
+        ("full", "checkpoints:steps=1000", 240),
+        ("full", "checkpoints:bytes=1000000", 0),  # all of it fits
+        ("chunked:20", "checkpoints", 240),
+        ("chunked:20", "checkpoints:steps=7", 240),  # a chunk in parts of 7, 7 and 6
+        ("chunked:20", "checkpoints:steps=19", 240),
+        ("chunked:20", "checkpoints:steps=39", 240),
+        ("chunked:20", "checkpoints:steps=1000", 240),
+        ("chunked:20", "checkpoints:bytes=60000", 240),
+        ("truncated:20/10", "checkpoints", 240),
+        ("randomized:0.9", "checkpoints:steps=50", 240),
+    ],
+)
+def test_one_level_runs_every_step_once_more(ran, policy, memory, again):
+    layer = bptt.nn.LSTM(I, H, dtype=torch.float64, gradient=policy, memory=memory)
+    y, _ = layer(torch.randn(240, B, I, dtype=torch.float64))
+    assert sum(ran) == 240
+    ran.clear()
+    y.sum().backward()
+    assert sum(ran) == again
+
+
+@pytest.mark.parametrize("kind", [bptt.nn.GRU, bptt.nn.LSTM])
+@pytest.mark.parametrize("budget", [2000, 3000, 5000, 8000])
+def test_binomial_runs_as_often_as_the_closed_form_says(ran, kind, budget):
+    """What is run in backward: the advances, less those of the way forward, and each segment once more."""
+    T, layers = 240, 2
+    layer = kind(I, H, num_layers=layers, dtype=torch.float64, memory=Checkpoints(bytes=budget))
+    y, _ = layer(torch.randn(T, B, I, dtype=torch.float64))
+    states = layer.cell().states
+    state, tape = 8 * B * H * (states * layers - 1), 8 * B * H * (states + 4) * layers  # the top layer's h is in y
+    cut = Checkpoints(bytes=budget).cut(T, state, tape)
+    segments = -(-T // cut.steps)
+    assert cut.slots < segments - 1
+    assert len(ran) == segments
+    ran.clear()
+    y.sum().backward()
+    stored = binomial(segments, cut.slots).stored_forward
+    assert len(ran) == segments + advances(segments, cut.slots) - max(stored, default=0)
 
 
 @pytest.mark.parametrize("budget", [6, 10, 20, 40, 60, 100, 692, 1000, 20_000, 60_000, 10**9])

@@ -75,9 +75,8 @@ class Checkpoints:
         """
         if self.steps is not None:
             return _one_level(T, self.steps)
-        least = max(1, ceil(sqrt(T * state / tape)))
         if self.bytes is None:
-            return _one_level(T, least)
+            return _one_level(T, max(1, ceil(sqrt(T * state / tape))))
         free = self.bytes - besides
         if free < tape:
             also = " and the outputs between the layers" if besides else ""
@@ -90,7 +89,17 @@ class Checkpoints:
             if longest.steps * tape + longest.slots * state <= free:
                 return longest
         steps = max(1, free // (2 * tape))
-        return Cut(steps, min((free - steps * tape) // state, ceil(T / steps) - 1))
+        return Cut(steps, self.slots(ceil(T / steps), steps, state, tape, besides))
+
+    def slots(self, segments: int, longest: int, state: int, tape: int, besides: int = 0) -> int:
+        """How many states may be stored at once, of so many segments, the longest of `longest` steps.
+
+        >>> Checkpoints(steps=5).slots(20, 5, state=2, tape=6), Checkpoints(bytes=50).slots(20, 5, state=2, tape=6)
+        (19, 10)
+        """
+        if self.bytes is None or state == 0:
+            return segments - 1
+        return min(segments - 1, max(0, self.bytes - besides - longest * tape) // state)
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for name in ("steps", "bytes") if (value := getattr(self, name)) is not None]

@@ -55,8 +55,10 @@ class Schedule:
             match = re.fullmatch(r"(A)(\d+)-(\d+)|([SRD])(\d+)", word)
             if match is None:
                 raise ValueError(f"a schedule consists of words like A0-3, S3, R2, D3: got {word!r}")
-            kind, first = match[1] or match[4], int(match[2] or match[5])
-            actions.append(Action(kind, first, int(match[3] or 0)))  # type: ignore[arg-type]  # by the pattern
+            kind, first, last = match[1] or match[4], int(match[2] or match[5]), int(match[3] or 0)
+            if kind == "A" and last <= first:
+                raise ValueError(f"an advance goes forward, as in A0-3: got {word!r}")
+            actions.append(Action(kind, first, last))  # type: ignore[arg-type]  # by the pattern
         return cls(tuple(actions))
 
     @property
@@ -127,6 +129,7 @@ def advances(segments: int, slots: int) -> int:
     return r * segments - comb(c + r, r - 1) if r else 0
 
 
+@lru_cache(maxsize=16)
 def binomial(segments: int, slots: int) -> Schedule:
     """The schedule with the fewest advances. With slots = segments - 1 every segment is run twice: one level.
 

@@ -5,12 +5,14 @@ Legend: as in `stack`; a, b: a segment's first step, and the one behind its last
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..kernels import Columns, columns_at_once
+from ..kernels import Columns, Frames, columns_at_once
 from ..memory import Checkpoints
 from ..schedules import Schedule
 from .boundary import Tensors, given
@@ -212,7 +214,7 @@ class _Back:
                     columns = Columns((frames,), group.takes[d : d + 1], group.span)
                     top, dx = layer == stack.layers - 1, self.dx if layer == 0 else None
                     source = OneWay(stack, layer, d, self.below[layer], dy=self.dy if top else None, dx=dx)
-                    self._walk(layer, d, source, Crossing(columns, own, lower))
+                    self._walk(layer, d, source, frames, Crossing(columns, own, lower))
                     if lower is not None:
                         turned = group.turn(lower, d)
                         through = turned if through is None else through + turned
@@ -220,7 +222,9 @@ class _Back:
                 if error is not None and stack.masks:
                     error = error * group.frames[0].spread(stack.masks[layer - 1])
 
-    def _walk(self, layer: int, d: int, source: OneWay, crossing: Crossing | None = None) -> None:
+    def _walk(
+        self, layer: int, d: int, source: OneWay, frames: Frames | None = None, crossing: Crossing | None = None
+    ) -> None:
         """One direction of a layer: all its segments, or those that the columns of overlapping blocks cross."""
         program, stack, states, k = self.program, self.stack, self.stack.cell.states, 2 * layer + d
         first = 1 + states + k * stack.per_layer
@@ -229,7 +233,7 @@ class _Back:
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = program.one_way(d, layer), program.inputs(self.tensors, d, layer)
         back = Back(one.stack, one.edges, inputs, source, d_finals, needs, self.wants_adjoints, crossing)
-        actions = one.schedule.backward if crossing is None else one.schedule.only(*crossing.segments(one.edges))
+        actions = one.schedule.backward if frames is None else one.schedule.only(*_segments(frames, one.edges))
         (_, *grads), adjoints = back.run(self.kept[k], actions)
         if not self.found[k]:
             self.found[k], self.adjoints[k] = grads, adjoints
@@ -238,3 +242,8 @@ class _Back:
             a if b is None else b if a is None else a + b for a, b in zip(self.found[k], grads, strict=True)
         ]
         self.adjoints[k] = [a + b for a, b in zip(self.adjoints[k], adjoints, strict=True)]
+
+
+def _segments(frames: Frames, edges: Sequence[int]) -> tuple[int, int]:
+    """The first and the last segment that a column walks through."""
+    return bisect_right(edges, int(frames.start.min())) - 1, bisect_right(edges, int(frames.top.max())) - 1

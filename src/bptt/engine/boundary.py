@@ -7,6 +7,7 @@ A `Program` is a computation whose gradient we define ourselves: stage 1 is its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch._C import _get_dispatch_mode as dispatch_mode
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
-__all__ = ["OPERATORS", "Program", "Tensors", "given", "run"]
+__all__ = ["OPERATORS", "Program", "Tensors", "given", "own_precision", "run"]
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -56,6 +57,11 @@ def given(tensor: Tensor | None) -> Tensor:
     """A tensor that is never None by the program's contract."""
     assert tensor is not None
     return tensor
+
+
+def own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off: the walks run in their tensors' own precision."""
+    return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
 PROXY = torch._C._TorchDispatchModeKey.PROXY

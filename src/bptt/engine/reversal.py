@@ -5,7 +5,6 @@ Legend: as in `stack`; a, b: a segment's first step, and the one behind its last
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Columns, Frames, Swept
+from ..kernels import Blocks, Columns, Frames, Swept
 from ..policies import EVERYTHING
 from ..schedules import Action
 from .boundary import Tensors, given
@@ -91,7 +90,7 @@ class Back:
         self.T, self.B = edges[-1], self.initial[0].shape[1]
         self.states = stack.cell.states
         if crossing is None and stack.reach.every is not None and not stack.reach.fenced:
-            crossing = Crossing(Columns.of(stack.reach, stack.lengths, self.T, self.B, 1))
+            crossing = Crossing(Blocks(stack.reach, stack.lengths, self.T, self.B))
         self.crossing = crossing
         self.carry: tuple[Tensor | None, ...] = (None,) * self.states
         self.weights: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
@@ -175,17 +174,16 @@ class Back:
 class Crossing:
     """The columns of overlapping blocks, and their adjoints on the way from a segment to the one before.
 
-    columns: of the whole call, one-directional. above: `[R, N, P]` errors that come from the layer above, by position
-    in the columns. below: `[R, N, F]`, where what goes to the layer below is written, by position; None where both are
-    sums over columns, as at the two ends of a stack.
+    columns: of the whole call, or of some blocks, one-directional. above: `[R, N, P]` errors that come from the layer
+    above, by position in the columns. below: `[R, N, F]`, where what goes to the layer below is written, by position;
+    None where both are sums over columns, as at the two ends of a stack.
     """
 
-    def __init__(self, columns: Columns, above: Tensor | None = None, below: Tensor | None = None) -> None:
+    def __init__(self, columns: Columns | Blocks, above: Tensor | None = None, below: Tensor | None = None) -> None:
         self.columns, self.above, self.below = columns, above, below
         # By layer: numbers of the columns, ascending `[n]`; lambda of h `[n, P]`, of c `[n, H]`.
         self.arriving: dict[int, tuple[Tensor, States]] = {}
         self.leaving: dict[int, list[tuple[Tensor, States]]] = {}  # the same, an entry per sweep
-        self.goes = torch.zeros(0, dtype=torch.bool)  # [N] whether a column's walk goes on before the segment
 
     def within(self, a: int, b: int) -> Columns:
         """The columns of the segment of the steps a to b-1, the one before the last asked for."""
@@ -194,15 +192,7 @@ class Crossing:
             numbers, states = zip(*swept, strict=True)
             self.arriving[k] = torch.cat(numbers), tuple(torch.cat(s) for s in zip(*states, strict=True))
         self.leaving = {}
-        frames = self.columns.frames[0]
-        self.goes = frames.start < a
-        part = frames.within(a, b)
-        return Columns((part,), self.columns.takes[:, part.number], part.top - part.start + 1)
-
-    def segments(self, edges: Sequence[int]) -> tuple[int, int]:
-        """The first and the last segment that a column walks through."""
-        frames = self.columns.frames[0]
-        return bisect_right(edges, int(frames.start.min())) - 1, bisect_right(edges, int(frames.top.max())) - 1
+        return self.columns.within(a, b)
 
     def enter(self, k: int, part: Frames, errors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         """The errors of a sweep, with what comes from above and, where its columns start, from behind."""
@@ -230,7 +220,8 @@ class Crossing:
     def leave(self, k: int, part: Frames, swept: Swept, w: Weights) -> None:
         """Keep what leaves the segment at its first step and goes on, and what goes to the layer below."""
         assert part.number is not None
-        goes = self.goes[part.number].nonzero()[:, 0]
+        assert part.offset is not None
+        goes = (part.offset > 0).nonzero()[:, 0]
         rows = goes.to(swept.da.device)
         self.leaving.setdefault(k, []).append((part.number[goes], tuple(s[rows] for s in swept.initial)))
         if self.below is not None:

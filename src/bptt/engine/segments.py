@@ -150,24 +150,25 @@ def cut(
     T, B, _ = x.shape
     stack = replace(stack, reach=stack.blocks(T, B))
     row, weights = max(B, 1) * x.element_size(), stack.weights(tensors)
-    GH, P = weights[0].hh.shape
-    one = P + (GH // stack.cell.gates_per_unit if stack.cell.states == 2 else 0)
-    state = one * len(weights)
+    one = sum(given(s).shape[2] for s in tensors[1 : 1 + stack.cell.states])
+    state, between = one * len(weights), 0
     if stack.directions == 2:
-        tape, between = one + stack.cell.taped(weights[0]), T * 2 * P * (stack.layers - 1)
+        tape, between = one + stack.cell.taped(weights[0]), T * 2 * weights[0].hh.shape[1] * (stack.layers - 1)
     else:
-        tape, between = state + sum(map(stack.cell.taped, weights)), 0
-    if reads_y and state > P:
-        state -= P
+        tape = state + sum(map(stack.cell.taped, weights))
+    if reads_y and memory.bytes is not None:  # without a budget the segments are as long as if all were stored
+        state -= weights[0].hh.shape[1]
     found = memory.cut(T, state * row, tape * row, between * row)
     edges = _edges(T, found.steps, stack.reach)
-    return stack, edges, binomial(len(edges) - 1, min(found.slots, len(edges) - 2))
+    longest = max(b - a for a, b in pairwise(edges))
+    slots = memory.slots(len(edges) - 1, longest, state * row, tape * row, between * row)
+    return stack, edges, binomial(len(edges) - 1, slots)
 
 
 def _edges(T: int, steps: int, reach: Reach) -> tuple[int, ...]:
     """Where segments of about so many steps begin, and T: whole chunks, or parts of one, where a policy cuts chunks."""
     chunk = reach.every if reach.fenced and reach.every is not None else T
-    if chunk <= steps < T:
+    if chunk <= steps:
         steps, chunk = steps // chunk * chunk, T
     begins = [a for c in range(0, T, chunk) for a in range(c, min(c + chunk, T), steps)]
     return (*begins, T)

@@ -15,7 +15,7 @@ from ..cells import Cell, Weights
 from ..kernels import KERNELS, Kernel
 from ..memory import Tapes, keeps_gates
 from ..policies import EVERYTHING, Reach
-from .boundary import Tensors, given
+from .boundary import Tensors, given, own_precision
 from .walk import Walk
 
 __all__ = ["Stack"]
@@ -58,10 +58,8 @@ class Stack:
         together from two directions, those of the top layer are kept in the output alone.
         """
         x = given(tensors[0])
-        if torch._C._is_any_autocast_enabled():  # the walks run in their tensors' own precision
-            with torch.autocast(x.device.type, enabled=False):
-                return self._forward(x, tensors, keep)
-        return self._forward(x, tensors, keep)
+        with own_precision(x.device):
+            return self._forward(x, tensors, keep)
 
     def _forward(self, x: Tensor, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         initial, weights = self.initial(tensors), self.weights(tensors)
@@ -108,20 +106,6 @@ class Stack:
         want_adjoints: bool,
     ) -> tuple[Tensors, list[Tensor]]:
         """`backward`, and lambda_t of h for every layer and direction `[T, B, P]` in the direction's own time."""
-        if torch._C._is_any_autocast_enabled():
-            with torch.autocast(given(tensors[0]).device.type, enabled=False):
-                return self._gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
-        return self._gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
-
-    def _gradients(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-        want_adjoints: bool,
-    ) -> tuple[Tensors, list[Tensor]]:
         if tape is None:  # to be recorded, which only the eager kernel can be
             recordable = replace(self, kernel=KERNELS["eager"])
             outputs, tape = recordable.forward(tensors, keep=True)
@@ -137,6 +121,13 @@ class Stack:
             return reach
         divides = T % reach.every == 0 if self.lengths is None else not (self.lengths % reach.every).any()
         return replace(reach, fenced=True) if divides else reach
+
+    def tape_bytes(self, tensors: Tensors) -> int:
+        """Bytes of the whole tape, gates included."""
+        x = given(tensors[0])
+        state = sum(given(s).shape[2] for s in tensors[1 : 1 + self.cell.states])
+        values = sum(state + self.cell.taped(w) for w in self.weights(tensors))
+        return x.shape[0] * x.shape[1] * values * x.element_size()
 
     def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
         """Whether a call that keeps a tape keeps gates in it."""

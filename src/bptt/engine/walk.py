@@ -12,7 +12,7 @@ from torch import Tensor
 from ..cells import Weights
 from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, columns_at_once, with_final
 from ..policies import Reach
-from .boundary import Tensors, given
+from .boundary import Tensors, given, own_precision
 from .parameters import parameter_gradients, steps_of
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ class Walk:
         T, B, _ = self.x.shape
         self._want(needs, want_adjoints)
         reach = stack.blocks(T, B)
-        if stack.layers > 1 and reach.every is not None and not reach.fenced:
-            self._block_by_block(Columns.of(reach, stack.lengths, T, B, stack.directions))
-        else:
-            self._layer_by_layer(reach)
+        with own_precision(self.x.device):
+            if stack.layers > 1 and reach.every is not None and not reach.fenced:
+                self._block_by_block(Columns.of(reach, stack.lengths, T, B, stack.directions))
+            else:
+                self._layer_by_layer(reach)
         return self._grads(), self.adjoints
 
     def run_across(
@@ -62,7 +63,8 @@ class Walk:
     ) -> tuple[Tensors, list[Tensor]]:
         """The same for a part of a longer call: its blocks come from the part behind and go on into the one before."""
         self._want(needs, want_adjoints)
-        self._block_by_block(columns, crossing)
+        with own_precision(self.x.device):
+            self._block_by_block(columns, crossing)
         return self._grads(), self.adjoints
 
     def _want(self, needs: tuple[bool, ...], want_adjoints: bool) -> None:

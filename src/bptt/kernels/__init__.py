@@ -19,6 +19,7 @@ from ..policies import Policy
 from .cpu import Cpu as Cpu
 from .cpu import variants as variants
 from .eager import Eager as Eager
+from .frames import Blocks as Blocks
 from .frames import Columns as Columns
 from .frames import Frames as Frames
 from .kernel import Kernel as Kernel

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..policies import Reach
 
-__all__ = ["Frames"]
+__all__ = ["Blocks", "Columns", "Frames"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,25 @@ class Frames:
             return cls._of(reach, lengths, T)
         columns = B if reach.every is None else -(-T // reach.every) * B
         return (_even if columns <= KEPT else _even.__wrapped__)(reach, T, B)
+
+    @classmethod
+    def crossing(cls, reach: Reach, T: int, B: int, a: int, b: int) -> Frames:
+        """`Frames.of(reach, None, T, B).within(a, b)` without the columns that do not cross, for overlapping blocks."""
+        assert reach.window is not None
+        assert reach.every is not None
+        blocks = -(-T // reach.every)
+        low, high = a // reach.every, min(blocks, (b + reach.window - 1) // reach.every)
+        if high < blocks and min((high + 1) * reach.every, T) - reach.window < b:
+            high += 1  # the last block, if it is short
+        block = torch.arange(low, high, device="cpu").repeat_interleave(B)
+        lane = torch.arange(B, device="cpu").repeat(high - low)
+        first = block * reach.every
+        last = (first + reach.every - 1).clamp(max=T - 1)
+        start, end = (last - reach.window + 1).clamp(min=0), torch.full_like(last, T - 1)
+        frames = cls(T, B, reach.window, start, lane, first, last, end, last)
+        part = frames.within(a, b)
+        assert part.number is not None
+        return replace(part, number=part.number + low * B)
 
     @classmethod
     def _of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
@@ -230,6 +249,11 @@ class Columns:
         reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end, end - low)
         return cls((forward, reverse), takes, span)
 
+    def within(self, a: int, b: int) -> Columns:
+        """Those of one direction that cross the steps a to b-1, in the time of that part alone: see `Frames.within`."""
+        part = self.frames[0].within(a, b)
+        return Columns((part,), self.takes[:, part.number], part.top - part.start + 1)
+
     def groups(self, columns: int) -> Iterator[Columns]:
         """The same columns in groups of at most `columns`."""
         for i in range(0, len(self.span), max(columns, 1)):
@@ -253,3 +277,25 @@ class Columns:
         position, column = self.frames[d].finals()
         takes = self.takes[d, column]
         return position[takes], column[takes]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The columns of a one-directional call whose blocks overlap, found for the part in which they are asked for."""
+
+    reach: Reach
+    lengths: Tensor | None
+    T: int
+    B: int
+
+    def within(self, a: int, b: int) -> Columns:
+        """See `Columns.within`."""
+        if self.lengths is not None:
+            return self._all.within(a, b)
+        part = Frames.crossing(self.reach, self.T, self.B, a, b)
+        takes = torch.ones(1, len(part.start), dtype=torch.bool, device=part.start.device)
+        return Columns((part,), takes, part.top - part.start + 1)
+
+    @cached_property
+    def _all(self) -> Columns:
+        return Columns.of(self.reach, self.lengths, self.T, self.B, 1)

@@ -166,10 +166,13 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
 
 def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
     """The program that keeps what the layer's memory policy asks for."""
-    if not isinstance(layer.memory, Checkpoints):
+    memory = layer.memory
+    if not isinstance(memory, Checkpoints):
         return stack
+    if memory.bytes is not None and stack.tape_bytes(call.tensors) <= memory.bytes:
+        return stack  # which keeps gates
     kind = BothWays if stack.directions == 2 else Checkpointed
-    return kind.of(stack, layer.memory, call.tensors)
+    return kind.of(stack, memory, call.tensors)
 
 
 def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool) -> Stack:
