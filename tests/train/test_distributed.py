@@ -139,6 +139,15 @@ def run_to(processes: Processes, path: Path, config: Config | None, steps: int) 
     return {name: state[name] for name in ("model", "carry", "generator", "other_processes") if name in state}
 
 
+def plain(value: Any) -> Any:
+    """Tensors, in whatever holds them, as numbers."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def in_parts(processes: Processes, folder: Path, config: Config) -> tuple[Any, Any]:
     whole = run_to(processes, folder / "whole", config, 9)
     run_to(processes, folder / "parts", config, 4)
@@ -149,7 +158,7 @@ def test_a_run_of_three_processes_goes_on_bit_for_bit_and_each_draws_for_itself(
     config = tiny(write_text(tmp_path), dropout=0.3, gradient="randomized:0.7", accumulate=2, cell="lstm")
     answers = forked(3, tmp_path, in_parts, tmp_path, config)
     for whole, parts in answers:
-        torch.testing.assert_close(parts, whole, rtol=0, atol=0)
+        assert plain(parts) == plain(whole)
     whole = answers[0][0]
     drawn = [whole["generator"], *(each["generator"] for each in whole["other_processes"])]
     assert len({bytes(state.numpy()) for state in drawn}) == 3

@@ -357,3 +357,48 @@ def test_without_resets_the_gradient_is_another_one():
     cross_entropy(logits.flatten(0, 1), window.targets.flatten(), ignore_index=IGNORE, reduction="sum").backward()
     name = "recurrent.weight_hh_l0"
     assert not torch.allclose(net.get_parameter(name).grad, expected[name], rtol=1e-3)
+
+
+def test_a_loop_of_epochs_has_an_order_of_its_own_each():
+    def order(lanes):
+        return [int(t) for w in lanes for t in w.targets.flatten() if t >= 0]
+
+    documents = [[n, n + 100] for n in range(20)]
+    lanes = Lanes(documents, 1, 4, shuffle=True)
+    found = []
+    for epoch in range(3):
+        lanes.set_epoch(epoch)
+        found.append(order(lanes))
+    assert [*found[0], *found[1], *found[2]] == order(Lanes(documents, 1, 4, shuffle=True, epochs=3))
+    assert sorted(found[0]) == sorted(found[1])
+    assert found[0] != found[1] != found[2]
+    windows = list(lanes)
+    again = Lanes(documents, 1, 4, shuffle=True)
+    again.restore(lanes.state(windows[1]))  # in epoch 2
+    again.set_epoch(2)
+    assert order(again) == found[2][8:]
+    again.set_epoch(1)
+    assert order(again) == found[1]
+    with pytest.raises(ValueError, match="epoch must be at least 0: got -1"):
+        lanes.set_epoch(-1)
+
+
+def test_a_state_of_other_documents_is_refused():
+    """Of equal count and equal total too: they lie in other places."""
+    state = Lanes([[1, 2, 3], [1, 2]], 1, 2).state()
+    with pytest.raises(ValueError, match="state must be of lanes with sizes="):
+        Lanes([[1, 2], [1, 2, 3]], 1, 2).restore(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 2.5}, "length must be a whole number: got 2.5"),
+        ({"lanes": True}, "lanes must be a whole number: got True"),
+        ({"seed": 1.5}, "seed must be a whole number: got 1.5"),
+        ({"documents": {"a": [1, 2]}}, "documents must be a sequence.*got dict"),
+    ],
+)
+def test_what_is_no_number_or_sequence(options, message):
+    with pytest.raises(TypeError, match=message):
+        Lanes(**({"documents": [[1, 2, 3]], "lanes": 1, "length": 2} | options))

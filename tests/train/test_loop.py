@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from bptt.train import InputError, NonFiniteError, Trainer, prepare
+from bptt.train import InputError, Lanes, NonFiniteError, Trainer, prepare
 from bptt.train.network import build_model
+from bptt.train.packing import Packing
 from bptt.train.records import perplexity
 
 from .tiny import tiny, write_text
@@ -217,3 +218,47 @@ def test_a_device_that_is_not_there_is_an_input_error(tmp_path: Path, device: st
 
 def test_perplexity_overflows_to_infinity():
     assert perplexity(1e5) == math.inf
+
+
+def test_a_later_epoch_is_laid_out_once_not_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    packed: list[int] = []
+    pack = Lanes._pack
+
+    def counted(self: Lanes, epoch: int) -> Packing:
+        packed.append(epoch)
+        return pack(self, epoch)
+
+    monkeypatch.setattr(Lanes, "_pack", counted)
+    text = tmp_path / "lines.txt"
+    text.write_text("a line of some words\n" * 40, encoding="utf-8")
+    config = tiny(text, documents="lines", heldout=0.0, epochs=3, seq_length=5, batch=2)
+    t = Trainer(config, prepare(config))
+    steps = list(t.run())
+    assert len(steps) > 100
+    assert len(packed) <= 2 * 3 + 1  # to count the windows of each epoch, and to read them
+    assert t.total == len(steps)
+
+
+def test_how_many_steps_there_will_be_is_told_at_once(tmp_path: Path):
+    for options in ({}, {"batching": "random"}, {"accumulate": 3}):
+        t = trainer(tmp_path, epochs=10**9, **options)
+        assert t.total > 10**9
+        windows = t.batches.windows(0)
+        assert t.total == 10**9 * -(-windows // t.config.accumulate)
+
+
+@pytest.mark.parametrize("change", ["no model", "no carry", "position", "meter"])
+def test_a_state_of_something_else_is_refused(tmp_path: Path, change: str):
+    t = trainer(tmp_path)
+    state = t.state()
+    if change.startswith("no "):
+        del state[change[3:]]
+    else:
+        state[change] = {"what": 1}
+    with pytest.raises(InputError, match="the checkpoint is not one of this program: "):
+        trainer(tmp_path).restore(state)
+
+
+def test_a_budget_below_a_step_is_refused_before_anything_is_run(tmp_path: Path):
+    with pytest.raises(InputError, match=r"memory=checkpoints:bytes=1: bytes must hold the tape of a step, .*: got 1"):
+        trainer(tmp_path, memory="checkpoints:bytes=1")

@@ -88,9 +88,10 @@ class TrainingProgress:
     ) -> None:
         self.bar.stop()
 
-    def step(self, step: Step) -> None:
-        """Move the live line."""
-        self.bar.update(self.task, completed=step.step)
+    def step(self, step: Step, total: int) -> None:
+        """Move the live line. total: the steps of the whole run, which of drawn epochs are known when they begin."""
+        self.total = total
+        self.bar.update(self.task, completed=step.step, total=total)
 
     def record(self, record: Record) -> None:
         """Show a record. On a terminal those with a held-out measurement also stay, as a line above the live one."""
@@ -144,7 +145,13 @@ def train_with_progress(
             if also is not None:
                 also(record)
 
-        stopped_by = fit(trainer, run, on_step=progress.step, on_record=on_record, on_finding=progress.finding)
+        stopped_by = fit(
+            trainer,
+            run,
+            on_step=lambda step: progress.step(step, trainer.total),
+            on_record=on_record,
+            on_finding=progress.finding,
+        )
     if trainer.skipped:
         say(f"{trainer.skipped} of {trainer.step} steps were not finite and skipped: see {run.findings_file}")
     if stopped_by is None:

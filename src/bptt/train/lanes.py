@@ -8,7 +8,8 @@ out for itself, and reads only what its own windows hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Protocol, cast
 
@@ -48,7 +49,8 @@ class Lanes(IterableDataset[Window]):
     that yields such items anew each time, possibly without end: an epoch is then one pass, in its own order.
     lanes: B, over all ranks. length: T.
     shuffle: a new order every epoch, which depends on (seed, epoch) alone; for sequences.
-    epochs: how many an iteration goes through; None: without end.
+    epochs: how many an iteration goes through; None: without end. Each iteration begins at epoch 0: in a loop that
+    makes one for each epoch call `set_epoch` first, as with torch's DistributedSampler.
     rank, world: this process's number and how many there are; it gets its lanes (`bptt.train.processes`) of the very
     windows that one process would get. All ranks have as many windows: where the lanes of one have run out, its
     `tokens` is 0, while `total` counts all ranks and is never 0. Each rank and each worker works through all lengths,
@@ -61,7 +63,8 @@ class Lanes(IterableDataset[Window]):
     the w-th on: the windows that arrive are the same, in the same order, for every n.
 
     A position is (epoch, index) and nothing else, so a run can go on at any window (`state`, `restore`), also with
-    another number of ranks or workers. Going there takes a pass over the lengths before it.
+    another number of ranks or workers. Going there takes a pass over the lengths before it. Workers get a copy of this
+    object when they start: set the position before, and leave out `persistent_workers`.
 
     skipped: documents of fewer than 2 tokens, None for an iterable.
 
@@ -87,8 +90,13 @@ class Lanes(IterableDataset[Window]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for name, value in (("lanes", lanes), ("length", length), ("world", world), ("epochs", epochs)):
-            if value is not None and value < 1:
+        numbers = {"lanes": lanes, "length": length, "world": world, "rank": rank, "seed": seed, "epochs": epochs}
+        for name, value in numbers.items():
+            if value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name} must be a whole number: got {value!r}")
+            if value < 1 and name not in ("rank", "seed"):
                 raise ValueError(f"{name} must be at least 1: got {value}")
         if not 0 <= rank < world:
             raise ValueError(f"rank must be in [0, {world}) for world={world}: got {rank}")
@@ -99,19 +107,19 @@ class Lanes(IterableDataset[Window]):
         self.share = range(lanes)[Processes(rank, world).lanes(lanes)]
         self.sizes: np.ndarray[Any, np.dtype[np.int64]] | None = None
         self.skipped: int | None = None
-        if hasattr(documents, "__len__") and hasattr(documents, "__getitem__"):
+        if hasattr(documents, "__len__") and hasattr(documents, "__getitem__") and not isinstance(documents, Mapping):
             self.sizes = _sizes(documents)
             self.skipped = int((self.sizes < 2).sum())
             if self.skipped == len(self.sizes):
                 raise ValueError(f"documents must hold one of at least 2 tokens: got {self.skipped} shorter ones")
-        elif not isinstance(documents, Iterable) or isinstance(documents, Iterator):
+        elif not isinstance(documents, Iterable) or isinstance(documents, Iterator | Mapping):
             raise TypeError(
                 "documents must be a sequence, or an iterable that can be read more than once: "
                 f"got {type(documents).__name__}"
             )
         elif shuffle:
             raise ValueError("shuffle=True is for a sequence of documents: an iterable comes in its own order")
-        self._start = (0, 0)
+        self._start, self._first = (0, 0), 0
         self._at: tuple[int, Packing] | None = None
         self._counted: tuple[int, int] | None = None
 
@@ -149,12 +157,12 @@ class Lanes(IterableDataset[Window]):
         return self._window(packing, epoch)
 
     def __iter__(self) -> Iterator[Window]:
-        """The windows from the position that `restore` set (else the first) to the end of the last epoch."""
+        """The windows from the position that was set (else the first) to the end of the last epoch."""
         worker = get_worker_info()
         workers, mine = (1, 0) if worker is None else (worker.num_workers, worker.id)
         epoch, index = self._start
         count = 0
-        while self.epochs is None or epoch < self.epochs:
+        while self.epochs is None or epoch < self._first + self.epochs:
             packing = self._pack(epoch)
             while packing.seek(index):
                 if count % workers == mine:
@@ -164,8 +172,23 @@ class Lanes(IterableDataset[Window]):
                 raise ValueError("documents must yield one of at least 2 tokens: got none in a whole pass")
             epoch, index = epoch + 1, 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Let iterations begin with this epoch; where `restore` set a position in it, at that position.
+
+        >>> lanes = Lanes([[1, 2, 3]] * 4, lanes=1, length=8, shuffle=True)
+        >>> for epoch in range(10):
+        ...     lanes.set_epoch(epoch)
+        ...     for window in lanes:
+        ...         pass  # train on it
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0: got {epoch}")
+        self._first = epoch
+        if epoch != self._start[0]:
+            self._start = epoch, 0
+
     def state(self, after: Window | None = None) -> dict[str, Any]:
-        """What `restore` needs: the position behind a window, and what that position means. Numbers and None only.
+        """What `restore` needs: the position behind a window, and what that position means: numbers, text, None.
 
         after: the last window that was used, so that windows a loader has read ahead do not count; None: the position
         from which an iteration starts.
@@ -186,6 +209,8 @@ class Lanes(IterableDataset[Window]):
         if type(epoch) is not int or type(index) is not int or epoch < 0 or index < 0:
             raise ValueError(f"state must hold an epoch and an index of at least 0: got {epoch!r} and {index!r}")
         self._start = epoch, index
+        if self.epochs is not None:  # a position behind the last epoch is in a later one's iteration
+            self._first = max(self._first, epoch - self.epochs + 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker is sent: not where `window` stands, since a stream in use cannot be sent."""
@@ -195,7 +220,15 @@ class Lanes(IterableDataset[Window]):
         """What must be the same for a position to be the same."""
         count = None if self.sizes is None else len(self.sizes)
         names = ("lanes", "length", "shuffle", "seed")
-        return {name: getattr(self, name) for name in names} | {"documents": count, "tokens": self.tokens}
+        known = {"documents": count, "tokens": self.tokens, "sizes": self._digest}
+        return {name: getattr(self, name) for name in names} | known
+
+    @cached_property
+    def _digest(self) -> str | None:
+        """Of all sizes: equal ones lie in the same places."""
+        if self.sizes is None:
+            return None
+        return hashlib.blake2b(np.ascontiguousarray(self.sizes, np.int64).data, digest_size=16).hexdigest()
 
     def _pack(self, epoch: int) -> Packing:
         return Packing(self._items(epoch), self.lanes, self.length, self.share)

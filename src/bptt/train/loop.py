@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..flow import Diagnosis, Finding, adapt, watch
+from ..nn import plan
 from ..policies import Adaptive
+from . import generators
 from .batches import IGNORE, Batches, Window
 from .carried import finite, gathered, lanes_of, to
 from .config import Config
@@ -54,6 +56,11 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.config, self.dataset = config, dataset
         self.model = build_model(config, len(dataset.vocabulary))
+        if config.memory.startswith("checkpoints:bytes"):
+            try:
+                plan(self.model, config.seq_length, config.batch)
+            except ValueError as error:
+                raise InputError(f"memory={config.memory}: {error}") from None
         optimiser = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
         self.optimiser: torch.optim.Optimizer = optimiser(self.model.parameters(), lr=config.learning_rate)
         self.processes = ALONE
@@ -68,16 +75,24 @@ class Trainer:
         self.skipped = self.in_a_row = 0
         self.adapts = isinstance(self.model.recurrent.gradient, Adaptive)
         self._findings: list[Finding] = []
-        carries = config.batching == "sequential" and self.batches.windows(0) > 1
+        windows = self.batches.windows(0)
+        self.several = min(config.accumulate, windows)  # windows of a full step
+        carries = config.batching == "sequential" and windows > 1
         self.doctor = watch(self.model, carries=carries, tell=self._findings.append)
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the whole run; of epochs to come as if they were as long as this one.
+
+        They are where lanes are contiguous; where an order is drawn they may differ by a few steps.
+        """
         if self.config.steps is not None:
             return self.config.steps
-        windows = (self.batches.windows(epoch) for epoch in range(self.config.epochs or 0))
-        return sum(-(-count // self.config.accumulate) for count in windows)
+        if self.finished:
+            return self.step
+        windows, several = self.batches.windows(self.epoch), self.config.accumulate
+        later = (self.config.epochs or 0) - self.epoch - 1
+        return self.step - (self.index - windows) // several + later * -(-windows // several)
 
     @property
     def finished(self) -> bool:
@@ -124,8 +139,8 @@ class Trainer:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         grad_norm = float(norm)
         diagnosis = diagnosis or self.doctor.check(mine, grad_norm=grad_norm)
-        failed = self.processes.any(diagnosis is not None)
-        total, tokens = self.processes.sum(mine), sum(map(_tokens, windows))
+        failures, total = self.processes.sums(diagnosis is not None, mine)
+        failed, tokens = failures > 0, sum(map(_tokens, windows))
         clipped = not failed and 0 < self.config.clip < grad_norm
         if not failed:
             if clipped:
@@ -157,8 +172,7 @@ class Trainer:
         the last, which the doctor would not see any more after it. The processes add up their gradients once, with the
         last window's.
         """
-        several = min(self.config.accumulate, self.batches.windows(0))
-        full = self.batches.full * several / self.processes.world  # the replica takes the mean over the processes
+        full = self.batches.full * self.several / self.processes.world  # the replica takes the mean over the processes
         total, diagnosis = 0.0, None
         for number, window in enumerate(windows, start=1):
             last = number == len(windows)
@@ -206,7 +220,7 @@ class Trainer:
                 window = windows.window(0, index)
                 nll, state = self._nll(self.model, window, state)
                 total, tokens = total + float(nll), tokens + _tokens(window)
-        return self.processes.sum(total) / tokens
+        return self.processes.sums(total)[0] / tokens
 
     def record(self, heldout: bool) -> Record:
         """Means since the last record, which start anew.
@@ -261,6 +275,15 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where `state` was taken. Raises InputError when it belongs to another text or network."""
+        try:
+            self._restore(state)
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:  # not what `state` gives
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError(f"the checkpoint is not one of this program: {what}") from None
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if state["sha256"] != self.dataset.sha256:
             raise InputError("the text is not the one this run began with")
         try:
@@ -281,12 +304,13 @@ class Trainer:
         if self.processes.rank < len(every):
             drawn = every[self.processes.rank]
             torch.set_rng_state(drawn["generator"])
+            generators.restore(drawn.get("generators", {}))
             if "device_generator" in drawn and self.model.output.weight.is_cuda:
                 torch.cuda.set_rng_state(drawn["device_generator"], self.config.device)
 
-    def _generators(self) -> dict[str, Tensor]:
-        """Where this process's random generators stand."""
-        states = {"generator": torch.get_rng_state()}
+    def _generators(self) -> dict[str, Any]:
+        """Where this process's random generators stand: torch's, Python's and NumPy's."""
+        states: dict[str, Any] = {"generator": torch.get_rng_state(), "generators": generators.state()}
         if self.model.output.weight.is_cuda:
             states["device_generator"] = torch.cuda.get_rng_state(self.config.device)
         return states

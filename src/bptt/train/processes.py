@@ -93,13 +93,14 @@ class Processes:
                 raise InputError(f"process {local} of this machine needs a GPU of its own: there are {there}")
             torch.cuda.set_device(local)
 
-    def sum(self, value: float) -> float:
-        """The sum over all processes, the same bits on each."""
+    def sums(self, *values: float) -> list[float]:
+        """Each value's sum over all processes, the same bits on each."""
         if self.world == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64)
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor)
-        return float(tensor)
+        found: list[float] = tensor.tolist()
+        return found
 
     def largest(self, value: int) -> int:
         """The largest value over all processes."""
