@@ -33,6 +33,7 @@ CASES: list[dict[str, Any]] = [
     {"cell": "lstm", "batch": 5, "accumulate": 2, "layers": 2},
     {"cell": "lstm", "batch": 3, "gradient": "truncated:4/2", "embedding": 0},
     {"cell": "gru", "batch": 5, "gradient": "adaptive:0.3,max=10", "adapt_every": 3},
+    {"cell": "lstm", "batch": 5, "documents": "lines", "accumulate": 2, "seq_length": 7},
     {
         "cell": "gru",
         "batch": 3,
@@ -45,8 +46,9 @@ CASES: list[dict[str, Any]] = [
 
 
 def configs(folder: Path) -> list[Config]:
-    text = write_text(folder, TEXT[:437])
-    return [tiny(text, **EXACT, **{"seq_length": 11, **case}) for case in CASES]
+    text, lines = write_text(folder, TEXT[:437]), folder / "lines.txt"
+    lines.write_text("\n".join(TEXT[i : i + 3 + i % 17] for i in range(40)), encoding="utf-8")
+    return [tiny(lines if "documents" in case else text, **EXACT, **{"seq_length": 11, **case}) for case in CASES]
 
 
 def opened(config: Config, processes: Processes = ALONE) -> Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,8 +17,9 @@ from .. import kernels, memory, policies
 from .corpus import CORPORA, DEFAULT, PREPROCESSORS
 from .errors import InputError
 from .extras import require
+from .textfiles import encodable
 
-__all__ = ["ALIASES", "Config", "read_entries"]
+__all__ = ["ALIASES", "Config", "read_entries", "shown"]
 
 ALIASES = {"optimizer": "optimiser"}
 """Other spellings of an option, in a file and as a flag."""
@@ -28,21 +30,25 @@ EITHER = (("steps", "epochs"), ("text", "corpus"))
 
 @dataclass(frozen=True)
 class _Check:
-    """What a value must be, in words and as a predicate."""
+    """What a value must be, in words and as a predicate. most: the largest number it may be."""
 
     expected: str
     holds: Callable[[Any], bool]
+    most: float = math.inf
 
 
 def _one_of(*names: str) -> _Check:
     return _Check(f"one of {', '.join(names)}", lambda value: value in names)
 
 
-def _at_least(least: int) -> _Check:
-    return _Check(f"a whole number of at least {least}", lambda value: value >= least)
+def _at_least(least: int, most: int = 2**63 - 1) -> _Check:
+    return _Check(f"a whole number of at least {least}", lambda value: value >= least, most)
 
 
-_POSITIVE = _Check("a finite number above 0", lambda value: 0 < value < math.inf)
+_LONGEST = 2**31 - 1  # of a side of a tensor
+_RATE = _Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in its first step
+    "a finite number above 0", lambda value: 0 < value < math.inf, most=1e37
+)
 _NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 _FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
 _TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
@@ -87,9 +93,9 @@ class Config:
 
     cell: str = _option("lstm", _one_of("rnn", "gru", "lstm"), "what recurs")
     nonlinearity: str | None = _option(None, _one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
-    layers: int = _option(1, _at_least(1), "recurrent layers")
-    hidden: int = _option(256, _at_least(1), "units per recurrent layer")
-    embedding: int = _option(64, _at_least(0), "size of the token embedding; 0: one-hot")
+    layers: int = _option(1, _at_least(1, 1000), "recurrent layers")
+    hidden: int = _option(256, _at_least(1, _LONGEST), "units per recurrent layer")
+    embedding: int = _option(64, _at_least(0, _LONGEST), "size of the token embedding; 0: one-hot")
     dropout: float = _option(0.0, _FRACTION, "probability, on the embedding, between layers and before the output")
     gradient: str = _option("full", _TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
     adapt_every: int = _option(50, _at_least(1), "steps between measurements of the window of gradient=adaptive:...")
@@ -99,15 +105,17 @@ class Config:
     kernel: str = _option("auto", _TEXT, "who computes the recurrence")
 
     steps: int | None = _option(None, _at_least(1), "optimiser steps in all (or give epochs)")
-    epochs: int | None = _option(None, _at_least(1), "passes over the training text (or give steps); default 10")
-    batch: int = _option(32, _at_least(1), "lanes B")
+    epochs: int | None = _option(
+        None, _at_least(1, 10**6), "passes over the training text (or give steps); default 10"
+    )
+    batch: int = _option(32, _at_least(1, 2**20), "lanes B")
     accumulate: int = _option(1, _at_least(1), "windows per optimiser step, one after another")
-    seq_length: int = _option(64, _at_least(1), "steps T of a window; no gradient crosses into the last window")
+    seq_length: int = _option(64, _at_least(1, _LONGEST), "steps T of a window; no gradient crosses into the last window")
     batching: str = _option(
         "sequential", _one_of("sequential", "random"), "contiguous lanes and carried state, or random windows"
     )
     optimiser: str = _option("adam", _one_of("adam", "sgd"), "update rule")
-    learning_rate: float = _option(0.002, _POSITIVE, "step size")
+    learning_rate: float = _option(0.002, _RATE, "step size")
     clip: float = _option(1.0, _NOT_NEGATIVE, "largest global norm of the gradient; 0: no clipping")
     on_nonfinite: str = _option(
         "stop", _one_of("stop", "skip"), "a step that is not finite: stop with the diagnosis, or skip it and go on"
@@ -158,10 +166,14 @@ class Config:
         allowed = _types()[name]
         if value is None and type(None) in allowed:
             return value
-        if float in allowed and type(value) is int:
+        if float in allowed and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
         if type(value) not in allowed or not check.holds(value):
-            raise InputError(f"{name} must be {check.expected}: got {value!r}")
+            raise InputError(f"{name} must be {check.expected}: got {shown(value)}")
+        if type(value) is str and not encodable(value):
+            raise InputError(f"{name} must be UTF-8, or config.toml could not hold it: got {value!r}")
+        if type(value) is not str and value > check.most:
+            raise InputError(f"{name} must be at most {check.most}: got {shown(value)}")
         try:
             match name:
                 case "gradient":
@@ -216,7 +228,7 @@ def read_entries(text: str, source: str, also: Sequence[str] = ()) -> dict[str, 
     """
     try:
         entries = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and no date of the calendar
         raise InputError(f"{source} is not TOML: {error}") from None
     known = [*(entry.name for entry in fields(Config)), *also]
     result: dict[str, Any] = {}
@@ -235,6 +247,14 @@ def read_entries(text: str, source: str, also: Sequence[str] = ()) -> dict[str, 
         rest = "" if all(unknown.values()) else f"; known are {', '.join(known)}"
         raise InputError(f"{source}: unknown option {named}{rest}")
     return result
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it."""
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # Python writes no number of thousands of digits, and nothing nested so deep
+        return f"{type(value).__name__} too large to be shown"
 
 
 def bad_device(device: str, error: Exception) -> InputError:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .textfiles import PIECE, Spans, opening, read, spans_of
+from .textfiles import PIECE, Spans, encodable, line_of, opening, read, spans_of
 from .vocabulary import Vocabulary, tokenize
 
 __all__ = ["Numbered", "Texts"]
@@ -33,7 +33,8 @@ class Texts:
 
     Use one of `lines`, `paragraphs`, `whole`, `directory` and `json_lines`, which take UTF-8 files (a byte order mark
     is dropped, line ends of any system become newlines) and raise InputError for a file that is missing, not UTF-8 or
-    holds nothing but white space. Documents of white space alone are left out.
+    holds nothing but white space. Documents of white space alone, of ASCII (space, tab, newline, \\v, \\f, \\r), are left
+    out.
     """
 
     def __init__(
@@ -154,24 +155,21 @@ class Texts:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{self._where(index)} is not JSON: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{self._where(index)}: not JSON: {str(error).splitlines()[0]}") from None
         if not isinstance(entry, dict) or self.field not in entry:
             known = ", ".join(entry) if isinstance(entry, dict) and entry else "none"
-            raise InputError(f"{self._where(index)} has no field {self.field!r}: its fields are {known}")
+            raise InputError(f"{self._where(index)}: no field {self.field!r}, its fields are {known}")
         text = entry[self.field]
         if not isinstance(text, str):
             raise InputError(f"{self._where(index)}: field {self.field!r} must be text: got {type(text).__name__}")
-        if any("\ud800" <= c <= "\udfff" for c in text):
+        if not encodable(text):
             raise InputError(f"{self._where(index)}: field {self.field!r} holds half a character, \\ud800 to \\udfff")
         return text
 
     def _where(self, index: int) -> str:
         """The file and the line in which a document begins."""
-        file, start, line, at = self._file(index), int(self.spans[index, 0]), 1, 0
-        while at < start:
-            data = read(file, at, min(PIECE, start - at))
-            line, at = line + data.count(b"\n"), at + len(data)
-        return f"{file}, line {line},"
+        file = self._file(index)
+        return f"{file}, line {line_of(file, int(self.spans[index, 0]))}"
 
 
 class Numbered:

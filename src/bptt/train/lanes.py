@@ -123,6 +123,11 @@ class Lanes(IterableDataset[Window]):
         self._at: tuple[int, Packing] | None = None
         self._counted: tuple[int, int] | None = None
 
+    def of_rank(self, rank: int, world: int) -> Lanes:
+        """The lanes of one of several processes, of the same windows."""
+        options: dict[str, Any] = {"shuffle": self.shuffle, "seed": self.seed, "epochs": self.epochs}
+        return Lanes(self.documents, self.lanes, self.length, rank=rank, world=world, **options)
+
     @property
     def full(self) -> int:
         """What a step's summed loss is divided by: the predictions, over all ranks, of a window without padding.

@@ -28,11 +28,17 @@ def build_model(config: Config, size: int) -> LanguageModel:
             kernel=config.kernel,
         )
         model = model.to(device=config.device, dtype=getattr(torch, config.dtype)).eval()
+    except (TypeError, RuntimeError) as error:  # sizes that no tensor has, or no memory
+        sizes = ", ".join(f"{name}={getattr(config, name)}" for name in ("layers", "hidden", "embedding"))
+        raise InputError(f"no network of {sizes} can be made: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    try:
         with torch.no_grad():  # a kernel that refuses: heard of before anything is written
             model(torch.zeros(1, 1, dtype=torch.int64, device=config.device))
-        return model
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error).splitlines()[0]) from error
+    return model
 
 
 def _try_device(config: Config) -> None:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from time import monotonic, sleep
-from typing import Any, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,13 @@ PATIENCE = timedelta(minutes=30)
 
 class ElsewhereError(RuntimeError):
     """Another process of the run raised; it says what."""
+
+
+@runtime_checkable
+class _Sharing(Protocol):
+    """Batches that give a process its lanes without reading the others'."""
+
+    def of_rank(self, rank: int, world: int) -> Batches: ...
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,10 @@ class Processes:
         return value if self.first else torch.load(io.BytesIO(packed[0]), map_location="cpu", weights_only=True)
 
     def share(self, whole: Batches) -> Batches:
-        """The lanes of this process, of all windows."""
-        return whole if self.world == 1 else Shared(whole, self)
+        """The lanes of this process, of all windows; read alone where `whole` can do that."""
+        if self.world == 1:
+            return whole
+        return whole.of_rank(self.rank, self.world) if isinstance(whole, _Sharing) else Shared(whole, self)
 
     @contextmanager
     def together(self) -> Iterator[None]:

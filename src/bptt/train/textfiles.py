@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from .errors import InputError
 
-__all__ = ["PIECE", "Spans", "opening", "read", "spans_of"]
+__all__ = ["PIECE", "Spans", "encodable", "line_of", "opening", "read", "spans_of"]
 
 PIECE = 1 << 20
 """Bytes read at a time."""
@@ -24,6 +25,15 @@ Spans = np.ndarray[Any, np.dtype[np.int64]]
 """`[D, 2]`: the bytes of its file at which each document begins and ends."""
 
 _BLANK = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
+
+
+def encodable(text: str) -> bool:
+    r"""Whether UTF-8 can hold a text: it has no half of a character.
+
+    >>> encodable("é"), encodable("\ud800")
+    (True, False)
+    """
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 @contextmanager
@@ -68,6 +78,12 @@ def spans_of(files: list[Path], split: str) -> tuple[Spans, Spans]:
     return np.concatenate(spans), np.array(firsts)
 
 
+def line_of(file: Path, byte: int) -> int:
+    """The number of the line that begins at a byte, counted from 1."""
+    before = takewhile(lambda some: some[0, 0] < byte, _lines(file))
+    return 1 + sum(int((some[:, 0] < byte).sum()) for some in before)
+
+
 def _inked(lines: Iterator[Spans]) -> Iterator[Spans]:
     """The lines that are not white space."""
     return (some[some[:, 2] > 0, :2] for some in lines)
@@ -101,13 +117,13 @@ def _runs(lines: Iterator[Spans]) -> Iterator[Spans]:
 
 
 def _lines(file: Path) -> Iterator[Spans]:
-    """Of each line, some lines at a time `[n, 3]`, n > 0: the bytes at which its text begins and ends, and how many
-    are not white space. Checks that the file is UTF-8.
+    r"""Of each line, some lines at a time `[n, 3]`, n > 0: the bytes at which its text begins and ends, and how many
+    are not white space. A line ends in \n, \r\n or \r. Checks that the file is UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    at = begin = ink = last = 0  # of the line that a piece begins in: its first byte, what is not blank so far
+    at = begin = ink = 0  # of the line that a piece begins in: its first byte, what is not blank so far
     with opening(file) as opened:
-        while data := opened.read(PIECE):
+        for data in _pieces(opened):
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(data)
@@ -117,19 +133,34 @@ def _lines(file: Path) -> Iterator[Spans]:
                 begin = len(codecs.BOM_UTF8)
                 ink = -begin  # the mark is no text
             values = np.frombuffer(data, np.uint8)
-            newlines = np.flatnonzero(values == 0x0A)
+            newline, back = values == 0x0A, values == 0x0D
+            pairs = back[:-1] & newline[1:]
+            back[:-1] &= ~pairs
+            ends = np.flatnonzero(newline | back)  # the last byte of each line
             inked = ink + np.cumsum(~_BLANK[values])
-            if len(newlines):
-                returns = np.concatenate([[last], values])[newlines] == 0x0D
-                begins = np.concatenate([[begin], at + newlines[:-1] + 1])
-                yield np.column_stack([begins, at + newlines - returns, np.diff(inked[newlines], prepend=0)])
-                begin, ink = at + int(newlines[-1]) + 1, int(inked[-1] - inked[newlines[-1]])
+            if len(ends):
+                longer = np.concatenate([[False], pairs])[ends]
+                begins = np.concatenate([[begin], at + ends[:-1] + 1])
+                yield np.column_stack([begins, at + ends - longer, np.diff(inked[ends], prepend=0)])
+                begin, ink = at + int(ends[-1]) + 1, int(inked[-1] - inked[ends[-1]])
             else:
                 ink = int(inked[-1])
-            at, last = at + len(data), data[-1]
+            at += len(data)
     if pending := len(decoder.getstate()[0]):
         raise _not_utf8(file, at - pending)
     yield np.array([[begin, at, ink]])  # the last line may have no newline
+
+
+def _pieces(opened: BinaryIO) -> Iterator[bytes]:
+    r"""A file, `PIECE` bytes at a time, never cut between \r and \n."""
+    held = b""
+    while data := opened.read(PIECE):
+        data = held + data
+        held = data[-1:] if data.endswith(b"\r") else b""
+        if piece := data.removesuffix(held):
+            yield piece
+    if held:
+        yield held
 
 
 def _not_utf8(file: Path, byte: int) -> InputError:

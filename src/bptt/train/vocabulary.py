@@ -104,7 +104,7 @@ class Vocabulary:
         try:
             entries = json.loads(text)
             level, tokens, counts = entries["level"], tuple(entries["tokens"]), tuple(entries["counts"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError("the vocabulary must be a JSON object with level, tokens and counts") from None
         if level not in get_args(Level) or not all(isinstance(t, str) for t in tokens) or tokens[:1] != (UNKNOWN,):
             raise InputError(f"the vocabulary must have level char or word and tokens that begin with {UNKNOWN}")
