@@ -326,6 +326,14 @@ def test_compiled():
     assert_close(got, layer.weight_hh_l0.grad)
 
 
+def test_exported():
+    layer, x = bptt.nn.GRU(I, H, memory="checkpoints:steps=4"), torch.randn(T, B, I)
+    with pytest.raises(NotImplementedError, match="memory='checkpoints:steps=4' cannot be exported with a gradient"):
+        torch.export.export(layer, (x,))
+    with torch.no_grad():
+        assert_close(torch.export.export(layer, (x,)).module()(x)[0], layer(x)[0])
+
+
 def test_copies():
     layer = bptt.nn.LSTM(I, H, memory="checkpoints:steps=4")
     x = torch.randn(T, B, I)

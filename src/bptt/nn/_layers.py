@@ -90,6 +90,11 @@ class Recurrent(torch.nn.RNNBase):
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
         stack = program(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
+            if torch.compiler.is_exporting():
+                raise NotImplementedError(
+                    f"memory={str(self.memory)!r} cannot be exported with a gradient: export under torch.no_grad(), or "
+                    "set memory to 'auto', 'gates' or 'states'"
+                )
             y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, stack)
         else:
             y, *final = run(stack, *call.tensors)
@@ -127,8 +132,8 @@ class RNN(Recurrent):
     Double backward is exact under every policy; torch.func.vmap and forward-mode derivatives are not supported.
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
-    only at a PackedSequence, at a policy with a generator of its own and inside torch.func's transforms. A compiled
-    backward cannot be differentiated again: torch raises RuntimeError.
+    only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a
+    gradient is asked for, at `Checkpoints`, which torch.export then refuses. A compiled backward cannot be differentiated again: torch raises RuntimeError.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))

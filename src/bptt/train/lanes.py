@@ -104,6 +104,7 @@ class Lanes(IterableDataset[Window]):
             raise ValueError(f"lanes must be at least world={world}, one for each rank: got {lanes}")
         self.documents, self.lanes, self.length = documents, lanes, length
         self.shuffle, self.seed, self.epochs = shuffle, seed, epochs
+        self.rank, self.world = rank, world
         self.share = range(lanes)[Processes(rank, world).lanes(lanes)]
         self.sizes: np.ndarray[Any, np.dtype[np.int64]] | None = None
         self.skipped: int | None = None
