@@ -262,3 +262,23 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path, change: str):
 def test_a_budget_below_a_step_is_refused_before_anything_is_run(tmp_path: Path):
     with pytest.raises(InputError, match=r"memory=checkpoints:bytes=1: bytes must hold the tape of a step, .*: got 1"):
         trainer(tmp_path, memory="checkpoints:bytes=1")
+
+
+def test_the_learning_rate_follows_its_schedule_also_in_a_resumed_run(tmp_path: Path):
+    """A step of plain descent moves by the rate; a run gone on with in its middle takes the same ones."""
+    options = {"schedule": "linear", "warmup": 3, "steps": 8, "optimiser": "sgd", "clip": 0.0, "dtype": "float64"}
+    t, again, rates = trainer(tmp_path, **options), trainer(tmp_path, **options), []
+    for number in range(8):
+        if number == 5:
+            again.restore(t.state())
+        before = t.model.output.weight.detach().clone()
+        t.advance()
+        gradient = t.model.output.weight.grad
+        moved = before - t.model.output.weight.detach()
+        rates.append(float(moved.norm() / gradient.norm()) / t.config.learning_rate)
+        if number >= 5:
+            again.advance()
+            assert torch.equal(again.model.output.weight, t.model.output.weight)
+    torch.testing.assert_close(rates, [1 / 3, 2 / 3, 1, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-9, atol=0)
+    with pytest.raises(InputError, match="warmup must be less than steps=8: got 8"):
+        trainer(tmp_path, steps=8, warmup=8)

@@ -133,7 +133,8 @@ class RNN(Recurrent):
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
     only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a
-    gradient is asked for, at `Checkpoints`, which torch.export then refuses. A compiled backward cannot be differentiated again: torch raises RuntimeError.
+    gradient is asked for, at `Checkpoints`, which torch.export then refuses. A compiled backward cannot be
+    differentiated again: torch raises RuntimeError.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))

@@ -17,6 +17,7 @@ from .. import kernels, memory, policies
 from .corpus import CORPORA, DEFAULT, PREPROCESSORS
 from .errors import InputError
 from .extras import require
+from .rates import SCHEDULES
 from .textfiles import encodable
 
 __all__ = ["ALIASES", "Config", "read_entries", "shown"]
@@ -45,7 +46,7 @@ def _at_least(least: int, most: int = 2**63 - 1) -> _Check:
     return _Check(f"a whole number of at least {least}", lambda value: value >= least, most)
 
 
-_LONGEST = 2**31 - 1  # of a side of a tensor
+_SIDE = 2**31 - 1  # of a side of a tensor
 _RATE = _Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in its first step
     "a finite number above 0", lambda value: 0 < value < math.inf, most=1e37
 )
@@ -94,8 +95,8 @@ class Config:
     cell: str = _option("lstm", _one_of("rnn", "gru", "lstm"), "what recurs")
     nonlinearity: str | None = _option(None, _one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
     layers: int = _option(1, _at_least(1, 1000), "recurrent layers")
-    hidden: int = _option(256, _at_least(1, _LONGEST), "units per recurrent layer")
-    embedding: int = _option(64, _at_least(0, _LONGEST), "size of the token embedding; 0: one-hot")
+    hidden: int = _option(256, _at_least(1, _SIDE), "units per recurrent layer")
+    embedding: int = _option(64, _at_least(0, _SIDE), "size of the token embedding; 0: one-hot")
     dropout: float = _option(0.0, _FRACTION, "probability, on the embedding, between layers and before the output")
     gradient: str = _option("full", _TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
     adapt_every: int = _option(50, _at_least(1), "steps between measurements of the window of gradient=adaptive:...")
@@ -105,17 +106,19 @@ class Config:
     kernel: str = _option("auto", _TEXT, "who computes the recurrence")
 
     steps: int | None = _option(None, _at_least(1), "optimiser steps in all (or give epochs)")
-    epochs: int | None = _option(
-        None, _at_least(1, 10**6), "passes over the training text (or give steps); default 10"
-    )
+    epochs: int | None = _option(None, _at_least(1), "passes over the training text (or give steps); default 10")
     batch: int = _option(32, _at_least(1, 2**20), "lanes B")
     accumulate: int = _option(1, _at_least(1), "windows per optimiser step, one after another")
-    seq_length: int = _option(64, _at_least(1, _LONGEST), "steps T of a window; no gradient crosses into the last window")
+    seq_length: int = _option(64, _at_least(1, _SIDE), "steps T of a window; no gradient crosses into the last window")
     batching: str = _option(
         "sequential", _one_of("sequential", "random"), "contiguous lanes and carried state, or random windows"
     )
     optimiser: str = _option("adam", _one_of("adam", "sgd"), "update rule")
     learning_rate: float = _option(0.002, _RATE, "step size")
+    schedule: str = _option(
+        "constant", _one_of(*SCHEDULES), "of the learning rate: constant, or falling to 0 at the end of the run"
+    )
+    warmup: int = _option(0, _at_least(0), "steps over which the learning rate rises before that")
     clip: float = _option(1.0, _NOT_NEGATIVE, "largest global norm of the gradient; 0: no clipping")
     on_nonfinite: str = _option(
         "stop", _one_of("stop", "skip"), "a step that is not finite: stop with the diagnosis, or skip it and go on"
@@ -149,6 +152,8 @@ class Config:
                 raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
         if self.nonlinearity is not None and self.cell != "rnn":
             raise InputError(f"nonlinearity is for cell=rnn: got nonlinearity={self.nonlinearity} and cell={self.cell}")
+        if self.steps is not None and self.warmup >= self.steps:
+            raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 10)
         if self.text is None and self.corpus is None:
@@ -228,7 +233,7 @@ def read_entries(text: str, source: str, also: Sequence[str] = ()) -> dict[str, 
     """
     try:
         entries = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of too many digits, and no date of the calendar
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise InputError(f"{source} is not TOML: {error}") from None
     known = [*(entry.name for entry in fields(Config)), *also]
     result: dict[str, Any] = {}

@@ -25,6 +25,7 @@ from .errors import InputError, NonFiniteError
 from .model import State, detach, record_window
 from .network import build_model
 from .processes import ALONE, Processes, first_cause, quiet
+from .rates import factor
 from .records import Meter, Record, Step, perplexity
 
 __all__ = ["TOO_MANY", "Trainer"]
@@ -101,6 +102,12 @@ class Trainer:
             return self.step >= self.config.steps
         return self.epoch >= (self.config.epochs or 0)
 
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        config = self.config
+        return config.learning_rate * factor(config.schedule, config.warmup, self.step, self.total)
+
     def join(self, processes: Processes) -> None:
         """Be one of several processes from now on, each with its share of the lanes and the state carried in them.
 
@@ -145,6 +152,8 @@ class Trainer:
         if not failed:
             if clipped:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.learning_rate
             self.optimiser.step()
             self.carry, self.in_a_row = carry, 0
         else:
