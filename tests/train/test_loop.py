@@ -279,6 +279,6 @@ def test_the_learning_rate_follows_its_schedule_also_in_a_resumed_run(tmp_path: 
         if number >= 5:
             again.advance()
             assert torch.equal(again.model.output.weight, t.model.output.weight)
-    torch.testing.assert_close(rates, [1 / 3, 2 / 3, 1, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-9, atol=0)
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.8, 0.6, 0.4, 0.2], rel=1e-9)
     with pytest.raises(InputError, match="warmup must be less than steps=8: got 8"):
         trainer(tmp_path, steps=8, warmup=8)
