@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections import deque
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 from torch.testing import assert_close
 
 import bptt
@@ -43,18 +45,38 @@ def test_the_same_gradients(net, policy, memory):
     assert all(p.grad is None for p in (*layer.parameters(), *head.parameters()))
 
 
-def test_a_memory_map(tmp_path):
+@pytest.mark.parametrize("mode", ["c", "r"])
+def test_a_memory_map(tmp_path, mode):
     data = np.random.default_rng(0).normal(size=(T, B, I)).astype(np.float32)
     np.save(tmp_path / "x.npy", data)
+    np.save(tmp_path / "resets.npy", np.arange(T * B).reshape(T, B) % 7 == 3)
+    x, resets = (np.load(tmp_path / f"{name}.npy", mmap_mode=mode) for name in ("x", "resets"))
     layer = bptt.nn.GRU(I, H)
-    found = bptt.stream_gradients(layer, np.load(tmp_path / "x.npy", mmap_mode="c"), lambda steps, y: y.square().sum())
-    layer(torch.from_numpy(data))[0].square().sum().backward()
+    found = bptt.stream_gradients(layer, x, lambda steps, y: y.square().sum(), resets=resets)
+    layer(torch.from_numpy(data), resets=torch.from_numpy(np.array(resets)))[0].square().sum().backward()
+    assert_close(found.parameters["weight_ih_l0"], layer.weight_ih_l0.grad)
+
+
+@pytest.mark.parametrize("as_given", [lambda x: x[::-1], lambda x: x.astype(">f4")])
+def test_arrays_that_torch_does_not_take(as_given):
+    data = as_given(np.random.default_rng(0).normal(size=(T, B, I)).astype(np.float32))
+    layer = bptt.nn.GRU(I, H)
+    found = bptt.stream_gradients(layer, data, lambda steps, y: y.square().sum())
+    layer(torch.tensor(data.tolist()))[0].square().sum().backward()
     assert_close(found.parameters["weight_ih_l0"], layer.weight_ih_l0.grad)
 
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("lengths", [[31], [1] * 31, [4, 13, 0, 14]])
 def test_an_iterator_of_pieces_under_a_chunked_policy(net, lengths):
+    layer, head, x, loss, seen = chunked(net)
+    found = bptt.stream_gradients(layer, iter(x.split(lengths)), loss, wrt=head.parameters())
+    assert seen == [slice(0, 6), slice(6, 12), slice(12, 18), slice(18, 24), slice(24, 30), slice(30, 31)]
+    same(found, bptt.stream_gradients(layer, x, loss, wrt=head.parameters()))
+
+
+def chunked(net):
+    """(a layer, a head, x, their loss, the list of the slices it sees) under chunks of 6."""
     kind, options = NETS[net]
     torch.manual_seed(0)
     layer = kind(I, H, dtype=torch.float64, gradient="chunked:6", **options)
@@ -63,17 +85,86 @@ def test_an_iterator_of_pieces_under_a_chunked_policy(net, lengths):
     seen = []
 
     def loss(steps, y):
-        seen.append(steps.stop - steps.start)
+        seen.append(steps)
         return (head(y).tanh() * weights[steps]).sum()
 
-    found = bptt.stream_gradients(layer, iter(x.split(lengths)), loss, wrt=head.parameters())
-    assert seen == [6, 6, 6, 6, 6, 1]
-    expected = bptt.stream_gradients(layer, x, loss, wrt=head.parameters())
-    assert found.loss == pytest.approx(expected.loss)
-    assert_close(found.parameters, expected.parameters, rtol=1e-10, atol=1e-12)
-    assert_close(
-        (found.wrt, found.hx, found.final), (expected.wrt, expected.hx, expected.final), rtol=1e-10, atol=1e-12
+    return layer, head, x, loss, seen
+
+
+def same(found, expected):
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    for name in ("parameters", "wrt", "hx", "final"):
+        assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("memory", ["steps=4", "steps=1", "bytes"])
+def test_checkpoints_within_a_chunk(net, memory):
+    layer, head, x, loss, seen = chunked(net)
+    if memory == "bytes":
+        memory = {"rnn": "bytes=500", "gru": "bytes=4000", "lstm": "bytes=2000"}[net]
+    found = bptt.stream_gradients(layer, x.split(8), loss, wrt=head.parameters(), memory=f"checkpoints:{memory}")
+    assert len(seen) > 6
+    if memory == "steps=4":
+        assert seen[:4] == [slice(4, 6), slice(0, 4), slice(10, 12), slice(6, 10)]
+    same(found, bptt.stream_gradients(layer, x, loss, wrt=head.parameters()))
+
+
+class Slices:
+    """A view of a piece that tells what of it is read."""
+
+    def __init__(self, x):
+        self.x, self.read = x, []
+
+    shape = property(lambda self: self.x.shape)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, steps):
+        self.read.append(len(self.x[steps]))
+        return self.x[steps]
+
+
+@pytest.mark.parametrize(
+    "as_given",
+    [
+        lambda x: x.split(10),
+        lambda x: list(x.split(10)),
+        lambda x: [piece.numpy() for piece in x.split(10)],
+        lambda x: refilled(x),
+    ],
+)
+def test_forms_of_pieces(as_given):
+    layer, head, x, loss, _ = chunked("gru")
+    found = bptt.stream_gradients(layer, as_given(x), loss, wrt=head.parameters())
+    same(found, bptt.stream_gradients(layer, x, loss, wrt=head.parameters()))
+
+
+def refilled(x):
+    """Pieces in one buffer, each written over the one before."""
+    buffer = torch.empty_like(x[:5])
+    for piece in x.split(5):
+        yield buffer[: len(piece)].copy_(piece)
+
+
+def test_every_step_of_a_long_piece_is_read_once():
+    layer, _, x, loss, _ = chunked("lstm")
+    pieces = [Slices(x[:20]), Slices(x[20:])]
+    bptt.stream_gradients(layer, pieces, loss)
+    assert [piece.read for piece in pieces] == [[6, 6, 6, 2], [4, 6, 1]]
+
+
+@pytest.mark.parametrize(
+    ("policy", "whole"), [("full", True), ("chunked:6", True), ("chunked:6", False), ("truncated:9", True)]
+)
+def test_no_loss_at_all(policy, whole):
+    x = torch.randn(T, B, I)
+    found = bptt.stream_gradients(
+        bptt.nn.LSTM(I, H, gradient=policy), x if whole else x.split(8), lambda steps, y: None
     )
+    assert found.loss == 0
+    assert not any(g.any() for g in (*found.parameters.values(), *found.hx))
 
 
 @pytest.mark.parametrize(
@@ -137,25 +228,75 @@ def test_a_long_sequence_takes_little_memory():
     assert int(run.stdout) < 20 * 1024  # KiB
 
 
+class Whole:
+    """What ignores its slices."""
+
+    def __len__(self):
+        return T
+
+    def __getitem__(self, steps):
+        return torch.zeros(T, B, I)
+
+
+class Longer:
+    """40 steps by its length, 31 by its slices; the last ones narrower if asked."""
+
+    def __init__(self, steps=40, last=I):
+        self.steps, self.last = steps, last
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, steps):
+        return torch.zeros(T, B, I if steps.stop < 25 else self.last)[steps]
+
+
+CHUNKED = {"gradient": "chunked:3"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"layer": torch.nn.GRU(I, H)}, TypeError, "layer must be a bptt.nn"),
         ({"layer": bptt.nn.GRU(I, H, bidirectional=True)}, ValueError, "layer must be one-directional"),
         ({"x": iter([])}, TypeError, "x must have a length and slices.*got list_iterator under full"),
-        ({"x": iter([]), "gradient": "chunked:3"}, ValueError, "x must have at least 1 step"),
-        ({"x": iter([torch.zeros(2, 3)]), "gradient": "chunked:3"}, ValueError, "got one with 2 dimensions"),
+        ({"x": [torch.zeros(T, B, I)]}, TypeError, "x must have a length and slices.*got list under full"),
+        ({"x": torch.zeros(T, B, I).split(9)}, TypeError, "iterable of pieces under a chunked.*got tuple under full"),
+        ({"x": pack_sequence([torch.zeros(T, I)])}, TypeError, "x must be .*got a PackedSequence"),
+        ({"x": pack_sequence([torch.zeros(T, I)]), **CHUNKED}, TypeError, "x must be .*got a PackedSequence"),
+        ({"x": deque([torch.zeros(T, B, I)]), **CHUNKED}, TypeError, r"x must have slices .*got deque, whose \[0:1\]"),
+        ({"x": iter([]), **CHUNKED}, ValueError, "x must have at least 1 step"),
+        ({"x": iter([torch.zeros(2, 3)]), **CHUNKED}, ValueError, r"time first: got a Tensor \[2, 3\]"),
+        ({"x": [[[0.0] * I] * B], **CHUNKED}, ValueError, r"time first: got a list \[\]"),
+        ({"x": [torch.zeros(2, 3, I), torch.zeros(2, 2, I)], **CHUNKED}, ValueError, r"\[n, 3, 4\].*got \[2, 2, 4\]"),
+        ({"x": [torch.zeros(2, 3, I), torch.zeros(2, 3, 7)], **CHUNKED}, ValueError, r"\[n, 3, 4\].*got \[2, 3, 7\]"),
+        ({"x": [torch.zeros(T, B, I)], "memory": "checkpoints:bytes=9", **CHUNKED}, ValueError, "bytes must hold"),
+        ({"x": [torch.zeros(T, B, I)], "memory": "states", **CHUNKED}, ValueError, "memory must be Checkpoints"),
         ({"x": torch.zeros(0, B, I)}, ValueError, "x must have at least 1 step"),
         ({"x": torch.zeros(T, I)}, ValueError, r"x must be \[T, B, I\]"),
         ({"x": torch.zeros(T, B, 7)}, RuntimeError, "input"),
+        ({"x": Whole()}, ValueError, r"x\[0:1\] must be \[1, 3, 4\]: got \[31, 3, 4\]"),
+        ({"x": Longer()}, ValueError, r"x\[30:40\] must be \[10, 3, 4\]: got \[1, 3, 4\]"),
+        ({"x": Longer(T, last=2)}, ValueError, r"x\[20:30\] must be \[10, 3, 4\]: got \[10, 3, 2\]"),
         ({"loss": lambda steps, y: y}, TypeError, "loss must give a scalar tensor or None"),
+        ({"loss": None}, TypeError, "loss must be a function of .*got NoneType"),
+        ({"wrt": torch.ones(2, requires_grad=True)}, TypeError, "wrt must be an iterable of tensors: got a Tensor"),
+        ({"wrt": [torch.ones(2, requires_grad=True), torch.ones(3)]}, ValueError, r"wrt\[1\] must require a gradient"),
+        ({"wrt": ["weight"]}, TypeError, r"wrt\[0\] must be a tensor: got str"),
+        ({"resets": iter([])}, TypeError, "resets must have slices .*got list_iterator"),
+        ({"resets": True}, TypeError, "resets must have slices .*got bool"),
         ({"resets": torch.zeros(T, B)}, TypeError, "resets must be bool"),
         ({"resets": torch.zeros(T, 7, dtype=torch.bool)}, ValueError, r"resets must be \[T, B\], here .*got \[31, 7\]"),
         ({"resets": torch.zeros(T + 1, B, dtype=torch.bool)}, ValueError, "with x's 31 steps: got 32"),
+        (
+            {"x": [torch.zeros(T, B, I)], "resets": torch.zeros(T + 1, B, dtype=torch.bool), **CHUNKED},
+            ValueError,
+            "resets must be .* with x's 31 steps: got 32",
+        ),
         ({"memory": "gates"}, ValueError, "memory must be Checkpoints"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
     good = {"layer": bptt.nn.GRU(I, H), "x": torch.zeros(T, B, I), "loss": lambda steps, y: y.sum()}
     with pytest.raises(error, match=message):
-        bptt.stream_gradients(**(good | arguments))
+        bptt.stream_gradients(**({"memory": "checkpoints:steps=10"} | good | arguments))

@@ -94,6 +94,7 @@ class Back:
         self.crossing = crossing
         self.carry: tuple[Tensor | None, ...] = (None,) * self.states
         self.weights: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
+        self.behind: States = ()  # the state behind the segment that was run last
         self.wants_adjoints = adjoints
         self.adjoints: list[Tensor] = []
 
@@ -134,6 +135,7 @@ class Back:
         part = part_of(self.stack, a, b)
         inputs = inputs_of(self.tensors, self.source.x(a, b), state)
         outputs, tape = part.forward(inputs, keep=True)
+        self.behind = outputs[1:]
         dy = self.source.error(a, b, outputs[0])
         needs = (self.needs[0], *(True,) * self.states, *self.needs[1 + self.states :])
         walk = Walk(part, inputs, outputs, tape, (dy, *self._final(a, b)))

@@ -80,9 +80,11 @@ class Checkpointed:
 
         tensors: as for `forward`, x None.
         """
-        finals, tape = self.ahead(tensors, source, keep=True)
+        alone = len(self.edges) == 2 and self.stack.lengths is None  # no second run for the final state
+        finals, tape = ((), ()) if alone else self.ahead(tensors, source, keep=True)
         back = Back(self.stack, self.edges, tensors, source, d_finals, needs, adjoints=False)
-        return finals, back.run(self.checkpoints(tape), self.schedule.backward)[0][1:]
+        grads, _ = back.run(self.checkpoints(tape), self.schedule.backward)
+        return finals or back.behind, grads[1:]
 
     def ahead(self, tensors: Tensors, source: Source, keep: bool) -> tuple[States, States]:
         """Stage 1: the final state; the tape.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
-from ..engine import Checkpointed, Walk, given
+from ..engine import Checkpointed, given
 from ..memory import Checkpoints, parse
 from ._call import Call, Hidden, program
 from ._layers import GRU, LSTM, RNN, Recurrent
@@ -60,23 +62,28 @@ def stream_gradients(
 
     Forward keeps checkpoints only. On the way back each segment is read and run again, its loss is taken, and its
     adjoint walked on into the segment before: the gradient is that of one backward pass over all T steps, under any
-    policy. Peak memory: the checkpoints and one segment's tape, about sqrt(T) steps of each.
+    policy. Peak memory: the checkpoints and one segment's x, y and tape, about sqrt(T) steps of each; where blocks
+    overlap, the adjoints of those that cross the segment. For all steps at once there are only `resets`, 1 byte a step
+    and lane, and the factors that `Randomized` draws beforehand, 4 bytes in float32 and about 32 while they are drawn.
 
     layer: one-directional. x: `[T, B, I]`, anything with a length whose slices become tensors: a tensor, a NumPy memory
     map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). Under a
-    `Chunked` policy also an iterable of pieces `[n, B, I]` of any lengths, read once: no adjoint crosses a chunk's end,
-    so that each chunk is finished before the next is read. loss: called once for each segment (the last one first) or
-    chunk (the first one first), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its
-    losses as a scalar, or None for none. hx: the initial state. wrt: other tensors that the loss uses, such as the
-    parameters of an output layer. gradient: default the layer's own. memory: `Checkpoints(...)` or its text form.
-    resets: bool `[T, B]`, anything with slices: the state is zeroed before these steps, as where a document starts.
+    `Chunked` policy also an iterable of pieces `[n, B, I]` of any lengths, as a list, read once: no adjoint crosses a
+    chunk's end, so that each chunk is finished before the next is read; in memory are at most two pieces, a chunk's x
+    and its tape. loss: called once for each segment (the last one first; of an iterable, within each
+    chunk), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its losses as a scalar, or
+    None for none. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of an output
+    layer. gradient: default the layer's own. memory: `Checkpoints(...)` or its text form; under an iterable that of
+    each chunk, which without a number of steps or bytes is one segment. resets: bool `[T, B]`, anything with slices:
+    the state is zeroed before these steps, as where a document starts.
 
-    Dropout between the layers is drawn for all steps, so that it is in memory as a whole: train such stacks otherwise,
-    or in eval mode. `.grad` is not touched.
+    Dropout between the layers is drawn for all steps (of an iterable, of a chunk), so that it is in memory as a whole:
+    train such stacks otherwise, or in eval mode. `.grad` is not touched.
 
-    Raises TypeError where layer is none of ours, x can be read once only and the policy is not chunked, or loss gives
-    no scalar, or resets are not bool; ValueError for a bidirectional layer, an x without steps or of another size,
-    resets of another shape, and a memory that is not checkpoints.
+    Raises TypeError where layer is none of ours, x is packed, or can be read once only and the policy is not chunked,
+    loss is no function or gives no scalar, wrt holds no tensors, or resets have no slices or are not bool; ValueError
+    for a bidirectional layer, an x without steps or with slices or pieces of other sizes, a tensor of wrt that needs no
+    gradient, resets of another shape, and a memory that is not checkpoints or too small.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.GRU(2, 3), torch.randn(50, 4, 2)
@@ -97,92 +104,105 @@ def stream_gradients(
     kept = parse(memory)
     if not isinstance(kept, Checkpoints):
         raise ValueError(f"memory must be Checkpoints(...) or its text form: got {memory!r}")
-    if not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of (steps, y): got {type(loss).__name__}")
+    if isinstance(x, PackedSequence):
+        raise TypeError("x must be [T, B, I] with lanes of one length: got a PackedSequence")
+    source = _Segments(x, loss, next(layer.parameters()), _checked(wrt))
+    if isinstance(x, list | tuple) or not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
         if not isinstance(policy, policies.Chunked) or not hasattr(x, "__iter__"):
             raise TypeError(
-                "x must have a length and slices, since it is read twice, or be an iterable under a chunked policy: "
-                f"got {type(x).__name__} under {policy}"
+                "x must have a length and slices of steps, since it is read twice, or be an iterable of pieces under a "
+                f"chunked policy: got {type(x).__name__} under {policy}"
             )
-        return _in_chunks(layer, x, loss, hx, tuple(wrt), policy.k, resets)
+        return _in_chunks(layer, x, source, hx, policy.k, kept, resets)
     T = len(x)  # type: ignore[arg-type]  # it has one
     if T < 1:
         raise ValueError("x must have at least 1 step: got 0")
-    source = _Segments(x, loss, next(layer.parameters()), tuple(wrt))
     first = source.x(0, 1)
-    if first.dim() != 3:
-        raise ValueError(f"x must be [T, B, I], time first: got slices with {first.dim()} dimensions")
-    call = Call.of(layer, first.transpose(0, 1) if layer.batch_first else first, hx, None)
+    call = _call(layer, first, hx)
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
-    if resets is not None and len(resets) != T:
-        raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(resets)}")
     call.resets = _resets(resets, 0, call.x)
-    stack = program(layer, call, policy, differentiated=True)
-    keeper = Checkpointed.of(stack, kept, call.tensors, reads_y=False)
-    inputs = (None, *call.tensors[1:])
-    states = stack.cell.states
-    finals, grads = keeper.stream(inputs, source, (None,) * states, (False, *(True,) * (len(inputs) - 1)))
-    found = [g for g in grads if g is not None]
-    return StreamGradients(
-        loss=source.total,
-        parameters=dict(zip(layer._flat_weights_names, found[states:], strict=True)),
-        wrt=tuple(source.grads),
-        hx=call.restore_hidden(tuple(found[:states])),
-        final=call.restore_hidden(finals),
-    )
+    _check_length(resets, T)
+    return source.result(layer, call, *_streamed(layer, call, policy, kept, source))
 
 
 def _in_chunks(
     layer: Recurrent,
     pieces: Iterable[Any],
-    loss: Loss,
+    source: _Segments,
     hx: Hidden | None,
-    wrt: tuple[Tensor, ...],
     k: int,
+    memory: Checkpoints,
     resets: Sliced | Tensor | None,
 ) -> StreamGradients:
     """One pass: each chunk forward and back before the next one is read."""
-    sums: list[Tensor | None] = []
-    d_first: tuple[Tensor, ...] = ()
-    states: tuple[Tensor, ...] = ()
-    call = None
-    source, at = _Segments(None, loss, next(layer.parameters()), wrt), 0
-    for x in _rechunked(pieces, k, source.as_tensor):
-        if call is None:
-            call = Call.of(layer, x.transpose(0, 1) if layer.batch_first else x, hx, None)
-            states = call.hx
-        if x.shape[1:] != call.x.shape[1:]:
-            raise ValueError(f"x must have pieces [n, {', '.join(map(str, call.x.shape[1:]))}]: got {list(x.shape)}")
-        call.x, call.resets = x, _resets(resets, at, x)
-        stack = replace(program(layer, call, policies.Full(), differentiated=True), memory="gates")
-        inputs = (x, *states, *call.weights)
-        outputs, tape = stack.forward(inputs, keep=True)
-        dy = source.error(at, at + len(x), outputs[0])
-        needs = (False, *(True,) * (len(inputs) - 1))
-        walk = Walk(stack, inputs, outputs, tape, (dy, *(None for _ in states)))
-        (_, *grads), _ = walk.run(needs, want_adjoints=False)
-        n = len(states)
-        d_first = d_first or tuple(given(g) for g in grads[:n])
-        sums = [
-            g if s is None else s.add_(given(g))
-            for s, g in zip(sums or [None] * len(grads[n:]), grads[n:], strict=True)
-        ]
-        states, at = tuple(outputs[1:]), at + len(x)
+    if memory == Checkpoints():
+        memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
+    call: Call | None = None
+    grads: tuple[Tensor, ...] = ()
+    for x in _rechunked(pieces, k, source.as_computed):
+        call = call or _call(layer, x, hx)
+        call.x, call.resets = x, _resets(resets, source.first, x)
+        source.given = x
+        call.hx, found = _streamed(layer, call, policies.Full(), memory, source)
+        n = len(call.hx)  # of whose gradients those of the first chunk count
+        grads = (*grads[:n], *(g.add_(f) for g, f in zip(grads[n:], found[n:], strict=True))) if grads else found
+        source.first += len(x)
     if call is None:
         raise ValueError("x must have at least 1 step: got 0")
-    return StreamGradients(
-        loss=source.total,
-        parameters=dict(zip(layer._flat_weights_names, map(given, sums), strict=True)),
-        wrt=tuple(source.grads),
-        hx=call.restore_hidden(d_first),
-        final=call.restore_hidden(states),
-    )
+    _check_length(resets, source.first)
+    return source.result(layer, call, call.hx, grads)
+
+
+def _call(layer: Recurrent, x: Tensor, hx: Hidden | None) -> Call:
+    """The call of the layer on x, time first."""
+    return Call.of(layer, x.transpose(0, 1) if layer.batch_first else x, hx, None)
+
+
+def _streamed(
+    layer: Recurrent, call: Call, policy: policies.Policy, memory: Checkpoints, source: _Segments
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(the final state, the gradients of the initial state and the weights) of a call whose x is in the source."""
+    stack = program(layer, call, policy, differentiated=True)
+    keeper = Checkpointed.of(stack, memory, call.tensors, reads_y=False)
+    tensors, states = (None, *call.tensors[1:]), stack.cell.states
+    final, grads = keeper.stream(tensors, source, (None,) * states, (False, *(True,) * (len(tensors) - 1)))
+    return final, tuple(map(given, grads))
+
+
+def _checked(wrt: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    if isinstance(wrt, Tensor):
+        raise TypeError("wrt must be an iterable of tensors: got a Tensor")
+    found = tuple(wrt)
+    for i, tensor in enumerate(found):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"wrt[{i}] must be a tensor: got {type(tensor).__name__}")
+        if not tensor.requires_grad:
+            raise ValueError(f"wrt[{i}] must require a gradient: got a tensor {list(tensor.shape)} that does not")
+    return found
+
+
+def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
+    """The steps a to b-1 of what was called `name`."""
+    try:
+        return _tensor(whole[a:b])
+    except TypeError as error:
+        got = f"got {type(whole).__name__}, whose [{a}:{b}] raises {error}"
+        raise TypeError(f"{name} must have slices that become tensors: {got}") from error
+
+
+def _tensor(piece: Any) -> Tensor:
+    if isinstance(piece, np.ndarray):  # torch takes none that is read-only, backwards or of the other byte order
+        piece = np.array(piece, piece.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(piece)
 
 
 def _resets(resets: Sliced | Tensor | None, first: int, x: Tensor) -> Tensor | None:
     """Those of the steps of x `[n, B, I]`, the first of which is step `first` of the whole."""
     if resets is None:
         return None
-    found = torch.as_tensor(resets[first : first + len(x)])
+    found = _steps("resets", resets, first, first + len(x))
     if found.dtype != torch.bool:
         raise TypeError(f"resets must be bool [T, B]: got {found.dtype}")
     if found.shape != x.shape[:2]:
@@ -192,21 +212,33 @@ def _resets(resets: Sliced | Tensor | None, first: int, x: Tensor) -> Tensor | N
     return found.to(x.device)
 
 
-def _rechunked(pieces: Iterable[Any], k: int, as_tensor: Callable[[Any], Tensor]) -> Iterator[Tensor]:
+def _check_length(resets: Sliced | Tensor | None, T: int) -> None:
+    """Whether resets end with x; where they have no length, nobody knows."""
+    if resets is not None and hasattr(resets, "__len__") and len(resets) != T:
+        raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(resets)}")
+
+
+def _rechunked(pieces: Iterable[Any], k: int, as_computed: Callable[[Any], Tensor]) -> Iterator[Tensor]:
     """The same steps in chunks of k; the last may be shorter."""
     held: list[Tensor] = []
-    count = 0
+    count, sizes = 0, None
     for piece in pieces:
-        x = as_tensor(piece)
-        if x.dim() != 3:
-            raise ValueError(f"x must have pieces [n, B, I], time first: got one with {x.dim()} dimensions")
-        held.append(x)
-        count += len(x)
-        while count >= k:
-            joined = torch.cat(held)
-            yield joined[:k]
-            held, count = [joined[k:]], count - k
-    if count:
+        shape = list(getattr(piece, "shape", ()))
+        if len(shape) != 3:
+            raise ValueError(f"x must have pieces [n, B, I], time first: got a {type(piece).__name__} {shape}")
+        sizes = sizes or shape[1:]
+        if shape[1:] != sizes:
+            raise ValueError(f"x must have pieces [n, {sizes[0]}, {sizes[1]}] like the first: got {shape}")
+        n, begins = shape[0], 0
+        while n - begins >= k - count:
+            ends = begins + k - count
+            x = as_computed(piece[begins:ends])
+            yield torch.cat([*held, x]) if held else x
+            held, count, begins = [], 0, ends
+        if begins < n:
+            held.append(as_computed(piece[begins:]).clone())  # a view would keep the piece, whose memory may be reused
+            count += n - begins
+    if held:
         yield torch.cat(held)
 
 
@@ -215,15 +247,23 @@ class _Segments:
 
     def __init__(self, x: Any, loss: Loss, like: Tensor, wrt: Sequence[Tensor]) -> None:
         self.given, self.loss, self.like, self.wrt = x, loss, like, wrt
+        self.first = 0  # the step of the whole with which x begins
+        self.sizes: torch.Size | None = None  # [B, I] of the first slice
         self.grads = [torch.zeros_like(w) for w in wrt]
         self.total = 0.0
 
     def x(self, a: int, b: int) -> Tensor:
-        return self.as_tensor(self.given[a:b])
+        found = self.as_computed(_steps("x", self.given, a, b))
+        if found.dim() != 3:
+            raise ValueError(f"x must be [T, B, I], time first: got slices with {found.dim()} dimensions")
+        self.sizes = self.sizes or found.shape[1:]
+        if found.shape != (b - a, *self.sizes):
+            raise ValueError(f"x[{a}:{b}] must be {[b - a, *self.sizes]}: got {list(found.shape)}")
+        return found
 
-    def as_tensor(self, piece: Any) -> Tensor:
+    def as_computed(self, piece: Any) -> Tensor:
         """As the layer computes."""
-        return torch.as_tensor(piece).to(device=self.like.device, dtype=self.like.dtype)
+        return _tensor(piece).to(device=self.like.device, dtype=self.like.dtype)
 
     def see(self, a: int, b: int, y: Tensor) -> None:
         """Nothing: y is looked at on the way back."""
@@ -231,7 +271,7 @@ class _Segments:
     def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
         with torch.enable_grad():
             leaf = y.detach().requires_grad_()
-            value = self.loss(slice(a, b), leaf)
+            value = self.loss(slice(self.first + a, self.first + b), leaf)
             if value is None:
                 return None
             if not isinstance(value, Tensor) or value.numel() != 1:
@@ -249,3 +289,16 @@ class _Segments:
 
     def put(self, a: int, b: int, dx: Tensor | None) -> None:
         """Nothing: dL/dx is not asked for."""
+
+    def result(
+        self, layer: Recurrent, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+    ) -> StreamGradients:
+        """Everything, in the caller's layout."""
+        states = len(final)
+        return StreamGradients(
+            loss=self.total,
+            parameters=dict(zip(layer._flat_weights_names, grads[states:], strict=True)),
+            wrt=tuple(self.grads),
+            hx=call.restore_hidden(grads[:states]),
+            final=call.restore_hidden(final),
+        )
