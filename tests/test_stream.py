@@ -16,6 +16,12 @@ T, B, I, H = 31, 3, 4, 5
 NETS = {"rnn": (bptt.nn.RNN, {}), "gru": (bptt.nn.GRU, {"num_layers": 2}), "lstm": (bptt.nn.LSTM, {"proj_size": 3})}
 
 
+@pytest.fixture(autouse=True)
+def short_segments(monkeypatch):
+    """As many as sqrt(T / alpha) asks for, also where their tape is small."""
+    monkeypatch.setattr("bptt.engine.segments.SEGMENT_BYTES", 0)
+
+
 @pytest.mark.parametrize("memory", ["checkpoints", "checkpoints:steps=7", "checkpoints:bytes=4000"])
 @pytest.mark.parametrize("policy", ["full", "chunked:6", "truncated:9", "truncated:6/4", "randomized:0.7"])
 @pytest.mark.parametrize("net", NETS)

@@ -35,7 +35,7 @@ class Checkpoints:
     steps: of a segment. bytes: of the whole tape, checkpoints and one segment's tape together: as few segments as fit,
     each run once more; where that does not fit, a binomial schedule that runs some more often. At most one of the two;
     with neither, segments of about sqrt(T / alpha) steps, alpha the tape of a step over its state, which needs the
-    least memory with one run more.
+    least memory with one run more (of a layer, segments with a tape of at least 1 MiB).
 
     Inputs, outputs and their gradients are not part of the tape.
 

@@ -24,6 +24,10 @@ from .stack import Stack
 __all__ = ["Checkpointed", "cut"]
 
 
+SEGMENT_BYTES = 2**20
+"""Tape that a segment may have in any case, where no length is asked for: each costs about a millisecond of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpointed:
     """A one-directional stack as a program whose tape are checkpoints.
@@ -160,8 +164,10 @@ def cut(
         tape = state + sum(map(stack.cell.taped, weights))
     if reads_y and memory.bytes is not None:  # without a budget the segments are as long as if all were stored
         state -= weights[0].hh.shape[1]
-    found = memory.cut(T, state * row, tape * row, between * row)
-    edges = _edges(T, found.steps, stack.reach)
+    steps = memory.cut(T, state * row, tape * row, between * row).steps
+    if memory == Checkpoints():
+        steps = max(steps, SEGMENT_BYTES // (tape * row))
+    edges = _edges(T, steps, stack.reach)
     longest = max(b - a for a, b in pairwise(edges))
     slots = memory.slots(len(edges) - 1, longest, state * row, tape * row, between * row)
     return stack, edges, binomial(len(edges) - 1, slots)
