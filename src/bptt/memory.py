@@ -71,7 +71,7 @@ class Checkpoints:
         Raises ValueError where the budget is below the tape of one step and what is kept in any case.
 
         >>> Checkpoints().cut(10_000, state=2, tape=6), Checkpoints(bytes=100).cut(10_000, state=2, tape=6)
-        (Cut(steps=58, slots=172), Cut(steps=8, slots=26))
+        (Cut(steps=58, slots=172), Cut(steps=8, slots=13))
         """
         if self.steps is not None:
             return _one_level(T, self.steps)
@@ -94,12 +94,16 @@ class Checkpoints:
     def slots(self, segments: int, longest: int, state: int, tape: int, besides: int = 0) -> int:
         """How many states may be stored at once, of so many segments, the longest of `longest` steps.
 
+        Where they are fewer than segments, about half of what there is room for: what the forward pass has stored
+        stays in memory when another takes its slot on the way back.
+
         >>> Checkpoints(steps=5).slots(20, 5, state=2, tape=6), Checkpoints(bytes=50).slots(20, 5, state=2, tape=6)
-        (19, 10)
+        (19, 5)
         """
         if self.bytes is None or state == 0:
             return segments - 1
-        return min(segments - 1, max(0, self.bytes - besides - longest * tape) // state)
+        room = max(0, self.bytes - besides - longest * tape) // state
+        return segments - 1 if room >= segments - 1 else (room + 1) // 2
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for name in ("steps", "bytes") if (value := getattr(self, name)) is not None]

@@ -2,88 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..schedules import first_part
+from ..memory import Checkpoints, parse
+from ..schedules import Schedule, binomial
 from ._replay import Replay
-from ._tape import reset
+from ._tape import Span, another, reset
 
-__all__ = ["Leaf", "Rebuilt"]
-
-
-@dataclass
-class Rebuilt:
-    """The carry that enters each step, of which only some were kept.
-
-    stored: the carries at the first steps of segments, by segment; 0 among them. every: steps of a segment. slots: how
-    many may be stored besides that of segment 0. xs, captured: what a step is run again with. resets: `[T, B]` or
-    `[T, 1]`. One segment's carries are in memory at a time: the walk visits steps from the last to the first, and a
-    segment's first carry is found again as the binomial schedule does.
-    """
-
-    replay: Replay
-    stored: dict[int, list[Tensor]]
-    every: int
-    slots: int
-    T: int
-    xs: Sequence[Tensor]
-    captured: Sequence[Tensor]
-    resets: Tensor | None
-    _segment: int = -1
-    _carries: list[list[Tensor]] = field(default_factory=list)
-    _behind: list[Tensor] = field(default_factory=list)  # the first carry of the segment behind
-
-    def leaves(self) -> list[Leaf]:
-        """One for each tensor of the carry, to be indexed by step."""
-        return [Leaf(self, i) for i in range(len(self.stored[0]))]
-
-    def at(self, t: int) -> list[Tensor]:
-        """The carry that enters step t."""
-        segment, offset = divmod(t, self.every)
-        if segment == self._segment + 1 and offset == 0 and self._behind:
-            return self._behind
-        if segment != self._segment:
-            self._behind = self._carries[0] if segment == self._segment - 1 else []
-            self._segment, self._carries = segment, self._run(self._first(segment), segment)
-        return self._carries[offset]
-
-    def _first(self, segment: int) -> list[Tensor]:
-        """The carry that enters a segment, from the last one stored before it, storing others on the way."""
-        self.stored = {i: carry for i, carry in self.stored.items() if i <= segment}
-        at = max(self.stored)
-        carry = self.stored[at]
-        while at < segment:
-            free = self.slots - (len(self.stored) - 1)
-            m = at + first_part(segment + 1 - at, free) if free > 0 else segment
-            for i in range(at, m):
-                carry = self._after(self._run(carry, i)[-1], (i + 1) * self.every - 1)
-            at = m
-            if free > 0:
-                self.stored[at] = carry
-        return carry
-
-    def _run(self, carry: list[Tensor], segment: int) -> list[list[Tensor]]:
-        """The carries that enter the steps of a segment."""
-        first, carries = segment * self.every, [carry]
-        for t in range(first, min(first + self.every, self.T) - 1):
-            carries.append(self._after(carries[-1], t))
-        return carries
-
-    def _after(self, carry: list[Tensor], t: int) -> list[Tensor]:
-        """The carry that enters step t+1."""
-        visit = self.replay.visit(t, carry, [x[t] for x in self.xs], self.captured)
-        return reset([o.detach() for o in visit.outputs[: len(carry)]], self.resets, t + 1)
+__all__ = ["Kept", "Rebuilt"]
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """One tensor of the carry, by step."""
+class Kept:
+    """Which carries a forward pass keeps: those before the segments that a schedule stores; without one, all.
 
-    rebuilt: Rebuilt
-    i: int
+    edges: the first step of each segment, and T.
+    """
 
-    def __getitem__(self, t: int) -> Tensor:
-        return self.rebuilt.at(t)[self.i]
+    edges: tuple[int, ...]
+    schedule: Schedule | None = None
+
+    @classmethod
+    def of(cls, memory: str | Checkpoints, T: int, carry: Sequence[Tensor]) -> Kept:
+        """What a memory keeps of T such carries. Raises ValueError for a memory that is none, or too few bytes."""
+        policy = parse(memory)
+        if policy == "gates":
+            raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
+        if not isinstance(policy, Checkpoints):
+            return cls((0, T))
+        size = max(1, sum(c.numel() * c.element_size() for c in carry))
+        cut = policy.cut(T, size, size)
+        if cut.steps == T or cut.slots == T - 1:
+            return cls((0, T))
+        steps = max(cut.steps, 2)  # a segment of one step has nothing to rebuild: every carry would have to be kept
+        # The first segment is the short one: the last has the two steps that tell whether rows are independent.
+        edges = (0, *range((T - 1) % steps + 1, T + 1, steps))
+        segments = len(edges) - 1
+        return cls(edges, binomial(segments, policy.slots(segments, steps, size, size)))
+
+    @property
+    def before(self) -> Sequence[int]:
+        """The steps before which a carry is kept, in order; that before step 0 is among the inputs of the call."""
+        if self.schedule is None:
+            return range(self.edges[-1])
+        return [self.edges[i] for i in self.schedule.stored_forward]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The carries of a call that kept some.
+
+    first: the carry that enters step 0. stored: by segment, the others that were kept. xs, captured: what a step is run
+    again with. resets: `[T, B]` or `[T, 1]`.
+    """
+
+    replay: Replay
+    edges: Sequence[int]
+    schedule: Schedule
+    first: list[Tensor]
+    stored: Mapping[int, list[Tensor]]
+    xs: Sequence[Tensor]
+    captured: Sequence[Tensor]
+    resets: Tensor | None
+
+    def spans(self) -> Iterator[Span]:
+        """The segments from the last to the first. One is in memory at a time, if the caller lets go of it too."""
+        kept = {0: self.first, **self.stored}
+        at, carry = len(self.edges), self.first  # the carry at hand: none yet
+        behind: list[Tensor] = []  # the carry that enters the segment behind
+        for action in self.schedule.backward:
+            i = action.first
+            if action.kind == "S":
+                kept[i] = carry = [c.clone() for c in carry]  # a step may give views of something larger
+            elif action.kind == "D":
+                del kept[i]
+            else:
+                carry = carry if at == i else kept[i]
+                if action.kind == "A":
+                    at = action.last
+                    for t in range(self.edges[i], self.edges[at]):
+                        carry = self._after(carry, t)
+                else:
+                    yield Span(self.edges[i], self.edges[i + 1], self._entering(i, carry, behind))
+                    at, behind = i, carry
+
+    def _entering(self, i: int, carry: list[Tensor], behind: list[Tensor]) -> list[Tensor]:
+        """The carries that enter the steps of segment i, and, where there is one, the step behind it."""
+        a, b = self.edges[i : i + 2]
+        found = [c.new_empty((b - a + bool(behind), *c.shape)) for c in carry]
+        for t in range(a, b):
+            for rows, c in zip(found, carry, strict=True):
+                rows[t - a] = c
+            if t < b - 1:
+                carry = self._after(carry, t)
+        for rows, c in zip(found, behind, strict=False):
+            rows[-1] = c
+        return found
+
+    def _after(self, carry: list[Tensor], t: int) -> list[Tensor]:
+        """The carry that enters step t+1."""
+        after = self.replay.again(t, carry, [x[t] for x in self.xs], self.captured)
+        if [(c.shape, c.dtype) for c in after] != [(c.shape, c.dtype) for c in carry]:
+            raise another(t)
+        return reset(after, self.resets, t + 1)

@@ -207,21 +207,28 @@ class Replay:
 
     def visit(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> Visit:
         """Step t again, recorded by autograd from these carry and x, with these in place of the captured tensors."""
+        with torch.enable_grad():
+            results = self._run(t, carry, x, captured)
+            # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
+            outputs = [r.view_as(r) if r.requires_grad else r for r in results]
+        return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ())
+
+    def again(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> list[Tensor]:
+        """The carry after step t, run again as in forward: not recorded."""
+        with torch.no_grad():
+            return [c.detach() for c in self._run(t, carry, x, captured)[: len(carry)]]
+
+    def _run(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> list[Tensor]:
+        """The carry after step t, and y."""
         table = {id(old): new for old, new in zip(self.captured, captured, strict=True)}
         table |= {id(old): old.clone() for old in self.written}
         state = self.states[t]
         if state is not None:
             _set_states(state)
-        with torch.enable_grad():
-            received = [r.clone() for r in (*carry, *x)] if self.overwrites else [*carry, *x]
-            with self.autocast.entered(), _Substitute(table):
-                new_carry, y = self.step(
-                    self.carry[t].join(received[: len(carry)]), self.x.join(received[len(carry) :])
-                )
-            results = [*split(new_carry, self.carry[t])[0], *split_y(y, self.y)[0]]
-            # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
-            outputs = [r.view_as(r) if r.requires_grad else r for r in results]
-        return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ())
+        received = [r.clone() for r in (*carry, *x)] if self.overwrites else [*carry, *x]
+        with self.autocast.entered(), _Substitute(table):
+            new_carry, y = self.step(self.carry[t].join(received[: len(carry)]), self.x.join(received[len(carry) :]))
+        return [*split(new_carry, self.carry[t])[0], *split_y(y, self.y)[0]]
 
     def check(self, visit: Visit) -> None:
         """Raise RuntimeError where a visit in backward uses a parameter that the forward did not."""

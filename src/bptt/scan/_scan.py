@@ -6,7 +6,7 @@ step at a time from its stored carry and takes its vector-Jacobian product, bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any, Literal
@@ -16,12 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from ..engine import Tensors, run
-from ..memory import Checkpoints, Cut
-from ..memory import parse as parse_memory
+from ..memory import Checkpoints
 from ..policies import Policy, parse
-from ..schedules import binomial
 from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
-from ._rebuilt import Rebuilt
+from ._rebuilt import Kept, Rebuilt
 from ._replay import (
     Autocast,
     Form,
@@ -35,7 +33,7 @@ from ._replay import (
     split_y,
     unseen,
 )
-from ._tape import Recorded, Tape, reset
+from ._tape import Recorded, Span, Tape, reset
 from ._walk import Grads, Sweep, independent
 
 __all__ = ["scan"]
@@ -94,18 +92,21 @@ def scan(
         Coupled rows: every step is re-run once, with one vector-Jacobian product per block that walks over it.
 
     memory: "auto" or "states" keeps the carry before every step. `Checkpoints(...)`, or its text form, keeps one every
-        so many steps and runs the steps of a segment again for the others; where a budget in bytes is too small for
-        that, by a binomial schedule. Every step is then visited by itself, as for coupled rows.
+        so many steps and runs the steps of a segment again for the others: every step but the last of each segment once
+        more, or as often as a binomial schedule says where a budget in bytes is too small for that. The budget is for
+        the carries alone; a segment's and the stored ones fill it, and a few that steps are at work on come on top.
+        Where one segment would hold all steps, all carries are kept.
 
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
     In forward the step is called once more than there are steps when gradients are on, to find parameters in calls
-    that torch's function modes do not see. In memory: T carries (see `memory`), and in backward one step's graph (all
-    of them for double backward, which differentiates the policy's gradient exactly).
+    that torch's function modes do not see. In memory: T carries (see `memory`), and in backward the graph of
+    one step, or of one step of several blocks (of all steps for double backward, which differentiates the policy's
+    gradient exactly).
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
     for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
-    above needs are not met, or with checkpoints; for a memory that is none, or whose bytes are too few. TypeError where
+    above needs are not met; for a memory that is none, or whose bytes are too few. TypeError where
     the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError in
     backward where the step gives another result than in forward (but for rounding) or finds other parameters in its
     closure; and inside the transforms of torch.func.
@@ -145,14 +146,15 @@ def scan(
     watch = Watch(devices) if torch.is_grad_enabled() else None
     autocast = Autocast.current(devices)
     with torch.no_grad(), autocast.entered():
-        kept = _Kept.of(memory, T, state)
-        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, kept)
+        kept = Kept.of(memory, T, state)
+        walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, kept.before)
     outputs = [*walked.carry, *walked.ys]
     if watch is not None:
-        replay = _complete(watch.replay(step, walked.forms, x_form, walked.y_form, autocast), walked.tape, inputs)
+        replay = watch.replay(step, walked.forms, x_form, walked.y_form, autocast)
+        replay = _complete(replay, reset(state, resets, 0), inputs)
         tensors = (*state, *inputs, *replay.captured)
         if any(t.requires_grad for t in tensors):
-            obstacle = "the carries are checkpoints" if kept.every > 1 else _obstacle(replay, walked, inputs)
+            obstacle = _obstacle(replay, walked, inputs)
             if rows == "independent" and obstacle is not None:
                 raise ValueError(f"rows='independent' cannot hold: {obstacle}")
             blocks, edges = policy.reach(T).blocks(T), _edge_factors(policy, T, state, resets)
@@ -174,7 +176,7 @@ def scan(
 
 @dataclass
 class _Walked:
-    """What the forward computed: final carry, ys `[T, ...]`, and the carries that entered each step `[T, ...]`."""
+    """What the forward computed: final carry, ys `[T, ...]`, and the carries that were kept `[n, ...]`."""
 
     carry: list[Tensor]
     carry_form: Form
@@ -182,31 +184,6 @@ class _Walked:
     y_form: Form
     tape: list[Tensor]
     forms: list[Form]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Which carries a forward pass keeps: those before some segments of `every` steps. slots: see `Rebuilt`."""
-
-    every: int
-    slots: int
-    segments: tuple[int, ...]
-
-    @classmethod
-    def of(cls, memory: str | Checkpoints, T: int, carry: list[Tensor]) -> _Kept:
-        policy = parse_memory(memory)
-        if not isinstance(policy, Checkpoints):
-            if policy == "gates":
-                raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
-            return cls(1, T - 1, tuple(range(T)))
-        size = max(1, sum(c.numel() * c.element_size() for c in carry))
-        cut = policy.cut(T, size, size)
-        count = -(-T // cut.steps)
-        if cut.steps == 1 and cut.slots < count - 1:  # with every carry of its own a segment, all would have to be kept
-            cut = Cut(2, max(0, cut.slots - 1))
-            count = -(-T // 2)
-        schedule = binomial(count, min(cut.slots, count - 1))
-        return cls(cut.steps, cut.slots, (0, *schedule.stored_forward))
 
 
 def _forward(
@@ -218,12 +195,12 @@ def _forward(
     T: int,
     resets: Tensor | None,
     watch: Watch | None,
-    kept_carries: _Kept | None = None,
+    keep: Sequence[int] | None = None,
 ) -> _Walked:
-    """Every step once; carries are kept where someone watches: all, or those before some segments."""
-    keeps = _Kept(1, T - 1, tuple(range(T))) if kept_carries is None else kept_carries
-    tape = [] if watch is None else [c.new_empty((len(keeps.segments), *c.shape)) for c in carry]
-    number = {segment * keeps.every: n for n, segment in enumerate(keeps.segments)}
+    """Every step once. keep: the steps before which the carry is kept, where someone watches; None is all."""
+    keep = range(T) if keep is None else keep
+    tape = [] if watch is None else [c.new_empty((len(keep), *c.shape)) for c in carry]
+    number = {t: n for n, t in enumerate(keep)}
     ys: list[Tensor] = []
     first: tuple[list[Tensor], Form] | None = None
     forms = []
@@ -260,8 +237,8 @@ def _forward(
 class _Program:
     """The program of one call of `scan`: its inputs are the tensors of carry and xs, and the captured ones.
 
-    obstacle: why steps cannot be merged, or None. kept: which carries are. recorded: (outputs,
-    tape) until `forward` hands them over.
+    obstacle: why steps cannot be merged, or None. kept: which carries are in the tape. recorded: (outputs, tape) until
+    `forward` hands them over.
     """
 
     outputs: int
@@ -271,7 +248,7 @@ class _Program:
     resets: Tensor | None
     rows: Rows
     obstacle: str | None
-    kept: _Kept
+    kept: Kept
     recorded: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -291,41 +268,54 @@ class _Program:
         given = [t for t in tensors if t is not None]
         carry, xs, captured = given[:n], given[n : n + m], given[n + m :]
         dcarry, dys = cotangents[:n], cotangents[n:]
-        recorded = Recorded(T, tape or (), outputs[:n], outputs[n:], self.resets)
+        recorded = Recorded(T, outputs[:n], outputs[n:], self.resets)
         with random_kept(self.replay.states):
             if tape is None:
                 visits = self._chain(carry, xs, captured)
                 self.replay.check(visits[-1])
                 for t, visit in enumerate(visits):
-                    recorded.check(self.replay, visit, t)
+                    recorded.check(self.replay, visit, t, None)
                 grads = self.sweep.one_by_one(visits.__getitem__, T, m, dcarry, dys)
             else:
                 held = [fresh(w, True) for w in captured]
-                if self.kept.every > 1:
-                    stored = {segment: [c[i] for c in tape] for i, segment in enumerate(self.kept.segments)}
-                    every, slots = self.kept.every, self.kept.slots
-                    rebuilt = Rebuilt(self.replay, stored, every, slots, T, xs, held, self.resets)
-                    recorded = replace(recorded, carry=rebuilt.leaves())
-                taped = Tape(self.replay, recorded, xs, held, needs[n:])
-                grads = self._side_by_side(taped, dcarry, dys) or self.sweep.one_by_one(taped.visit, T, m, dcarry, dys)
+
+                def taped() -> Tape:
+                    spans = self._spans(tape, carry, xs, held)
+                    return Tape(self.replay, recorded, xs, held, needs[n:], next(spans), spans)
+
+                grads = self._side_by_side(taped, dcarry, dys) or self.sweep.one_by_one(
+                    taped().visit, T, m, dcarry, dys
+                )
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
-    def _side_by_side(self, tape: Tape, dcarry: Tensors, dys: Tensors) -> Grads | None:
+    def _spans(
+        self, tape: tuple[Tensor, ...], carry: list[Tensor], xs: list[Tensor], captured: list[Tensor]
+    ) -> Iterator[Span]:
+        """The carries of all steps, from the last to the first: those on the tape, or run again from them."""
+        edges, schedule = self.kept.edges, self.kept.schedule
+        if schedule is None:
+            return iter([Span(0, edges[-1], tape)])
+        first = [c.detach() for c in reset(carry, self.resets, 0)]
+        stored = {segment: [c[i] for c in tape] for i, segment in enumerate(schedule.stored_forward)}
+        return Rebuilt(self.replay, edges, schedule, first, stored, xs, captured, self.resets).spans()
+
+    def _side_by_side(self, taped: Callable[[], Tape], dcarry: Tensors, dys: Tensors) -> Grads | None:
         """The gradient from blocks walked side by side, or None where they are not to be."""
         if self.rows == "coupled" or len(self.sweep.blocks) == 1 or self.obstacle is not None:
             return None
         # Each visit is compared with the forward: a step may branch on values of the whole batch.
-        fits = tape.recorded.check_merged
+        tape = taped()
         if self.rows == "auto":
-            return self.sweep.merged(tape, dcarry, dys, fits) if independent(tape) else None
+            return self.sweep.merged(tape, dcarry, dys, tape.fits) if independent(tape) else None
         try:
-            grads = self.sweep.merged(tape, dcarry, dys, partial(fits, rounding=self.replay.rounding))
+            grads = self.sweep.merged(tape, dcarry, dys, partial(tape.fits, rounding=self.replay.rounding))
         except Exception as error:  # whatever a step may raise that is made for B rows and is given more
             raise ValueError(
                 "rows='independent' does not hold: the step fails on the rows of several blocks at once"
             ) from error
         if grads is None:
-            for t in range(tape.T):
+            tape = taped()
+            for t in reversed(range(tape.T)):
                 tape.visit(t)  # raises where the step differs on its own rows too
             raise ValueError(
                 "rows='independent' does not hold: on the rows of several blocks at once the step gives another result"
@@ -346,11 +336,11 @@ class _Program:
         return visits
 
 
-def _complete(replay: Replay, tape: list[Tensor], xs: list[Tensor]) -> Replay:
+def _complete(replay: Replay, carry: list[Tensor], xs: list[Tensor]) -> Replay:
     """With the captured tensors that the watch could not see, found in the graph of the first step."""
     captured = [fresh(w, True) for w in replay.captured]
     with random_kept(replay.states):
-        visit = replay.visit(0, [fresh(c[0], True) for c in tape], [fresh(x[0], True) for x in xs], captured)
+        visit = replay.visit(0, [fresh(c, True) for c in carry], [fresh(x[0], True) for x in xs], captured)
     found, opaque = unseen(visit, replay.captured)
     return replace(replay, captured=(*replay.captured, *found), opaque=opaque)
 

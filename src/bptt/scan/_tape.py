@@ -2,55 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ._replay import Replay, Visit, differentiable, fresh
 
-__all__ = ["Recorded", "Tape", "beside", "reset"]
+__all__ = ["Recorded", "Span", "Tape", "another", "beside", "reset"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The carries, resets applied, that enter steps start to stop-1, and step stop where there is one: `[n, ...]`."""
+
+    start: int
+    stop: int
+    carry: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """T: steps. carry: what entered each, resets applied; ys: both `[T, ...]`. final: the last carry.
-
-    resets: `[T, B]` or `[T, 1]`. carry is empty in double backward, where each step is recorded from the one before.
-    """
+    """T: steps. final: the last carry. ys: `[T, ...]`. resets: `[T, B]` or `[T, 1]`."""
 
     T: int
-    carry: Sequence[Any]
     final: Sequence[Tensor]
     ys: Sequence[Tensor]
     resets: Tensor | None
 
-    def check(self, replay: Replay, visit: Visit, t: int) -> None:
+    def check(self, replay: Replay, visit: Visit, t: int, span: Span | None) -> None:
         """Raise RuntimeError where a visit of step t does not give what the forward gave.
 
-        Tensors of integers and bools take no part in a gradient, and are not compared.
+        Tensors of integers and bools take no part in a gradient, and are not compared. span: where t lies; None in
+        double backward, where each step is recorded from the one before.
         """
         n, last = len(self.final), t == self.T - 1
+        after = [] if span is None else [c[t + 1 - span.start] for c in span.carry if not last]
         got = list(visit.outputs)
-        expected = [*(self.final if last else [c[t + 1] for c in self.carry]), *(y[t] for y in self.ys)]
+        expected = [*(self.final if last else after), *(y[t] for y in self.ys)]
         same = len(got) == n + len(self.ys)
         if same and not last:  # what was kept had been reset
-            got[:n] = reset(got[:n], self.resets, t + 1) if self.carry else []
+            got[:n] = reset(got[:n], self.resets, t + 1) if after else []
         if same and all(_close(g, e, replay.rounding) for g, e in zip(got, expected, strict=True) if differentiable(e)):
             return
-        raise RuntimeError(
-            f"step, run again in backward, gave another result at step {t}: it must depend on carry, x and captured "
-            "tensors alone (captured state it changes, random numbers from another generator than torch's default, or "
-            "a module switched between train and eval?)"
-        )
+        raise another(t)
 
-    def check_merged(self, visit: Visit, times: list[int], rounding: float = 0.0) -> bool:
-        """Whether a merged visit of these steps gives what the forward gave."""
-        n, T = len(self.carry), self.T
+    def check_merged(self, visit: Visit, times: list[int], span: Span, rounding: float = 0.0) -> bool:
+        """Whether a merged visit of these steps, all of one span, gives what the forward gave."""
+        n, T = len(self.final), self.T
         later, final = [min(t + 1, T - 1) for t in times], [i for i, t in enumerate(times) if t == T - 1]
-        expected = [kept[later] for kept in self.carry]
+        expected = [kept[[t - span.start for t in later]] for kept in span.carry]
         for rows, c in zip(expected, self.final, strict=True):
             rows[final] = c
         expected += [y[times] for y in self.ys]
@@ -70,7 +72,8 @@ class Tape:
     """Where a first-order backward replays steps from: each visit is a graph of its own, cut off on all sides.
 
     xs: `[T, ...]`. captured: leaves in the place of the captured tensors. wanted: whether each of xs and of captured is
-    to receive a gradient. checked: a visit has passed `Replay.check`.
+    to receive a gradient. span: the steps that can be visited now, the last at first. spans: those before, from the
+    last to the first. checked: a visit has passed `Replay.check`.
     """
 
     replay: Replay
@@ -78,37 +81,56 @@ class Tape:
     xs: Sequence[Tensor]
     captured: Sequence[Tensor]
     wanted: Sequence[bool]
+    span: Span
+    spans: Iterator[Span]
     checked: bool = False
 
     @property
     def T(self) -> int:
         return self.recorded.T
 
-    @property
-    def carry(self) -> Sequence[Any]:
-        return self.recorded.carry
+    def back(self) -> None:
+        """Go on to the span before."""
+        self.span = replace(self.span, carry=())  # let go before the next is built: one is in memory at a time
+        self.span = next(self.spans)
 
     def visit(self, t: int) -> Visit:
-        visit = self._visit(t, lambda leaf: leaf[t])
-        self.recorded.check(self.replay, visit, t)
+        """Step t, of this span or of one before."""
+        while t < self.span.start:
+            self.back()
+        visit = self._visit(t, [c[t - self.span.start] for c in self.span.carry], [x[t] for x in self.xs])
+        self.recorded.check(self.replay, visit, t, self.span)
         return visit
 
     def visit_merged(self, times: list[int]) -> Visit:
-        """Several steps as one, of `[len(times) * B, ...]` rows: for steps that draw no numbers, with one form.
+        """Several steps of this span as one of `[len(times) * B, ...]` rows: they draw no numbers, and have one form.
 
         Whether it gives what the forward gave is for the caller to ask.
         """
-        return self._visit(times[0], lambda leaf: leaf[times].flatten(0, 1))
+        carry = [c[[t - self.span.start for t in times]].flatten(0, 1) for c in self.span.carry]
+        return self._visit(times[0], carry, [x[times].flatten(0, 1) for x in self.xs])
 
-    def _visit(self, t: int, at: Callable[[Any], Tensor]) -> Visit:
-        carry = [fresh(at(c), True) for c in self.carry]
-        x = [fresh(at(x), wanted) for x, wanted in zip(self.xs, self.wanted, strict=False)]
+    def fits(self, visit: Visit, times: list[int], rounding: float = 0.0) -> bool:
+        """See `Recorded.check_merged`."""
+        return self.recorded.check_merged(visit, times, self.span, rounding)
+
+    def _visit(self, t: int, carry: list[Tensor], xs: list[Tensor]) -> Visit:
+        carry = [fresh(c, True) for c in carry]
+        x = [fresh(x, wanted) for x, wanted in zip(xs, self.wanted, strict=False)]
         visit = self.replay.visit(t, carry, x, self.captured)
         visit.wanted = [i for i in visit.wanted if i < len(carry) or self.wanted[i - len(carry)]]
         if not self.checked:
             self.replay.check(visit)
             self.checked = True
         return visit
+
+
+def another(t: int) -> RuntimeError:
+    return RuntimeError(
+        f"step, run again in backward, gave another result at step {t}: it must depend on carry, x and captured "
+        "tensors alone (captured state it changes, random numbers from another generator than torch's default, or "
+        "a module switched between train and eval?)"
+    )
 
 
 def reset(carry: Sequence[Tensor], resets: Tensor | None, t: int) -> list[Tensor]:

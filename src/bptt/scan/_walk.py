@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -15,9 +17,19 @@ __all__ = ["Block", "Grads", "Sweep", "independent"]
 
 Block = tuple[int, int, int]
 Grads = list[Tensor | None]
+_Left = tuple[list[Block], list[Tensor]]  # blocks that go on in the span before, and their adjoints
 
 # Elements of carry, x and y that one merged step may take at once: bounds the memory of a walk over many blocks.
 _MERGED_ELEMENTS = 2**20
+
+
+@dataclass
+class _Sums:
+    """What all blocks send to first carry, xs and captured tensors so far."""
+
+    dfirst: Grads
+    dxs: Grads
+    dcaptured: Grads
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Sweep:
                     dfirst = list(map(added, dfirst, adjoint))
             dxs.append(total[:m])
             dcaptured = list(map(added, dcaptured or [None] * len(total[m:]), total[m:]))
+            del step  # and what it holds, before another is run
         return [*dfirst, *(_stacked(grads[::-1]) for grads in zip(*dxs, strict=True)), *dcaptured]
 
     def merged(
@@ -74,48 +87,89 @@ class Sweep:
     ) -> Grads | None:
         """The blocks side by side in the rows, each at a step of its own; `window` visits of (blocks * B) rows.
 
+        Where the tape comes in several spans, each has visits of its own, and a block goes on in the span before.
         fits: whether a visit of these steps is what it should be; None is returned once one is not.
         """
-        n = len(tape.carry)
-        leaves = [t for t in (*tape.carry, *tape.xs, *dys) if t is not None]
-        B = leaves[0].shape[1]
-        size = max(1, _MERGED_ELEMENTS * tape.T // max(1, sum(t.numel() for t in leaves)))
-        dfirst: Grads = [None] * n
+        # No rows of each leaf of the carry: nothing here may hold on to a span.
+        none = [c.new_empty(0, *c.shape[1:]) for c in tape.span.carry]
+        elements = sum(prod(t.shape[1:]) for t in (*none, *tape.xs, *dys) if t is not None)
+        size = max(1, _MERGED_ELEMENTS // max(1, elements))
         dxs = [
             torch.zeros_like(x) if w and differentiable(x) else None for x, w in zip(tape.xs, tape.wanted, strict=False)
         ]
-        dcaptured: Grads = [None] * len(tape.captured)
-        for start in range(0, len(self.blocks), size):
-            blocks = list(self.blocks[start : start + size])
-            times = [last for _, _, last in blocks]
-            # Adjoints are `[blocks, B, ...]`.
-            adjoint: Grads = [c.new_zeros(len(blocks), *c.shape[1:]) if differentiable(c) else None for c in tape.carry]
-            if times[-1] == tape.T - 1:
-                for rows, dc in zip(adjoint, dcarry, strict=True):
-                    if rows is not None and dc is not None:
-                        rows[-1] = dc
-            while blocks:
-                visit = tape.visit_merged(times)
-                if not fits(visit, times):
-                    return None
-                error = [_error(dy, blocks, times) for dy in dys]
-                grads = visit.vjp([None if rows is None else rows.flatten(0, 1) for rows in (*adjoint, *error)])
-                by_block = [None if g is None else g.unflatten(0, (len(blocks), B)) for g in grads[: n + len(dxs)]]
-                for dx, rows in zip(dxs, by_block[n:], strict=True):
-                    if dx is not None and rows is not None:
-                        dx[times] += rows
-                dcaptured = list(map(added, dcaptured, grads[n + len(dxs) :]))
-                adjoint = [_scaled(rows, None if self.edges is None else self.edges[times]) for rows in by_block[:n]]
-                begun = [i for i, t in enumerate(times) if t == 0]
-                dfirst = [
-                    added(d, rows[begun].sum(0)) if begun and rows is not None else d
-                    for d, rows in zip(dfirst, adjoint, strict=True)
+        sums = _Sums([None] * len(none), dxs, [None] * len(tape.captured))
+        waiting = list(self.blocks)
+        crossing: list[Block] = []  # from the span behind, in order
+        crossed = none  # their adjoints `[blocks, B, ...]`
+        while True:
+            begin = bisect_left(waiting, tape.span.start, key=lambda block: block[2])
+            new, waiting = waiting[begin:], waiting[:begin]
+            blocks, left = [*new, *crossing], list[_Left]()
+            for i in range(0, len(blocks), size):
+                group = blocks[i : i + size]
+                begun = min(max(0, len(new) - i), len(group))
+                later = slice(max(0, i - len(new)), max(0, i + size - len(new)))
+                adjoint: Grads = [
+                    torch.cat([c.new_zeros(begun, *c.shape[1:]), rows[later]]) if differentiable(c) else None
+                    for c, rows in zip(none, crossed, strict=True)
                 ]
-                going = [i for i, (earliest, _, _) in enumerate(blocks) if times[i] > earliest]
-                if len(going) < len(blocks):
-                    adjoint = [None if rows is None else rows[going] for rows in adjoint]
-                blocks, times = [blocks[i] for i in going], [times[i] - 1 for i in going]
-        return [*dfirst, *dxs, *dcaptured]
+                if begun == len(group) and group[-1][2] == tape.T - 1:
+                    for rows, dc in zip(adjoint, dcarry, strict=True):
+                        if rows is not None and dc is not None:
+                            rows[-1] = dc
+                gone = self._together(tape, group, adjoint, dys, fits, sums)
+                if gone is None:
+                    return None
+                left += gone
+            if not waiting and not left:
+                return [*sums.dfirst, *sums.dxs, *sums.dcaptured]
+            crossing = [block for blocks, _ in left for block in blocks]
+            crossed = [torch.cat([c, *(a[k] for _, a in left)]) for k, c in enumerate(none)]
+            tape.back()
+
+    def _together(
+        self,
+        tape: Tape,
+        blocks: list[Block],
+        adjoint: Grads,
+        dys: Sequence[Tensor | None],
+        fits: Callable[[Visit, list[int]], bool],
+        sums: _Sums,
+    ) -> list[_Left] | None:
+        """Some blocks through the tape's span. Returns those that go on in the span before, None where one misfits."""
+        n = len(adjoint)
+        times = [min(last, tape.span.stop - 1) for _, _, last in blocks]
+        left: list[_Left] = []
+        while blocks:
+            visit = tape.visit_merged(times)
+            if not fits(visit, times):
+                return None
+            error = [_error(dy, blocks, times) for dy in dys]
+            grads = visit.vjp([None if rows is None else rows.flatten(0, 1) for rows in (*adjoint, *error)])
+            by_block = [None if g is None else g.unflatten(0, (len(blocks), -1)) for g in grads[: n + len(sums.dxs)]]
+            for dx, rows in zip(sums.dxs, by_block[n:], strict=True):
+                if dx is not None and rows is not None:
+                    dx.index_add_(0, torch.tensor(times, device=dx.device), rows)  # blocks may cross at one step
+            sums.dcaptured = list(map(added, sums.dcaptured, grads[n + len(sums.dxs) :]))
+            adjoint = [_scaled(rows, None if self.edges is None else self.edges[times]) for rows in by_block[:n]]
+            begun = [i for i, t in enumerate(times) if t == 0]
+            sums.dfirst = [
+                added(d, rows[begun].sum(0)) if begun and rows is not None else d
+                for d, rows in zip(sums.dfirst, adjoint, strict=True)
+            ]
+            going = [i for i, (earliest, _, _) in enumerate(blocks) if times[i] > earliest]
+            out = [i for i in going if times[i] == tape.span.start]
+            if out:
+                arrived = [
+                    c.new_zeros(len(out), *c.shape[1:]) if rows is None else rows[out]
+                    for c, rows in zip(tape.span.carry, adjoint, strict=True)
+                ]
+                left.append(([blocks[i] for i in out], arrived))
+                going = [i for i in going if times[i] > tape.span.start]
+            if len(going) < len(blocks):
+                adjoint = [None if rows is None else rows[going] for rows in adjoint]
+            blocks, times = [blocks[i] for i in going], [times[i] - 1 for i in going]
+        return left
 
 
 def independent(tape: Tape) -> bool:
@@ -126,8 +180,8 @@ def independent(tape: Tape) -> bool:
         visit = probe.visit_merged(times)
     except Exception:  # whatever a step may raise that is made for B rows and is given 2B
         return False
-    entries = len(tape.carry) + len(tape.xs)
-    return tape.recorded.check_merged(visit, times) and not _mixes_rows(visit, entries)
+    entries = len(tape.span.carry) + len(tape.xs)
+    return tape.fits(visit, times) and not _mixes_rows(visit, entries)
 
 
 def _mixes_rows(visit: Visit, entries: int) -> bool:
