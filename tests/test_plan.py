@@ -1,9 +1,14 @@
-"""What `plan` tells beforehand is what a call then keeps."""
+"""What `plan` tells beforehand is what a call then keeps and runs."""
+
+import weakref
+from time import perf_counter
 
 import pytest
 import torch
 
 import bptt
+from bptt.engine import Stack
+from bptt.engine.walk import Walk
 
 T, B, I, H = 300, 4, 5, 16
 
@@ -16,47 +21,114 @@ NETS = {
     "batch first": (bptt.nn.LSTM, {"num_layers": 2, "batch_first": True, "dropout": 0.0}),
 }
 MEMORIES = ["auto", "gates", "states", "checkpoints", "checkpoints:steps=20", "checkpoints:bytes=60000"]
+POLICIES = [
+    ("gru", {"dropout": 0.3}, "full", "gates"),
+    ("both ways", {"dropout": 0.3}, "full", "checkpoints:steps=17"),
+    ("projected", {"dropout": 0.3}, "randomized:0.8", "checkpoints:steps=17"),
+    ("rnn", {}, "randomized:0.8", "checkpoints:steps=10"),
+    ("both ways", {}, "randomized:0.8", "states"),
+    ("lstm", {}, "chunked:35", "checkpoints:bytes=20000"),
+    ("gru", {}, "chunked:35", "checkpoints:bytes=30000"),
+    ("both ways", {}, "chunked:35", "checkpoints:bytes=200000"),
+    ("gru", {}, "truncated:40", "states"),
+    ("gru", {}, "truncated:40/30", "checkpoints:bytes=30000"),
+    ("both ways", {}, "truncated:40/10", "checkpoints:steps=17"),
+    ("both ways", {}, "truncated:45/40", "checkpoints:bytes=160000"),
+    ("both ways", {}, "truncated:40/10", "states"),
+    ("lstm", {}, "full", "checkpoints:bytes=3000"),
+    ("lstm", {}, "full", "checkpoints:bytes=6000"),
+]
 
 
-def kept(layer):
-    """Bytes that a forward call leaves alive beyond x, y and the parameters."""
-    found = {}
+class Measured:
+    """A call and its backward call, watched."""
 
-    def pack(t):
-        found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(), t
-        return t
+    def __init__(self, layer, monkeypatch):
+        x = torch.randn(B, T, I) if layer.batch_first else torch.randn(T, B, I)
+        saved = {}
+        with monkeypatch.context() as patch:
+            stacks = self._returned(patch, "bptt.nn._layers.program")
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
+                y, final = layer(x)
+        states = final if isinstance(final, tuple) else (final,)
+        own = _storages((x, y, *states, *layer.parameters()))
+        kept = _storages((*saved.values(), *stacks[0].masks, *stacks[0].xi))
+        with monkeypatch.context() as patch:
+            self.steps, self.made, self.rebuilt, alive = 0, 0, 0, weakref.WeakSet()
+            self._watch_segments(patch)
+            self._watch_rebuilt(patch, alive)
+            y.sum().backward()
+        self.bytes = sum(n for at, n in kept.items() if at not in own) + self.made + self.rebuilt
+        self.again = self.steps / (T * layer.num_layers * (2 if layer.bidirectional else 1))
 
-    x = torch.randn(B, T, I) if layer.batch_first else torch.randn(T, B, I)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        y, final = layer(x)
-    states = final if isinstance(final, tuple) else (final,)
-    own = {t.untyped_storage().data_ptr() for t in (x, y, *states, *layer.parameters())}
-    return sum(size for at, (size, _) in found.items() if at not in own)
+    @staticmethod
+    def _returned(patch, name):
+        returned, program = [], bptt.nn._layers.program
+
+        def watched(*args, **kwargs):
+            returned.append(program(*args, **kwargs))
+            return returned[-1]
+
+        patch.setattr(name, watched)
+        return returned
+
+    def _watch_segments(self, patch):
+        forward = Stack.forward
+
+        def watched(stack, tensors, keep):
+            outputs, tape = forward(stack, tensors, keep)
+            self.steps += len(tensors[0]) * stack.layers * stack.directions
+            self.made = max(self.made, sum(_storages(tape).values()))
+            return outputs, tape
+
+        patch.setattr(Stack, "forward", watched)
+
+    def _watch_rebuilt(self, patch, alive):
+        rebuilt = Walk._rebuilt
+
+        def watched(*args):
+            gates = rebuilt(*args)
+            alive.add(gates)
+            self.rebuilt = max(self.rebuilt, sum(t.nbytes for t in alive))
+            return gates
+
+        patch.setattr(Walk, "_rebuilt", watched)
+
+
+def _storages(tensors):
+    """Bytes by address."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("net", NETS)
-def test_bytes(net, memory):
-    kind, options = NETS[net]
+def test_bytes_and_steps(net, memory, monkeypatch):
     if net == "both ways" and "bytes" in memory:  # less than what lies between its layers
         memory = "checkpoints:bytes=200000"
-    layer = kind(I, H, memory=memory, **options)
-    told = bptt.plan(layer, T, B)
-    measured = kept(layer)
-    if memory.startswith("checkpoints"):
-        taped = layer.cell().taped(type("W", (), {"hh": layer.weight_hh_l0})())
-        one = sum(s.shape[-1] for s in _states(layer)) + taped
-        layers = 1 if layer.bidirectional else layer.num_layers
-        measured += 4 * B * layers * one * told.steps
-    assert told.tape_bytes == pytest.approx(measured, rel=0.1, abs=4000)
+    _check(net, {}, "full", memory, monkeypatch)
+
+
+@pytest.mark.parametrize(("net", "options", "gradient", "memory"), POLICIES)
+def test_bytes_and_steps_of_policies(net, options, gradient, memory, monkeypatch):
+    _check(net, options, gradient, memory, monkeypatch)
+
+
+def _check(net, options, gradient, memory, monkeypatch):
+    kind, own = NETS[net]
+    layer = kind(I, H, memory=memory, gradient=gradient, **own | options)
+    told, found = bptt.plan(layer, T, B), Measured(layer, monkeypatch)
+    assert told.tape_bytes == pytest.approx(found.bytes, rel=0.01)
+    assert told.recomputed == pytest.approx(found.again, rel=1e-12)
     assert told.memory == memory
     assert (told.recomputed > 0) == memory.startswith("checkpoints")
 
 
-def _states(layer):
-    x = torch.zeros(1, 1, I)
-    final = layer(x)[1]
-    return final if isinstance(final, tuple) else (final,)
+def test_steps_of_many_groups_of_columns(monkeypatch):
+    monkeypatch.setattr(bptt.kernels.sums, "SWEEP_VALUES", 2**16)  # 27 groups
+    _check("both ways", {}, "truncated:20/5", "checkpoints:steps=17", monkeypatch)
+    monkeypatch.setattr(bptt.nn._plan, "GROUPS", 10)
+    layer = bptt.nn.GRU(I, H, 2, bidirectional=True, gradient="truncated:20/5", memory="checkpoints:steps=17")
+    assert bptt.plan(layer, T, B).recomputed == pytest.approx(Measured(layer, monkeypatch).again, rel=0.05)
 
 
 def test_less_memory_takes_more_recomputation():
@@ -68,22 +140,74 @@ def test_less_memory_takes_more_recomputation():
     assert 1 < again[2] < again[3]
 
 
+@pytest.mark.parametrize(
+    ("gradient", "memory", "steps"),
+    [("full", "checkpoints:steps=1", 3000), ("full", "checkpoints:bytes=3000", 1500), ("truncated:200", "gates", 2000),
+     ("truncated:200", "checkpoints:steps=17", 1000)],
+)  # fmt: skip
+def test_seconds(gradient, memory, steps):
+    """Of the right size: how long a call takes depends on who else is on the machine."""
+    layer = bptt.nn.LSTM(I, H, gradient=gradient, memory=memory)
+    told, x = bptt.plan(layer, steps, B), torch.randn(steps, B, I)
+    start = perf_counter()
+    layer(x)[0].sum().backward()
+    taken = perf_counter() - start
+    assert taken / 5 < told.seconds < 5 * taken
+
+
+def test_planning_is_quick():
+    layer = bptt.nn.LSTM(64, 128, 2, gradient="truncated:5000", memory="checkpoints:steps=17")
+    start = perf_counter()
+    told = bptt.plan(layer, 100_000, 8)
+    assert perf_counter() - start < 10
+    assert told.seconds > 60
+
+
 def test_nothing_is_changed():
-    model = torch.nn.ModuleDict({"a": bptt.nn.GRU(I, H, gradient="randomized:0.5"), "b": bptt.nn.LSTM(H, H, dropout=0)})
-    before, random = [p.clone() for p in model.parameters()], torch.get_rng_state()
-    told = bptt.plan(model, 50, 2)
+    own = torch.Generator().manual_seed(3)
+    policy = bptt.Randomized(0.5, generator=own)
+    nets = {
+        "a": bptt.nn.GRU(I, H, 2, dropout=0.3, gradient=policy),
+        "b": bptt.nn.LSTM(H, H, batch_first=True, memory="states"),
+        "c": torch.nn.utils.parametrizations.weight_norm(bptt.nn.RNN(H, H), "weight_hh_l0"),
+    }
+    model, called = torch.nn.ModuleDict(nets), []
+    for layer in model.values():
+        layer.register_forward_hook(lambda *_: called.append(1))
+    before, held = [p.clone() for p in model.parameters()], [dict(vars(layer)) for layer in model.values()]
+    random = torch.get_rng_state(), own.get_state()
+    told = bptt.plan(model, 50, 2, memory="checkpoints")
     assert told.seconds > 0
-    assert told.tape_bytes == sum(bptt.plan(layer, 50, 2).tape_bytes for layer in model.values())
-    assert torch.equal(torch.get_rng_state(), random)
+    assert told.tape_bytes == sum(bptt.plan(layer, 50, 2, memory="checkpoints").tape_bytes for layer in model.values())
+    assert torch.equal(torch.get_rng_state(), random[0])
+    assert torch.equal(own.get_state(), random[1])
     assert all(p.grad is None and torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
-    assert model.training
-    assert [layer.memory for layer in model.values()] == ["auto", "auto"]
+    assert [dict(vars(layer)) for layer in model.values()] == held
+    assert not called
+
+
+def test_nothing_is_changed_by_an_error():
+    layer = bptt.nn.GRU(I, H, memory="states")
+    with pytest.raises(ValueError, match="bytes must hold the tape of a step"):
+        bptt.plan(layer, 50, 2, memory="checkpoints:bytes=3")
+    assert layer.training
+    assert layer.memory == "states"
+
+
+def test_in_inference_mode():
+    layer = bptt.nn.GRU(I, H, gradient="truncated:7")
+    with torch.inference_mode():
+        told = bptt.plan(layer, 23, 3)
+    assert told.tape_bytes == bptt.plan(layer, 23, 3).tape_bytes
+    frames = bptt.kernels.Frames.of(layer.gradient.reach(23), None, 23, 3)  # kept from one call to the next
+    assert not frames.start.is_inference()
 
 
 def test_bad_arguments():
     with pytest.raises(TypeError, match=r"model must hold a bptt\.nn layer: got Linear"):
         bptt.plan(torch.nn.Linear(2, 3), 5, 1)
+    for T, B, message in ((100.0, 2, r"T must be a whole number: got 100.0 \(float\)"), (5, "2", "B must be .* '2'")):
+        with pytest.raises(TypeError, match=message):
+            bptt.plan(bptt.nn.GRU(2, 3), T, B)
     with pytest.raises(ValueError, match="T must be at least 1: got 0"):
         bptt.plan(bptt.nn.GRU(2, 3), 0, 1)
-    with pytest.raises(ValueError, match="bytes must hold the tape of a step"):
-        bptt.plan(bptt.nn.GRU(2, 3), 5, 1, memory="checkpoints:bytes=3")

@@ -103,7 +103,7 @@ class Checkpoints:
         if self.bytes is None or state == 0:
             return segments - 1
         room = max(0, self.bytes - besides - longest * tape) // state
-        return segments - 1 if room >= segments - 1 else (room + 1) // 2
+        return segments - 1 if room >= segments - 1 else room // 2
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for name in ("steps", "bytes") if (value := getattr(self, name)) is not None]

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import ceil
+from operator import index
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
-from ..engine import BothWays, Stack
-from ..memory import Checkpoints, Memory, keeps_gates, parse
-from ..policies import Full
+from ..engine import BothWays, Checkpointed, Stack
+from ..kernels import Columns, Frames, columns_at_once
+from ..memory import Checkpoints, Memory, parse
+from ..policies import Randomized, Reach
+from ..schedules import Action, Schedule, binomial
 from ._call import Call, program, taped
 from ._layers import Recurrent
 
 __all__ = ["Plan", "plan"]
 
-TRIED = 64
-"""Steps that are run to time them."""
+Keeper = Stack | Checkpointed | BothWays
+"""What `taped` returns."""
+
+ENOUGH, MOST = 0.05, 0.2
+"""Seconds after which a run is long enough to be scaled: the first if it covers two windows, the second if not."""
+
+GROUPS = 64
+"""Groups of columns whose segments are counted; where there are more, about so many stand for them."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +37,11 @@ class Plan:
     """What `plan` returns.
 
     memory: the policy's text form. tape_bytes: what the forward call leaves for the backward one beyond x, y and the
-    parameters, and the tape of a segment in work. segments: of the layer that is cut most, 1 without checkpoints;
-    steps: of the longest one.
-    recomputed: forward steps run again, as a fraction of all. seconds: of forward and backward, estimated from a run
-    of at most 64 steps.
+    parameters, initial states and what is drawn at random included; and what the backward call makes of the tape, as
+    much of it as there is at a time: the tape of a segment in work, gates that are rebuilt. segments: of the layer that
+    is cut most, 1 without checkpoints; steps: of the longest one.
+    recomputed: forward steps that the backward call runs again, over T. seconds: of forward and backward, x's gradient
+    included, estimated from the call's first steps.
     """
 
     memory: str
@@ -50,21 +62,23 @@ def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | Non
     """Tape, recomputation and time of forward and backward through the layers of `bptt.nn` in a model.
 
     model: a layer, or a model with several, which are taken to be run one after the other, each over T steps and B
-    lanes without packing. memory: a tape policy; default each layer's own. Sizes are counted, not measured; time is, on
-    random input, which changes no parameter, gradient or generator.
+    lanes without packing, resets or a given state. memory: a tape policy; default each layer's own.
 
-    Raises TypeError for a model without such a layer, ValueError for T or B below 1 and for a budget that is too small.
+    Sizes are counted. Time is measured on the first steps of random input, in segments of their real length, and taken
+    to grow with T; where blocks overlap, with the steps that they walk: of a window too long to be run, that is a
+    guess. Nothing of the model changes, nor a generator.
+
+    Raises TypeError for a model without such a layer and for T or B that is no whole number, ValueError for T or B
+    below 1 and for a budget that is too small.
 
     >>> import torch, bptt
-    >>> print(str(bptt.plan(bptt.nn.LSTM(8, 16), T=10_000, B=4, memory="checkpoints")).split(",")[0])
-    memory=checkpoints: a tape of 0.12 MiB in 244 segment(s)
+    >>> print(str(bptt.plan(bptt.nn.LSTM(8, 16), T=10_000, B=4, memory="checkpoints:steps=100")).split(",")[0])
+    memory=checkpoints:steps=100: a tape of 0.172 MiB in 100 segment(s)
     """
     layers = [module for module in model.modules() if isinstance(module, Recurrent)]
     if not layers:
         raise TypeError(f"model must hold a bptt.nn layer: got {type(model).__name__} without one")
-    for name, value in (("T", T), ("B", B)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1: got {value}")
+    T, B = _count("T", T), _count("B", B)
     parts = [_of_layer(layer, T, B, layer.memory if memory is None else parse(memory)) for layer in layers]
     return Plan(
         memory=", ".join(dict.fromkeys(part.memory for part in parts)),
@@ -76,63 +90,178 @@ def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | Non
     )
 
 
-def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
-    own = layer.memory
-    weight = next(layer.parameters())
-    size = weight.element_size()
-    x = weight.new_zeros(1, B, layer.input_size).expand(T, B, layer.input_size)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        call = Call.of(layer, x.transpose(0, 1) if layer.batch_first else x, None, None)
-        layer.memory = memory
-        try:
-            training, layer.training = layer.training, False
-            stack = program(layer, call, Full(), differentiated=True)
-            keeper = taped(layer, call, stack)
-            layer.training = training
-        finally:
-            layer.memory = own
-    widths = [sum(state.shape[2] for state in call.hx)] * (stack.layers * stack.directions)
-    h = call.hx[0].shape[2]
-    gates = [stack.cell.taped(w) for w in stack.weights(call.tensors)]
-    forward, both = _times(layer, min(T, TRIED), B)
-    steps = T / min(T, TRIED)
-    if isinstance(keeper, Stack):
-        kept = sum(widths) * (T + 1) - h * (T + 1) * stack.directions  # y holds the top layer's h
-        whole = T * B * sum(gates) * size
-        if stack.cell.taped_per_unit and keeps_gates(stack.memory, whole):
-            kept += T * sum(gates)
-        return Plan(str(memory), kept * B * size, 1, T, 0.0, steps * both)
-    # A bidirectional stack works on one layer and direction at a time, and keeps what lies between layers.
-    at_once = 1 if isinstance(keeper, BothWays) else stack.layers
-    kept = T * 2 * h * (stack.layers - 1) if isinstance(keeper, BothWays) else -h * len(keeper.schedule.stored_forward)
-    kept += len(keeper.schedule.stored_forward) * sum(widths)
-    longest = max(b - a for a, b in pairwise(keeper.edges))
-    tape = at_once * (longest + 1) * widths[0] + longest * sum(gates[:at_once])
-    segments = len(keeper.edges) - 1
-    again = 1 + (keeper.schedule.advanced - (segments - 1)) / segments
-    return Plan(str(memory), (kept + tape) * B * size, segments, longest, again, steps * (both + again * forward))
-
-
-def _times(layer: Recurrent, T: int, B: int) -> tuple[float, float]:
-    """Seconds of a forward call that keeps nothing, and of forward and backward, the best of three."""
-    weight = next(layer.parameters())
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(T, B, layer.input_size, generator=generator).to(weight)
-    x = x.transpose(0, 1) if layer.batch_first else x
-    own, training = layer.memory, layer.training
-    layer.memory, layer.training = "gates", False
-    wanted: list[Tensor] = [p for p in layer.parameters() if p.requires_grad] or [x.requires_grad_()]
-    times: tuple[list[float], list[float]] = ([], [])
+def _count(name: str, value: int) -> int:
     try:
-        with torch.random.fork_rng(devices=[]):
-            for _ in range(3):
-                for taken, differentiated in zip(times, (False, True), strict=True):
-                    start = perf_counter()
-                    with torch.set_grad_enabled(differentiated):
-                        y = layer(x)[0]
-                        if differentiated:
-                            torch.autograd.grad(y.sum(), wanted)
-                    taken.append(perf_counter() - start)
-    finally:
-        layer.memory, layer.training = own, training
-    return min(times[0]), min(times[1])
+        count = index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number: got {value!r} ({type(value).__name__})") from None
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1: got {value}")
+    return count
+
+
+def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
+    weight = next(layer.parameters())
+    # What is kept by a call of its own, as frames are, must not be of inference mode.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []),
+    ):
+        own = _twin(layer, memory)
+        one = weight.new_zeros(1, B, layer.input_size)
+        call, few = (Call.of(own, one.expand(n, -1, -1), None, None) for n in (T, min(T, 2)))
+        drawn = program(own, few, own.gradient, differentiated=True)
+        stack = replace(drawn, reach=own.gradient.reach(T), masks=(), xi=())
+        keeper = taped(own, call, stack)
+        given = sum(s.nbytes for s in call.hx)
+        given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // few.x.shape[0]
+        tape = _tape(keeper, call) * B * weight.element_size()
+        edges, again = _edges(keeper, T), _again(keeper, call)
+        seconds = _seconds(own, keeper, call, again)
+    return Plan(str(memory), given + tape, len(edges) - 1, _longest(edges), again, seconds)
+
+
+def _twin(layer: Recurrent, memory: Memory) -> Recurrent:
+    """The layer's tensors in a layer of our own, time first; not by `copy`, which a parametrized one refuses."""
+    gradient = layer.gradient
+    if isinstance(gradient, Randomized):
+        gradient = replace(gradient, generator=None)
+    twin: Recurrent = object.__new__(type(layer))
+    twin.__dict__.update(layer.__dict__, _memory=memory, _gradient=gradient, batch_first=False)
+    return twin
+
+
+def _edges(keeper: Keeper, T: int) -> tuple[int, ...]:
+    """Where segments begin, and T: a call without checkpoints is one."""
+    return (0, T) if isinstance(keeper, Stack) else keeper.edges
+
+
+def _longest(edges: tuple[int, ...]) -> int:
+    return max(b - a for a, b in pairwise(edges))
+
+
+def _through_layers(stack: Stack, call: Call) -> bool:
+    """Whether blocks that overlap are walked back through all layers before they are summed."""
+    reach = stack.blocks(*call.x.shape[:2])
+    return stack.layers > 1 and reach.every is not None and not reach.fenced
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def _tape(keeper: Keeper, call: Call) -> int:
+    """Values of the tape, by lane: what is kept, and what is made again at a time."""
+    stack = keeper if isinstance(keeper, Stack) else keeper.stack
+    T, h, one = call.x.shape[0], call.hx[0].shape[2], sum(s.shape[2] for s in call.hx)
+    weights = stack.weights(call.tensors)
+    K, gates = len(weights), stack.cell.taped(weights[0])
+    if isinstance(keeper, Stack):
+        # Gates are rebuilt for one layer and direction while those of the one before are still there.
+        rebuilt = K if _through_layers(stack, call) else min(K, 2)
+        at_once = K if stack.tapes_gates(call.x, weights) else rebuilt
+        return (one * K - h * stack.directions) * (T + 1) + at_once * gates * T  # y holds the top layer's h
+    longest, slots = _longest(keeper.edges), len(keeper.schedule.stored_forward)
+    if isinstance(keeper, BothWays):  # works on one layer and direction at a time, and keeps what lies between layers
+        return T * 2 * h * (stack.layers - 1) + slots * one * K + (longest + 1) * one + longest * gates
+    return slots * (one * K - h) + K * ((longest + 1) * one + longest * gates)  # y holds the top layer's h
+
+
+# Steps that are run again --------------------------------------------------------------------------------------------
+
+
+def _again(keeper: Keeper, call: Call) -> float:
+    """Forward steps that the backward call runs again, over T."""
+    if isinstance(keeper, Stack):
+        return 0.0
+    stack, edges, schedule = keeper.stack, keeper.edges, keeper.schedule
+    T, B, _ = call.x.shape
+    if isinstance(keeper, Checkpointed) or not _through_layers(stack, call):
+        return _steps(schedule.backward, edges) / T
+    # Every group of columns runs again what it crosses, in each layer and direction.
+    columns = Columns.of(stack.reach, None, T, B, 2)
+    at_once = columns_at_once(columns.frames[0], stack.weights(call.tensors)[0], sequence_fits=False)
+    groups = [slice(i, i + at_once) for i in range(0, len(columns.span), at_once)]
+    counted = groups[:: ceil(len(groups) / GROUPS)]
+    steps = sum(_crossed(schedule, edges, frames.pick(group)) for frames in columns.frames for group in counted)
+    return steps / (2 * T) * len(groups) / len(counted)
+
+
+def _crossed(schedule: Schedule, edges: tuple[int, ...], columns: Frames) -> int:
+    """Steps of the segments that some columns cross, and of those that lead there."""
+    first, last = (bisect_right(edges, int(t)) - 1 for t in (columns.start.min(), columns.top.max()))
+    idle = {i for i in range(first, last + 1) if not ((columns.start < edges[i + 1]) & (columns.top >= edges[i])).any()}
+    return _steps((a for a in schedule.only(first, last) if a.kind != "R" or a.first not in idle), edges)
+
+
+def _steps(actions: Iterable[Action], edges: tuple[int, ...]) -> int:
+    """Steps that actions run."""
+    ends = [(a.first, a.last if a.kind == "A" else a.first + 1) for a in actions if a.kind in "AR"]
+    return sum(edges[last] - edges[first] for first, last in ends)
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
+
+
+def _seconds(layer: Recurrent, keeper: Keeper, call: Call, again: float) -> float:
+    """Seconds of forward and backward, from runs of the first steps, each about twice as long as the one before."""
+    T, B, _ = call.x.shape
+    stack = keeper if isinstance(keeper, Stack) else keeper.stack
+    gates = stack.tapes_gates(call.x, stack.weights(call.tensors))  # as of all steps
+    stack = replace(stack, reach=stack.blocks(T, B), memory="gates" if gates else "states")
+    edges, reach, through = _edges(keeper, T), stack.reach, _through_layers(stack, call)
+    if through and stack.directions == 2 and reach.window is not None and reach.every is not None:
+        reach = replace(reach, window=2 * reach.window - reach.every)  # to both sides
+    full = through and isinstance(keeper, Stack)  # columns that are walked together are padded to equal length
+    n, ran, rate, density = min(T, 8), 0, 0.0, 0.0
+    while True:
+        whole = edges[bisect_right(edges, n) - 1]
+        n = whole if whole > ran else n
+        ahead, back, again_first = _timed(layer, keeper, stack, call, n)
+        ran, rate_before, density_before = n, rate, density
+        rate, density = back / n, _walked(reach, n, full)
+        if n == T or ahead + back > MOST or (ahead + back > ENOUGH and n >= 2 * (reach.window or 0)):
+            break
+        n = min(2 * n, T)
+    more = _walked(reach, T, full) - density
+    if more > 0 and density > density_before > 0:
+        slope = (rate - rate_before) / (density - density_before)
+        rate += more * min(max(slope, 0), rate / density)
+    return T * (ahead / n * (1 + max(again - again_first, 0)) + rate)
+
+
+def _walked(reach: Reach, n: int, full: bool) -> float:
+    """Steps that the blocks of the first n steps walk back, over n.
+
+    full: of a window each, as far as there are so many steps; else only to the first step.
+    """
+    if reach.window is None or reach.every is None or reach.fenced:
+        return 1.0
+    longest = min(n, reach.window)
+    return longest * (n if full else n - longest / 2) / (reach.every * n)
+
+
+def _timed(layer: Recurrent, keeper: Keeper, stack: Stack, call: Call, n: int) -> tuple[float, float, float]:
+    """Seconds of forward and of backward over the first n steps; the steps that were run again, over n."""
+    x = torch.randn(n, *call.x.shape[1:], device="cpu").to(call.x)
+    short = replace(call, x=x)
+    start = _now(x)
+    drawn = program(layer, short, layer.gradient, differentiated=True)
+    stack = replace(stack, masks=drawn.masks, xi=drawn.xi)
+    run: Keeper = stack
+    if not isinstance(keeper, Stack):
+        edges = (*(a for a in keeper.edges if a < n), n)
+        run = replace(keeper, stack=stack, edges=edges, schedule=binomial(len(edges) - 1, len(edges) - 2))
+    outputs, tape = run.forward(short.tensors, keep=True)
+    middle = _now(x)
+    dy = torch.ones_like(outputs[0])
+    needs = (True, *(False for _ in call.hx), *(True for _ in call.weights))
+    run.backward(short.tensors, outputs, tape, (dy, *(None for _ in call.hx)), needs)
+    return middle - start, _now(x) - middle, _again(run, short)
+
+
+def _now(x: torch.Tensor) -> float:
+    """The time in seconds, when all that was asked of x's device is done."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return perf_counter()
