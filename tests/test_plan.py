@@ -8,6 +8,7 @@ import torch
 
 import bptt
 from bptt.engine import Stack
+from bptt.engine.reversal import Back
 from bptt.engine.walk import Walk
 
 T, B, I, H = 300, 4, 5, 16
@@ -54,11 +55,12 @@ class Measured:
         own = _storages((x, y, *states, *layer.parameters()))
         kept = _storages((*saved.values(), *stacks[0].masks, *stacks[0].xi))
         with monkeypatch.context() as patch:
-            self.steps, self.made, self.rebuilt, alive = 0, 0, 0, weakref.WeakSet()
+            self.steps, self.made, self.rebuilt, self.stored, alive = 0, 0, 0, 0, weakref.WeakSet()
             self._watch_segments(patch)
             self._watch_rebuilt(patch, alive)
+            self._watch_stored(patch, {*kept, *own})
             y.sum().backward()
-        self.bytes = sum(n for at, n in kept.items() if at not in own) + self.made + self.rebuilt
+        self.bytes = sum(n for at, n in kept.items() if at not in own) + self.made + self.rebuilt + self.stored
         self.again = self.steps / (T * layer.num_layers * (2 if layer.bidirectional else 1))
 
     @staticmethod
@@ -93,6 +95,18 @@ class Measured:
             return gates
 
         patch.setattr(Walk, "_rebuilt", watched)
+
+    def _watch_stored(self, patch, before):
+        def watching(run):
+            def watched(back, i, state):
+                stored = _storages([s for state in back.kept.values() for s in state])
+                self.stored = max(self.stored, sum(n for at, n in stored.items() if at not in before))
+                return run(back, i, state)
+
+            return watched
+
+        for name in ("_advance", "_reverse"):
+            patch.setattr(Back, name, watching(getattr(Back, name)))
 
 
 def _storages(tensors):

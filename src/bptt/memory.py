@@ -64,9 +64,9 @@ class Checkpoints:
         if self.steps is not None and self.bytes is not None:
             raise ValueError(f"give steps or bytes, not both: got steps={self.steps} and bytes={self.bytes}")
 
-    def cut(self, T: int, state: int, tape: int, besides: int = 0) -> Cut:
+    def cut(self, T: int, state: int, tape: int, besides: int = 0, later: int | None = None) -> Cut:
         """How T steps are cut. state: bytes of a checkpoint. tape: bytes that one step adds to a segment's tape.
-        besides: bytes that are kept in any case.
+        besides: bytes that are kept in any case. later: see `slots`.
 
         Raises ValueError where the budget is below the tape of one step and what is kept in any case.
 
@@ -89,21 +89,23 @@ class Checkpoints:
             if longest.steps * tape + longest.slots * state <= free:
                 return longest
         steps = max(1, free // (2 * tape))
-        return Cut(steps, self.slots(ceil(T / steps), steps, state, tape, besides))
+        return Cut(steps, self.slots(ceil(T / steps), steps, state, tape, besides, later))
 
-    def slots(self, segments: int, longest: int, state: int, tape: int, besides: int = 0) -> int:
+    def slots(
+        self, segments: int, longest: int, state: int, tape: int, besides: int = 0, later: int | None = None
+    ) -> int:
         """How many states may be stored at once, of so many segments, the longest of `longest` steps.
 
-        Where they are fewer than segments, about half of what there is room for: what the forward pass has stored
-        stays in memory when another takes its slot on the way back.
+        later: bytes of a state that is stored on the way back, default `state`: where there are fewer slots than
+        segments, it comes on top of those of the way forward, which stay in memory to the end.
 
         >>> Checkpoints(steps=5).slots(20, 5, state=2, tape=6), Checkpoints(bytes=50).slots(20, 5, state=2, tape=6)
         (19, 5)
         """
-        if self.bytes is None or state == 0:
+        if self.bytes is None:
             return segments - 1
-        room = max(0, self.bytes - besides - longest * tape) // state
-        return segments - 1 if room >= segments - 1 else room // 2
+        room = max(0, self.bytes - besides - longest * tape)
+        return segments - 1 if room >= (segments - 1) * state else room // (state + (later or state))
 
     def __str__(self) -> str:
         given = [f"{name}={value}" for name in ("steps", "bytes") if (value := getattr(self, name)) is not None]

@@ -82,6 +82,22 @@ class Schedule:
         at = next((i for i, action in enumerate(self.actions) if action.kind == "R"), len(self.actions))
         return self.actions[at - 1 if at > 0 and self.actions[at - 1].kind == "A" else at :]
 
+    @property
+    def held(self) -> int:
+        """States in memory at once, state 0 left out, where those stored on the way forward stay there to the end.
+
+        >>> binomial(4, slots=3).held, binomial(20, slots=3).held
+        (3, 6)
+        """
+        live, most = set(), 0
+        for action in self.backward:
+            if action.kind == "S":
+                live.add(action.first)
+                most = max(most, len(live))
+            elif action.kind == "D":
+                live.discard(action.first)
+        return len(self.stored_forward) + most
+
     def only(self, first: int, last: int) -> tuple[Action, ...]:
         """The way back through the segments first to last alone, from what the way forward has stored.
 

@@ -127,7 +127,7 @@ def test_a_budget_runs_what_the_schedule_says(T, carries):
     segments, rest = divmod(T, steps)
     assert rest == 0
     kept = Kept.of(memory, T, [torch.ones(2, 2)])
-    slots = (carries - steps + 1) // 2
+    slots = (carries - steps) // 2
     assert kept.schedule == binomial(segments, slots)
     assert slots < segments - 1
     advanced = advances(segments, slots) - max(kept.schedule.stored_forward, default=0)

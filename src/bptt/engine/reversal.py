@@ -5,7 +5,7 @@ Legend: as in `stack`; a, b: a segment's first step, and the one behind its last
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -94,29 +94,36 @@ class Back:
         self.crossing = crossing
         self.carry: tuple[Tensor | None, ...] = (None,) * self.states
         self.weights: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
+        self.kept: dict[int, States] = {}  # states stored on the way back, by segment, and the initial one
         self.behind: States = ()  # the state behind the segment that was run last
         self.wants_adjoints = adjoints
         self.adjoints: list[Tensor] = []
 
-    def run(self, stored: Mapping[int, States], actions: Iterable[Action]) -> tuple[Tensors, list[Tensor]]:
+    def run(
+        self, stored: Mapping[int, Callable[[], States]], actions: Iterable[Action]
+    ) -> tuple[Tensors, list[Tensor]]:
         """All gradients, in the order of the inputs, that of x left out; the adjoints `[T, B, P]`.
 
-        stored: states by segment, that before segment 0 left out. actions: of `schedules`, none on the way forward.
+        stored: what gives a state of the tape, by segment. actions: of `schedules`, none on the way forward.
         """
-        kept = {0: self.initial, **stored}
+        self.kept = {0: self.initial}
+
+        def before(i: int) -> States:
+            return state if at == i else self.kept[i] if i in self.kept else stored[i]()
+
         at, state = len(self.edges), self.initial  # the state at hand: none yet
         for action in actions:
             if action.kind == "S":
-                kept[action.first] = state
+                self.kept[action.first] = state
             elif action.kind == "D":
-                del kept[action.first]
+                self.kept.pop(action.first, None)
             elif action.kind == "A":
-                state = state if at == action.first else kept[action.first]
+                state = before(action.first)
                 for i in range(action.first, action.last):
                     state = self._advance(i, state)
                 at = action.last
             else:
-                self._reverse(action.first, state if at == action.first else kept[action.first])
+                self._reverse(action.first, before(action.first))
         initial = [g if need else None for g, need in zip(self.carry, self.needs[1:], strict=False)]
         return (None, *initial, *self.weights), self.adjoints
 

@@ -8,7 +8,9 @@ Legend: as in `stack`; a, b: a segment's first step, and the one behind its last
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -64,17 +66,17 @@ class Checkpointed:
         below = h[:-1] if self.reads_y else h
         return (*((below,) if len(below) else ()), *c)
 
-    def checkpoints(self, tape: tuple[Tensor, ...], y: Tensor | None = None) -> dict[int, States]:
-        """The states at the checkpoints, by segment, from the tape and, where they are read there, y."""
-        found = {}
-        for n, i in enumerate(self.schedule.stored_forward):
-            kept = [s[n] for s in tape]
-            if self.reads_y:
-                below = kept.pop(0) if self.stack.layers > 1 else None
-                top = given(y)[self.edges[i] - 1][None]
-                kept.insert(0, top if below is None else torch.cat([below, top]))
-            found[i] = tuple(kept)
-        return found
+    def checkpoints(self, tape: tuple[Tensor, ...], y: Tensor | None = None) -> dict[int, Callable[[], States]]:
+        """What gives the state at each checkpoint, by segment, from the tape and, where it is read there, y."""
+        return {i: partial(self._checkpoint, tape, y, n, i) for n, i in enumerate(self.schedule.stored_forward)}
+
+    def _checkpoint(self, tape: tuple[Tensor, ...], y: Tensor | None, n: int, i: int) -> States:
+        kept = [s[n] for s in tape]
+        if self.reads_y:
+            below = kept.pop(0) if self.stack.layers > 1 else None
+            top = given(y)[self.edges[i] - 1][None]
+            kept.insert(0, top if below is None else torch.cat([below, top]))
+        return tuple(kept)
 
     @torch.no_grad()
     def stream(
@@ -156,20 +158,22 @@ def cut(
     T, B, _ = x.shape
     stack = replace(stack, reach=stack.blocks(T, B))
     row, weights = max(B, 1) * x.element_size(), stack.weights(tensors)
+    P = weights[0].hh.shape[1]
     one = sum(given(s).shape[2] for s in tensors[1 : 1 + stack.cell.states])
-    state, between = one * len(weights), 0
+    first = one * len(weights)  # a checkpoint of the way forward; later: of the way back
     if stack.directions == 2:
-        tape, between = one + stack.cell.taped(weights[0]), T * 2 * weights[0].hh.shape[1] * (stack.layers - 1)
+        later, tape, between = one, one + stack.cell.taped(weights[0]), T * 2 * P * (stack.layers - 1)
     else:
-        tape = state + sum(map(stack.cell.taped, weights))
-    if reads_y and memory.bytes is not None:  # without a budget the segments are as long as if all were stored
-        state -= weights[0].hh.shape[1]
-    steps = memory.cut(T, state * row, tape * row, between * row).steps
+        later, tape, between = first, first + sum(map(stack.cell.taped, weights)), 0
+    if reads_y and memory.bytes is not None:  # y has the top layer's h; else segments are as long as if it had not
+        first -= P
+    first, later, tape, between = (values * row for values in (first, later, tape, between))
+    steps = memory.cut(T, first, tape, between, later).steps
     if memory == Checkpoints():
-        steps = max(steps, SEGMENT_BYTES // (tape * row))
+        steps = max(steps, SEGMENT_BYTES // tape)
     edges = _edges(T, steps, stack.reach)
     longest = max(b - a for a, b in pairwise(edges))
-    slots = memory.slots(len(edges) - 1, longest, state * row, tape * row, between * row)
+    slots = memory.slots(len(edges) - 1, longest, first, tape, between, later)
     return stack, edges, binomial(len(edges) - 1, slots)
 
 

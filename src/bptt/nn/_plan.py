@@ -161,10 +161,13 @@ def _tape(keeper: Keeper, call: Call) -> int:
         rebuilt = K if _through_layers(stack, call) else min(K, 2)
         at_once = K if stack.tapes_gates(call.x, weights) else rebuilt
         return (one * K - h * stack.directions) * (T + 1) + at_once * gates * T  # y holds the top layer's h
-    longest, slots = _longest(keeper.edges), len(keeper.schedule.stored_forward)
+    longest, first = _longest(keeper.edges), len(keeper.schedule.stored_forward)
+    later = keeper.schedule.held - first
     if isinstance(keeper, BothWays):  # works on one layer and direction at a time, and keeps what lies between layers
-        return T * 2 * h * (stack.layers - 1) + slots * one * K + (longest + 1) * one + longest * gates
-    return slots * (one * K - h) + K * ((longest + 1) * one + longest * gates)  # y holds the top layer's h
+        return T * 2 * h * (stack.layers - 1) + (first * K + later) * one + (longest + 1) * one + longest * gates
+    return (
+        first * (one * K - h) + later * one * K + K * ((longest + 1) * one + longest * gates)
+    )  # y holds the top layer's h
 
 
 # Steps that are run again --------------------------------------------------------------------------------------------
