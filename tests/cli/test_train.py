@@ -91,7 +91,7 @@ def test_the_file_may_name_the_directory_and_the_flag_wins(
     assert bptt(capsys, "train", "--config", file, "--text", text, "--out", tmp_path / "flag").status == 0
     assert RunDirectory.open(tmp_path / "flag").config().seq_length == 5
     file.write_text("out = 3\n")
-    assert error_of(train(capsys, text, "--config", file)) == f"{file}: out must be a directory name: got 3"
+    assert error_of(train(capsys, text, "--config", file)) == f"{file}: out must be a directory name, in UTF-8: got 3"
 
 
 def test_resuming_to_where_the_run_already_is(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path):

@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
+import pytest
 import tomli_w
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt import memory, policies
 from bptt.train import Config, InputError
+from bptt.train.network import build_model
 
 NAMES = [entry.name for entry in fields(Config)]
 VALUES: st.SearchStrategy[Any] = st.one_of(
     st.integers(-3, 5),
     st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from([1000, 2**20, 2**31 - 1]).flatmap(lambda most: st.integers(most, most + 1)),
     st.floats(),
     st.booleans(),
     st.text(max_size=10),
@@ -54,6 +58,17 @@ def test_any_values_for_the_options(entries: dict[str, Any]):
     for name, value in entries.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert asdict(config)[name.replace("-", "_")] == value
+
+
+sizes = st.integers(1, 5) | st.integers(1, 2**31 - 1)
+
+
+@given(sizes, sizes, st.integers(1, 3), st.sampled_from(["rnn", "gru", "lstm"]))
+def test_any_sizes_of_a_network(hidden: int, embedding: int, layers: int, cell: str):
+    """Without memory: what no tensor can be is an input error."""
+    config = Config(hidden=hidden, embedding=embedding, layers=layers, cell=cell)
+    with torch.device("meta"), pytest.raises(InputError, match=f"no network of layers={layers}, hidden={hidden}, "):
+        build_model(config, 10)  # it cannot come to the CPU from there in any case
 
 
 NUMBERS = [

@@ -21,6 +21,7 @@ class Disk:
     fault: what happens at the n-th, counted from 1.
       kill: the process is killed just before it; a write is cut in half.
       error: it fails with EIO, once; a write is cut in half.
+      interrupt: Ctrl-C is pressed just before it, once.
       full: from then on nothing has space; the first write is cut in half.
     """
 
@@ -36,6 +37,8 @@ class Disk:
     def fail(self) -> None:
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault == "interrupt":
+            raise KeyboardInterrupt
         number = errno.ENOSPC if self.fault == "full" else errno.EIO
         raise OSError(number, os.strerror(number))
 
@@ -62,7 +65,7 @@ class Disk:
 @contextmanager
 def failing(disk: Disk) -> Iterator[None]:
     """Inside `with`, what this process does goes through `disk`."""
-    names = ["open", "mkdir", "fsync", "replace", "unlink", "pwrite"]
+    names = ["open", "mkdir", "fsync", "replace", "unlink", "rmdir", "pwrite"]
     kept = {name: getattr(os, name) for name in names}
     plain = io.open
     for name, real in kept.items():

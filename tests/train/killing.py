@@ -2,6 +2,7 @@
 
     python -m train.killing moments FOLDER KILLS    # at random moments
     python -m train.killing writes FOLDER           # at every second thing that is done to the disk
+    python -m train.killing overwrites FOLDER       # at every thing done to it as a new run takes an old one's place
 
 Prints the directories of the runs that came to their end.
 """
@@ -10,9 +11,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,8 +28,16 @@ from bptt.train import InputError, fit, resume, start
 from .faults import Disk, failing
 from .tiny import TEXT, tiny
 
-LONG: dict[str, Any] = {"steps": 200, "dropout": 0.2, "gradient": "randomized:0.8", "batching": "random"}
+DRAWN: dict[str, Any] = {"dropout": 0.2, "gradient": "randomized:0.8"}
+LONG: list[dict[str, Any]] = [
+    {"steps": 150, **DRAWN},
+    {"steps": 150, **DRAWN, "batching": "random"},
+    {"steps": 150, **DRAWN, "documents": "lines", "cell": "lstm"},
+    {"steps": 75, **DRAWN, "accumulate": 2},
+]
+LINES = "".join(f"{TEXT[i : i + 3 + 13 * i % 37]}\n" for i in range(40))
 SHORT: dict[str, Any] = {"steps": 6, "save_every": 3, "log_every": 2, "eval_every": 6, "keep": 2, "dropout": 0.2}
+OTHER: dict[str, Any] = {"steps": 2, "hidden": 5, "cell": "lstm"}
 
 
 def live(path: Path, options: dict[str, Any]) -> None:
@@ -37,17 +49,17 @@ def live(path: Path, options: dict[str, Any]) -> None:
     assert fit(trainer, run) is None
 
 
-def forked(path: Path, options: dict[str, Any], disk: Disk | None = None) -> int:
-    """A process that lives."""
+def forked(work: Callable[[], object], disk: Disk | None = None) -> int:
+    """A process that does its work."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             if disk is None:
-                live(path, options)
+                work()
             else:
                 with failing(disk):
-                    live(path, options)
+                    work()
             status = 0
         finally:
             sys.stderr.flush()
@@ -66,36 +78,55 @@ def ended(pid: int) -> bool:
 
 
 def moments(folder: Path, kills: int) -> None:
-    """Lives of random length, until so many were cut short."""
+    """Of each kind of run, lives of random length, until so many were cut short."""
     draw = random.Random(7)
-    begun = time.monotonic()
-    assert ended(forked(folder / "whole", LONG))
-    whole = time.monotonic() - begun
-    killed = 0
-    for number in count():
-        path = folder / f"run{number}"
-        while killed < kills:
-            pid = forked(path, LONG)
-            time.sleep(draw.uniform(0, whole / 6))
-            os.kill(pid, signal.SIGKILL)
-            if ended(pid):
+    for kind, options in enumerate(LONG):
+        within = folder / str(kind)
+        within.mkdir()
+        (within / "text.txt").write_text(LINES if "documents" in options else TEXT, encoding="utf-8")
+        begun = time.monotonic()
+        assert ended(forked(partial(live, within / "whole", options)))
+        whole = time.monotonic() - begun
+        killed = 0
+        for number in count():
+            path = within / f"run{number}"
+            while killed < kills:
+                pid = forked(partial(live, path, options))
+                time.sleep(draw.uniform(0, whole / 3))
+                os.kill(pid, signal.SIGKILL)
+                if ended(pid):
+                    break
+                killed += 1
+            else:
+                assert ended(forked(partial(live, path, options)))
+            print(path)
+            if killed == kills:
                 break
-            killed += 1
-        else:
-            assert ended(forked(path, LONG))
-        print(path)
-        if killed == kills:
-            return
 
 
 def writes(folder: Path) -> None:
     """One run for every second thing that is done to the disk, killed just before it and then brought to its end."""
-    assert ended(forked(folder / "whole", SHORT))
+    assert ended(forked(partial(live, folder / "whole", SHORT)))
     for number in count(1, 2):
         path = folder / f"run{number}"
-        if ended(forked(path, SHORT, Disk(number, "kill"))):
+        if ended(forked(partial(live, path, SHORT), Disk(number, "kill"))):
             return
         live(path, SHORT)
+        print(path)
+
+
+def overwrites(folder: Path) -> None:
+    """A run that came to its end, for everything that another in its place does to the disk at its beginning: killed
+    just before it, whichever of the two is there then is brought to its end."""
+    assert ended(forked(partial(live, folder / "old", SHORT)))
+    assert ended(forked(partial(live, folder / "new", OTHER)))
+    for number in count(1):
+        path = folder / f"run{number}"
+        shutil.copytree(folder / "old", path)
+        new = partial(start, tiny(folder / "text.txt", **OTHER), path, overwrite=True)
+        if ended(forked(new, Disk(number, "kill"))):
+            return
+        fit(*resume(path))
         print(path)
 
 
@@ -103,4 +134,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[2])
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    moments(folder, int(sys.argv[3])) if sys.argv[1] == "moments" else writes(folder)
+    live(folder / "first", SHORT)  # what torch imports when it is needed is then there in every life
+    {"moments": moments, "writes": writes, "overwrites": overwrites}[sys.argv[1]](folder, *map(int, sys.argv[3:]))

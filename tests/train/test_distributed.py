@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed import HashStore
@@ -255,6 +258,75 @@ def test_an_error_of_the_first_process_is_heard_by_all(tmp_path: Path):
     assert first[0] == "InputError"
     assert "the text is too short" in first[1]
     assert second[0] == "ElsewhereError"
+
+
+def refused_late(processes: Processes, folder: Path, config: Config) -> list[tuple[str, str]]:
+    """What the second process raises when it reads the text; the run of one lane, which two cannot go on with."""
+
+    def fail(config: Config) -> Any:
+        raise InputError("no such text")
+
+    calls = [
+        lambda: start(config, folder / "a" / "run"),
+        lambda: start(config.override(hidden=9), folder / "old", overwrite=True),
+        lambda: resume(folder / "old", steps=50),
+        lambda: resume(folder / "one", steps=50),
+    ]
+    raised = []
+    for call in calls:
+        with pytest.MonkeyPatch.context() as patch:
+            if processes.rank == 1 and call is not calls[-1]:
+                patch.setattr("bptt.train.distributed.prepare", fail)
+            with pytest.raises((InputError, ElsewhereError)) as caught:
+                begin(processes, call)
+        raised.append((type(caught.value).__name__, str(caught.value)))
+    return raised
+
+
+def test_nothing_is_written_until_all_processes_are_ready(tmp_path: Path):
+    config = tiny(write_text(tmp_path), steps=7)
+    for name, options in (("old", {}), ("one", {"batch": 1})):
+        fit(*start(config.override(**options), tmp_path / name))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    first, second = forked(2, tmp_path, refused_late, tmp_path, config)
+    assert [error for error, _ in first] == ["ElsewhereError"] * 3 + ["InputError"]
+    assert first[-1][1] == "batch must be at least the number of processes, 2: got 1"
+    assert second == [("InputError", "no such text")] * 3 + [("ElsewhereError", first[0][1])]
+    rendezvous = tmp_path / "rendezvous-0"
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path != rendezvous}
+    assert after == before
+    assert not (tmp_path / "a").exists()
+
+
+def draw() -> tuple[float, float]:
+    return random.random(), float(np.random.rand())
+
+
+def drawing(processes: Processes, folder: Path, config: Config) -> tuple[Any, Any]:
+    """What callbacks draw in the steps after the fourth: of a run, and of one that was resumed there."""
+    drawn: dict[str, list[Any]] = {"whole": [], "parts": []}
+    for name, steps in (("whole", 7), ("parts", 4), ("parts", 7)):
+        seed = processes.rank + 10 * steps * (drawn["parts"] != [])
+        random.seed(seed)
+        np.random.seed(seed)
+        known = (folder / name).exists()
+        with processes.together():
+            pass
+        trainer, run = begin(
+            processes,
+            partial(resume, folder / name, steps=steps)
+            if known
+            else partial(start, config.override(steps=steps), folder / name),
+        )
+        fit(trainer, run, on_step=lambda step, name=name: drawn[name].append(draw()))
+    return drawn["whole"][4:], drawn["parts"][4:]
+
+
+def test_python_s_and_numpy_s_generators_go_on_in_every_process(tmp_path: Path):
+    (whole, parts), (other, other_parts) = forked(2, tmp_path, drawing, tmp_path, tiny(write_text(tmp_path)))
+    assert len(whole) == 3
+    assert (parts, other_parts) == (whole, other)
+    assert other != whole
 
 
 @pytest.mark.parametrize(

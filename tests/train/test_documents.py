@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import tracemalloc
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("form", ["{}", "\ufeff{}", "{}\n", "\n{}\n\n"])
-@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("pieces", ["large", "small"])
 def test_a_file_is_split_into_documents(
     tmp_path: Path, form: str, ends: str, pieces: str, request: pytest.FixtureRequest
@@ -58,8 +61,8 @@ def test_any_text_of_any_piece_size(tmp_path_factory: pytest.TempPathFactory, te
     path = write(tmp_path_factory.mktemp("any"), text)
     expected = path.read_text(encoding="utf-8-sig")
     blank = " \t\n\v\f\r"
-    lines = [line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")]
-    lines = [line.replace("\r\n", "\n").replace("\r", "\n") for line in lines]
+    lines = re.split("\r\n|\r|\n", text.removeprefix("\ufeff"))
+    inked = [bool(line.strip(blank)) for line in lines]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(textfiles, "PIECE", size)
         patch.setattr(documents, "PIECE", size)
@@ -68,8 +71,9 @@ def test_any_text_of_any_piece_size(tmp_path_factory: pytest.TempPathFactory, te
                 Texts.whole(path)
             return
         assert list(Texts.whole(path)) == [expected]
-        # without its newline a last line keeps a lone return, which counts as a line end of its own
-        assert [t.rstrip("\n") for t in Texts.lines(path)] == [t.rstrip("\n") for t in lines if t.strip(blank)]
+        assert list(Texts.lines(path)) == [line for line, ink in zip(lines, inked, strict=True) if ink]
+        runs = groupby(zip(inked, lines, strict=True), key=lambda pair: pair[0])
+        assert list(Texts.paragraphs(path)) == ["\n".join(line for _, line in run) for ink, run in runs if ink]
         for level in ("char", "word"):
             tokens = tokenize(expected, level)
             texts = Texts.whole(path)
@@ -116,16 +120,18 @@ def test_json_lines_are_read_by_field(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"body": 1, "id": 2}', "line 3, has no field 'text': its fields are body, id"),
-        ("[]", "line 3, has no field 'text': its fields are none"),
-        ('{"text": 5}', "line 3,: field 'text' must be text: got int"),
-        ('{"text": "\\ud800"}', "line 3,: field 'text' holds half a character"),
-        ('{"text": ', "line 3, is not JSON"),
-        ("[" * 100_000, "line 3, is not JSON"),
+        ('{"body": 1, "id": 2}', "line 3: no field 'text', its fields are body, id$"),
+        ("[]", "line 3: no field 'text', its fields are none$"),
+        ('{"text": 5}', "line 3: field 'text' must be text: got int"),
+        ('{"text": "\\ud800"}', "line 3: field 'text' holds half a character"),
+        ('{"text": ', "line 3: not JSON"),
+        pytest.param("[" * 100_000, "line 3: not JSON", id="deep"),
     ],
 )
-def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str):
-    texts = Texts.json_lines(write(tmp_path, '{"text": "good"}\n\n' + line + "\n"), "text")
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.usefixtures("small_pieces")
+def test_a_bad_json_line_is_named(tmp_path: Path, line: str, message: str, ends: str):
+    texts = Texts.json_lines(write(tmp_path, ends.join(['{"text": "good"}', "", line, ""])), "text")
     with pytest.raises(InputError, match=message):
         Numbered(texts, Vocabulary.build("good", "char"))
 
@@ -177,6 +183,21 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path):
     path.unlink()
     with pytest.raises(InputError, match="cannot read text"):
         texts[0]
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+def test_what_finding_the_documents_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bytes):
+    """At its largest, besides what belongs to a piece: twice the 16 bytes of a line that stay; of one document none."""
+    count = 300_000
+    path = write(tmp_path, (b"a line" + ends) * count)
+    monkeypatch.setattr(textfiles, "PIECE", 2**14)
+    for split, found, limit in ((Texts.lines, count, 33), (Texts.whole, 1, 1)):
+        tracemalloc.start()
+        texts = split(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(texts) == found
+        assert peak < limit * count + 64 * textfiles.PIECE
 
 
 IDS = [5, 1, 0, 0, 2, 7, 0, 3]
@@ -237,6 +258,9 @@ def bad(tmp_path: Path) -> dict[str, tuple[Path, dict[str, object], str]]:
     write(tmp_path, b"\x93NUMPY\x01\x00", "head.npy")
     write(tmp_path, b"\x93NUMPY\x09\x00" + bytes(200), "newer.npy")
     write(tmp_path, "text", "text.npy")
+    write(tmp_path, good.read_bytes().replace(b"(4,)", b"(((,"), "garbled.npy")
+    write(tmp_path, good.read_bytes().replace(b"(4,), }", b"(-3,),}"), "negative.npy")
+    write(tmp_path, good.read_bytes().replace(b"'shape': (4,)", b"['shape']: 4,"), "list.npy")
     raw = write(tmp_path, bytes(7), "raw.bin")
     return {
         "float": (tmp_path / "float.npy", {}, "must be whole numbers: got float64"),
@@ -247,6 +271,10 @@ def bad(tmp_path: Path) -> dict[str, tuple[Path, dict[str, object], str]]:
         "head": (tmp_path / "head.npy", {}, r"are no \.npy file"),
         "newer": (tmp_path / "newer.npy", {}, r"are no \.npy file"),
         "text": (tmp_path / "text.npy", {}, r"are no \.npy file"),
+        "garbled": (tmp_path / "garbled.npy", {}, r"are no \.npy file"),
+        "negative": (tmp_path / "negative.npy", {}, r"must be one array \[N\]: got the shape \[-3\]"),
+        "list": (tmp_path / "list.npy", {}, r"are no \.npy file"),
+        "no separator": (good, {"separator": 4}, r"separator must occur in tokens .*good\.npy: got 4"),
         "missing": (tmp_path / "none.npy", {}, "cannot read tokens .*No such file"),
         "missing raw": (tmp_path / "none", {"dtype": "uint8"}, "cannot read tokens .*No such file"),
         "no dtype": (raw, {}, "need a dtype, such as uint16"),
@@ -265,6 +293,7 @@ def bad(tmp_path: Path) -> dict[str, tuple[Path, dict[str, object], str]]:
     [
         *("float", "object", "square", "empty", "cut", "head", "newer", "text", "missing", "missing raw", "no dtype"),
         *("odd", "float raw", "no type", "void", "told twice", "offsets", "far"),
+        *("garbled", "negative", "list", "no separator"),
     ],
 )
 def test_bad_files_of_tokens(tmp_path: Path, case: str):
@@ -280,6 +309,7 @@ def test_bad_files_of_tokens(tmp_path: Path, case: str):
         (np.ones((2, 2), int), {}, r"source must be whole numbers \[N\]: got int64 \[2, 2\]"),
         (np.array(IDS), {"dtype": "int64"}, "dtype is for a file"),
         (np.array(IDS), {"separator": 0, "offsets": [0, 8]}, "separator or offsets, not both"),
+        (np.array(IDS), {"separator": 9}, "separator must occur in tokens of the array: got 9"),
         (np.array(IDS), {"offsets": [8]}, "at least 2 whole numbers"),
         (np.array(IDS), {"offsets": [0, 5, 3, 8]}, "offsets must rise"),
         (np.array(IDS), {"offsets": [1, 8]}, "offsets must rise"),
@@ -291,6 +321,12 @@ def test_bad_arrays_of_tokens(source: np.ndarray, options: dict[str, object], me
         Tokens(source, **options)
 
 
+@pytest.mark.parametrize("separator", [1.5, True, "0", 0.0])
+def test_a_separator_is_a_whole_number(separator: object):
+    with pytest.raises(TypeError, match=f"separator must be a whole number: got {separator!r}"):
+        Tokens(np.array(IDS), separator=separator)
+
+
 def test_a_file_of_tokens_that_shrinks_is_an_error(tmp_path: Path):
     np.arange(100, dtype=np.uint8).tofile(tmp_path / "ids.bin")
     tokens = Tokens(tmp_path / "ids.bin", dtype="uint8", offsets=[0, 50, 100])
@@ -298,6 +334,19 @@ def test_a_file_of_tokens_that_shrinks_is_an_error(tmp_path: Path):
     assert tokens[0].tolist() == list(range(50))
     with pytest.raises(InputError, match="have become fewer"):
         tokens[1].tolist()
+
+
+HEADER = "{'descr': '<i8', 'fortran_order': False, 'shape': (4,), }\n"
+
+
+@given(st.integers(0, len(HEADER)), st.integers(0, 9), st.text(st.sampled_from("{}()[],:'\\#\n 1-e"), max_size=4))
+def test_no_header_crashes_the_reader_of_tokens(
+    tmp_path_factory: pytest.TempPathFactory, at: int, count: int, other: str
+):
+    header = HEADER[:at] + other + HEADER[at + count :]
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    with pytest.raises(InputError):
+        Tokens(write(tmp_path_factory.mktemp("any"), start + header.encode(), "ids.npy"))
 
 
 @given(st.binary(max_size=200), st.booleans())

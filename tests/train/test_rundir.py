@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from bptt.train import Config, InputError, NonFiniteError, Record, RunDirectory, Vocabulary, atomic, checkpoints
@@ -40,8 +43,9 @@ def record(step: int) -> Record:
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory.vacant(tmp_path / "a" / "run", overwrite=False)
-    run.create(Config(), VOCABULARY)
-    run.save(state())
+    run.occupy(overwrite=False)
+    run.begin(Config(), VOCABULARY, state())
+    run.release()
     return run
 
 
@@ -76,10 +80,15 @@ def test_what_is_not_a_run_is_never_overwritten(tmp_path: Path, overwrite: bool)
 
 def test_a_new_run_in_an_old_place_keeps_no_old_metrics(run: RunDirectory):
     run.append(record(3))
-    RunDirectory.vacant(run.path, overwrite=True).create(Config(hidden=3), VOCABULARY)
+    run.save(state(9, 2.0))
+    (run.path / "flow").mkdir()
+    before = set(run.path.rglob("*")) - {run.metrics_file, run.checkpoints / "step-00000009.ckpt"}
+    RunDirectory.vacant(run.path, overwrite=True).begin(Config(hidden=3), VOCABULARY, state(0, 3.0))
+    assert set(run.path.rglob("*")) == before
     assert run.metrics() == []
-    assert list(run.checkpoints.iterdir()) == []
     assert run.config().hidden == 3
+    torch.testing.assert_close(run.state()["model"], {"w": torch.full((3,), 3.0)})
+    torch.testing.assert_close(run.weights(), {"w": torch.full((3,), 3.0)})
 
 
 def test_metrics_are_rewound_and_a_torn_line_is_dropped(run: RunDirectory):
@@ -172,6 +181,43 @@ def test_a_state_of_something_else(run: RunDirectory):
         run.state()
 
 
+def test_a_newest_checkpoint_that_the_disk_does_not_give_is_passed_over(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    for step in (10, 20):
+        run.save(state(step))
+    newest = run.checkpoints / "step-00000020.ckpt"
+    opened = Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name.endswith("20.ckpt"):
+            raise OSError(5, "Input/output error")
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        assert run.state()["position"]["step"] == 10
+    newest.unlink()
+    newest.mkdir()
+    (newest / "mine").touch()
+    assert run.state()["position"]["step"] == 10
+    assert caplog.messages == [
+        f"{newest} cannot be read: {reason}; going back to step-00000010.ckpt"
+        for reason in ("Input/output error", "Is a directory")
+    ]
+    run.tidy(10, keep=3)
+    run.save(state(20))
+    assert run.state()["position"]["step"] == 20
+    assert (run.checkpoints / "step-00000020.ckpt.aside" / "mine").exists()
+
+
+def test_checkpoints_none_of_which_can_be_read(run: RunDirectory):
+    checkpoint(run).unlink()
+    (run.checkpoints / "step-00000000.ckpt").mkdir()
+    with pytest.raises(InputError, match=r"step-00000000\.ckpt cannot be read: Is a directory; no checkpoint in"):
+        run.state()
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:50], lambda data: b"", flipped])
 def test_a_damaged_checkpoint_is_passed_over_saying_so(
     run: RunDirectory, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
@@ -256,6 +302,37 @@ def test_rewinding_past_what_a_loss_of_power_left(run: RunDirectory, caplog: pyt
     run.rewind(20)
     assert [r["step"] for r in run.metrics()] == [10, 20]
     assert caplog.messages == [f"{run.metrics_file}: line 3 cannot be read; it and what follows it is dropped"]
+
+
+def test_metrics_are_json_whatever_the_numbers(run: RunDirectory):
+    """RFC 8259 has no infinity."""
+    run.append(Record(3, 0, 10, 1e6, math.inf, math.inf, math.nan, math.inf, 0.5, 0.0, 100.0))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    written = json.loads(run.metrics_file.read_text(), parse_constant=refuse)
+    assert {name for name, value in written.items() if value is None} == {
+        *("perplexity", "epoch_perplexity", "heldout_loss", "heldout_perplexity", "horizon", "window")
+    }
+    assert (written["loss"], written["step"]) == (1e6, 3)
+    assert run.metrics() == [written]
+    run.metrics_file.write_text(json.dumps({**written, "perplexity": math.inf}) + "\n")  # of version 0.1
+    assert "Infinity" in run.metrics_file.read_text()
+    assert run.metrics() == [written]
+
+
+def test_weights_tell_their_vocabulary(run: RunDirectory):
+    torch.testing.assert_close(run.weights(VOCABULARY), {"w": torch.ones(3)})
+    other = Vocabulary("char", ("<unk>", "b"), (0, 3))
+    with pytest.raises(InputError, match=r"vocabulary\.json is not the vocabulary that weights\.safetensors knows"):
+        run.weights(other)
+    safetensors.torch.save_file({"w": torch.ones(3)}, run.weights_file, {"step": "0"})  # of version 0.1
+    torch.testing.assert_close(run.weights(other), {"w": torch.ones(3)})
+    for about in ("[]", "{", "[" * 100_000):
+        safetensors.torch.save_file({"w": torch.ones(3)}, run.weights_file, {"bptt": about})
+        with pytest.raises(InputError, match="cannot be read"):
+            run.weights()
 
 
 def test_metrics_that_are_not_json(run: RunDirectory):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from bptt.cli import main
 from bptt.train import InputError, LanguageModel, RunDirectory, Vocabulary, fit, generate, start
 from bptt.train.sampling import load, read_prompt
 
@@ -86,6 +88,20 @@ def test_impossible_numbers(length: int, temperature: float, message: str):
     vocabulary = Vocabulary.build("ab", "char")
     with pytest.raises(ValueError, match=message):
         generate(LanguageModel(3, hidden=2), vocabulary, [], length, temperature=temperature)
+
+
+def test_a_vocabulary_in_another_order_is_refused(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = RunDirectory(tmp_path / "other")
+    shutil.copytree(run.path, other.path)
+    known = run.vocabulary()
+    turned = Vocabulary(known.level, (known.tokens[0], *known.tokens[:0:-1]), known.counts)
+    other.vocabulary_file.write_text(turned.to_json(), encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", str(other.path), "--length", "5"])
+    error = f"bptt: error: {other.vocabulary_file} is not the vocabulary that weights.safetensors knows\n"
+    assert capsys.readouterr() == ("", error)
 
 
 def test_weights_that_do_not_belong_to_the_run_are_refused(run: RunDirectory, tmp_path: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bptt.train import InputError, NonFiniteError, RunDirectory, Step, fit, resume, start
+from bptt.train import InputError, NonFiniteError, RunDirectory, Step, atomic, fit, resume, start
 
 from .tiny import TEXT, tiny, write_text
 
@@ -17,6 +18,10 @@ from .tiny import TEXT, tiny, write_text
 def outcome(run: RunDirectory) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     metrics = [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in run.metrics()]
     return run.weights(), metrics
+
+
+def names(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*"))
 
 
 class CrashError(Exception):
@@ -132,9 +137,54 @@ def test_a_disk_that_fills_up_at_the_start_leaves_nothing(tmp_path: Path, monkey
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "run", tmp_path / "a" / "b" / "run", tmp_path / "there" / "a" / "run"):
+        with pytest.raises(OSError, match="No space left"):
+            start(tiny(write_text(tmp_path)), path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["text.txt", "there"]
+
+
+def test_no_directory_stays_where_the_next_one_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mkdir = os.mkdir
+
+    def fail(path: Path, *mode: int) -> None:
+        if path.name == "c":
+            raise OSError(28, "No space left on device")
+        mkdir(path, *mode)
+
+    config = tiny(write_text(tmp_path))
+    monkeypatch.setattr(os, "mkdir", fail)
     with pytest.raises(OSError, match="No space left"):
-        start(tiny(write_text(tmp_path)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        start(config, tmp_path / "a" / "b" / "c")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_names_of_new_directories_are_flushed_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    flushed = []
+    flush = atomic.flush_directory
+
+    def note(path: Path) -> None:
+        flushed.append(path)
+        flush(path)
+
+    monkeypatch.setattr(atomic, "flush_directory", note)
+    start(tiny(write_text(tmp_path)), tmp_path / "a" / "run")
+    assert flushed[:2] == [tmp_path, tmp_path / "a"]
+    assert {tmp_path / "a" / "run", tmp_path / "a" / "run" / "checkpoints"} <= set(flushed)
+
+
+def test_what_a_process_killed_at_its_beginning_left_is_no_run(tmp_path: Path):
+    """Before the configuration is in its place there is none, and a new one begins in the same directory."""
+    config, path = tiny(write_text(tmp_path)), tmp_path / "run"
+    _, run = start(config, tmp_path / "other")
+    for left in (run.beginning, run.begun):
+        path.mkdir()
+        shutil.copytree(run.path, path / left.name)
+        with pytest.raises(InputError, match="is not a run directory"):
+            resume(path)
+        assert start(config, path)[0].step == 0
+        assert names(path) == names(run.path)
+        shutil.rmtree(path)
 
 
 def test_an_old_run_survives_a_new_one_that_cannot_begin(tmp_path: Path):

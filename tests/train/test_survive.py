@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bptt.train import Step, fit, resume, start
+from bptt.train import RunDirectory, Step, fit, lock, resume, start
 
 from .faults import Disk, failing
-from .killing import SHORT
+from .killing import LONG, OTHER, SHORT
 from .outcomes import assert_same, outcome
 from .tiny import tiny, write_text
 
@@ -36,12 +37,26 @@ def served(*arguments: object) -> list[Path]:
     return [Path(line) for line in done.stdout.splitlines()]
 
 
+NEW = {
+    *map(Path, ("config.toml", "vocabulary.json", "weights.safetensors")),
+    *map(Path, ("checkpoints", "checkpoints/step-00000000.ckpt", "flow", "flow/report.html")),
+}
+"""What a run has at its beginning, in a directory where another file lies."""
+
+
+def names(path: Path) -> set[Path]:
+    return {file.relative_to(path) for file in path.rglob("*")}
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 def test_killed_at_random_moments(tmp_path: Path):
-    runs = served("moments", tmp_path, KILLS)
-    expected = outcome(tmp_path / "whole")
-    assert runs
+    runs = served("moments", tmp_path, KILLS // len(LONG))
+    assert {run.parent.name for run in runs} == {str(kind) for kind in range(len(LONG))}
     for run in runs:
-        assert_same(outcome(run), expected, run.name)
+        assert_same(outcome(run), outcome(run.parent / "whole"), f"{run.parent.name}: {run.name}")
 
 
 def test_killed_at_what_is_done_to_the_disk(tmp_path: Path):
@@ -51,6 +66,52 @@ def test_killed_at_what_is_done_to_the_disk(tmp_path: Path):
     for run in runs:
         assert_same(outcome(run), expected, run.name)
         assert not [path for path in run.rglob("*") if path.name.endswith((".part", ".lock"))]
+
+
+def test_a_run_killed_as_it_takes_another_s_place(tmp_path: Path):
+    """Up to some moment the old one is there, from then on the new one: whole, and nothing else."""
+    runs = served("overwrites", tmp_path)
+    outcomes = {name: outcome(tmp_path / name) for name in ("old", "new")}
+    there = ["new" if RunDirectory.open(run).config().cell == OTHER["cell"] else "old" for run in runs]
+    assert there == sorted(there, reverse=True)
+    assert min(map(there.count, outcomes)) > 5
+    for run, which in zip(runs, there, strict=True):
+        assert_same(outcome(run), outcomes[which], run.name)
+        assert names(run) == names(tmp_path / which)
+
+
+@pytest.mark.parametrize("fault", ["full", "error", "interrupt"])
+def test_a_run_is_there_until_one_in_its_place_has_begun(tmp_path: Path, fault: str):
+    """Whatever of its beginning fails: the old run with every byte or, once it is saved, the new one."""
+    text, path, old = write_text(tmp_path), tmp_path / "run", tmp_path / "old"
+    fit(*start(tiny(text, **SHORT), old))
+    (old / "flow").mkdir()
+    (old / "flow" / "report.html").write_text("mine")
+    shutil.copytree(old, path)
+    there: list[str] = []
+    for number in itertools.count(1):
+        disk = Disk(number, fault)
+        try:
+            with failing(disk):
+                start(tiny(text, **OTHER), path, overwrite=True)
+        except (OSError, KeyboardInterrupt):
+            assert not (path / lock.NAME).exists()
+            there.append("old" if contents(path) == contents(old) else "new")
+            trainer, run = resume(path)
+            run.release()
+            assert trainer.step == {"old": SHORT["steps"], "new": 0}[there[-1]], number
+            assert trainer.config.hidden == {"old": 8, "new": OTHER["hidden"]}[there[-1]], number
+        else:
+            RunDirectory(path).release()
+            there.append("new")
+        if there[-1] == "new":
+            assert names(path) - {Path("metrics.jsonl")} == NEW
+            shutil.rmtree(path)
+            shutil.copytree(old, path)
+        if disk.count < number:
+            break
+    assert there == sorted(there, reverse=True)
+    assert there.count("old") > 20
 
 
 @pytest.mark.parametrize("fault", ["full", "error"])

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from cli.command import bptt, error_of
 
-from bptt.train import Vocabulary, fit, start
+from bptt.train import Config, Trainer, Vocabulary, fit, prepare, start
 
 from .tiny import TEXT, tiny, write_text
 
@@ -138,6 +140,29 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     "no lanes": (flags("--batch", 0), "batch must be"),
     "fewer than no layers": (flags("--layers", -1), "layers must be"),
     "a seed too large": (flags("--seed", 2**63), "seed must be a whole number in [0, 2**63)"),
+    "a window longer than any tensor": (flags("--seq-length", 10**19), "seq_length must be at most 2147483647: got 1"),
+    "a learning rate beyond float32": (
+        flags("--learning-rate", 1e39),
+        "learning_rate must be at most 1e+37: got 1e+39",
+    ),
+    "an embedding that no tensor is": (flags("--embedding", 10**19), "embedding must be at most 2147483647: got 1"),
+    "units that no tensor holds": (flags("--hidden", 10**19), "hidden must be at most 2147483647: got 1"),
+    "layers without end": (flags("--layers", 100_000), "layers must be at most 1000: got 100000"),
+    "a name for a text that is not UTF-8": (
+        lambda f: ["--text", f / os.fsdecode(b"caf\xe9"), "--out", f / "new"],
+        "text must be UTF-8, or config.toml could not hold it: got ",
+    ),
+    "a name for a place that is not UTF-8": (
+        lambda f: ["--text", f / "text.txt", "--out", os.fsdecode(b"caf\xe9")],
+        r"out must be a directory name, in UTF-8: got 'caf\udce9'",
+    ),
+    "no name for a place": (
+        lambda f: ["--text", f / "text.txt", "--out", ""],
+        "out must be a directory name, in UTF-8: got ''",
+    ),
+    "no name for a run": (lambda f: ["--resume", ""], "resume must be a directory name, in UTF-8: got ''"),
+    "a TOML file without a bottom": (toml("steps = " + "[" * 20_000), "is not TOML"),
+    "a TOML file with a number without end": (toml("steps = " + "9" * 5000), "is not TOML"),
     "a policy that is none": (flags("--gradient", "truncated:0"), "window must be at least 1 step: got 0"),
     "a kernel that is none": (flags("--kernel", "tpu"), "kernel must be"),
     "no run to go on with": (lambda f: ["--resume", f / "none"], "is not a run directory"),
@@ -147,6 +172,10 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
     ),
     "another vocabulary": (resumed(other_vocabulary), "is not the vocabulary of the text this run began with"),
     "a vocabulary that is none": (resumed(rewrite("vocabulary.json", "counts", "c")), "the vocabulary must be"),
+    "a vocabulary without a bottom": (
+        resumed(lambda run: (run / "vocabulary.json").write_text("[" * 100_000)),
+        "the vocabulary must be",
+    ),
     "an option of another network": (resumed(rewrite("config.toml", "hidden = 8", "hidden = 9")), "does not fit"),
     "an unknown option of the run": (resumed(rewrite("config.toml", "hidden", "hiden")), "unknown option hiden"),
     "a checkpoint from a newer version": (
@@ -161,12 +190,26 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input(capsys: pytest.CaptureFixture[str], folder: Path, name: str):
+def test_bad_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, name: str):
     make, message = CASES[name]
+    monkeypatch.chdir(folder)
     arguments = make(folder)
     before = files(folder)
     assert message in error_of(bptt(capsys, "train", *arguments))
     assert files(folder) == before
+
+
+LARGEST = {entry.name: entry.metadata["check"].most for entry in fields(Config)}
+MEMORY = ("layers", "hidden", "embedding", "batch")  # of these nobody has enough for the largest
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("name", [name for name, most in LARGEST.items() if most < math.inf and name not in MEMORY])
+def test_the_largest_number_of_an_option_trains(tmp_path: Path, name: str, optimiser: str):
+    length = {} if name == "steps" else {"epochs": 1}
+    config = tiny(write_text(tmp_path), optimiser=optimiser, **length | {name: LARGEST[name]})
+    assert Config.from_toml(config.to_toml(), "here") == config
+    assert Trainer(config, prepare(config)).advance().step == 1
 
 
 @contextmanager

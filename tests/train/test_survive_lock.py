@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -137,6 +138,15 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_asked_for_again(path: Path, 
     assert len(calls) == 2
     with (path / lock.NAME).open("a") as file, pytest.raises(BlockingIOError):
         real(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.release(path)
+
+
+def test_a_directory_that_was_made_again_is_locked_again(path: Path):
+    lock.acquire(path)
+    shutil.rmtree(path)
+    path.mkdir()
+    lock.acquire(path)
+    assert json.loads((path / lock.NAME).read_text())["pid"] == os.getpid()
     lock.release(path)
 
 

@@ -57,6 +57,9 @@ def test_json_there_and_back():
         '{"level": "char", "tokens": ["<unk>", "a"], "counts": [1]}',
         '{"level": "char", "tokens": ["<unk>", 1], "counts": [1, 1]}',
         '{"level": "char", "tokens": ["<unk>"], "counts": [-1]}',
+        '{"level": "char", "tokens": ["<unk>"], "counts": [9223372036854775808]}',
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param('{"level": ' + "9" * 5000, id="long"),
     ],
 )
 def test_json_of_something_else_is_refused(text: str):

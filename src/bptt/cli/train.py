@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 
 from ..train import Config, InputError, NonFiniteError, RunDirectory, Trainer, resume
-from ..train.config import read_entries
+from ..train.config import read_entries, shown
 from ..train.corpus import read_file
 from ..train.distributed import begin, start_or_resume
 from ..train.processes import ElsewhereError, Processes, joined, may_restart
+from ..train.textfiles import encodable
 from .options import with_training_options
 from .progress import train_with_progress
 from .tensorboard import board, require_tensorboard
@@ -28,11 +29,11 @@ def train(
         Path | None, typer.Option("--config", metavar="FILE", help="options from a TOML file, out included; flags win")
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="DIR", help="run directory (default: runs/TEXT-CELL-TIME)", show_default=False),
     ] = None,
     resume_from: Annotated[
-        Path | None, typer.Option("--resume", metavar="DIR", help="go on with a run, exactly where it was saved")
+        str | None, typer.Option("--resume", metavar="DIR", help="go on with a run, exactly where it was saved")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
     tensorboard: Annotated[
@@ -58,9 +59,10 @@ def train(
                 raise InputError(
                     "--resume takes its directory and options from the run: leave out --out, --config, --overwrite"
                 )
-            return resume(resume_from, **given)
+            return resume(_directory("resume", resume_from), **given)
+        directory = None if out is None else _directory("out", out)
         config, named = _read(config_file, given)
-        directory = out or named
+        directory = directory or named
         if directory is None and may_restart():
             raise InputError("--max-restarts needs a directory where the run is found again: give --out DIR")
         return start_or_resume(processes, config, directory or _default_directory(config), overwrite=overwrite)
@@ -88,10 +90,15 @@ def _read(file: Path | None, flags: dict[str, Any]) -> tuple[Config, Path | None
     if file is None:
         return Config(**flags), None
     entries = read_entries(read_file(file, "configuration"), str(file), also=["out"])
-    out = entries.pop("out", None)
-    if out is not None and (not isinstance(out, str) or not out or "\0" in out):
-        raise InputError(f"{file}: out must be a directory name: got {out!r}")
-    return Config.from_entries(entries, str(file), **flags), None if out is None else Path(out)
+    directory = _directory(f"{file}: out", entries.pop("out")) if "out" in entries else None
+    return Config.from_entries(entries, str(file), **flags), directory
+
+
+def _directory(name: str, value: object) -> Path:
+    """What an option says is a directory."""
+    if not isinstance(value, str) or not value or "\0" in value or not encodable(value):
+        raise InputError(f"{name} must be a directory name, in UTF-8: got {shown(value)}")
+    return Path(value)
 
 
 def _default_directory(config: Config) -> Path:
@@ -102,13 +109,15 @@ def _default_directory(config: Config) -> Path:
 def _summary(run: RunDirectory, trainer: Trainer) -> str:
     measured = ""
     for last in run.metrics()[-1:]:  # a run that was resumed at its end may have lost its metrics
-        if last["perplexity"] is None or (trainer.config.epochs is not None and last["epoch_perplexity"] is None):
+        by_epoch = trainer.config.epochs is not None
+        perplexity = last["epoch_perplexity" if by_epoch else "perplexity"]
+        if perplexity is not None:
+            over = "epoch" if by_epoch else "step" if last["steps"] == 1 else f"{last['steps']} steps"
+            measured = f": training perplexity {perplexity:.4g} over the last {over}"
+        elif last["loss"] is None:
             measured = ": the last ones were all skipped"
-        elif trainer.config.epochs is not None:
-            measured = f": training perplexity {last['epoch_perplexity']:.4g} over the last epoch"
         else:
-            over = "step" if last["steps"] == 1 else f"{last['steps']} steps"
-            measured = f": training perplexity {last['perplexity']:.4g} over the last {over}"
+            measured = f": training loss {last['loss']:.4g}, a perplexity beyond all numbers"
         if last["heldout_perplexity"] is not None:
             measured += f"; held-out perplexity {last['heldout_perplexity']:.4g} at the end"
     return (

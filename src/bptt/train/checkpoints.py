@@ -52,7 +52,13 @@ def save(folder: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the last `keep` files up to `step`. Later ones go too: a run that is at `step` gave them up."""
+    """Remove all but the last `keep` files up to `step`. Later ones go too: a run that is at `step` gave them up.
+
+    A directory of such a name is nobody's checkpoint: `.aside` is put to its name.
+    """
+    for file in listing(folder):
+        if file.is_dir():
+            file.rename(f"{file}.aside")
     files = listing(folder)
     past = [file for file in files if _step(file) <= step]
     for file in {*files} - {*past[:keep]}:
@@ -87,9 +93,10 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 
 def latest(folder: Path) -> dict[str, Any] | None:
-    """The newest state that is whole, or None where there are no files. Every damaged file passed over is logged.
+    """The newest state that is whole, or None where there are no files. Every file passed over is logged: those that
+    are damaged, and those that the disk does not give.
 
-    Raises DamagedError where all files are damaged, InputError where the newest whole one is from a newer version.
+    Raises DamagedError where that is all of them, InputError where the newest whole one is from a newer version.
     """
     files = listing(folder)
     damage: list[DamagedError] = []
@@ -98,6 +105,9 @@ def latest(folder: Path) -> dict[str, Any] | None:
             state = read(file)
         except DamagedError as error:
             damage.append(error)
+            continue
+        except OSError as error:
+            damage.append(DamagedError(f"{file} cannot be read: {error.strerror or error}"))
             continue
         for passed_over in damage:
             LOG.warning("%s; going back to %s", passed_over, file.name)

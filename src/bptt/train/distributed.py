@@ -11,7 +11,7 @@ from .dataset import prepare
 from .loop import Trainer
 from .processes import Processes
 from .rundir import RunDirectory
-from .session import located, resume, start
+from .session import located, postponed, resume, start
 
 __all__ = ["begin", "start_or_resume"]
 
@@ -20,18 +20,26 @@ def begin(processes: Processes, opening: Callable[[], tuple[Trainer, RunDirector
     """Open a run for all processes, which then `fit` it together.
 
     opening: `start` or `resume` with their arguments; called by the first process alone, so that no other needs the run
-    directory. All need the text.
+    directory. All need the text. It is written to once every process is ready.
 
     Raises what `opening` raises; InputError for a text that is not the first one's, or options for fewer processes;
     ElsewhereError on the processes that are not to blame.
     """
     opened = None
-    with processes.together():
-        if processes.first:
-            opened = opening()
-            processes.check(opened[0].config)
-    if processes.world == 1 and opened is not None:
-        return opened
+    with postponed() as write:
+        with processes.together():
+            if processes.first:
+                opened = opening()
+                processes.check(opened[0].config)
+        if processes.world > 1 or opened is None:
+            opened = _all_ready(processes, opened)
+        with processes.together():
+            write()
+    return opened
+
+
+def _all_ready(processes: Processes, opened: tuple[Trainer, RunDirectory] | None) -> tuple[Trainer, RunDirectory]:
+    """What the first process opened, on every process."""
     whole = None if opened is None else (asdict(opened[0].config), str(opened[1].path), opened[0].state())
     options, path, state = processes.of_first(whole)
     with processes.together():

@@ -33,8 +33,7 @@ class Texts:
 
     Use one of `lines`, `paragraphs`, `whole`, `directory` and `json_lines`, which take UTF-8 files (a byte order mark
     is dropped, line ends of any system become newlines) and raise InputError for a file that is missing, not UTF-8 or
-    holds nothing but white space. Documents of white space alone, of ASCII (space, tab, newline, \\v, \\f, \\r), are left
-    out.
+    holds nothing but white space. Documents of ASCII white space alone are left out.
     """
 
     def __init__(

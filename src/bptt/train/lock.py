@@ -37,9 +37,11 @@ def acquire(directory: Path) -> None:
     written.
     """
     directory = directory.resolve()
-    if directory in _held:
-        return
     path = directory / NAME
+    if directory in _held:
+        if _same(_held[directory], path):
+            return
+        os.close(_held.pop(directory))  # the directory was removed and made again
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:

@@ -20,7 +20,7 @@ from . import generators
 from .batches import IGNORE, Batches, Window
 from .carried import finite, gathered, lanes_of, to
 from .config import Config
-from .dataset import Dataset, Part, in_order
+from .dataset import Dataset, Part, in_order, token_count
 from .errors import InputError, NonFiniteError
 from .model import State, detach, record_window
 from .network import build_model
@@ -59,7 +59,7 @@ class Trainer:
         self.model = build_model(config, len(dataset.vocabulary))
         if config.memory.startswith("checkpoints:bytes"):
             try:
-                plan(self.model, config.seq_length, config.batch)
+                plan(self.model, min(config.seq_length, token_count(dataset.train)), config.batch)
             except ValueError as error:
                 raise InputError(f"memory={config.memory}: {error}") from None
         optimiser = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]

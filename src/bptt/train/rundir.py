@@ -7,17 +7,21 @@ findings.jsonl        one per finding of the doctor, with its step; not there wh
 checkpoints/          all that resuming needs, weights included, a file for each of the last steps saved
 weights.safetensors   the weights for everybody else, written after the checkpoint
 run.lock              while a process trains here, or where one was killed: its number and host
+.beginning, .begun    where a process was killed as it began a run: that run, in part or whole
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +43,7 @@ LOG = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """One run's files. `create` makes a new one, `open` an existing one."""
+    """One run's files. `occupy` and `begin` make a new one, `open` an existing one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,6 +54,9 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.old_state_file = path / "state.pt"  # of version 0.1
         self.weights_file = path / "weights.safetensors"
+        self.beginning = path / ".beginning"  # a new run, of which not all is there yet
+        self.begun = path / ".begun"  # a new run, saved whole, on its way to take the place of what is here
+        self._made: list[Path] = []  # directories
 
     @classmethod
     def vacant(cls, path: Path, overwrite: bool) -> RunDirectory:
@@ -60,7 +67,7 @@ class RunDirectory:
         run = cls(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"out {path} is a file: give a directory")
-        if path.is_dir() and any(not _left_over(file) for file in path.iterdir()):
+        if path.is_dir() and any(not run._left_over(file) for file in path.iterdir()):
             if not run.config_file.exists():
                 raise InputError(f"out {path} is not empty and not a run directory: give another")
             if not overwrite:
@@ -95,33 +102,87 @@ class RunDirectory:
         finally:
             self.release()
 
-    def create(self, config: Config, vocabulary: Vocabulary) -> None:
-        """Begin a run here; an earlier run's files go, its configuration last."""
-        config_text = config.to_toml()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._clear()
-        self.write_config(config_text)
-        atomic.write(self.vocabulary_file, vocabulary.to_json().encode())
-        self.checkpoints.mkdir(exist_ok=True)
-        atomic.flush_directory(self.path)
+    def occupy(self, overwrite: bool) -> None:
+        """Make this process the one that begins a run here, in a new directory if need be; `abandon` undoes that.
 
-    def discard(self) -> None:
-        """Remove the run's files, and the directory if nothing else is in it."""
-        self._clear()
-        for file in (self.config_file, self.vocabulary_file):
-            file.unlink(missing_ok=True)
+        Raises what `vacant` and `acquire` raise.
+        """
+        try:
+            for folder in reversed((self.path, *self.path.parents)):
+                if not folder.exists():
+                    folder.mkdir(exist_ok=True)
+                    self._made.append(folder)
+                    atomic.flush_directory(folder.parent)
+            self.acquire()
+            self.vacant(self.path, overwrite)  # still so, now that nobody else can change it
+            self.settle()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Give the directory up, and remove those that `occupy` made as far as they are empty."""
         self.release()
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        while self._made:
+            with suppress(OSError):  # somebody else's files are in it
+                self._made.pop().rmdir()
+
+    def begin(self, config: Config, vocabulary: Vocabulary, state: dict[str, Any], keep: int = 3) -> None:
+        """Begin a run here with its first checkpoint. An earlier run goes once the new one is on disk whole.
+
+        On an error before, an earlier run is as it was; without one nothing is left.
+        """
+        earlier, new = self.config_file.exists(), RunDirectory(self.beginning)
+        try:
+            new.path.mkdir()
+            new.write_config(config.to_toml())
+            atomic.write(new.vocabulary_file, vocabulary.to_json().encode())
+            new.save(state, keep)
+            os.replace(self.beginning, self.begun)  # from here on it is the run of this directory
+            atomic.flush_directory(self.path)
+            self._take_place()
+        except BaseException:
+            shutil.rmtree(self.beginning, ignore_errors=True)
+            if not earlier:
+                self._clear()
+            raise
+        self.vocabulary_digest = new.vocabulary_digest
+
+    def settle(self) -> None:
+        """Finish what a process killed inside `begin` left undone: a run that was whole takes its place."""
+        if self.begun.is_dir() and self.config_file.exists():
+            self._take_place()
+        for half in (self.beginning, self.begun):
+            if half.is_dir():
+                shutil.rmtree(half)
+
+    def _take_place(self) -> None:
+        """Put the new run's files where an earlier run's are. Each step may be the last, and all may be done again."""
+        new = RunDirectory(self.begun)
+        for here, there in (
+            (new.config_file, self.config_file),  # the first: what is in `begun` counts only beside it
+            (new.vocabulary_file, self.vocabulary_file),
+            (new.weights_file, self.weights_file),
+        ):
+            if here.exists():
+                os.replace(here, there)
+        for file in (self.old_state_file, self.metrics_file, self.findings_file):
+            file.unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        for first in checkpoints.listing(new.checkpoints):
+            checkpoints.prune(self.checkpoints, -1, 0)
+            os.replace(first, self.checkpoints / first.name)
+        self.sweep()
+        for folder in (self.checkpoints, self.path):
+            atomic.flush_directory(folder)
+        shutil.rmtree(self.begun)
 
     def _clear(self) -> None:
-        """Remove what training wrote."""
-        self.sweep()
-        states = (self.old_state_file, *checkpoints.listing(self.checkpoints))
-        for file in (*states, self.weights_file, self.metrics_file, self.findings_file):
+        """Remove all that `begin` writes."""
+        for folder in (self.begun, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.config_file, self.vocabulary_file, self.weights_file):
             file.unlink(missing_ok=True)
-        if self.checkpoints.is_dir() and not any(self.checkpoints.iterdir()):
-            self.checkpoints.rmdir()
 
     def tidy(self, step: int, keep: int) -> None:
         """Do what a process killed at its work, or a disk that failed, left undone at `step`."""
@@ -145,9 +206,16 @@ class RunDirectory:
         """The run's vocabulary."""
         return Vocabulary.from_json(read_file(self.vocabulary_file, "vocabulary"))
 
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """What tells the run's vocabulary from others."""
+        return _digest(self.vocabulary())
+
     def append(self, record: Record) -> None:
-        """Add one line to the metrics."""
-        _append(self.metrics_file, asdict(record))
+        """Add one line to the metrics. A number that JSON has not (the perplexity of a large loss) is null."""
+        entries = asdict(record).items()
+        lacking = {name: None for name, n in entries if isinstance(n, float) and not math.isfinite(n)}
+        _append(self.metrics_file, {**dict(entries), **lacking})
 
     def append_finding(self, step: int, finding: Finding) -> None:
         """Add one line to the findings. A value that JSON has no number for is written as text: "nan", "inf"."""
@@ -204,15 +272,11 @@ class RunDirectory:
         """Make weights.safetensors those of a state; the file is left alone where it holds them already."""
         weights: dict[str, Tensor] = state["model"]
         flat = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        metadata = {"step": str(state["position"]["step"])}
+        about = {"step": state["position"]["step"], "vocabulary": self.vocabulary_digest}
+        metadata = {"bptt": json.dumps(about)}  # one entry: safetensors writes several in any order
         data: bytes = require("safetensors.torch", "cli").save(flat, metadata=metadata)
         if not self.weights_file.is_file() or self.weights_file.read_bytes() != data:
             atomic.write(self.weights_file, data)
-
-    def has_trained(self) -> bool:
-        """Whether there is anything of training here, readable or not: a checkpoint, weights, records."""
-        files = (self.old_state_file, self.weights_file, self.metrics_file)
-        return bool(checkpoints.listing(self.checkpoints)) or any(file.exists() for file in files)
 
     def state(self) -> dict[str, Any]:
         """The last checkpoint that is whole; damaged ones passed over are logged (`checkpoints.latest`).
@@ -226,21 +290,32 @@ class RunDirectory:
             raise InputError(f"{self.path} has no checkpoint: begin it again with --overwrite")
         return state
 
-    def weights(self) -> dict[str, Tensor]:
-        """The weights of the last checkpoint. Raises InputError where there are none that can be read."""
+    def weights(self, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
+        """The weights of the last checkpoint. vocabulary: the one to use them with.
+
+        Raises InputError where there are none that can be read, and where they were trained with another vocabulary
+        (which weights of version 0.1 do not tell).
+        """
         safetensors = require("safetensors", "cli")
         if not self.weights_file.exists():
             raise InputError(f"{self.path} has no weights: it lacks {self.weights_file.name}")
         try:
-            weights: dict[str, Tensor] = require("safetensors.torch", "cli").load_file(self.weights_file)
-        except safetensors.SafetensorError as error:
+            with safetensors.safe_open(self.weights_file, "pt") as file:
+                trained_with = json.loads((file.metadata() or {}).get("bptt", "{}")).get("vocabulary")
+                weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{self.weights_file} cannot be read: {error}") from None
+        if vocabulary is not None and trained_with not in (None, _digest(vocabulary)):
+            raise InputError(f"{self.vocabulary_file} is not the vocabulary that {self.weights_file.name} knows")
         return weights
 
+    def _left_over(self, path: Path) -> bool:
+        """Whether a process killed before it began has left this."""
+        return path in (self.beginning, self.begun, self.path / lock.NAME) or path.name.endswith(atomic.SUFFIX)
 
-def _left_over(path: Path) -> bool:
-    """Whether a process killed before it began has left this."""
-    return path.name == lock.NAME or path.name.endswith(atomic.SUFFIX)
+
+def _digest(vocabulary: Vocabulary) -> str:
+    return hashlib.sha256(vocabulary.to_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _append(file: Path, entry: dict[str, Any]) -> None:
@@ -249,11 +324,11 @@ def _append(file: Path, entry: dict[str, Any]) -> None:
 
 
 def _lines(file: Path, what: str) -> list[dict[str, Any]]:
-    """The entries of a log; a last line cut short is left out."""
+    """The entries of a log; a last line cut short is left out, and None stands for what is not a finite number."""
     if not file.exists():
         return []
     lines = read_file(file, what).split("\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]
+        return [json.loads(line, parse_constant=lambda name: None) for line in lines[:-1]]
     except ValueError as error:
         raise InputError(f"{file} has a line that is not JSON: {error}") from None

@@ -24,7 +24,7 @@ def load(run: RunDirectory, device: str = "cpu") -> tuple[LanguageModel, Vocabul
     vocabulary = run.vocabulary()
     model = build_model(config, len(vocabulary))
     try:
-        model.load_state_dict(run.weights())
+        model.load_state_dict(run.weights(vocabulary))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{run.weights_file} does not fit its configuration and vocabulary: {reason}") from None

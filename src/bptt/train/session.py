@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..flow import Finding
-from . import generators
 from .config import Config
 from .dataset import prepare
 from .errors import InputError, NonFiniteError
@@ -18,7 +19,7 @@ from .loop import Trainer
 from .records import Record, Step
 from .rundir import RunDirectory
 
-__all__ = ["CHANGEABLE", "fit", "located", "resume", "start"]
+__all__ = ["CHANGEABLE", "fit", "located", "postponed", "resume", "start"]
 
 CHANGEABLE = (
     *("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "keep", "text", "corpus"),
@@ -26,39 +27,30 @@ CHANGEABLE = (
 )
 """Options that may change when a run is resumed; the others would make it another run."""
 
+_waiting: ContextVar[list[tuple[RunDirectory, Callable[[], None]]] | None] = ContextVar("_waiting", default=None)
+"""The directories that wait inside `postponed`, each with what writes to it."""
+
 
 def start(config: Config, path: Path, *, overwrite: bool = False) -> tuple[Trainer, RunDirectory]:
     """A new run in a directory. Everything is checked before the directory is touched; step 0 is saved at once.
 
-    This process then is the only one that may write there, until `fit` or the process ends.
+    This process then is the only one that may write there, until `fit` or the process ends. An earlier run that is to
+    be overwritten stays as it was until step 0 of the new one is saved, whatever fails before.
 
     Raises InputError for a text, an option or a directory that cannot be used.
     """
     run = RunDirectory.vacant(path, overwrite)
     trainer = Trainer(located(config), prepare(config))
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        run.acquire()
-        RunDirectory.vacant(path, overwrite)  # still so, now that nobody else can change it
-    except BaseException:
-        run.release()
-        if not any(path.iterdir()):
-            path.rmdir()
-        raise
-    try:
-        run.create(trainer.config, trainer.dataset.vocabulary)
-        run.save(_state(trainer), trainer.config.keep)
-    except BaseException:  # a full disk, Ctrl-C: half a run is of no use to anybody
-        run.discard()
-        raise
+    run.occupy(overwrite)
+    _write(run, partial(run.begin, trainer.config, trainer.dataset.vocabulary, trainer.state(), config.keep))
     return trainer, run
 
 
 def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
     """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`.
 
-    A damaged checkpoint is passed over for the one before it, which is logged. A run that was killed before it could
-    save its beginning begins. This process then is the only one that may write there, until `fit` or the process ends.
+    A damaged checkpoint is passed over for the one before it, which is logged. This process then is the only one that
+    may write there, until `fit` or the process ends.
 
     Raises InputError, the directory untouched, for a change it cannot take (fewer steps than it has had among them),
     and where another live process has the directory.
@@ -66,13 +58,53 @@ def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
     run = RunDirectory.open(path)
     run.acquire()
     try:
-        return _resume(run, changes), run
+        run.settle()
+        trainer, write = _resume(run, changes)
     except BaseException:
         run.release()
         raise
+    _write(run, write)
+    return trainer, run
 
 
-def _resume(run: RunDirectory, changes: dict[str, Any]) -> Trainer:
+@contextmanager
+def postponed() -> Iterator[Callable[[], None]]:
+    """Inside `with`, `start` and `resume` check everything and take the directory, but write nothing to it.
+
+    What this yields does that, once all else has gone well. Where it is not called, or raises, the directory is at the
+    end as it was.
+    """
+    waiting: list[tuple[RunDirectory, Callable[[], None]]] = []
+
+    def write() -> None:
+        while waiting:
+            waiting[-1][1]()
+            waiting.pop()
+
+    token = _waiting.set(waiting)
+    try:
+        yield write
+    finally:
+        _waiting.reset(token)
+        for run, _ in waiting:
+            run.abandon()
+
+
+def _write(run: RunDirectory, write: Callable[[], None]) -> None:
+    """Write to a directory that this process has taken: now, or at the end of `postponed`."""
+    waiting = _waiting.get()
+    if waiting is not None:
+        waiting.append((run, write))
+        return
+    try:
+        write()
+    except BaseException:
+        run.abandon()
+        raise
+
+
+def _resume(run: RunDirectory, changes: dict[str, Any]) -> tuple[Trainer, Callable[[], None]]:
+    """The trainer, and what writes to the directory that the run goes on."""
     old = run.config()
     config = old.override(**changes)
     for entry in fields(Config):
@@ -82,31 +114,27 @@ def _resume(run: RunDirectory, changes: dict[str, Any]) -> Trainer:
                 f"{entry.name} cannot change when a run is resumed: it was {was!r}, got {now!r}; "
                 f"only {', '.join(CHANGEABLE)} can"
             )
-    begun = run.has_trained()
-    state = run.state() if begun else None
+    state = run.state()
     dataset = prepare(config)
     trainer = Trainer(located(config), dataset)
-    if state is not None:
-        trainer.restore(state)
-        if dataset.vocabulary != run.vocabulary():
-            raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
+    trainer.restore(state)
+    if dataset.vocabulary != run.vocabulary():
+        raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
     if trainer.step >= trainer.total and (config.steps, config.epochs) != (old.steps, old.epochs):
         name = "epochs" if config.steps is None else "steps"
         raise InputError(
             f"already at step {trainer.step}; give more {name}: got {name}={getattr(config, name)}"
             + (f", {trainer.total} steps" if name == "epochs" else "")
         )
-    if state is None:
-        run.create(trainer.config, dataset.vocabulary)
-        run.save(_state(trainer), config.keep)
-    else:
-        generators.restore(state.get("generators", {}))
+
+    def write() -> None:
         run.tidy(trainer.step, config.keep)
         run.rewind(trainer.step)
         run.publish(state)  # a run killed between its last checkpoint and its weights has no other occasion
         if trainer.config != old:
             run.write_config(trainer.config.to_toml())
-    return trainer
+
+    return trainer, write
 
 
 def fit(
@@ -152,18 +180,13 @@ def fit(
                 on_record(record)
             signal = processes.largest(request.signal or 0)  # all stop at the same step
             if trainer.finished or signal or step.step % config.save_every == 0:
-                state = _state(trainer)
+                state = trainer.state()
                 with processes.together():
                     if processes.first:
                         run.save(state, config.keep)
             if signal:
                 break
     return None if trainer.finished else signal
-
-
-def _state(trainer: Trainer) -> dict[str, Any]:
-    """All of a checkpoint: what the trainer holds, and the generators that it has no part in."""
-    return {**trainer.state(), "generators": generators.state()}
 
 
 def located(config: Config) -> Config:

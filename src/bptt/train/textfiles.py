@@ -6,6 +6,7 @@ One pass of bounded memory for each file, besides what is found.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
@@ -33,7 +34,7 @@ def encodable(text: str) -> bool:
     >>> encodable("é"), encodable("\ud800")
     (True, False)
     """
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ class Tokens:
 
     source: an array, a memory map included, or a file: `.npy`, or raw numbers of `dtype` under any other name. Of a
     file only what is asked for is read.
-    separator: the id that is the last of each document (what follows the last one is a document too); it is predicted
-    like any other. offsets: where each document begins, and at the end N: whole numbers `[D + 1]`, or a `.npy` file of
-    them. Give at most one; with neither, the array is one document.
+    separator: the id that is the last of each document (what follows the last one is a document too); it must occur,
+    and is predicted like any other. offsets: where each document begins, and at the end N: whole numbers `[D + 1]`, or
+    a `.npy` file of them. Give at most one; with neither, the array is one document.
 
-    sizes: int64 `[D]`. Raises InputError for files that do not hold this, ValueError for arrays.
+    sizes: int64 `[D]`. Raises InputError for files that do not hold this, ValueError for arrays; TypeError for a
+    separator that is no whole number.
 
     >>> [d.tolist() for d in Tokens(np.array([5, 1, 0, 2, 0, 3]), separator=0)]
     [[5, 1, 0], [2, 0], [3]]
@@ -56,7 +58,7 @@ class Tokens:
         if offsets is not None:
             self.offsets = self._given(offsets)
         else:
-            self.offsets = np.array([0, len(self.array)]) if separator is None else self._behind(separator)
+            self.offsets = np.array([0, len(self.array)]) if separator is None else self._behind(separator, source)
         self.sizes: np.ndarray[Any, np.dtype[np.int64]] = np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -69,12 +71,17 @@ class Tokens:
         start, stop = self.offsets[index : index + 2].tolist()
         return self.array[start:stop] if isinstance(self.array, np.ndarray) else _Part(self.array, start, stop)
 
-    def _behind(self, separator: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _behind(self, separator: int, source: str | Path | _Array) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Where the documents begin, and the end: behind each separator."""
+        if isinstance(separator, bool) or not hasattr(separator, "__index__"):
+            raise TypeError(f"separator must be a whole number: got {separator!r}")
         ends = [np.zeros(1, np.int64)]
         for start in range(0, len(self.array), _BLOCK):
-            ends.append(start + 1 + np.flatnonzero(self.array[start : start + _BLOCK] == separator))
+            ends.append(start + 1 + np.flatnonzero(self.array[start : start + _BLOCK] == index(separator)))
         found = np.concatenate(ends)
+        if len(found) == 1:
+            error: type[ValueError] = InputError if isinstance(self.array, _OnFile) else ValueError
+            raise error(f"separator must occur in tokens {self._name(source)}: got {separator}")
         return found if found[-1] == len(self.array) else np.append(found, len(self.array))
 
     def _given(self, offsets: str | Path | Sequence[int] | _Array) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -168,9 +175,12 @@ def _header(path: Path) -> tuple[np.dtype[Any], int, int]:
             version = np.lib.format.read_magic(file)
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, _, dtype = read(file)
-        except (ValueError, KeyError, EOFError) as error:
-            raise InputError(f"tokens {path} are no .npy file: {str(error).splitlines()[0]}") from None
-        if len(shape) != 1:
+        except OSError:
+            raise
+        except Exception as error:  # NumPy reads the header as Python's own text: anything can be wrong with that
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"tokens {path} are no .npy file: {reason}") from None
+        if len(shape) != 1 or shape[0] < 0:
             raise InputError(f"tokens {path} must be one array [N]: got the shape {list(shape)}")
         if dtype.kind not in "iu":
             raise InputError(f"tokens {path} must be whole numbers: got {dtype}")

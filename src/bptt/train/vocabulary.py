@@ -108,6 +108,6 @@ class Vocabulary:
             raise InputError("the vocabulary must be a JSON object with level, tokens and counts") from None
         if level not in get_args(Level) or not all(isinstance(t, str) for t in tokens) or tokens[:1] != (UNKNOWN,):
             raise InputError(f"the vocabulary must have level char or word and tokens that begin with {UNKNOWN}")
-        if len(tokens) != len(counts) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        if len(tokens) != len(counts) or not all(isinstance(n, int) and 0 <= n < 2**63 for n in counts):
             raise InputError("the vocabulary must have one count for each token")
         return cls(level, tokens, counts)
