@@ -69,8 +69,16 @@ def test_two_ways_of_cutting_are_two_texts(tmp_path: Path):
     found = set()
     for name, text in (("a", "ab\ncdd\n"), ("b", "abc\ndd\n"), ("c", "ab\ncd\nd\n")):
         (tmp_path / name).write_text(text)
-        found.add(prepare(tiny(tmp_path / name, documents="lines", heldout=0.0)).sha256)
+        found.add(prepare(tiny(tmp_path / name, documents="lines", heldout=0.0, batch=1)).sha256)
     assert len(found) == 3
+
+
+def test_more_lanes_than_tokens_to_predict(tmp_path: Path):
+    (tmp_path / "text").write_text("abc\nd\nef\n")
+    config = tiny(tmp_path / "text", documents="lines", heldout=0.0, batch=3)
+    assert prepare(config).batches(config).full == 3
+    with pytest.raises(InputError, match="have 3 tokens to predict, batch=4 lanes need at least 4"):
+        prepare(config.override(batch=4))
 
 
 def test_long_documents_are_read_in_pieces(text: Path, monkeypatch: pytest.MonkeyPatch):

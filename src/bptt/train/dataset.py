@@ -116,6 +116,12 @@ def _separate(config: Config, split: str) -> Dataset:
                 f"{path} is too short: of {len(texts)} documents {len(part)} are left to {name}, none of at least "
                 "2 tokens" + ("; give more, or --heldout 0" if config.heldout else "")
             )
+    predictions = int((parts[0].sizes - 1).clip(min=0).sum())
+    if predictions < config.batch:
+        raise InputError(
+            f"{path} is too short: its documents have {predictions} tokens to predict, batch={config.batch} lanes need "
+            f"at least {config.batch}"
+        )
     return Dataset(vocabulary, parts[0], parts[1] if len(parts[1]) else None, digest)
 
 
