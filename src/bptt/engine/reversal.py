@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Blocks, Columns, Frames, Swept
+from ..kernels import Blocks, Columns, Frames
 from ..policies import EVERYTHING
 from ..schedules import Action
 from .boundary import Tensors, given
@@ -194,12 +194,20 @@ class Crossing:
         self.arriving: dict[int, tuple[Tensor, States]] = {}
         self.leaving: dict[int, list[tuple[Tensor, States]]] = {}  # the same, an entry per sweep
 
+    @property
+    def sums(self) -> bool:
+        """Whether errors come and go as sums over columns, and every column has its losses."""
+        all_take = isinstance(self.columns, Blocks) or bool(self.columns.takes.all())
+        return self.above is None and self.below is None and all_take
+
     def within(self, a: int, b: int) -> Columns:
         """The columns of the segment of the steps a to b-1, the one before the last asked for."""
         self.arriving = {}
         for k, swept in self.leaving.items():
             numbers, states = zip(*swept, strict=True)
-            self.arriving[k] = torch.cat(numbers), tuple(torch.cat(s) for s in zip(*states, strict=True))
+            ascending, order = torch.cat(numbers).sort()
+            rows = order.to(states[0][0].device)
+            self.arriving[k] = ascending, tuple(torch.cat(s)[rows] for s in zip(*states, strict=True))
         self.leaving = {}
         return self.columns.within(a, b)
 
@@ -210,34 +218,43 @@ class Crossing:
             inside = (part.steps() <= part.top)[..., None].to(self.above.device)
             above = self.above[position.clamp(max=len(self.above) - 1), number].masked_fill(~inside, 0)
             errors = (above if errors[0] is None else errors[0] + above, *errors[1:])
-        if k not in self.arriving or not len(self.arriving[k][0]):
+        comes, rows = self.comes(k, part)
+        if not len(rows):
             return errors
-        numbers, carried = self.arriving[k]
-        assert part.number is not None
-        place = torch.searchsorted(numbers, part.number).clamp(max=len(numbers) - 1)
-        comes = (numbers[place] == part.number).nonzero()[:, 0]
-        if not len(comes):
-            return errors
-        device = carried[0].device
-        at = ((part.top - part.start)[comes].to(device), comes.to(device))
-        rows, joined = place[comes].to(device), []
+        carried = self.arriving[k][1]
+        device, joined = carried[0].device, []
+        at = ((part.top - part.start)[comes].to(device), comes.nonzero()[:, 0].to(device))
         for error, states in zip(errors, carried, strict=True):
             base = states.new_zeros(part.R, len(part.start), states.shape[1]) if error is None else error
-            joined.append(base.index_put(at, states[rows], accumulate=True))
+            joined.append(base.index_put(at, states[rows.to(device)], accumulate=True))
         return tuple(joined)
 
-    def leave(self, k: int, part: Frames, swept: Swept, w: Weights) -> None:
-        """Keep what leaves the segment at its first step and goes on, and what goes to the layer below."""
+    def comes(self, k: int, part: Frames) -> tuple[Tensor, Tensor]:
+        """(bool `[N]`, which columns of the part come from behind; where each of these is among those that arrive)."""
+        assert part.number is not None
+        numbers = self.arriving[k][0] if k in self.arriving else part.number[:0]
+        if not len(numbers):
+            return torch.zeros_like(part.number, dtype=torch.bool), numbers
+        place = torch.searchsorted(numbers, part.number).clamp(max=len(numbers) - 1)
+        comes = numbers[place] == part.number
+        return comes, place[comes]
+
+    def leave(self, k: int, part: Frames, states: States) -> None:
+        """Keep what leaves the segment at its first step and goes on. states: h `[N, P]`, c `[N, H]` by column."""
         assert part.number is not None
         assert part.offset is not None
         goes = (part.offset > 0).nonzero()[:, 0]
-        rows = goes.to(swept.da.device)
-        self.leaving.setdefault(k, []).append((part.number[goes], tuple(s[rows] for s in swept.initial)))
-        if self.below is not None:
-            position, number = self._positions(part, self.below)
-            r, n = (part.steps() <= part.top).nonzero(as_tuple=True)
-            r, n = r.to(position.device), n.to(position.device)
-            self.below[position[r, n], number[n]] = swept.da[r, n] @ w.ih
+        rows = goes.to(states[0].device)
+        self.leaving.setdefault(k, []).append((part.number[goes], tuple(s[rows] for s in states)))
+
+    def descend(self, part: Frames, da: Tensor, w: Weights) -> None:
+        """Write what goes to the layer below. da: `[R, N, G*H]`."""
+        if self.below is None:
+            return
+        position, number = self._positions(part, self.below)
+        r, n = (part.steps() <= part.top).nonzero(as_tuple=True)
+        r, n = r.to(position.device), n.to(position.device)
+        self.below[position[r, n], number[n]] = da[r, n] @ w.ih
 
     @staticmethod
     def _positions(part: Frames, by_position: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,10 @@ class Walk:
         """The same for a part of a longer call: its blocks come from the part behind and go on into the one before."""
         self._want(needs, want_adjoints)
         with own_precision(self.x.device):
-            self._block_by_block(columns, crossing)
+            if len(self.weights) == 1 and crossing.sums:
+                self._own_and_from_behind(columns, crossing)
+            else:
+                self._block_by_block(columns, crossing)
         return self._grads(), self.adjoints
 
     def _want(self, needs: tuple[bool, ...], want_adjoints: bool) -> None:
@@ -116,11 +119,30 @@ class Walk:
         for k, frames, swept in self.sweeps(columns, self.wanted, crossing):
             sums[k].add(frames, swept)
             if crossing is not None:
-                crossing.leave(k, frames, swept, self.weights[k])
+                crossing.leave(k, frames, swept.initial)
+                crossing.descend(frames, swept.da, self.weights[k])
         for k, tape in enumerate(self.tapes):
             walked = sums[k].walked()
             below = stack.turn(self._below(k // D), k % D)
             self.dx = self._finish(k, tape, below, walked, self.dx, needs_dx=k < D)
+
+    def _own_and_from_behind(self, columns: Columns, crossing: Crossing) -> None:
+        """A part of a longer call of one layer: only columns that come from behind bring what a plain walk has not."""
+        stack, (tape,), w = self.stack, self.tapes, self.weights[0]
+        behind = crossing.comes(0, columns.frames[0])[0]
+        own, walked = columns.frames[0].pick(~behind), None
+        if len(own.start):
+            edges = stack.edges(0, self.x.dtype)
+            walked = stack.kernel.walk(stack.cell, self.x, w, tape, own, self.dy, self._finals(0), edges, self.wanted)
+            crossing.leave(0, own, walked.leaving)
+        if behind.any():
+            sums = Sums(self.wanted)
+            for k, frames, swept in self.sweeps(columns.pick(behind), self.wanted, crossing):
+                sums.add(frames, swept)
+                crossing.leave(k, frames, swept.initial)
+            walked = sums.walked() if walked is None else walked.plus(sums.walked())
+        assert walked is not None
+        self.dx = self._finish(0, tape, self.x, walked, None)
 
     def sweeps(
         self, columns: Columns, wanted: Wanted, crossing: Crossing | None = None

@@ -132,18 +132,17 @@ class Cpu:
         if small:
             weights = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if wanted.weights else (None, None)
             products = (x.new_empty(x.shape) if wanted.x else None, *weights)
-        da, lam, _, bias, initial = self._sweep(
+        da, lam, _, bias, leaving = self._sweep(
             cell, w, tape, frames, (error, None), final, edges, wanted, (x, products) if small else None
         )
         dx, ih, hh = products
         if wanted.x and dx is None and covers and B > 0:
             dx = _linear(da.view(T * B, -1)[:, -len(w.ih) :], w.ih.t()).view(x.shape)
-        if wanted.initial:
-            initial = frames.collect_initial(initial)
+        initial = frames.collect_initial(leaving) if wanted.initial else ()
         H = w.hh.shape[1]
         if cell.gates_per_unit == 3:
-            return Walked(da[..., H:], lam, initial, bias, ih, hh, dx, inner=da[..., :H])
-        return Walked(da, lam, initial, bias, ih, hh, dx)
+            return Walked(da[..., H:], lam, initial, bias, ih, hh, dx, leaving, inner=da[..., :H])
+        return Walked(da, lam, initial, bias, ih, hh, dx, leaving)
 
     def sweep(
         self,

@@ -254,11 +254,14 @@ class Columns:
         part = self.frames[0].within(a, b)
         return Columns((part,), self.takes[:, part.number], part.top - part.start + 1)
 
+    def pick(self, columns: slice | Tensor) -> Columns:
+        """Some of the columns."""
+        return Columns(tuple(f.pick(columns) for f in self.frames), self.takes[:, columns], self.span[columns])
+
     def groups(self, columns: int) -> Iterator[Columns]:
         """The same columns in groups of at most `columns`."""
         for i in range(0, len(self.span), max(columns, 1)):
-            part = slice(i, i + max(columns, 1))
-            yield Columns(tuple(f.pick(part) for f in self.frames), self.takes[:, part], self.span[part])
+            yield self.pick(slice(i, i + max(columns, 1)))
 
     def turn(self, x: Tensor, d: int) -> Tensor:
         """`[R, N, F]` from forward positions to those of direction d, and back: its own inverse within the span."""

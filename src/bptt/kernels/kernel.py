@@ -77,7 +77,14 @@ class Walked(NamedTuple):
     ih: Tensor | None = None  # [G*H, I], [G*H, P] the gradients of w.ih and w.hh, where the kernel has them
     hh: Tensor | None = None
     dx: Tensor | None = None  # [T, B, I], where the kernel has it
+    leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] what leaves each column at its first step, with `initial`
     inner: Tensor | None = None  # [T, B, H] a GRU's (4.10), where the kernel has it: da of n as W_hn h sees it
+
+    def plus(self, other: Walked) -> Walked:
+        """The sums over the columns of both."""
+        adjoint = None if self.adjoint is None or other.adjoint is None else self.adjoint + other.adjoint
+        initial = tuple(a + b for a, b in zip(self.initial, other.initial, strict=True))
+        return Walked(self.da + other.da, adjoint, initial)
 
 
 class Kernel(Protocol):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
@@ -60,6 +61,7 @@ class Sums:
     da: Tensor | None = None  # [T, B, G*H]
     adjoint: Tensor | None = None  # [T, B, P], where collected
     initial: tuple[Tensor, ...] = ()  # h [B, P], c [B, H]
+    leaving: list[tuple[Tensor, ...]] = field(default_factory=list)  # of each sweep, h [N, P], c [N, H]
 
     def add(self, frames: Frames, swept: Swept) -> None:
         """Add what one sweep over `frames` has brought back."""
@@ -67,6 +69,7 @@ class Sums:
         if self.initial:
             initial = tuple(a + b for a, b in zip(self.initial, initial, strict=True))
         self.initial = initial
+        self.leaving.append(swept.initial)
         self.da = frames.collect(swept.da, self.da)
         if self.wanted.adjoint:
             assert swept.adjoint is not None
@@ -75,4 +78,5 @@ class Sums:
     def walked(self) -> Walked:
         """The sums; there has been a sweep."""
         assert self.da is not None
-        return Walked(self.da, self.adjoint, self.initial)
+        leaving = tuple(torch.cat(states) for states in zip(*self.leaving, strict=True))
+        return Walked(self.da, self.adjoint, self.initial, leaving=leaving)
