@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from ..engine import Checkpointed, given
 from ..memory import Checkpoints, parse
 from ._call import Call, Hidden, program
 from ._layers import GRU, LSTM, RNN, Recurrent
+from ._pieces import Laid, rechunked
 
 __all__ = ["StreamGradients", "stream_gradients"]
 
@@ -67,21 +69,22 @@ def stream_gradients(
     and lane, and the factors that `Randomized` draws beforehand, 4 bytes in float32 and about 32 while they are drawn.
 
     layer: one-directional. x: `[T, B, I]`, anything with a length whose slices become tensors: a tensor, a NumPy memory
-    map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). Under a
-    `Chunked` policy also an iterable of pieces `[n, B, I]` of any lengths, as a list, read once: no adjoint crosses a
-    chunk's end, so that each chunk is finished before the next is read; in memory are at most two pieces, a chunk's x
-    and its tape. loss: called once for each segment (the last one first; of an iterable, within each
-    chunk), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its losses as a scalar, or
-    None for none. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of an output
-    layer. gradient: default the layer's own. memory: `Checkpoints(...)` or its text form; under an iterable that of
-    each chunk, which without a number of steps or bytes is one segment. resets: bool `[T, B]`, anything with slices:
-    the state is zeroed before these steps, as where a document starts.
+    map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). Or an iterable
+    of pieces `[n, B, I]` of any lengths, as a generator or a list, read once. Under a `Chunked` policy, where no
+    adjoint crosses a chunk's end, each chunk is finished before the next is read: in memory are at most two pieces, a
+    chunk's x and its tape. Under the others the pieces are laid down in a temporary file (of `tempfile`'s choice, as
+    large as x, gone at the end). loss: called once for each segment (the last one first; of chunks, within each chunk),
+    with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its losses as a scalar, or None for
+    none. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of an output layer.
+    gradient: default the layer's own. memory: `Checkpoints(...)` or its text form; of chunks that of each, which
+    without a number of steps or bytes is one segment. resets: bool `[T, B]`, anything with slices: the state is zeroed
+    before these steps, as where a document starts.
 
-    Dropout between the layers is drawn for all steps (of an iterable, of a chunk), so that it is in memory as a whole:
+    Dropout between the layers is drawn for all steps (of chunks, for each), so that it is in memory as a whole:
     train such stacks otherwise, or in eval mode. `.grad` is not touched.
 
-    Raises TypeError where layer is none of ours, x is packed, or can be read once only and the policy is not chunked,
-    loss is no function or gives no scalar, wrt holds no tensors, or resets have no slices or are not bool; ValueError
+    Raises TypeError where layer is none of ours, x is packed or has neither slices nor pieces, loss is no function or
+    gives no scalar, wrt holds no tensors, or resets have no slices or are not bool; ValueError
     for a bidirectional layer, an x without steps or with slices or pieces of other sizes, a tensor of wrt that needs no
     gradient, resets of another shape, and a memory that is not checkpoints or too small.
 
@@ -110,13 +113,28 @@ def stream_gradients(
         raise TypeError("x must be [T, B, I] with lanes of one length: got a PackedSequence")
     source = _Segments(x, loss, next(layer.parameters()), _checked(wrt))
     if isinstance(x, list | tuple) or not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
-        if not isinstance(policy, policies.Chunked) or not hasattr(x, "__iter__"):
+        if not hasattr(x, "__iter__"):
             raise TypeError(
-                "x must have a length and slices of steps, since it is read twice, or be an iterable of pieces under a "
-                f"chunked policy: got {type(x).__name__} under {policy}"
+                f"x must have a length and slices of steps, or be an iterable of pieces: got {type(x).__name__}"
             )
-        return _in_chunks(layer, x, source, hx, policy.k, kept, resets)
-    T = len(x)  # type: ignore[arg-type]  # it has one
+        if isinstance(policy, policies.Chunked):
+            return _in_chunks(layer, x, source, hx, policy.k, kept, resets)
+        with tempfile.TemporaryFile() as file:
+            source.given = Laid(file, x, source.as_computed)
+            return _in_segments(layer, source, hx, policy, kept, resets)
+    return _in_segments(layer, source, hx, policy, kept, resets)
+
+
+def _in_segments(
+    layer: Recurrent,
+    source: _Segments,
+    hx: Hidden | None,
+    policy: policies.Policy,
+    memory: Checkpoints,
+    resets: Sliced | Tensor | None,
+) -> StreamGradients:
+    """Two passes or more over an x of slices: all segments forward, and back from the last to the first."""
+    T = len(source.given)
     if T < 1:
         raise ValueError("x must have at least 1 step: got 0")
     first = source.x(0, 1)
@@ -124,7 +142,7 @@ def stream_gradients(
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
     call.resets = _resets(resets, 0, call.x)
     _check_length(resets, T)
-    return source.result(layer, call, *_streamed(layer, call, policy, kept, source))
+    return source.result(layer, call, *_streamed(layer, call, policy, memory, source))
 
 
 def _in_chunks(
@@ -141,7 +159,7 @@ def _in_chunks(
         memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
     call: Call | None = None
     grads: tuple[Tensor, ...] = ()
-    for x in _rechunked(pieces, k, source.as_computed):
+    for x in rechunked(pieces, k, source.as_computed):
         call = call or _call(layer, x, hx)
         call.x, call.resets = x, _resets(resets, source.first, x)
         source.given = x
@@ -216,30 +234,6 @@ def _check_length(resets: Sliced | Tensor | None, T: int) -> None:
     """Whether resets end with x; where they have no length, nobody knows."""
     if resets is not None and hasattr(resets, "__len__") and len(resets) != T:
         raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(resets)}")
-
-
-def _rechunked(pieces: Iterable[Any], k: int, as_computed: Callable[[Any], Tensor]) -> Iterator[Tensor]:
-    """The same steps in chunks of k; the last may be shorter."""
-    held: list[Tensor] = []
-    count, sizes = 0, None
-    for piece in pieces:
-        shape = list(getattr(piece, "shape", ()))
-        if len(shape) != 3:
-            raise ValueError(f"x must have pieces [n, B, I], time first: got a {type(piece).__name__} {shape}")
-        sizes = sizes or shape[1:]
-        if shape[1:] != sizes:
-            raise ValueError(f"x must have pieces [n, {sizes[0]}, {sizes[1]}] like the first: got {shape}")
-        n, begins = shape[0], 0
-        while n - begins >= k - count:
-            ends = begins + k - count
-            x = as_computed(piece[begins:ends])
-            yield torch.cat([*held, x]) if held else x
-            held, count, begins = [], 0, ends
-        if begins < n:
-            held.append(as_computed(piece[begins:]).clone())  # a view would keep the piece, whose memory may be reused
-            count += n - begins
-    if held:
-        yield torch.cat(held)
 
 
 class _Segments:
