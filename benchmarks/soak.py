@@ -1,11 +1,12 @@
 """Whether `bptt train` holds its memory: one long run, its resident memory over time, and a line fitted to it.
 
-    python benchmarks/soak.py [--minutes 30] [--threads 1]
+    python benchmarks/soak.py [--minutes 30] [--threads 1] [--documents] [--out FILE]
 
-A small network on the built-in text, through `start` and `fit` with everything that is on in training: the doctor,
-records, measurements on held-out text, checkpoints of which the last three stay, each many hundreds of times. Memory
-is read every second from /proc/self/statm, open files are counted with it. The run ends as Ctrl-C ends one, is
-resumed once, and the bytes it left on disk are counted.
+A small network on the built-in text (with --documents on its lines, each a document, two windows a step), through
+`start` and `fit` with everything that is on in training: the doctor, records, measurements on held-out text,
+checkpoints of which the last three stay, each many hundreds of times. Memory is read every second from
+/proc/self/statm, open files are counted with it. The run ends as Ctrl-C ends one, is resumed once, and the bytes it
+left on disk are counted.
 
 The first quarter, in which caches and the allocator fill, is left out. What remains is averaged in 24 blocks, and a
 line is fitted to them by least squares; its error is the standard error of the slope. Memory is called flat where the
@@ -32,6 +33,7 @@ import typer
 from bptt.bench import Machine
 from bptt.cli.info import processor
 from bptt.train import Config, Step, atomic, fit, resume, start
+from bptt.train.corpus import load
 
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 BLOCKS = 24
@@ -72,16 +74,23 @@ def slope(times: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 def main(
     minutes: Annotated[float, typer.Option(help="how long to train")] = 30.0,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
+    documents: Annotated[bool, typer.Option("--documents", help="lines as documents, read from their file")] = False,
     out: Annotated[Path, typer.Option(help="file of results")] = RESULTS,
 ) -> None:
     """Train, print memory over time and its slope, write the results."""
     machine = Machine.here(processor(), threads)
     config = Config(
-        cell="lstm", hidden=32, embedding=16, batch=8, seq_length=32, dropout=0.1, limit=60_000, steps=2**40,
+        cell="lstm", hidden=32, embedding=16, batch=8, seq_length=32, dropout=0.1, steps=2**40,
         threads=threads, log_every=20, eval_every=1000, save_every=200,
     )  # fmt: skip
     soak = Soak(minutes * 60)
     with tempfile.TemporaryDirectory() as folder:
+        if documents:
+            text = Path(folder) / "text.txt"
+            text.write_text(load(None, None, "none")[:60_000], encoding="utf-8")
+            config = config.override(text=str(text), documents="lines", accumulate=2)
+        else:
+            config = config.override(limit=60_000)
         trainer, run = start(config, Path(folder) / "run")
         fit(trainer, run, on_step=soak)
         again, run = resume(run.path)
