@@ -87,7 +87,7 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path, world: int):
         for case, (one, policy), (several, their_policy) in zip(CASES, expected, answer, strict=True):
             assert their_policy == policy
             for step, (first, second) in enumerate(zip(one, several, strict=True)):
-                torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12, msg=lambda m: f"{case}, {step}: {m}")  # noqa: B023
+                torch.testing.assert_close(second, first, rtol=1e-9, atol=1e-12, msg=lambda m: f"{case}, {step}: {m}")  # noqa: B023  # called at once
     for answer in answers[1:]:  # the weights are the same bits everywhere
         for (one, _), (other, _) in zip(answers[0], answer, strict=True):
             torch.testing.assert_close(other[-1][0], one[-1][0], rtol=0, atol=0)

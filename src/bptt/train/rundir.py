@@ -302,7 +302,7 @@ class RunDirectory:
         try:
             with safetensors.safe_open(self.weights_file, "pt") as file:
                 trained_with = json.loads((file.metadata() or {}).get("bptt", "{}")).get("vocabulary")
-                weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{self.weights_file} cannot be read: {error}") from None
         if vocabulary is not None and trained_with not in (None, _digest(vocabulary)):
