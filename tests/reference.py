@@ -248,6 +248,37 @@ def gradients(
     )
 
 
+def explicit(
+    layer: nn.RNNBase,
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    initial: tuple[Tensor, ...],
+    policy: Policy,
+    *,
+    resets: Tensor | None = None,
+    masks: Sequence[Tensor] = (),
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(y, final states) as the graph a policy is: a network of its own for every backward pass, which owns its losses.
+
+    Autograd of it defines the policy's derivatives of every order.
+    """
+    T, B, L, D = len(x), x.shape[1], layer.num_layers, 2 if layer.bidirectional else 1
+    H = layer.proj_size or layer.hidden_size
+    whole: Tensor | None = None
+    finals: dict[int, list[Tensor]] = {}
+    for one in passes(policy, T, B, L, D):
+        y, final, _ = network(layer, parameters, x, initial, one.factors, resets, masks)
+        mask = torch.zeros_like(y)
+        for direction, (first, last) in one.losses.items():
+            own = slice(first, last + 1) if direction == 0 else slice(T - 1 - last, T - first)
+            mask[own, :, direction * H : (direction + 1) * H] = 1
+            if last == T - 1:
+                finals.update({row: [z[row] for z in final] for row in range(direction, L * D, D)})
+        whole = y * mask if whole is None else whole + y * mask
+    assert whole is not None
+    return whole, tuple(torch.stack(z) for z in zip(*(finals[row] for row in range(L * D)), strict=True))
+
+
 def _by_lane(
     layer: nn.RNNBase,
     x: Tensor,

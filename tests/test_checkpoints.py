@@ -148,7 +148,7 @@ def test_gradients_without_autograd(net):
 
 def test_double_backward():
     torch.manual_seed(0)
-    layer = bptt.nn.LSTM(2, 3, dtype=torch.float64, memory="checkpoints:steps=2", gradient="chunked:3")
+    layer = bptt.nn.LSTM(2, 3, dtype=torch.float64, memory="checkpoints:steps=2")
     x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: layer(x)[0], x)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bptt
 from bptt.equations import chain, policies, recurrence, rnn
@@ -237,3 +238,50 @@ def test_two_loops_visit_bptt_truncate_plus_1_steps() -> None:
 def test_xi_of_the_first_edge_must_be_1() -> None:
     with pytest.raises(ValueError, match=r"xi\[0\] must be 1"):
         policies.edge_factors(2, 1, xi=np.array([[0.0], [1.0]]))
+
+
+X = generator(9).normal(size=6)
+PLAIN = {
+    "full": policies.blocks(6, 6, 6),
+    "chunked:2": policies.chunks(6, 2),
+    "truncated:3/2": policies.blocks(6, 3, 2),
+}
+
+
+@pytest.mark.parametrize("policy", PLAIN)
+def test_first_and_second_derivative_along_the_graph(policy: str) -> None:
+    """(6.21) and (6.22) against autograd through the layer, which differentiates its first gradient again."""
+    layer = bptt.nn.RNN(1, 1, bias=False, gradient=policy, dtype=torch.float64)
+    torch.nn.init.constant_(layer.weight_hh_l0, 1.3)
+    torch.nn.init.ones_(layer.weight_ih_l0)
+    y, _ = layer(torch.tensor(X)[:, None, None], torch.full((1, 1, 1), 0.4, dtype=torch.float64))
+    (first,) = torch.autograd.grad(y.pow(3).sum() / 3, layer.weight_hh_l0, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), layer.weight_hh_l0)
+    close(np.array([first.item(), second.item()]), np.array(policies.graph_derivatives(1.3, X, 0.4, PLAIN[policy])))
+
+
+def test_the_exact_gradient_has_its_own_derivative() -> None:
+    def first(w: float) -> float:
+        return policies.graph_derivatives(w, X, 0.4, PLAIN["full"])[0]
+
+    second = policies.graph_derivatives(1.3, X, 0.4, PLAIN["full"])[1]
+    assert (first(1.3 + 1e-5) - first(1.3 - 1e-5)) / 2e-5 == pytest.approx(second, rel=1e-8)
+
+
+def test_a_cut_graph_is_not_the_derivative_of_its_first_gradient() -> None:
+    """What moves the states before a cut is held constant there."""
+
+    def first(w: float) -> float:
+        return policies.graph_derivatives(w, X, 0.4, PLAIN["chunked:2"])[0]
+
+    second = policies.graph_derivatives(1.3, X, 0.4, PLAIN["chunked:2"])[1]
+    assert abs((first(1.3 + 1e-5) - first(1.3 - 1e-5)) / 2e-5 - second) > 0.1 * abs(second)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_edge_factors_scale_every_order(k: int) -> None:
+    """(6.20): factors of 0 at the edges into a chunk are the chunks."""
+    xi = np.ones(6)
+    xi[k::k] = 0
+    cut = policies.graph_derivatives(1.3, X, 0.4, policies.blocks(6, 6, 6), xi)
+    close(np.array(cut), np.array(policies.graph_derivatives(1.3, X, 0.4, policies.chunks(6, k))))

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import KERNELS, Kernel
+from ..kernels import Kernel
 from ..memory import Tapes, keeps_gates
 from ..policies import EVERYTHING, Reach
 from .boundary import Tensors, given, own_precision
+from .graph import graph_gradients
 from .walk import Walk
 
 __all__ = ["Stack"]
@@ -83,6 +84,23 @@ class Stack:
         hc_n = tuple([self._last(states) for states in zip(*finals, strict=True)])
         return (y, *hc_n), tuple(tape) if keep else ()
 
+    def kept(self, tape: Tensors, y: Tensor, tensors: Tensors) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """(states with the initial one before them, gates if kept) of every layer and direction, from a tape."""
+        rest = map(given, tape)
+        D, S, K = self.directions, self.cell.states, self.layers * self.directions
+        in_output = range(K - 2, K) if D == 2 else range(0)
+        initial = self.initial(tensors) if in_output else []
+        with_gates = len(tape) == K * S - len(in_output) + K
+        found = []
+        for k in range(K):
+            if k in in_output:
+                h = torch.cat([initial[k][0][None], self.turn(self.half(y, k % D), k % D)])
+            else:
+                h = next(rest)
+            states = (h, *(next(rest) for _ in range(S - 1)))
+            found.append((states, next(rest) if with_gates else None))
+        return found
+
     # Stages 3 and 4 --------------------------------------------------------------------------------------------------
 
     def backward(
@@ -106,10 +124,8 @@ class Stack:
         want_adjoints: bool,
     ) -> tuple[Tensors, list[Tensor]]:
         """`backward`, and lambda_t of h for every layer and direction `[T, B, P]` in the direction's own time."""
-        if tape is None:  # to be recorded, which only the eager kernel can be
-            recordable = replace(self, kernel=KERNELS["eager"])
-            outputs, tape = recordable.forward(tensors, keep=True)
-            return Walk(recordable, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
+        if tape is None:
+            return graph_gradients(self, tensors, cotangents, needs), []
         return Walk(self, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
 
     def blocks(self, T: int, B: int) -> Reach:

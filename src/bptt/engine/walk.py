@@ -37,7 +37,7 @@ class Walk:
         self.stack, self.x, self.y = stack, given(tensors[0]), given(outputs[0])
         self.weights = stack.weights(tensors)
         self.dy, *self.d_finals = cotangents
-        self.kept = self._unpack(tape, tensors)
+        self.kept = stack.kept(tape, self.y, tensors)
         self.present = stack.present(self.x)
         K = stack.layers * stack.directions
         self.dx: Tensor | None = None
@@ -216,23 +216,6 @@ class Walk:
 
     # What the tape holds ---------------------------------------------------------------------------------------------
 
-    def _unpack(self, tape: tuple[Tensor, ...], tensors: Tensors) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """(states with the initial one before them, gates if kept) of every layer and direction."""
-        stack, rest = self.stack, iter(tape)
-        D, S, K = stack.directions, stack.cell.states, stack.layers * stack.directions
-        in_output = range(K - 2, K) if D == 2 else range(0)
-        initial = stack.initial(tensors) if in_output else []
-        with_gates = len(tape) == K * S - len(in_output) + K
-        kept = []
-        for k in range(K):
-            if k in in_output:
-                h = torch.cat([initial[k][0][None], stack.turn(stack.half(self.y, k % D), k % D)])
-            else:
-                h = next(rest)
-            states = (h, *(next(rest) for _ in range(S - 1)))
-            kept.append((states, next(rest) if with_gates else None))
-        return kept
-
     def _below(self, layer: int) -> Tensor:
         """The input of a layer `[T, B, I or D*P]`, in forward time."""
         if layer == 0:
@@ -252,8 +235,6 @@ class Walk:
     def _rebuilt(self, x: Tensor, h: Tensor, w: Weights) -> Tensor:
         """The gates of all steps by one product, a few steps at a time to bound what it needs besides."""
         cell = self.stack.cell
-        if torch.is_grad_enabled():  # autograd would keep what a part needs, and pay for writing in place
-            return cell.gates(cell.project(x, w), h, w)
         T, B, _ = x.shape
         present = self.present  # past the end the gates are zero
         gates = (x.new_empty if present is None else x.new_zeros)(T * B, cell.taped(w))

@@ -169,3 +169,33 @@ def forward_mode(
                 z[name] = b_t if t == 0 else b_t + factors[t, b] * np.tensordot(J, z[name], 1)  # (6.10)
                 out[name] += np.tensordot(e[t, b], z[name], 1)
     return out
+
+
+def graph_derivatives(
+    w: float, x: Array, h_0: float, blocks: list[Block], xi: Array | None = None
+) -> tuple[float, float]:
+    """The first and the second derivative in w of the graph that a policy is, carried along with the state: (6.20).
+
+    One unit, h_t = tanh(w h_{t-1} + x_t) with x `[T]`, and L = sum_t h_t^3 / 3: neither l' nor l'' is constant.
+    xi: `[T]`, xi[0] = 1. Each block is a graph of its own: (6.22).
+    """
+    factors = np.ones(len(x)) if xi is None else xi
+    h = np.empty(len(x) + 1)
+    h[0] = h_0
+    for t in range(len(x)):
+        h[t + 1] = np.tanh(w * h[t] + x[t])
+    first = second = 0.0
+    for earliest, own, last in blocks:
+        z = u = 0.0
+        for t in range(earliest, last + 1):
+            slope = 1 - h[t + 1] ** 2
+            bend = -2 * h[t + 1] * slope
+            f_w, f_h = slope * h[t], slope * w
+            f_ww, f_wh, f_hh = bend * h[t] ** 2, bend * w * h[t] + slope, bend * w**2
+            before = factors[t] * z
+            u = f_ww + 2 * f_wh * before + f_hh * before**2 + f_h * factors[t] * u  # (6.21)
+            z = f_w + f_h * before
+            if t >= own:
+                first += h[t + 1] ** 2 * z
+                second += 2 * h[t + 1] * z**2 + h[t + 1] ** 2 * u  # (6.22)
+    return first, second

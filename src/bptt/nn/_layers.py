@@ -129,7 +129,9 @@ class RNN(Recurrent):
     autocast the layer computes, and returns, its parameters' precision: a recurrence amplifies rounding step by step.
     In a differentiated call y is kept for the backward pass: changing it in place raises RuntimeError, at
     once or there.
-    Double backward is exact under every policy; torch.func.vmap and forward-mode derivatives are not supported.
+    A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
+    `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
+    torch.func.vmap and forward-mode derivatives are not supported.
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
     only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a

@@ -1,0 +1,197 @@
+"""A policy as a graph that autograd records: what derivatives of every order of a policy's gradient mean, (6.20).
+
+Every time edge is the identity forward and multiplies by xi backward, a cut edge is a detach, and blocks that overlap
+have a copy of their window each. The first derivative of this graph is the block sweep of `walk`; it is built where
+that derivative is to be differentiated again, which a compiled sweep cannot be.
+
+Legend: as in `stack` and `kernels.frames`: R positions and N columns of a sweep, K = layer * D + direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import KERNELS, Columns, Frames
+from .boundary import Tensors, given, own_precision
+
+if TYPE_CHECKING:
+    from .stack import Stack
+
+__all__ = ["graph_gradients", "policy_graph"]
+
+States = tuple[Tensor, ...]
+
+
+def graph_gradients(stack: Stack, tensors: Tensors, cotangents: Tensors, needs: tuple[bool, ...]) -> Tensors:
+    """The gradient of every input that needs one, from the cotangents of the outputs, as a recorded computation."""
+    # Views of their own: a weight that was computed from another input must not pass its gradient on to that one.
+    inputs = tuple(None if t is None else t.view_as(t) for t in tensors)
+    wanted = [given(t) for t, need in zip(inputs, needs, strict=True) if need]
+    with own_precision(given(tensors[0]).device):
+        reached = [
+            (output, cotangent)
+            for output, cotangent in zip(policy_graph(stack, inputs), cotangents, strict=True)
+            if cotangent is not None and output.requires_grad
+        ]
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in reached],
+                wanted,
+                [cotangent for _, cotangent in reached],
+                create_graph=True,
+                materialize_grads=True,
+            )
+            if reached and wanted
+            else map(torch.zeros_like, wanted)
+        )
+        return tuple(next(found) if need else None for need in needs)
+
+
+def policy_graph(stack: Stack, tensors: Tensors) -> tuple[Tensor, ...]:
+    """The outputs of the stack: values as by `Stack.forward`, derivatives of every order as the policy says."""
+    x = given(tensors[0])
+    T, B, _ = x.shape
+    reach = stack.blocks(T, B)
+    graph = _Graph(stack, tensors)
+    if stack.layers > 1 and reach.every is not None and not reach.fenced:
+        return graph.block_by_block(Columns.of(reach, stack.lengths, T, B, stack.directions))
+    return graph.layer_by_layer(Frames.of(reach, stack.lengths, T, B))
+
+
+class _Graph:
+    def __init__(self, stack: Stack, tensors: Tensors) -> None:
+        self.stack, self.tensors, self.x = stack, tensors, given(tensors[0])
+        self.weights, self.initial = stack.weights(tensors), stack.initial(tensors)
+        self.entering: list[States] = []  # the states before each step [T+1, B, .], constants, by k
+        self.finals: list[States] = []  # the final states [B, .], by k
+
+    def layer_by_layer(self, frames: Frames) -> tuple[Tensor, ...]:
+        """Blocks that do not overlap, or a single layer: each layer reads what the one below puts out at all steps."""
+        stack, y = self.stack, self.x
+        if not frames.whole:
+            self.entering = self._entering()
+        for layer in range(stack.layers):
+            below, halves = stack.masked(y, layer), []
+            for d in range(stack.directions):
+                k = layer * stack.directions + d
+                states = self._advance(k, frames, frames.spread(stack.turn(below, d)))
+                self.finals.append(_final(frames, states, *frames.finals()))
+                halves.append(stack.turn(_owned(frames, states[0], None), d))
+            y = torch.cat(halves, -1)
+        return self._outputs(y)
+
+    def block_by_block(self, columns: Columns) -> tuple[Tensor, ...]:
+        """Overlapping blocks in several layers: a block has a copy of its span in every layer, (7.3) and (7.4)."""
+        stack, D = self.stack, self.stack.directions
+        self.entering = self._entering()
+        below: Tensor | None = None  # [R, N, D*P], in forward positions
+        own: list[Tensor] = []
+        for layer in range(stack.layers):
+            if below is not None and stack.masks:
+                below = below * columns.frames[0].spread(stack.masks[layer - 1])
+            halves, own = [], []
+            for d, frames in enumerate(columns.frames):
+                k = layer * D + d
+                x = frames.spread(stack.turn(self.x, d)) if below is None else columns.turn(below, d)
+                states = self._advance(k, frames, x)
+                self.finals.append(_final(frames, states, *columns.finals(d)))
+                halves.append(columns.turn(states[0], d))
+                own.append(stack.turn(_owned(frames, states[0], columns.takes[d]), d))
+            below = torch.cat(halves, -1)
+        return self._outputs(torch.cat(own, -1))
+
+    def _outputs(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (y, *map(torch.stack, zip(*self.finals, strict=True)))
+
+    def _entering(self) -> list[States]:
+        """The states before each step, from a run that is no part of the graph."""
+        alone = replace(self.stack, kernel=KERNELS["eager"], memory="states")
+        tensors = tuple(None if t is None else t.detach() for t in self.tensors)
+        outputs, tape = alone.forward(tensors, keep=True)
+        # Detached at every level: inside nested transforms no_grad holds for the innermost one alone.
+        kept = alone.kept(tape, given(outputs[0]), tensors)
+        return [tuple(s.detach() for s in states) for states, _ in kept]
+
+    def _advance(self, k: int, frames: Frames, x: Tensor) -> States:
+        """The states after each position `[R, N, .]` of layer and direction k. x: its input there `[R, N, .]`.
+
+        A column begins with the state before its first step, held constant, or with the initial state. Behind its last
+        step its state stays what it is, and is read by nobody.
+        """
+        stack, w, device = self.stack, self.weights[k], x.device
+        state = self._first(k, frames)
+        resets, xi = stack.resets_of(k % stack.directions), stack.xi[k] if stack.xi else None
+        resets = None if resets is None else frames.spread(resets)
+        xi = None if xi is None else frames.spread(xi)
+        beyond = None if frames.whole else (frames.steps() > frames.top)[..., None].to(device)
+        gx = stack.cell.project(x, w)
+        series = []
+        for r in range(frames.R):
+            before = state
+            if xi is not None:
+                state = tuple(_EdgeFactor.apply(s, xi[r]) for s in state)
+            if resets is not None:
+                state = tuple(s.masked_fill(resets[r], 0) for s in state)
+            state = stack.cell.advance(stack.cell.gates(gx[r], state[0], w), state, w)
+            if beyond is not None:
+                state = tuple(torch.where(beyond[r], old, new) for old, new in zip(before, state, strict=True))
+            series.append(state)
+        return tuple(map(torch.stack, zip(*series, strict=True)))
+
+    def _first(self, k: int, frames: Frames) -> States:
+        """The state that enters each column `[N, .]`."""
+        if frames.whole:
+            return self.initial[k]
+        device = self.x.device
+        start, lane = frames.start.to(device), frames.lane.to(device)
+        inside = (start > 0)[:, None]
+        return tuple(
+            torch.where(inside, entering[start, lane], initial.index_select(0, lane))
+            for entering, initial in zip(self.entering[k], self.initial[k], strict=True)
+        )
+
+
+class _EdgeFactor(torch.autograd.Function):
+    """A time edge: the identity, whose adjoint is multiplied by the factor; where that is 0 nothing passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(state: Tensor, factor: Tensor) -> Tensor:
+        return state.view_as(state)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return (adjoint * factor).masked_fill(factor == 0, 0), None
+
+
+def _owned(frames: Frames, h: Tensor, takes: Tensor | None) -> Tensor:
+    """`[R, N, P]` -> `[T, B, P]`: at each step what the column gives that owns the loss there; zero in padding."""
+    if frames.whole:
+        return h
+    steps = frames.steps()
+    own = (steps >= frames.first) & (steps <= frames.last)
+    own = own if takes is None else own & takes
+    r, n = own.nonzero(as_tuple=True)
+    row = torch.full((frames.T * frames.B,), -1, device=r.device)
+    row[steps[r, n] * frames.B + frames.lane[n]] = r * len(frames.start) + n
+    row = row.to(h.device)
+    rows = h.flatten(0, 1).index_select(0, row.clamp(min=0)).masked_fill((row < 0)[:, None], 0)
+    return rows.view(frames.T, frames.B, h.shape[2])
+
+
+def _final(frames: Frames, states: States, position: Tensor, column: Tensor) -> States:
+    """The states after the last step of each sequence `[B, .]`, which these positions and columns hold."""
+    place = frames.lane[column].argsort()
+    device = states[0].device
+    position, column = position[place].to(device), column[place].to(device)
+    return tuple(s[position, column] for s in states)
