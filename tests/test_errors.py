@@ -1,5 +1,6 @@
 """What is refused, by which error, and in which words: torch's type where torch refuses too, else ours."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,18 @@ def packed(*shape: int, **kw: Any) -> Any:
     return pack_padded_sequence(zeros(*shape, **kw), (7, 3, 2))
 
 
+def nested(layout: torch.layout) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a prototype
+        return torch.nested.nested_tensor([zeros(7, 5), zeros(3, 5)], layout=layout)
+
+
+def with_weight(layer: Any, name: str, value: Tensor) -> Any:
+    """A call after a weight was replaced."""
+    setattr(layer, name, nn.Parameter(value))
+    return layer(zeros(7, 3, 5))
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {  # of a layer of 5 inputs, 4 hidden units and 2 layers
     "x_of_no_dimension": lambda m: m(zeros()),
     "x_of_one_dimension": lambda m: m(zeros(5)),
@@ -49,6 +62,15 @@ CALLS: dict[str, Callable[[Any], Any]] = {  # of a layer of 5 inputs, 4 hidden u
     "x_on_another_device": lambda m: m(zeros(7, 3, 5, device="meta")),
     "hx_on_another_device": lambda m: m(zeros(7, 3, 5), hx(m, 2, 3, 4, device="meta")),
     "no_steps": lambda m: m(zeros(0, 3, 5), hx(m, 2, 3, 4)),
+    "nested_strided": lambda m: m(nested(torch.strided)),
+    "nested_jagged": lambda m: m(nested(torch.jagged)),
+    "sparse": lambda m: m(zeros(7, 3, 5).to_sparse()),
+    "complex": lambda m: m(zeros(7, 3, 5, dtype=torch.complex128)),
+    "bool": lambda m: m(zeros(7, 3, 5, dtype=torch.bool)),
+    "weight_float32": lambda m: with_weight(m, "weight_hh_l0", zeros(m.weight_hh_l0.shape[0], 4, dtype=torch.float32)),
+    "weight_sparse": lambda m: with_weight(m, "weight_hh_l0", m.weight_hh_l0.detach().to_sparse()),
+    "weight_on_another_device": lambda m: with_weight(m, "weight_hh_l0", m.weight_hh_l0.detach().to("meta")),
+    "weight_of_another_size": lambda m: with_weight(m, "weight_ih_l0", zeros(m.weight_ih_l0.shape[0], 6)),
 }
 
 
@@ -114,6 +136,70 @@ def test_number_of_states(kind: str, count: int) -> None:
         return
     with pytest.raises(RuntimeError, match="hx must be"):
         layer(zeros(7, 3, 5), state)
+
+
+STATES: dict[str, tuple[Any, str]] = {
+    "none": ((None, None), r"hx must hold tensors, or be None for zeros: got \(NoneType, NoneType\)"),
+    "half": ((zeros(2, 3, 4), None), r"hx must hold tensors.*got \(Tensor, NoneType\)"),
+    "arrays": ((zeros(2, 3, 4).numpy(),) * 2, r"hx must hold tensors.*got \(ndarray, ndarray\)"),
+    "text": ("hc", r"hx must hold tensors.*got \(str, str\)"),
+    "number": (1.0, r"hx must be a tuple \(h_0, c_0\), or None: got float"),
+    "layer": (nn.Linear(1, 1), r"hx must be a tuple \(h_0, c_0\), or None: got Linear"),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_state_that_is_no_tensor(name: str) -> None:
+    state, words = STATES[name]
+    with pytest.raises(TypeError, match=words):
+        bptt.nn.LSTM(5, 4, 2, dtype=torch.float64)(zeros(7, 3, 5), state)
+    expected = "hx must be one tensor h_0"
+    for kind in ("RNN", "GRU"):
+        layer = getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64)
+        with pytest.raises((TypeError, RuntimeError), match=expected):
+            layer(zeros(7, 3, 5), state)
+        for one in ([None], [zeros(2, 3, 4)], (None,)):
+            with pytest.raises(RuntimeError, match=expected):
+                layer(zeros(7, 3, 5), one)
+
+
+def test_a_list_of_states_is_taken_as_torch_does() -> None:
+    layer = bptt.nn.LSTM(5, 4, 2, dtype=torch.float64)
+    states = [torch.randn(2, 3, 4, dtype=torch.float64) for _ in range(2)]
+    x = torch.randn(7, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(layer(x, states), layer(x, tuple(states)), rtol=0, atol=0)
+
+
+@each_kind
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_ih_l0", "bias_hh_l1"])
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+def test_a_weight_that_is_none(kind: str, name: str, kernel: str) -> None:
+    layer = getattr(bptt.nn, kind)(5, 4, 2, kernel=kernel)
+    setattr(layer, name, None)
+    words = rf"{kind}: {name} must be a tensor: got None" + (r" \(.*bias=False" if name.startswith("bias") else "$")
+    with pytest.raises(TypeError, match=words):
+        layer(torch.zeros(7, 3, 5))
+    delattr(layer, name)
+    with pytest.raises(AttributeError, match=name):
+        layer(torch.zeros(7, 3, 5))
+
+
+@each_kind
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_batch_says_what_to_do(kind: str, layout: torch.layout) -> None:
+    layer, x = getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64), nested(layout)
+    with pytest.raises(RuntimeError, match=r"input must be .*pack_sequence\(input\.unbind\(\), enforce_sorted=False\)"):
+        layer(x)
+    packed, _ = layer(torch.nn.utils.rnn.pack_sequence(x.unbind(), enforce_sorted=False))
+    assert packed.data.shape == (10, 4)
+
+
+def test_sparse_tensors_are_named() -> None:
+    layer = bptt.nn.LSTM(5, 4, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"LSTM: input must be a dense tensor: got layout torch\.sparse_coo"):
+        layer(zeros(7, 3, 5).to_sparse())
+    with pytest.raises(RuntimeError, match=r"weights and states must be dense tensors: got layout torch\.sparse_coo"):
+        layer(zeros(7, 3, 5), (zeros(2, 3, 4).to_sparse(), zeros(2, 3, 4)))
 
 
 CONSTRUCTIONS: dict[str, dict[str, Any]] = {

@@ -285,7 +285,12 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
         return None
     if not tensor.is_cpu:
         raise RuntimeError(f"all tensors of a call must be on the CPU: got one on {tensor.device}")
-    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
+    try:
+        return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
+    except RuntimeError:
+        if tensor.layout is torch.strided:
+            raise
+        raise RuntimeError(f"weights and states must be dense tensors: got layout {tensor.layout}") from None
 
 
 def _rows(x: Tensor) -> tuple[Tensor | None, int]:

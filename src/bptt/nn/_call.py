@@ -49,6 +49,9 @@ class Call:
         except KeyError:  # computed from others, as by weight_norm
             weights = tuple(getattr(layer, name) for name in names)
         name = type(layer).__name__
+        for weight in weights:
+            if weight is None:
+                raise cls._no_weight(name, names[[w is None for w in weights].index(True)])
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
             flat, batch_sizes = packed.data, packed.batch_sizes
@@ -58,6 +61,8 @@ class Call:
                 raise TypeError(f"{name}: input must be a Tensor or a PackedSequence: got {type(input).__name__}")
             if input.dim() not in (2, 3):
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+            if input.layout is not torch.strided or input.is_nested:
+                raise cls._not_dense(name, input)
             batched, sizes = input.dim() == 3, None
             flat = input if batched else input.unsqueeze(0 if layer.batch_first else 1)
         states = cls._hidden(layer, flat, hx, batched, sizes)
@@ -95,16 +100,36 @@ class Call:
             K, H = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
             h_0 = flat.new_zeros(K, B, layer.proj_size or H)
             return (h_0,) if count == 1 else (h_0, flat.new_zeros(K, B, H))
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx) if hasattr(hx, "__len__") else ()
         if len(given) != count or isinstance(hx, Tensor) != (count == 1):
             expected = "a tuple (h_0, c_0)" if count == 2 else "one tensor h_0"
+            if not hasattr(hx, "__len__"):
+                raise TypeError(f"{type(layer).__name__}: hx must be {expected}, or None: got {type(hx).__name__}")
             got = "one tensor" if isinstance(hx, Tensor) else f"a {type(hx).__name__} of {len(given)}"
             raise RuntimeError(f"{type(layer).__name__}: hx must be {expected}: got {got}")
+        for state in given:
+            if not isinstance(state, Tensor):
+                of = ", ".join(type(s).__name__ for s in given)
+                raise TypeError(f"{type(layer).__name__}: hx must hold tensors, or be None for zeros: got ({of})")
         expected_dim = 3 if batched else 2
         if sizes is None and any(state.dim() != expected_dim for state in given):
             kind, dims = "batched 3-D" if batched else "unbatched 2-D", ", ".join(f"{s.dim()}-D" for s in given)
             raise RuntimeError(f"For {kind} input, hx should also be {expected_dim}-D but got ({dims}) tensors")
         return given if batched else tuple(state.unsqueeze(1) for state in given)
+
+    @staticmethod
+    def _no_weight(layer: str, name: str) -> TypeError:
+        instead = " (a layer without biases is built with bias=False)" if name.startswith("bias") else ""
+        return TypeError(f"{layer}: {name} must be a tensor: got None{instead}")
+
+    @staticmethod
+    def _not_dense(layer: str, input: Tensor) -> RuntimeError:
+        if not input.is_nested:
+            return RuntimeError(f"{layer}: input must be a dense tensor: got layout {input.layout} (to_dense() of it)")
+        return RuntimeError(
+            f"{layer}: input must be a dense tensor or a PackedSequence: got a nested tensor, which becomes one by "
+            "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False)"
+        )
 
     @staticmethod
     def _resets(name: str, resets: Tensor, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
