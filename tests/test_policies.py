@@ -1,12 +1,20 @@
 """Gradient policies are data: what they say and what they refuse."""
 
+import io
+import json
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bptt import Chunked, Full, Randomized, Truncated
+from bptt import Checkpoints, Chunked, Full, Randomized, Truncated
 from bptt.policies import Adaptive, Policy, PolynomialTail, parse
 
 FORMS = {
@@ -33,6 +41,61 @@ def test_text_form_round_trip(text: str) -> None:
     assert parse(text) == FORMS[text]
     assert str(FORMS[text]) == text
     assert parse(f"  {text.upper()} ") == FORMS[text]
+
+
+counts = st.integers(1, 10**12)
+shares = st.floats(0, 1, exclude_min=True)
+anything = st.one_of(
+    st.just(Full()),
+    st.builds(Chunked, counts),
+    st.tuples(counts, counts).map(lambda two: Truncated(max(two), every=min(two))),
+    st.builds(Randomized, shares),
+    st.builds(Randomized, st.lists(shares, min_size=1, max_size=4)),
+    st.builds(Randomized.polynomial, st.floats(1, 1e300, exclude_min=True), st.floats(2, 1e300, exclude_min=True)),
+    st.tuples(st.floats(0, 1, exclude_min=True, exclude_max=True), st.lists(counts, min_size=3, max_size=3)).map(
+        lambda a: Adaptive(a[0], sorted(a[1])[2], every=sorted(a[1])[0], window=sorted(a[1])[1])
+    ),
+)
+
+
+@given(anything)
+def test_every_policy_is_its_text_in_a_configuration(policy: Policy) -> None:
+    assert parse(str(policy)) == policy
+    assert parse(json.loads(json.dumps({"gradient": str(policy)}))["gradient"]) == policy
+    assert parse(tomllib.loads(f'gradient = "{policy}"')["gradient"]) == policy
+    assert f"{policy:>60}" == str(policy).rjust(60)
+
+
+@given(anything)
+def test_every_policy_is_loaded_from_a_checkpoint(policy: Policy) -> None:
+    assert loaded({"gradient": policy, "step": 3}) == {"gradient": policy, "step": 3}
+
+
+def test_a_generator_is_saved_with_its_state_and_is_no_part_of_the_text() -> None:
+    policy = Randomized(0.5, generator=torch.Generator().manual_seed(7))
+    assert parse(str(policy)) == policy
+    assert parse(str(policy)).generator is None
+    again = loaded(policy)
+    assert torch.equal(again.draw(20, 3), policy.draw(20, 3))
+
+
+@pytest.mark.parametrize("memory", [Checkpoints(), Checkpoints(steps=3), Checkpoints(bytes=10**6)])
+def test_checkpoints_are_loaded_from_a_checkpoint(memory: Checkpoints) -> None:
+    assert loaded([memory, "states"]) == [memory, "states"]
+
+
+def loaded(value: object) -> object:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_checkpoint_is_read_by_a_process_that_has_only_imported_the_package(tmp_path) -> None:
+    torch.save({"gradient": Truncated(20, every=5), "memory": Checkpoints(steps=9)}, tmp_path / "state.pt")
+    program = f"import torch, bptt; print(torch.load({str(tmp_path / 'state.pt')!r}, weights_only=True))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == repr({"gradient": Truncated(20, every=5), "memory": Checkpoints(steps=9)})
 
 
 def test_parse_returns_a_policy_as_it_is() -> None:

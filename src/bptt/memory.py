@@ -12,6 +12,8 @@ from math import ceil, isqrt, sqrt
 from operator import index
 from typing import Literal, get_args
 
+from torch.serialization import add_safe_globals
+
 __all__ = ["AUTO_BYTES", "Checkpoints", "Cut", "Memory", "Tapes", "keeps_gates", "parse"]
 
 Tapes = Literal["auto", "gates", "states"]
@@ -37,7 +39,8 @@ class Checkpoints:
     with neither, segments of about sqrt(T / alpha) steps, alpha the tape of a step over its state, which needs the
     least memory with one run more (of a layer, segments with a tape of at least 1 MiB).
 
-    Inputs, outputs and their gradients are not part of the tape.
+    Inputs, outputs and their gradients are not part of the tape. `str` gives the text form, which layers take as well;
+    `torch.load` reads one with `weights_only=True`.
 
     Raises TypeError or ValueError for numbers that are none, below 1, or both given.
 
@@ -145,3 +148,6 @@ def keeps_gates(memory: Memory, gate_bytes: int) -> bool:
 def _one_level(T: int, steps: int) -> Cut:
     steps = min(steps, T)
     return Cut(steps, ceil(T / steps) - 1)
+
+
+add_safe_globals([Checkpoints])  # a checkpoint may hold one under torch.load(weights_only=True)

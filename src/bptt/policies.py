@@ -58,7 +58,10 @@ EVERYTHING = Reach(None, None, fenced=False)
 
 
 class Policy(ABC):
-    """A gradient policy. Immutable; equal policies compare equal; `str(policy)` is its text form."""
+    """A gradient policy. Immutable; equal policies compare equal; `str(policy)` is its text form, for configurations.
+
+    `torch.load` reads policies with `weights_only=True`.
+    """
 
     @abstractmethod
     def reach(self, T: int) -> Reach:
@@ -74,6 +77,9 @@ class Policy(ABC):
 
     @abstractmethod
     def __str__(self) -> str: ...
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,8 @@ class Randomized(Policy):
 
     p: 0 < p <= 1; or a sequence of such, p[d-1] for an edge d steps after the last cut (the last entry holds for all
        larger d); or a `PolynomialTail`.
-    generator: a torch.Generator on the CPU; default is torch's own, so `torch.manual_seed` reproduces a run.
+    generator: a torch.Generator on the CPU; default is torch's own, so `torch.manual_seed` reproduces a run. No part of
+       the text form, nor of equality; `torch.save` keeps it with its state.
 
     Unbiased at fixed parameters. The variance stays finite as T grows only while p exceeds the square of the
     contraction per step. Sources: Tallec and Ollivier 2017 (arXiv 1705.08209, "Unbiasing truncated backpropagation
@@ -232,7 +239,7 @@ class Randomized(Policy):
         for p in values:
             if not 0 < p <= 1:
                 raise ValueError(f"p must lie in (0, 1], since kept edges are weighted by 1/p: got {p}")
-        return values if many else values[0]
+        return values if len(values) > 1 else values[0]
 
     @classmethod
     def polynomial(cls, mean: float, tail: float = 4.0, *, generator: torch.Generator | None = None) -> Randomized:
@@ -396,3 +403,7 @@ def _real(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number: got {value!r} ({type(value).__name__})")
     return float(value)
+
+
+# Data without code of their own: what a checkpoint may hold under torch.load(weights_only=True).
+torch.serialization.add_safe_globals([Full, Chunked, Truncated, PolynomialTail, Randomized, torch.Generator, Adaptive])
