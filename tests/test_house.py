@@ -3,8 +3,10 @@
 import ast
 import inspect
 import json
+import pydoc
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -182,7 +184,8 @@ def test_import_changes_no_global_setting(imported: dict) -> None:
 
 
 MODULES = ["flow", "nn"]
-FUNCTIONS = ["convert", "explain", "gradients", "plan", "scan", "stream_gradients"]
+FUNCTIONS = ["convert", "explain", "gradients", "plan", "revert", "scan", "stream_gradients", "using"]
+LATER = ["plots", "report", "train"]
 PUBLIC = sorted(["Adaptive", "Checkpoints", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
 
 SIGNATURES = {
@@ -192,10 +195,12 @@ SIGNATURES = {
     "Full": "()",
     "Randomized": "(p, *, generator=None)",
     "Truncated": "(window, every=1)",
-    "convert": "(model, gradient=None, *, memory=None, kernel=None)",
+    "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
     "explain": "(layer, x)",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
     "plan": "(model, T, B, memory=None)",
+    "revert": "(model, *, subclasses=None)",
+    "using": "(model, gradient=None, *, memory=None, kernel=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None)",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
     "memory='auto')",
@@ -217,6 +222,68 @@ def test_public_names() -> None:
     assert sorted([*names, *MODULES]) == PUBLIC
     submodules = {n for n, v in vars(bptt).items() if isinstance(v, ModuleType) and not n.startswith("_")}
     assert submodules <= set(RANK)
+
+
+def test_dir_and_help_show_the_public_names() -> None:
+    assert sorted(bptt.__all__) == PUBLIC
+    assert dir(bptt) == sorted([*PUBLIC, *LATER, "__version__"])
+    nn = [n for n, v in vars(bptt.nn).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
+    assert dir(bptt.nn) == sorted(bptt.nn.__all__) == sorted([*nn, "init"])
+    text = pydoc.plain(pydoc.render_doc(bptt))
+    assert bptt.__doc__.splitlines()[0] in text
+    shown = {line.split()[1].split("(")[0] for line in text.splitlines() if line.startswith("    class ")}
+    assert shown == {name for name in PUBLIC if inspect.isclass(getattr(bptt, name))}
+    functions = text.partition("\nFUNCTIONS\n")[2].partition("\nVERSION\n")[0]
+    assert all(f"    {name}(" in functions for name in FUNCTIONS)
+    assert "_import_module" not in text
+
+
+LAZY = """
+import sys, bptt
+loaded = {name for name in sys.modules if name.startswith("bptt.")}
+for name in ("plots", "report", "train"):
+    assert f"bptt.{name}" not in loaded, name
+    assert name in dir(bptt)
+    assert getattr(bptt, name) is sys.modules[f"bptt.{name}"]
+    assert getattr(bptt, name) is getattr(bptt, name)
+assert bptt.plots.reach and bptt.report.write and bptt.train.Lanes
+from bptt import *
+assert convert is bptt.convert
+try:
+    bptt.nothing
+except AttributeError as error:
+    print(error)
+"""
+
+MISSING = """
+import sys
+sys.modules["matplotlib"] = sys.modules["plotly"] = None
+import bptt, pydoc
+assert "plots" not in dir(bptt) and "report" not in dir(bptt) and "train" in dir(bptt)
+pydoc.render_doc(bptt)
+try:
+    bptt.plots
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (LAZY, "module 'bptt' has no attribute 'nothing'"),
+        (MISSING, "bptt.plots needs matplotlib: pip install 'bptt[plots]'"),
+    ],
+    ids=["used", "missing"],
+)
+def test_submodules_are_loaded_when_first_used(program: str, words: str) -> None:
+    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert (run.stdout.strip(), run.stderr) == (words, "")
+
+
+def test_version() -> None:
+    project = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert bptt.__version__ == project["version"]
 
 
 @pytest.mark.parametrize("name", SIGNATURES)

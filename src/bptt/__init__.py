@@ -1,4 +1,22 @@
-"""Backpropagation through time for PyTorch, made explicit, fast and visible."""
+"""Backpropagation through time for PyTorch, made explicit, fast and visible.
+
+    import bptt
+
+    rnn = bptt.nn.LSTM(64, 128, gradient=bptt.Truncated(35))  # torch.nn.LSTM, and how far gradients reach
+    bptt.convert(model, gradient="chunked:35")                # every torch.nn.RNN, GRU and LSTM inside a model
+    carry, ys = bptt.scan(step, carry, xs)                    # any step (carry, x) -> (carry, y)
+
+How far gradients reach: Full, Chunked, Truncated, Randomized, Adaptive. What is kept for the backward pass:
+Checkpoints. Layers: `bptt.nn`; convert, revert and using act on those inside a model, gradients works without autograd,
+stream_gradients on sequences that do not fit, plan and explain tell what a call costs and what runs it.
+
+What is measured: `bptt.flow`. Loaded when first used: `bptt.plots` (pictures), `bptt.report` (an interactive page),
+`bptt.train` (language models).
+"""
+
+from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING
 
 from . import flow as flow
 from . import nn as nn
@@ -7,10 +25,55 @@ from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert
 from .nn import gradients as gradients
 from .nn import plan as plan
+from .nn import revert as revert
 from .nn import stream_gradients as stream_gradients
+from .nn import using as using
 from .policies import Adaptive as Adaptive
 from .policies import Chunked as Chunked
 from .policies import Full as Full
 from .policies import Randomized as Randomized
 from .policies import Truncated as Truncated
 from .scan import scan as scan
+
+if TYPE_CHECKING:
+    from types import ModuleType as _ModuleType
+
+    from . import plots as plots
+    from . import report as report
+    from . import train as train
+del TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adaptive",
+    "Checkpoints",
+    "Chunked",
+    "Full",
+    "Randomized",
+    "Truncated",
+    "convert",
+    "explain",
+    "flow",
+    "gradients",
+    "nn",
+    "plan",
+    "revert",
+    "scan",
+    "stream_gradients",
+    "using",
+]
+
+_LATER = {"plots": ("matplotlib", "PIL"), "report": ("plotly",), "train": ()}
+"""What is loaded when first used, and the packages of its extra."""
+
+
+def __getattr__(name: str) -> "_ModuleType":
+    if name in _LATER:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    later = (name for name, needs in _LATER.items() if all(_find_spec(package) for package in needs))
+    return sorted([*__all__, *later, "__version__"])

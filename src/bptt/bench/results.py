@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from .cases import Case
 from .clock import Timing
 from .contest import TOLERANCE
@@ -97,7 +98,7 @@ class Machine:
             instructions=torch.backends.cpu.get_cpu_capability(),
             cores=cores,
             python=platform.python_version(),
-            bptt=importlib.metadata.version("bptt"),
+            bptt=__version__,
             torch=torch.__version__,
             numpy=importlib.metadata.version("numpy"),
             jax=_version("jax"),

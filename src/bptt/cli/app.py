@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from ..train import InputError, NonFiniteError
 from .bench import bench
 from .check import check
@@ -53,7 +53,7 @@ for command in (train, sample, flow, compare, demo, check, bench, info):
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"bptt {importlib.metadata.version('bptt')}")
+        typer.echo(f"bptt {__version__}")
         raise typer.Exit
 
 

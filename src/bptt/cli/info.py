@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .. import kernels
+from .. import __version__, kernels
 
 __all__ = ["info", "processor"]
 
@@ -28,7 +28,7 @@ def info() -> None:
 
 
 def _rows() -> Iterator[tuple[str, str]]:
-    yield "bptt", importlib.metadata.version("bptt")
+    yield "bptt", __version__
     yield "python", f"{platform.python_version()} ({platform.platform()})"
     yield "torch", torch.__version__
     yield "processor", f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"

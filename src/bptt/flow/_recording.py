@@ -245,7 +245,7 @@ def _layer_of(subject: torch.nn.Module, name: str | None) -> tuple[str, torch.nn
 
 def _twin(layer: torch.nn.RNNBase) -> Recurrent:
     """The layer itself where it is ours; for torch's, one of ours with the same parameters."""
-    converted = nn.convert(layer)
+    converted = nn.convert(layer, strict=True)
     assert isinstance(converted, Recurrent)
     return converted
 

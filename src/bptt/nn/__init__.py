@@ -5,6 +5,7 @@ They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and
 
 from . import init as init
 from ._convert import convert as convert
+from ._convert import revert as revert
 from ._gradients import Gradients as Gradients
 from ._gradients import gradients as gradients
 from ._layers import GRU as GRU
@@ -14,3 +15,24 @@ from ._plan import Plan as Plan
 from ._plan import plan as plan
 from ._stream import StreamGradients as StreamGradients
 from ._stream import stream_gradients as stream_gradients
+from ._using import using as using
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Gradients",
+    "Plan",
+    "StreamGradients",
+    "convert",
+    "gradients",
+    "init",
+    "plan",
+    "revert",
+    "stream_gradients",
+    "using",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,84 @@
+"""Other settings for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from .. import kernels, policies
+from ..memory import Checkpoints
+from ..memory import parse as parse_memory
+from ._layers import Recurrent
+
+__all__ = ["settings", "using"]
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+@contextmanager
+def using(
+    model: M,
+    gradient: str | policies.Policy | None = None,
+    *,
+    memory: str | Checkpoints | None = None,
+    kernel: str | None = None,
+) -> Iterator[M]:
+    """Inside `with`, every layer of `bptt.nn` in a model has another policy, memory or kernel.
+
+    model: a layer of `bptt.nn`, or a model with some inside. gradient, memory, kernel: as in `bptt.nn.RNN`; None leaves
+    each layer its own.
+
+    Afterwards each layer has the setting from before again, also after an exception, and blocks may be nested. A policy
+    is read when a layer is called: a backward pass inside of the block, of a call from before it, has the policy of
+    that call. Settings belong to the layers, not to a thread: other threads that call the same layers meanwhile use
+    these as well, so give each such thread a copy of the model (`copy.deepcopy`).
+
+    Yields the model. Raises ValueError or TypeError for an unknown policy, memory or kernel, and TypeError for a model
+    without a layer of `bptt.nn`; nothing is set then.
+
+    >>> import torch, bptt
+    >>> rnn = bptt.nn.GRU(3, 5, gradient="chunked:4")
+    >>> with bptt.using(rnn, gradient="full"):
+    ...     rnn
+    GRU(3, 5, gradient=full)
+    >>> rnn
+    GRU(3, 5, gradient=chunked:4)
+    """
+    given = settings(gradient, memory, kernel)
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
+    layers = [module for module in model.modules() if isinstance(module, Recurrent)]
+    if not layers:
+        raise TypeError(
+            f"model must hold a bptt.nn layer: got {type(model).__name__} without one (bptt.convert swaps torch's)"
+        )
+    before = [(layer, {name: getattr(layer, name) for name in given}) for layer in layers]
+    try:
+        for layer in layers:
+            _set(layer, given)
+        yield model
+    finally:
+        for layer, own in before:
+            _set(layer, own)
+
+
+def settings(
+    gradient: str | policies.Policy | None, memory: str | Checkpoints | None, kernel: str | None
+) -> dict[str, Any]:
+    """What was given of a layer's settings, by name, checked."""
+    given: dict[str, Any] = {}
+    if gradient is not None:
+        given["gradient"] = policies.parse(gradient)
+    if memory is not None:
+        given["memory"] = parse_memory(memory)
+    if kernel is not None:
+        given["kernel"] = kernels.check(kernel)
+    return given
+
+
+def _set(layer: Recurrent, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(layer, name, value)
