@@ -69,6 +69,11 @@ class Recording:
         return tuple(f"layer {i}{suffix}" for i in range(self.layer.num_layers) for suffix in turned)
 
     @property
+    def dropout(self) -> float:
+        """The probability of the dropout between layers that the layer's mode asks for, and no measurement draws."""
+        return float(self.layer.dropout) if self.layer.training and self.layer.num_layers > 1 else 0.0
+
+    @property
     def weights(self) -> list[Weights]:
         """The parameters of every layer and direction."""
         return self.stack(Full()).weights(self.call.tensors)
@@ -103,12 +108,7 @@ class Recording:
 
     def stack(self, gradient: Policy) -> Stack:
         """The engine's program of this call under a policy, without the dropout between layers."""
-        training = self.layer.training
-        self.layer.training = False
-        try:
-            return program(self.layer, self.call, gradient, differentiated=True)
-        finally:
-            self.layer.training = training
+        return program(self.layer, self.call, gradient, differentiated=True, drops=False)
 
     @torch.no_grad()
     def tapes(self) -> list[Tape]:
@@ -137,8 +137,9 @@ def record(
     layer: from its y) to a scalar; for a layer it may be left out: then errors drawn from a fixed seed, of norm 1 at
     every step and lane, stand in for the local errors. name: which recurrent layer of a model with several.
 
-    Parameters, their `.grad` and torch's generators stay as they are, except that a dropout of the model draws. Dropout
-    between the layers of the recurrent layer itself is left out of measurements: call `model.eval()` first.
+    Parameters, their `.grad`, modes and torch's generators stay as they are, except that a dropout of the model draws.
+    Dropout between the layers of the recurrent layer itself is left out of measurements (`Recording.dropout`), though
+    the call that gives the local errors draws it: `model.eval()` beforehand leaves it out of both.
 
     Raises TypeError where subject holds no such layer or loss gives no scalar; ValueError for several layers and no
     name, for a layer that the call runs not once, and for a loss that does not depend on its output.

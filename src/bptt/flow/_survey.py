@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,8 @@ class Survey:
     or not finite has no comparison.
 
     name: of what was measured. The cell's own measurements (all but lag_map, lags, shares and comparison) are those of
-    the top layer. records: a training run's, as in its metrics.jsonl.
+    the top layer. records: a training run's, as in its metrics.jsonl. dropout: the probability of a dropout between
+    the layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says so.
     """
 
     name: str
@@ -68,17 +69,22 @@ class Survey:
     gates: Gates | None = None
     comparison: Comparison | None = None
     records: Sequence[dict[str, Any]] = field(default=())
+    dropout: float = 0.0
 
     @property
     def measures(self) -> tuple[Any, ...]:
         """What there is, the name aside."""
-        found = (getattr(self, entry.name) for entry in fields(self) if entry.name != "name")
+        found = (getattr(self, entry.name) for entry in fields(self) if entry.name not in ("name", "dropout"))
         return tuple(measure for measure in found if measure is not None and measure != ())
 
     @property
     def verdict(self) -> Verdict:
         """What to conclude from all of it. Raises ValueError where nothing was measured."""
-        return verdict(*self.measures)
+        found = verdict(*self.measures)
+        if not self.dropout:
+            return found
+        said = f"Measured without the dropout of {self.dropout:g} between the layers, which a training step draws"
+        return replace(found, conditions=(said,))
 
 
 def survey(
@@ -139,6 +145,7 @@ def survey(
         ),
         comparison=run("policies", lambda: _compared(few, policies)) if policies else None,
         records=tuple(records),
+        dropout=recording.dropout,
     )
 
 

@@ -48,16 +48,20 @@ class Verdict:
     """What to conclude from several measurements.
 
     headline: the most telling conclusion. findings: (topic, conclusion) of each measurement, the headline's included.
-    advice: what to change, most useful first; empty where nothing is wrong. `str` writes all of it, for a screen.
+    advice: what to change, most useful first; empty where nothing is wrong. conditions: how it was measured, where that
+    is not how the net is trained. `str` writes all of it, for a screen.
     """
 
     headline: str
     findings: tuple[tuple[str, str], ...]
     advice: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         width = max(len(topic) for topic, _ in self.findings)
         lines = [self.headline, "", *(f"  {topic:<{width}}  {text}" for topic, text in self.findings)]
+        if self.conditions:
+            lines += ["", *self.conditions]
         if self.advice:
             lines += ["", "What to change:", *(f"  - {text}" for text in self.advice)]
         return "\n".join(lines)

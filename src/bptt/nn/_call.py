@@ -200,8 +200,13 @@ def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | 
     return kind.of(stack, memory, call.tensors)
 
 
-def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool) -> Stack:
-    """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated."""
+def program(
+    layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool, *, drops: bool | None = None
+) -> Stack:
+    """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated.
+
+    drops: whether dropout between layers is drawn; None: as the layer's mode says.
+    """
     x, cell = call.x, layer.cell()
     T, B, _ = x.shape
     D = 2 if layer.bidirectional else 1
@@ -212,7 +217,7 @@ def program(layer: Recurrent, call: Call, gradient: policies.Policy, differentia
         cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, gradient.reach(T), tapes
     )
     masks: tuple[Tensor, ...] = ()
-    if layer.training and layer.dropout > 0:
+    if layer.dropout > 0 and (layer.training if drops is None else drops):
         masks = tuple(call.dropout_mask(layer) for _ in range(layer.num_layers - 1))
     xi: list[Tensor] = []
     if differentiated:

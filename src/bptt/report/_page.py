@@ -26,6 +26,7 @@ PAGE = Template("""<!doctype html>
 <header>
 <p class="name">$name</p>
 <h1>$headline</h1>
+$conditions
 $advice
 <nav>$contents</nav>
 </header>
@@ -87,12 +88,14 @@ class Section:
 def page(name: str, verdict: Verdict, sections: Sequence[Section], plotly: str) -> str:
     """The whole file. plotly: the library itself, once."""
     advice = "".join(f"<li>{escape(text, quote=False)}</li>" for text in verdict.advice)
+    conditions = "".join(f'<p class="name">{escape(text, quote=False)}</p>' for text in verdict.conditions)
     return PAGE.substitute(
         title=escape(f"Gradient flow: {name}"),
         css=CSS,
         plotly=plotly,
         name=escape(name),
         headline=escape(verdict.headline, quote=False),
+        conditions=conditions,
         advice=f'<div class="advice"><strong>What to change</strong><ul>{advice}</ul></div>' if advice else "",
         contents="".join(f'<a href="#{section.key}">{escape(section.heading)}</a> ' for section in sections),
         sections="".join(_section(section) for section in sections),
