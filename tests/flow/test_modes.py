@@ -1,4 +1,4 @@
-"""Measurements leave the mode of a layer alone: they never write `training`, not even for a moment, and draw nothing."""
+"""Measurements leave a layer's mode alone: they never write `training`, not even for a moment, and draw nothing."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_parametrized_weights_are_measured_in_their_mode():
 
 
 def test_a_thread_that_trains_draws_its_dropout_while_another_measures():
-    """A step beside measurements is bit for bit one without them: with the mode flipped now and then it would not be."""
+    """With the mode flipped now and then, some of its steps would go without."""
     layer = layer_of(bptt.nn, True)
     recording, stop, zeros = record(layer, X), [False], []
 

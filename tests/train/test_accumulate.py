@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bptt.train import NonFiniteError, Trainer, prepare
-from bptt.train.batches import IGNORE
+from bptt.train.window import IGNORE
 
 from .tiny import tiny, write_text
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bptt.train import RandomWindows, Sequential
-from bptt.train.batches import IGNORE
+from bptt.train.window import IGNORE
 
 SHAPES = [(n, t, b) for n in (5, 8, 12, 41, 64) for t in (1, 3, 8, 100) for b in (1, 2, 4)]
 

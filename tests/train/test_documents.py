@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from bptt.train import InputError, Lanes, Numbered, Texts, Tokens, Vocabulary, documents, textfiles
-from bptt.train.batches import IGNORE
 from bptt.train.vocabulary import tokenize
+from bptt.train.window import IGNORE
 
 TEXT = "one two\n\n  \nthree\nfour  five\n\n\nsix"
 

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from bptt.train import Lanes, LanguageModel, Window
-from bptt.train.batches import IGNORE
 from bptt.train.model import detach
+from bptt.train.window import IGNORE
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(lambda sizes: max(sizes) >= 2)
 
@@ -150,7 +150,7 @@ def test_a_state_is_refused_elsewhere():
     with pytest.raises(ValueError, match="got lanes=None"):
         Lanes(numbered([5, 5]), 2, 3).restore({})
     with pytest.raises(ValueError, match="without a place"):
-        Lanes(numbered([5, 5]), 2, 3).state(Window(torch.zeros(1, 1), torch.zeros(1, 1), True, 1))
+        Lanes(numbered([5, 5]), 2, 3).state(Window.of(torch.zeros(1, 1), torch.zeros(1, 1), fresh=True, tokens=1))
 
 
 def test_orders_differ_from_epoch_to_epoch_and_depend_on_the_seed():

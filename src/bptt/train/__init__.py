@@ -8,7 +8,6 @@ here prints.
 
 from .batches import RandomWindows as RandomWindows
 from .batches import Sequential as Sequential
-from .batches import Window as Window
 from .config import Config as Config
 from .dataset import Dataset as Dataset
 from .dataset import prepare as prepare
@@ -29,3 +28,4 @@ from .session import resume as resume
 from .session import start as start
 from .tokenfiles import Tokens as Tokens
 from .vocabulary import Vocabulary as Vocabulary
+from .window import Window as Window

@@ -7,37 +7,14 @@ Windows are found by (epoch, index) alone, so that a run resumes at any of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "Batches", "RandomWindows", "Sequential", "Window", "epoch_generator"]
+from .window import IGNORE, Window
 
-IGNORE = -100
-"""The target where there is nothing to predict; torch's cross_entropy ignores it by default."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Inputs and targets of one training step.
-
-    inputs, targets: int64 `[T, B]`, targets one token ahead, `IGNORE` where there is none.
-    fresh: the state before the first step is zero rather than the last window's.
-    tokens: targets that count.
-    resets: bool `[T, B]`, where the state is zeroed before a step; None: nowhere.
-    total: targets that count on all ranks together; None: as many as `tokens`.
-    place: (epoch, index) of the window; None: it was asked for by these.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    fresh: bool
-    tokens: int
-    resets: Tensor | None = None
-    total: int | None = None
-    place: tuple[int, int] | None = None
+__all__ = ["Batches", "RandomWindows", "Sequential", "epoch_generator"]
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -99,7 +76,7 @@ class Sequential:
         counts = step < self.size
         position = (self.first + step).clamp(max=len(self.ids) - 2)
         targets = torch.where(counts, self.ids[position + 1], IGNORE)
-        return Window(self.ids[position], targets, fresh=index == 0, tokens=int(counts.sum()))
+        return Window.of(self.ids[position], targets, fresh=index == 0, tokens=int(counts.sum()))
 
     def __iter__(self) -> Iterator[Window]:
         """The windows of one epoch."""
@@ -132,7 +109,7 @@ class RandomWindows:
     def window(self, epoch: int, index: int) -> Window:
         start = self._starts(epoch)[index * self.lanes : (index + 1) * self.lanes]
         position = start + torch.arange(self.length)[:, None]
-        return Window(self.ids[position], self.ids[position + 1], fresh=True, tokens=position.numel())
+        return Window.of(self.ids[position], self.ids[position + 1], fresh=True, tokens=position.numel())
 
     def _starts(self, epoch: int) -> Tensor:
         """Where the windows of an epoch start, in the order they are used."""

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
-from .batches import IGNORE, Window, epoch_generator
+from .batches import epoch_generator
 from .packing import Packing
 from .processes import Processes
+from .reading import Place, Reading
+from .window import IGNORE, Window
 
 __all__ = ["Documents", "Lanes"]
 
@@ -60,11 +63,13 @@ class Lanes(IterableDataset[Window]):
     averaged, times `world`): every token weighs the same.
 
     Under `torch.utils.data.DataLoader(lanes, batch_size=None, num_workers=n)` worker w makes every n-th window from
-    the w-th on: the windows that arrive are the same, in the same order, for every n.
+    the w-th on: the windows that arrive are the same, in the same order, for every n. The default batch_size of 1 gives
+    the same windows, and a larger one raises, since each window continues the state of the one before. Where a library
+    divides a loader's batches among processes itself, as accelerate does, keep it from that: each rank reads its own.
 
-    A position is (epoch, index) and nothing else, so a run can go on at any window (`state`, `restore`), also with
-    another number of ranks or workers. Going there takes a pass over the lengths before it. Workers get a copy of this
-    object when they start: set the position before, and leave out `persistent_workers`.
+    A position is (epoch, index) and nothing else, so a run can go on at any window (`state_dict`, `load_state_dict`),
+    also with another number of ranks or workers. Going there takes a pass over the lengths before it. Workers get a
+    copy of this object when they start: set the position before, and leave out `persistent_workers`.
 
     skipped: documents of fewer than 2 tokens, None for an iterable.
 
@@ -120,7 +125,9 @@ class Lanes(IterableDataset[Window]):
             )
         elif shuffle:
             raise ValueError("shuffle=True is for a sequence of documents: an iterable comes in its own order")
-        self._start, self._first = (0, 0), 0
+        self._first = 0
+        self._set: Place | None = None  # where the next iteration starts; None: at the first epoch
+        self._reading: Reading | None = None  # the latest iteration
         self._at: tuple[int, Packing] | None = None
         self._counted: tuple[int, int] | None = None
 
@@ -162,24 +169,16 @@ class Lanes(IterableDataset[Window]):
             raise IndexError(f"epoch {epoch} has no window {index}")
         return self._window(packing, epoch)
 
-    def __iter__(self) -> Iterator[Window]:
-        """The windows from the position that was set (else the first) to the end of the last epoch."""
-        worker = get_worker_info()
-        workers, mine = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        epoch, index = self._start
-        count = 0
-        while self.epochs is None or epoch < self._first + self.epochs:
-            packing = self._pack(epoch)
-            while packing.seek(index):
-                if count % workers == mine:
-                    yield self._window(packing, epoch)
-                count, index = count + 1, index + 1
-            if packing.end == 0:
-                raise ValueError("documents must yield one of at least 2 tokens: got none in a whole pass")
-            epoch, index = epoch + 1, 0
+    def __iter__(self) -> Reading:
+        """The windows from the position that was set (else the first) to the end of the last epoch.
+
+        What this gives has `state_dict` and `load_state_dict` of its own, for several iterations side by side.
+        """
+        self._reading, self._set = Reading(self, (self._set or self._beginning).here()), None
+        return self._reading
 
     def set_epoch(self, epoch: int) -> None:
-        """Let iterations begin with this epoch; where `restore` set a position in it, at that position.
+        """Let iterations begin with this epoch; where a position was set in it, the next one at that position.
 
         >>> lanes = Lanes([[1, 2, 3]] * 4, lanes=1, length=8, shuffle=True)
         >>> for epoch in range(10):
@@ -189,38 +188,84 @@ class Lanes(IterableDataset[Window]):
         """
         if epoch < 0:
             raise ValueError(f"epoch must be at least 0: got {epoch}")
-        self._first = epoch
-        if epoch != self._start[0]:
-            self._start = epoch, 0
+        self._first, self._reading = epoch, None
+        if self._set is not None and self._set.first != epoch:
+            self._set = replace(self._set, first=epoch) if self._set.epoch == epoch else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on behind the windows that the latest iteration has given.
+
+        Numbers, text and None. Windows that a loader has read ahead, or its workers have made, are not known here:
+        there take `state(window)`, or the state of a loader that keeps one, as torchdata's StatefulDataLoader.
+
+        >>> lanes = Lanes([[1, 2, 3, 4]] * 3, lanes=1, length=2, shuffle=True)
+        >>> windows = iter(lanes)
+        >>> _ = next(windows)
+        >>> state, rest = lanes.state_dict(), [w.inputs.tolist() for w in windows]
+        >>> lanes.load_state_dict(state)
+        >>> [w.inputs.tolist() for w in lanes] == rest
+        True
+        """
+        return self._written(self._reading.place if self._reading else self._set or self._beginning)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration start where `state_dict` was taken, and end where that one would have.
+
+        A loader's workers start from copies, so that an iteration of theirs does not use the position up: call
+        `set_epoch` before each one.
+
+        Raises ValueError for a state of other documents or lanes, and, when the iteration begins, for that of another
+        worker of a loader.
+        """
+        self._set, self._reading = self._read(state), None
 
     def state(self, after: Window | None = None) -> dict[str, Any]:
-        """What `restore` needs: the position behind a window, and what that position means: numbers, text, None.
+        """The position behind a window, for `restore`; None: as `state_dict`.
 
-        after: the last window that was used, so that windows a loader has read ahead do not count; None: the position
-        from which an iteration starts.
+        after: the last window that was used, so that windows a loader has read ahead do not count.
         """
-        epoch, index = self._start
-        if after is not None:
-            if after.place is None:
-                raise ValueError("after must be a window of Lanes: got one without a place")
-            epoch, index = after.place[0], after.place[1] + 1
-        return {"epoch": epoch, "index": index} | self._meaning()
+        if after is None:
+            return self.state_dict()
+        if after.place is None:
+            raise ValueError("after must be a window of Lanes: got one without a place")
+        epoch, index = after.place
+        return self._written(Place(self._first_before(epoch), epoch, index + 1))
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Let iterations start where `state` was taken. Raises ValueError for a state of other documents or lanes."""
+        """`load_state_dict`, for what `state` gives."""
+        self.load_state_dict(state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker is sent: not where `window` stands, since a stream in use cannot be sent."""
+        return self.__dict__ | {"_at": None, "_reading": None}
+
+    @property
+    def _beginning(self) -> Place:
+        return Place(self._first, self._first)
+
+    def _first_before(self, epoch: int) -> int:
+        """The first epoch of an iteration that has come to this one."""
+        return min(epoch, self._first if self.epochs is None else max(self._first, epoch - self.epochs + 1))
+
+    def _written(self, place: Place) -> dict[str, Any]:
+        """A place with what it means."""
+        worker = None if place.worker is None else list(place.worker)
+        return asdict(place) | {"worker": worker} | self._meaning()
+
+    def _read(self, state: dict[str, Any]) -> Place:
+        """The inverse of `_written`."""
         for name, value in self._meaning().items():
             if state.get(name) != value:
                 raise ValueError(f"state must be of lanes with {name}={value}: got {name}={state.get(name)}")
         epoch, index = state.get("epoch"), state.get("index")
-        if type(epoch) is not int or type(index) is not int or epoch < 0 or index < 0:
+        if not _count(epoch) or not _count(index):
             raise ValueError(f"state must hold an epoch and an index of at least 0: got {epoch!r} and {index!r}")
-        self._start = epoch, index
-        if self.epochs is not None:  # a position behind the last epoch is in a later one's iteration
-            self._first = max(self._first, epoch - self.epochs + 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker is sent: not where `window` stands, since a stream in use cannot be sent."""
-        return self.__dict__ | {"_at": None}
+        first, over, worker = state.get("first", self._first_before(epoch)), state.get("over", 0), state.get("worker")
+        if not _count(first) or first > epoch or not _count(over):
+            raise ValueError(f"state must hold first, up to epoch={epoch}, and over: got {first!r} and {over!r}")
+        if worker is not None and (len(worker) != 2 or not all(map(_count, worker))):
+            raise ValueError(f"state must hold a worker's number and of how many, or None: got worker={worker!r}")
+        return Place(first, epoch, index, over, None if worker is None else (worker[0], worker[1]))
 
     def _meaning(self) -> dict[str, Any]:
         """What must be the same for a position to be the same."""
@@ -277,7 +322,14 @@ class Lanes(IterableDataset[Window]):
                 resets[start - first, lane] = True
         tokens = int((targets != IGNORE).sum())
         total = sum(min(free, last) - first for free, _ in packing.free if free > first)
-        return Window(inputs, targets, packing.index == 0, tokens, resets, total, (epoch, packing.index))
+        place = epoch, packing.index
+        return Window.of(
+            inputs, targets, fresh=packing.index == 0, tokens=tokens, resets=resets, total=total, place=place
+        )
+
+
+def _count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
 
 
 def _sizes(documents: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -17,7 +17,7 @@ from ..flow import Diagnosis, Finding, adapt, watch
 from ..nn import plan
 from ..policies import Adaptive
 from . import generators
-from .batches import IGNORE, Batches, Window
+from .batches import Batches
 from .carried import finite, gathered, lanes_of, to
 from .config import Config
 from .dataset import Dataset, Part, in_order, token_count
@@ -27,6 +27,7 @@ from .network import build_model
 from .processes import ALONE, Processes, first_cause, quiet
 from .rates import factor
 from .records import Meter, Record, Step, perplexity
+from .window import IGNORE, Window
 
 __all__ = ["TOO_MANY", "Trainer"]
 
@@ -147,7 +148,7 @@ class Trainer:
         grad_norm = float(norm)
         diagnosis = diagnosis or self.doctor.check(mine, grad_norm=grad_norm)
         failures, total = self.processes.sums(diagnosis is not None, mine)
-        failed, tokens = failures > 0, sum(map(_tokens, windows))
+        failed, tokens = failures > 0, sum(window.total for window in windows)
         clipped = not failed and 0 < self.config.clip < grad_norm
         if not failed:
             if clipped:
@@ -228,7 +229,7 @@ class Trainer:
             for index in range(windows.windows(0)):
                 window = windows.window(0, index)
                 nll, state = self._nll(self.model, window, state)
-                total, tokens = total + float(nll), tokens + _tokens(window)
+                total, tokens = total + float(nll), tokens + window.total
         return self.processes.sums(total)[0] / tokens
 
     def record(self, heldout: bool) -> Record:
@@ -337,8 +338,3 @@ class Trainer:
         logits, state = model(window.inputs.to(device), state, *resets)
         targets = window.targets.to(device).flatten()
         return cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"), state
-
-
-def _tokens(window: Window) -> int:
-    """Targets that count, over all processes."""
-    return window.tokens if window.total is None else window.total

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from .. import nn
 from ..flow import Recording, record
 from ..policies import Policy
-from .batches import IGNORE, Window
+from .window import IGNORE, Window
 
 __all__ = ["LanguageModel", "State", "detach", "record_window", "unigram_perplexity"]
 

@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic, sleep
 from typing import Any, Protocol, get_args, runtime_checkable
@@ -24,9 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..flow import Diagnosis
 from ..flow._doctor_findings import Stage
-from .batches import IGNORE, Batches, Window
+from .batches import Batches
 from .config import Config
 from .errors import InputError
+from .window import IGNORE, Window
 
 __all__ = [
     "ALONE",
@@ -226,8 +227,9 @@ class Shared:
         targets = torch.full_like(window.targets[:, lanes], IGNORE) if idle else window.targets[:, lanes]
         resets = None if window.resets is None else window.resets[:, lanes]
         mine = int((targets != IGNORE).sum())
-        return replace(
-            window, inputs=window.inputs[:, lanes], targets=targets, resets=resets, tokens=mine, total=window.tokens
+        parts = window.inputs[:, lanes], targets
+        return Window.of(
+            *parts, fresh=window.fresh, tokens=mine, resets=resets, total=window.tokens, place=window.place
         )
 
 
