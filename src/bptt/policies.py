@@ -260,18 +260,18 @@ class Randomized(Policy):
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         if self.p == 1 or T < 2:
             return None
-        uniform = torch.rand(T - 1, B, dtype=torch.float64, generator=self.generator)
+        uniform = torch.rand(T - 1, B, dtype=torch.float64, generator=self.generator, device="cpu")
         return self.weights(uniform)
 
     def weights(self, uniform: torch.Tensor) -> torch.Tensor:
         """xi `[T, B]` from numbers in [0, 1) `[T-1, B]`: row t-1 decides edge t, kept where the number is below p."""
         edges, B = uniform.shape
-        xi = torch.ones(edges + 1, B, dtype=torch.float64)
+        xi = torch.ones(edges + 1, B, dtype=torch.float64, device=uniform.device)
         if isinstance(self.p, (int, float)):
             xi[1:] = (uniform < self.p).double() / self.p
             return xi
-        keep = torch.tensor([self.keep(d) for d in range(1, edges + 1)], dtype=torch.float64)
-        distance = torch.zeros(B, dtype=torch.long)  # edges kept since the last cut
+        keep = torch.tensor([self.keep(d) for d in range(1, edges + 1)], dtype=torch.float64, device=uniform.device)
+        distance = torch.zeros(B, dtype=torch.long, device=uniform.device)  # edges kept since the last cut
         for t in range(1, edges + 1):
             p = keep[distance]
             kept = uniform[t - 1] < p

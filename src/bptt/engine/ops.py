@@ -63,7 +63,7 @@ def draw(policy: Policy, T: int, B: int) -> Tensor | None:
     """
     if type(policy) is not Randomized or policy.generator is not None or policy.p == 1 or T == 1:
         return policy.draw(T, B)
-    return torch.ops.bptt.draw(torch.rand(T - 1, B, dtype=torch.float64), str(policy))
+    return torch.ops.bptt.draw(torch.rand(T - 1, B, dtype=torch.float64, device="cpu"), str(policy))
 
 
 # What is no tensor ----------------------------------------------------------------------------------------------------

@@ -225,4 +225,4 @@ def _lags(frames: Frames) -> tuple[Tensor, Tensor]:
     """The lag of each position `[R * N]`, -1 where a column has none there, and its column."""
     steps = frames.steps()
     lag = (frames.first - steps).abs().masked_fill(steps > frames.top, -1)
-    return lag.flatten(), torch.arange(steps.shape[1]).repeat(steps.shape[0])
+    return lag.flatten(), torch.arange(steps.shape[1], device="cpu").repeat(steps.shape[0])

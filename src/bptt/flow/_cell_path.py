@@ -142,5 +142,5 @@ def _mean(logs: Tensor) -> npt.NDArray[np.float64]:
 
 def _memory(chain: LayerChain) -> npt.NDArray[np.float64]:
     f, lengths = _forget(chain), chain.recording.call.lengths
-    rows = f.flatten(0, 1) if lengths is None else f[torch.arange(chain.T)[:, None] < lengths]
+    rows = f.flatten(0, 1) if lengths is None else f[torch.arange(chain.T, device="cpu")[:, None] < lengths]
     return (1 / (1 - rows.mean(0))).cpu().numpy()

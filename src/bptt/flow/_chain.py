@@ -118,7 +118,7 @@ class LayerChain:
             return None
         dh = stack.turn(stack.half(recording.dy, d), d)
         errors = torch.cat([dh, *(dh.new_zeros(self.T, self.B, size) for size in self.sizes[1:])], -1)
-        lengths = torch.full((self.B,), self.T) if stack.lengths is None else stack.lengths
+        lengths = torch.full((self.B,), self.T, device="cpu") if stack.lengths is None else stack.lengths
         lanes = torch.arange(self.B, device=self.device)
         for part, final in zip(errors.split(self.sizes, -1), recording.dfinal, strict=True):
             if final is not None:

@@ -217,7 +217,7 @@ def _measured(gradient: PolicyGradient, policy: Policy, full: Tensor, norm: floa
             variance += second - float(first.square().sum())
         square = float((mean - full).square().sum())
         return _Moments(mean, square, max(variance, 0.0), 0.0, exact=True, draws=gradient.B * 2**gradient.edges)
-    seeded = replace(policy, generator=torch.Generator().manual_seed(seed))
+    seeded = replace(policy, generator=torch.Generator("cpu").manual_seed(seed))
     total, squares = torch.zeros_like(full), np.zeros(draws)
     for i in range(draws):
         difference = gradient(seeded) / norm - full
@@ -239,7 +239,7 @@ def _cuts(policy: Randomized, T: int, draws: int) -> Iterator[tuple[tuple[Tensor
             p = policy.keep(distance)
             probability *= p if keeps else 1 - p
             distance = distance + 1 if keeps else 1
-        xi = policy.weights(torch.tensor(kept, dtype=torch.float64).logical_not().double()[:, None])
+        xi = policy.weights(torch.tensor(kept, dtype=torch.float64, device="cpu").logical_not().double()[:, None])
         single.append((xi[..., None], probability))
     for outcome in product(single, repeat=draws):
         yield tuple(xi for xi, _ in outcome), float(np.prod([p for _, p in outcome]))
@@ -248,7 +248,7 @@ def _cuts(policy: Randomized, T: int, draws: int) -> Iterator[tuple[tuple[Tensor
 def _pass(recording: Recording, policy: Policy, seed: int) -> Callable[[], object]:
     """One forward and backward, as in training."""
     if isinstance(policy, Randomized):
-        policy = replace(policy, generator=torch.Generator().manual_seed(seed))
+        policy = replace(policy, generator=torch.Generator("cpu").manual_seed(seed))
     plain, tensors = recording.stack(Full()), recording.call.tensors
     cotangents = (recording.dy, *recording.dfinal)
 

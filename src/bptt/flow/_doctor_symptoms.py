@@ -109,7 +109,7 @@ def _saturated(recording: Recording, place: Place, values: Tensor) -> Iterator[F
     low_end = -1.0 if place.gate in ("g", "n") or name == "tanh" else 0.0
     margin = MARGIN * (1 - low_end)
     if recording.call.lengths is not None:
-        steps = torch.arange(len(values))[:, None] < recording.call.lengths
+        steps = torch.arange(len(values), device="cpu")[:, None] < recording.call.lengths
         values = values[steps.to(values.device)]
     low = float((values <= low_end + margin).double().mean())
     high = float((values >= 1 - margin).double().mean())

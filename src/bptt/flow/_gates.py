@@ -94,7 +94,7 @@ def gates(
     values = chain.tape.state[0] if chain.tape.gates is None else chain.tape.gates
     lengths = recording.call.lengths
     if lengths is not None:
-        values = values[torch.arange(chain.T)[:, None] < lengths]
+        values = values[torch.arange(chain.T, device="cpu")[:, None] < lengths]
     per_gate = values.reshape(-1, values.shape[-1]).cpu().numpy()
     H, ends = recording.layer.hidden_size, _ENDS[mode]
     rows = [_spread(per_gate[:, g * H : (g + 1) * H].ravel(), end, margin, bins) for g, end in enumerate(ends)]

@@ -223,8 +223,8 @@ def shares(
         bounds = [b for b in bounds if b < T]
     K, L = bounds[-1] or 1, len(recording.names)
     shapes = [w.hh.shape for w in recording.weights]
-    parts = [torch.zeros(len(bounds), *shape, dtype=torch.float64) for shape in shapes]
-    bins = torch.bucketize(torch.arange(K), torch.tensor(bounds[1:]), right=True)
+    parts = [torch.zeros(len(bounds), *shape, dtype=torch.float64, device="cpu") for shape in shapes]
+    bins = torch.bucketize(torch.arange(K, device="cpu"), torch.tensor(bounds[1:], device="cpu"), right=True)
     with torch.no_grad():
         walk = recording.walk()
         for k, frames, swept, lag in _by_loss(recording, K, 1, None, walk):

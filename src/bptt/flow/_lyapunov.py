@@ -105,7 +105,9 @@ def lyapunov(
 @torch.no_grad()
 def _growth(chain: Chain, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """(log |R_ii| of every step `[steps, B, n]`, whether it counts `[steps, B]`)."""
-    first = torch.randn(chain.B, chain.S, n, dtype=torch.float64, generator=torch.Generator().manual_seed(_SEED))
+    first = torch.randn(
+        chain.B, chain.S, n, dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu"
+    )
     frame = torch.linalg.qr(first)[0].to(chain.device)
     grown, counted = [], []
     for t in chain.edges:

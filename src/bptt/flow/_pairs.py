@@ -31,7 +31,7 @@ def pairs(policy: Policy, T: int, *, seed: int = 0) -> npt.NDArray[np.float64]:
     if T < 1:
         raise ValueError(f"T must be at least 1 step: got {T}")
     if isinstance(policy, Randomized):
-        policy = replace(policy, generator=torch.Generator().manual_seed(seed))
+        policy = replace(policy, generator=torch.Generator("cpu").manual_seed(seed))
     drawn = policy.draw(T, 1)
     xi = np.ones(T) if drawn is None else drawn[:, 0].numpy()
     weights = np.zeros((T, T))

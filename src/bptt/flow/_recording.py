@@ -220,10 +220,10 @@ def _with_noise(name: str, layer: Recurrent, arguments: tuple[Any, ...]) -> Reco
         call = Call.of(layer, arguments[0], arguments[1] if len(arguments) > 1 else None, None)
         T, B, _ = call.x.shape
         width = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
-        dy = torch.randn(T, B, width, generator=torch.Generator().manual_seed(_SEED)).to(call.x)
+        dy = torch.randn(T, B, width, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu").to(call.x)
         dy /= dy.norm(dim=-1, keepdim=True)
         if call.lengths is not None:
-            dy[torch.arange(T)[:, None] >= call.lengths] = 0
+            dy[torch.arange(T, device="cpu")[:, None] >= call.lengths] = 0
     return Recording(name, layer, call, dy, (None,) * len(call.hx), None)
 
 

@@ -99,7 +99,9 @@ class StepChain:
     def errors(self) -> Tensor:
         """e_t `[T, B, S]`: (dy_t/ds_t)' dL/dy_t. Without a loss, random directions of norm 1 from a fixed seed."""
         if self._loss is None:
-            noise = torch.randn(self.T, self.B, self.S, generator=torch.Generator().manual_seed(_SEED))
+            noise = torch.randn(
+                self.T, self.B, self.S, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu"
+            )
             return (noise / noise.norm(dim=-1, keepdim=True)).to(self.device, self.dtype)
         with torch.enable_grad():
             ys = [fresh(y, True) for y in self._ys]
@@ -147,8 +149,8 @@ class StepChain:
 
     def _check_independent(self) -> None:
         """Raise ValueError where the first step carries a lane's cotangent to another lane."""
-        generator = torch.Generator().manual_seed(_SEED)
-        noise = torch.randn(self.B, self.S, generator=generator).to(self.device, self.dtype)
+        generator = torch.Generator("cpu").manual_seed(_SEED)
+        noise = torch.randn(self.B, self.S, generator=generator, device="cpu").to(self.device, self.dtype)
         own = torch.eye(self.B, dtype=torch.bool, device=self.device)[..., None]
         with torch.no_grad():
             back = self.pull(self.edges[0], torch.where(own, noise, 0))

@@ -213,7 +213,7 @@ def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
 def _tensor(piece: Any) -> Tensor:
     if isinstance(piece, np.ndarray):  # torch takes none that is read-only, backwards or of the other byte order
         piece = np.array(piece, piece.dtype.newbyteorder("="), order="C")
-    return torch.as_tensor(piece)
+    return piece if isinstance(piece, Tensor) else torch.as_tensor(piece, device="cpu")
 
 
 def _resets(resets: Sliced | Tensor | None, first: int, x: Tensor) -> Tensor | None:

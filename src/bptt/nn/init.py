@@ -123,7 +123,7 @@ def identity_(layer: L, scale: float = 1.0) -> L:
         raise TypeError(f"identity_ is for a simple RNN, which has no gates: got {type(layer).__name__}")
     scale = _number("scale", scale)
     for block in _blocks(layer, "identity_"):
-        torch.nn.init.eye_(block).mul_(scale)
+        block.zero_().fill_diagonal_(scale)  # torch.nn.init.eye_ fails where another default device is set
     if layer.bias:
         for b_ih, b_hh in _biases(layer):
             b_ih.zero_()

@@ -19,7 +19,7 @@ __all__ = ["Batches", "RandomWindows", "Sequential", "epoch_generator"]
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """The generator of what is drawn for one epoch: it depends on (seed, epoch) alone."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.Generator("cpu").manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
 
 class Batches(Protocol):
@@ -58,7 +58,7 @@ class Sequential:
         if predictions < lanes:
             raise ValueError(f"ids must hold at least {lanes + 1} tokens for {lanes} lanes: got {len(ids)}")
         shortest, longer = divmod(predictions, lanes)
-        lane = torch.arange(lanes)
+        lane = torch.arange(lanes, device="cpu")
         self.ids, self.length, self.lanes = ids, length, lanes
         self.first = lane * shortest + lane.clamp(max=longer)  # [B]: where each lane starts in the text
         self.size = shortest + (lane < longer).long()  # [B]: its predictions
@@ -72,7 +72,7 @@ class Sequential:
         return -(-self.longest // self.length)
 
     def window(self, epoch: int, index: int) -> Window:
-        step = torch.arange(index * self.length, min((index + 1) * self.length, self.longest))[:, None]
+        step = torch.arange(index * self.length, min((index + 1) * self.length, self.longest), device="cpu")[:, None]
         counts = step < self.size
         position = (self.first + step).clamp(max=len(self.ids) - 2)
         targets = torch.where(counts, self.ids[position + 1], IGNORE)
@@ -108,14 +108,14 @@ class RandomWindows:
 
     def window(self, epoch: int, index: int) -> Window:
         start = self._starts(epoch)[index * self.lanes : (index + 1) * self.lanes]
-        position = start + torch.arange(self.length)[:, None]
+        position = start + torch.arange(self.length, device="cpu")[:, None]
         return Window.of(self.ids[position], self.ids[position + 1], fresh=True, tokens=position.numel())
 
     def _starts(self, epoch: int) -> Tensor:
         """Where the windows of an epoch start, in the order they are used."""
         if self._drawn is None or self._drawn[0] != epoch:
             generator = epoch_generator(self.seed, epoch)
-            offset = int(torch.randint(self.length, (), generator=generator))
+            offset = int(torch.randint(self.length, (), generator=generator, device="cpu"))
             count = (len(self.ids) - 1 - offset) // self.length
-            self._drawn = epoch, offset + self.length * torch.randperm(count, generator=generator)
+            self._drawn = epoch, offset + self.length * torch.randperm(count, generator=generator, device="cpu")
         return self._drawn[1]

@@ -235,7 +235,7 @@ class _Long:
 
     def __getitem__(self, at: slice) -> Tensor:
         start, stop, _ = at.indices(len(self))
-        parts = [torch.zeros(0, dtype=torch.int64)]
+        parts = [torch.zeros(0, dtype=torch.int64, device="cpu")]
         while start < stop:
             p = int(np.searchsorted(self.tokens, start, side="right")) - 1
             first, last = self.tokens[p : p + 2].tolist()

@@ -24,7 +24,7 @@ def state() -> dict[str, Any]:
     numpy = np.random.get_state(legacy=False)
     key = numpy["state"]["key"]
     return {
-        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "python": {"version": version, "words": torch.tensor(words, device="cpu"), "gauss": gauss},
         "numpy": {
             "bit_generator": numpy["bit_generator"],
             "key": torch.from_numpy(key.astype(np.int64)),

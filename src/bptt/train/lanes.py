@@ -290,7 +290,9 @@ class Lanes(IterableDataset[Window]):
             return ((document, len(document)) for document in cast(Iterable[Any], self.documents))
         if not self.shuffle:
             return self._ordered(np.arange(len(self.sizes)))
-        return self._ordered(torch.randperm(len(self.sizes), generator=epoch_generator(self.seed, epoch)).numpy())
+        return self._ordered(
+            torch.randperm(len(self.sizes), generator=epoch_generator(self.seed, epoch), device="cpu").numpy()
+        )
 
     def _ordered(self, order: np.ndarray[Any, np.dtype[np.int64]]) -> Iterator[tuple[int, int]]:
         """(number, tokens) of the documents in this order."""
@@ -304,9 +306,9 @@ class Lanes(IterableDataset[Window]):
         first = packing.index * self.length
         last = min(first + self.length, packing.end)
         shape = last - first, len(self.share)
-        inputs = torch.zeros(shape, dtype=torch.int64)
-        targets = torch.full(shape, IGNORE)
-        resets = torch.zeros(shape, dtype=torch.bool)
+        inputs = torch.zeros(shape, dtype=torch.int64, device="cpu")
+        targets = torch.full(shape, IGNORE, device="cpu")
+        resets = torch.zeros(shape, dtype=torch.bool, device="cpu")
         for piece in packing.pieces:
             if piece.document is None:  # opened once, by those who read it
                 known = self.sizes is not None

@@ -23,7 +23,7 @@ from .config import Config
 from .dataset import Dataset, Part, in_order, token_count
 from .errors import InputError, NonFiniteError
 from .model import State, detach, record_window
-from .network import build_model
+from .network import build_model, on_cpu
 from .processes import ALONE, Processes, first_cause, quiet
 from .rates import factor
 from .records import Meter, Record, Step, perplexity
@@ -155,7 +155,8 @@ class Trainer:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
             for group in self.optimiser.param_groups:
                 group["lr"] = self.learning_rate
-            self.optimiser.step()
+            with on_cpu():  # Adam counts its steps in a tensor of no named device
+                self.optimiser.step()
             self.carry, self.in_a_row = carry, 0
         else:
             cause, where = first_cause(diagnosis, self.processes)

@@ -99,7 +99,7 @@ def unigram_perplexity(counts: Sequence[int], predicted: Iterable[Tensor]) -> fl
     >>> round(unigram_perplexity([0, 3, 2, 1], [torch.tensor([1, 2])]), 6)  # sqrt(10/4 * 10/3)
     2.886751
     """
-    frequency = torch.tensor(counts, dtype=torch.float64) + 1
+    frequency = torch.tensor(counts, dtype=torch.float64, device="cpu") + 1
     nll = (frequency.sum() / frequency).log()
     total, tokens = 0.0, 0
     for ids in predicted:

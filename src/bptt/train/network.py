@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from .config import Config, bad_device
 from .errors import InputError
 from .model import LanguageModel
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "on_cpu"]
+
+
+def on_cpu() -> AbstractContextManager[object]:
+    """Inside `with`, what torch makes without naming a device lies on the CPU, whatever the default device is."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def build_model(config: Config, size: int) -> LanguageModel:
     """The network of a run over `size` tokens. Raises InputError for options that do not go together."""
     _try_device(config)
     try:
-        model = LanguageModel(
-            size,
-            cell=config.cell,
-            nonlinearity=config.nonlinearity,
-            layers=config.layers,
-            hidden=config.hidden,
-            embedding=config.embedding,
-            dropout=config.dropout,
-            gradient=config.gradient,
-            memory=config.memory,
-            kernel=config.kernel,
-        )
+        with on_cpu():  # where the first weights are drawn, for any device
+            model = LanguageModel(
+                size,
+                cell=config.cell,
+                nonlinearity=config.nonlinearity,
+                layers=config.layers,
+                hidden=config.hidden,
+                embedding=config.embedding,
+                dropout=config.dropout,
+                gradient=config.gradient,
+                memory=config.memory,
+                kernel=config.kernel,
+            )
         model = model.to(device=config.device, dtype=getattr(torch, config.dtype)).eval()
     except (TypeError, RuntimeError) as error:  # sizes that no tensor has, or no memory
         sizes = ", ".join(f"{name}={getattr(config, name)}" for name in ("layers", "hidden", "embedding"))

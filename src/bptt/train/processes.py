@@ -105,7 +105,7 @@ class Processes:
         """Each value's sum over all processes, the same bits on each."""
         if self.world == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
+        tensor = torch.tensor(values, dtype=torch.float64, device="cpu")
         dist.all_reduce(tensor)
         found: list[float] = tensor.tolist()
         return found
@@ -114,7 +114,7 @@ class Processes:
         """The largest value over all processes."""
         if self.world == 1:
             return value
-        tensor = torch.tensor(value)
+        tensor = torch.tensor(value, device="cpu")
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 

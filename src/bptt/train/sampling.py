@@ -62,7 +62,7 @@ def generate(
         raise ValueError(f"length must be at least 0: got {length}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be a finite number of at least 0: got {temperature}")
-    generator = torch.Generator().manual_seed(Config.check("seed", seed))
+    generator = torch.Generator("cpu").manual_seed(Config.check("seed", seed))
     return _draw(model, vocabulary, prompt, length, temperature, generator)
 
 
@@ -76,7 +76,7 @@ def _draw(
 ) -> Iterator[int]:
     device = model.output.weight.device
     unknown = vocabulary.index[UNKNOWN]
-    logits = torch.tensor(vocabulary.counts, dtype=torch.float64).log()
+    logits = torch.tensor(vocabulary.counts, dtype=torch.float64, device="cpu").log()
     state: State = None
     feed = list(prompt)
     for _ in range(length):

@@ -83,7 +83,7 @@ class Vocabulary:
         if isinstance(tokens, str):
             codes = np.frombuffer(tokens.encode("utf-32-le", "surrogatepass"), np.uint32)
             return torch.from_numpy(self._of_characters[np.minimum(codes, len(self._of_characters) - 1)])
-        return torch.tensor([self.index.get(token, 0) for token in tokens], dtype=torch.int64)
+        return torch.tensor([self.index.get(token, 0) for token in tokens], dtype=torch.int64, device="cpu")
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some tokens; words are joined by spaces."""
