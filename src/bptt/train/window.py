@@ -42,13 +42,10 @@ class Window(_Tensors):
 
     def __new__(cls, inputs: Tensor, targets: Tensor, resets: Tensor | None, numbers: Tensor) -> Window:
         # What is no tensor is a loader's note of a tensor's size, or the like, in the shape of a window.
-        if (isinstance(inputs, Tensor) and inputs.dim() != 2) or (
-            isinstance(numbers, Tensor) and numbers.shape != (1, len(_NUMBERS))
-        ):
-            raise ValueError(
-                f"a window must be inputs [T, B] and numbers [1, {len(_NUMBERS)}]: got {list(inputs.shape)} and "
-                f"{list(numbers.shape)}; {_ALONE}"
-            )
+        stacked = isinstance(inputs, Tensor) and inputs.dim() != 2
+        if stacked or (isinstance(numbers, Tensor) and numbers.shape != (1, len(_NUMBERS))):
+            got = " and ".join(str(list(t.shape)) for t in (inputs, numbers) if isinstance(t, Tensor))
+            raise ValueError(f"a window must be inputs [T, B] and numbers [1, {len(_NUMBERS)}]: got {got}; {_ALONE}")
         return super().__new__(cls, inputs, targets, resets, numbers)
 
     @classmethod
