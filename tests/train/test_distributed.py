@@ -21,9 +21,10 @@ from bptt.cli import main
 from bptt.flow import Diagnosis, Finding
 from bptt.flow._doctor_findings import Place
 from bptt.train import Config, InputError, NonFiniteError, RunDirectory, Trainer, fit, prepare, resume, start
+from bptt.train.batches import RandomWindows, Sequential
 from bptt.train.distributed import begin, start_or_resume
 from bptt.train.processes import ALONE, ElsewhereError, Processes, Shared, own_part
-from bptt.train.window import IGNORE, RandomWindows, Sequential
+from bptt.train.window import IGNORE
 
 from .forked import forked, server
 from .tiny import TEXT, tiny, write_text
