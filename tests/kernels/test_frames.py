@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from bptt import Truncated
-from bptt.kernels import Frames
+import bptt
+from bptt import Truncated, policies
+from bptt.kernels import Frames, frames
+from bptt.policies import Reach
 
 
 @pytest.mark.parametrize("T", [1, 7, 23])
@@ -20,3 +22,60 @@ def test_the_columns_that_cross_a_part_are_found_without_the_others(T, window, e
             assert got.R == expected.R
             for name in ("start", "lane", "first", "last", "end", "top", "number", "offset"):
                 assert torch.equal(getattr(got, name), getattr(expected, name)), name
+
+
+def held() -> int:
+    """Bytes of the addresses that are kept."""
+    found = {}
+    for frame in frames._KEPT.values():
+        tensors = [getattr(frame, name) for name in ("start", "lane", "first", "last", "end", "top")]
+        for tensor in (*tensors, frame.walks.columns, frame.walks.counts):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("policy", ["full", "chunked:3", "truncated:2", "truncated:6/2"])
+def test_the_columns_kept_are_counted_as_they_are(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_KEPT", {})
+    Frames.of(policies.parse(policy).reach(50), None, 50, 4)
+    assert sum(frame.kept_bytes for frame in frames._KEPT.values()) == held() > 0
+
+
+def test_columns_of_many_lengths_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_KEPT", {})
+    for T in range(1000, 1032):
+        Frames.of(Truncated(2).reach(T), None, T, 32)
+        assert held() <= frames.KEPT_BYTES == 16 * 2**20
+    assert T in {key[1] for key in frames._KEPT}
+
+
+def test_columns_asked_for_longest_ago_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_KEPT", {})
+    reach = Truncated(2).reach(20)
+    one = Frames.of(reach, None, 20, 4)
+    monkeypatch.setattr(frames, "KEPT_BYTES", 3 * one.kept_bytes)
+    two = Frames.of(reach, None, 21, 4)
+    assert Frames.of(reach, None, 20, 4) is one
+    Frames.of(reach, None, 22, 4)  # the three are too much
+    assert Frames.of(reach, None, 20, 4) is one
+    assert Frames.of(reach, None, 21, 4) is not two
+    monkeypatch.setattr(frames, "KEPT_BYTES", one.kept_bytes - 1)
+    assert Frames.of(reach, None, 23, 4) is not Frames.of(reach, None, 23, 4)
+
+
+def test_small_columns_are_kept_in_bounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_KEPT", {})
+    monkeypatch.setattr(frames, "KEPT", 5)
+    for T in range(1, 20):
+        Frames.of(Reach(None, None, fenced=False), None, T, 1)
+    assert [key[1] for key in frames._KEPT] == [15, 16, 17, 18, 19]
+
+
+def test_columns_made_in_inference_mode_serve_a_second_derivative() -> None:
+    """Autograd refuses to save a tensor of inference mode, as the addresses of a recorded sweep are saved."""
+    layer, x = bptt.nn.GRU(2, 3, gradient="truncated:2"), torch.randn(1, 11, 2)
+    with torch.inference_mode():
+        bptt.gradients(layer, x, torch.ones(1, 11, 3))
+    y, _ = layer(x)
+    (grad,) = torch.autograd.grad(y.square().sum(), layer.weight_hh_l0, create_graph=True)
+    grad.square().sum().backward()

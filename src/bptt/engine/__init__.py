@@ -13,4 +13,5 @@ from .boundary import run as run
 from .ops import draw as draw
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
+from .tangents import refuse_tangents as refuse_tangents
 from .walk import Walk as Walk

@@ -34,6 +34,8 @@ class BothWays:
     edges: tuple[int, ...]
     schedule: Schedule
 
+    repeats = True
+
     @classmethod
     def of(cls, stack: Stack, memory: Checkpoints, tensors: Tensors) -> BothWays:
         """The stack with checkpoints for a tape. Raises ValueError for a budget in bytes that is too small."""
@@ -43,6 +45,20 @@ class BothWays:
     def outputs(self) -> int:
         """How many outputs `forward` has."""
         return self.stack.outputs
+
+    @property
+    def reads(self) -> int:
+        """How many outputs `backward` reads."""
+        return 0
+
+    @property
+    def held(self) -> Tensors:
+        """What the stack holds."""
+        return self.stack.held
+
+    def holding(self, tensors: Tensors) -> BothWays:
+        """The same with these in the place of `held`."""
+        return replace(self, stack=self.stack.holding(tensors))
 
     @torch.no_grad()
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

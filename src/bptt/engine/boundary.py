@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,14 +26,36 @@ class Program(Protocol):
     """A computation with a hand-written gradient. Immutable once `run` has been called with it."""
 
     @property
+    def repeats(self) -> bool:
+        """Whether `forward` gives the same again, so that an output that the caller changed in place can be had anew.
+
+        Else such a change raises at the backward call.
+        """
+        ...
+
+    @property
     def outputs(self) -> int:
         """How many tensors `forward` returns before its tape."""
+        ...
+
+    @property
+    def reads(self) -> int:
+        """How many outputs, from the first on, `backward` reads; a caller may change the others as it likes."""
+        ...
+
+    @property
+    def held(self) -> Tensors:
+        """The tensors that are part of the program; none of them gets a gradient."""
+        ...
+
+    def holding(self, tensors: Tensors) -> Self:
+        """The same program with others in the place of `held`; None stands for a tensor that is given later."""
         ...
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(outputs, tape) from the inputs. keep: a backward call will follow; else the tape may be empty.
 
-        No tape tensor may be an input or an output; these are saved anyway.
+        No tape tensor may be an input or an output; these are saved anyway. An output may be a part of one.
         """
         ...
 
@@ -46,9 +69,9 @@ class Program(Protocol):
     ) -> Tensors:
         """The gradient of every input (None where `needs` is False), from the cotangents of the outputs.
 
-        tape: what `forward` kept; or None when the gradient itself must be differentiable (double backward): then
-        grad mode is on, and the tape is to be rebuilt from `tensors` by operations autograd can record.
-        A cotangent is None where nothing arrived.
+        outputs: at least those it reads. tape: what `forward` kept; or None when the gradient itself must be
+        differentiable (double backward): then grad mode is on, and the tape is to be rebuilt from `tensors` by
+        operations autograd can record. A cotangent is None where nothing arrived.
         """
         ...
 
@@ -78,10 +101,16 @@ def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         return handle_torch_function(run, tensors, program, *tensors)
     if _traced(tensors[0]) and type(program) in OPERATORS and not torch._C._are_functorch_transforms_active():
         return OPERATORS[type(program)](program, tensors)
+    transformed = torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        transformed = torch._C._are_functorch_transforms_active()
-        return (_Transformable if transformed else _Boundary).apply(program, *tensors)[: program.outputs]
-    return program.forward(tensors, keep=False)[0]
+        if transformed:
+            return _Transformable.apply(program, *tensors, *program.held)[: program.outputs]
+        return _Boundary.apply(program, *tensors)
+    outputs = program.forward(tensors, keep=False)[0]
+    if transformed or torch.is_grad_enabled():
+        return outputs
+    # A view made without grad mode may not be written to with it.
+    return tuple([output.data if output._is_view() else output for output in outputs])
 
 
 def _traced(x: Tensor | None) -> bool:
@@ -92,44 +121,90 @@ def _traced(x: Tensor | None) -> bool:
 
 
 class _Boundary(torch.autograd.Function):
+    """Everything that holds a tensor is saved through autograd, which sees it, guards it, and frees it in time.
+
+    ctx.program: the program without its tensors. ctx.ends: where in what is saved the inputs end, the tensors that the
+    program holds, and the outputs that it reads; the tape is the rest. ctx.witnesses: see `_own`.
+    """
+
     @staticmethod
     def forward(ctx: Any, program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         outputs, tape = program.forward(tensors, keep=True)
-        results = (*outputs, *tape)
-        _save(ctx, program, tensors, results)
-        return results
+        reads, held = program.reads, program.held
+        ctx.program = program.holding((None,) * len(held)) if held else program
+        first = len(tensors) + len(held)
+        ctx.ends = len(tensors), first, first + reads
+        ctx.save_for_backward(*tensors, *held, *outputs[:reads], *tape)
+        ctx.set_materialize_grads(False)
+        outputs, ctx.witnesses = _own(outputs, reads) if program.repeats else (outputs, ())
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        program, saved = ctx.program, ctx.saved_tensors
-        tensors, results = saved[: ctx.inputs], saved[ctx.inputs :]
-        outputs, tape = results[: program.outputs], results[program.outputs :]
-        grads = program.backward(
-            tensors,
-            outputs,
-            None if torch.is_grad_enabled() else tape,
-            cotangents[: program.outputs],
-            ctx.needs_input_grad[1:],
-        )
+        saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
+        program, (inputs, first, last) = ctx.program, ctx.ends
+        if first > inputs:
+            program = program.holding(saved[inputs:first])
+        if not _keeps_graph():
+            ctx.program = None
+        tensors, outputs, tape = saved[:inputs], saved[first:last], saved[last:]
+        if torch.is_grad_enabled():
+            tape = None
+        elif any(map(_version, ctx.witnesses)):
+            outputs, tape = program.forward(tensors, keep=True)
+        grads = program.backward(tensors, outputs, tape, cotangents, ctx.needs_input_grad[1 : 1 + inputs])
         return (None, *grads)
 
 
 class _Transformable(_Boundary):
-    """The same in the form that torch.func asks for, which takes torch longer to call."""
+    """The same in the form that torch.func asks for, which takes torch longer to call: all that is saved is an input or
+    an output.
+    """
 
     @staticmethod
-    def forward(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]  # no ctx
-        outputs, tape = program.forward(tensors, keep=True)
-        return (*outputs, *tape)
+    def forward(program: Program, *given: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]  # no ctx
+        first = len(given) - len(program.held)
+        outputs, tape = program.holding(given[first:]).forward(given[:first], keep=True)
+        own = [out.clone() if i < program.reads or out._is_view() else out for i, out in enumerate(outputs)]
+        return (*own, *outputs[: program.reads], *tape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        program, *tensors = inputs
-        _save(ctx, program, tuple(tensors), output)
+        program, *given = inputs
+        kept, held = output[program.outputs :], program.held
+        ctx.program = program.holding((None,) * len(held)) if held else program
+        ctx.ends = len(given) - len(held), len(given), len(given) + program.reads
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*given, *kept)
+        ctx.set_materialize_grads(False)
+        ctx.witnesses = ()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        outputs, held = ctx.program.outputs, ctx.ends[1] - ctx.ends[0]
+        return (*_Boundary.backward(ctx, *cotangents[:outputs]), *[None] * held)
 
 
-def _save(ctx: Any, program: Program, tensors: Tensors, results: tuple[Tensor, ...]) -> None:
-    ctx.program, ctx.inputs = program, len(tensors)
-    ctx.mark_non_differentiable(*results[program.outputs :])
-    ctx.save_for_backward(*tensors, *results)
-    ctx.set_materialize_grads(False)
+def _own(outputs: tuple[Tensor, ...], reads: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(the outputs as tensors that the caller may write to, a witness for each that is needed for the backward call).
+
+    An output that is read there, or lies in the tape, is handed out with its memory but without its version, which
+    autograd guards. Its witness has the version without the memory, and so tells whether the caller has written to it.
+    """
+    own, witnesses = list(outputs), []
+    for i, output in enumerate(outputs):
+        if i < reads or output._is_view():
+            own[i] = handed = output.data
+            witness = handed.detach()
+            witness.data = _NOTHING if output.is_cpu and type(output) is Tensor else output.new_empty(0)
+            witnesses.append(witness)
+    return tuple(own), tuple(witnesses)
+
+
+_version = attrgetter("_version")
+
+with torch.inference_mode(False):  # whatever the mode in which this is imported
+    _NOTHING = torch.empty(0, device="cpu")
+
+_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+"""Whether the backward call that runs leaves the graph for another one; where torch does not tell, it may."""

@@ -113,7 +113,7 @@ class _Graph:
         tensors = tuple(None if t is None else t.detach() for t in self.tensors)
         outputs, tape = alone.forward(tensors, keep=True)
         # Detached at every level: inside nested transforms no_grad holds for the innermost one alone.
-        kept = alone.kept(tape, given(outputs[0]), tensors)
+        kept = alone.kept(tape, outputs, tensors)
         return [tuple(s.detach() for s in states) for states, _ in kept]
 
     def _advance(self, k: int, frames: Frames, x: Tensor) -> States:

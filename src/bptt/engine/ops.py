@@ -49,8 +49,10 @@ def traceable(stack: Stack, tensors: Tensors) -> tuple[Tensor, ...]:
     results = torch.ops.bptt.stack_forward(
         list(tensors), list(stack.masks), list(stack.xi), list(stack.resets), stack.lengths, plan, keep
     )
-    series = results[0]
-    return (series[1:] if stack.directions == 1 else series, *results[1 : stack.outputs])
+    series, *finals = results[: stack.outputs]
+    outputs = (series[1:] if stack.directions == 1 else series, *finals)
+    # The results are saved, the outputs may be written to; a compiler leaves out a copy that nobody writes to.
+    return tuple([output.clone() for output in outputs]) if keep else outputs
 
 
 OPERATORS[Stack] = traceable

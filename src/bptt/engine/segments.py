@@ -43,6 +43,8 @@ class Checkpointed:
     schedule: Schedule
     reads_y: bool = True
 
+    repeats = True
+
     @classmethod
     def of(cls, stack: Stack, memory: Checkpoints, tensors: Tensors, *, reads_y: bool = True) -> Checkpointed:
         """The stack with checkpoints for a tape. Raises ValueError for a budget in bytes that is too small."""
@@ -52,6 +54,20 @@ class Checkpointed:
     def outputs(self) -> int:
         """How many outputs `forward` has."""
         return self.stack.outputs
+
+    @property
+    def reads(self) -> int:
+        """How many outputs `backward` reads: y, or none."""
+        return int(self.reads_y)
+
+    @property
+    def held(self) -> Tensors:
+        """What the stack holds."""
+        return self.stack.held
+
+    def holding(self, tensors: Tensors) -> Checkpointed:
+        """The same with these in the place of `held`."""
+        return replace(self, stack=self.stack.holding(tensors))
 
     @torch.no_grad()
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -143,7 +159,7 @@ class Checkpointed:
             return self.stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints)
         source = Whole(given(tensors[0]), cotangents[0], wants_dx=needs[0])
         back = Back(self.stack, self.edges, tensors, source, cotangents[1:], needs, want_adjoints)
-        grads, adjoints = back.run(self.checkpoints(tape, outputs[0]), self.schedule.backward)
+        grads, adjoints = back.run(self.checkpoints(tape, *outputs[: self.reads]), self.schedule.backward)
         return (source.dx, *grads[1:]), adjoints
 
 

@@ -7,6 +7,7 @@ Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Stack:
     Everything random (dropout masks, xi) is drawn before and held here, so a rebuilt forward repeats it.
     """
 
+    repeats = True
+
     cell: Cell
     kernel: Kernel
     layers: int
@@ -49,6 +52,27 @@ class Stack:
     def outputs(self) -> int:
         """How many outputs `forward` has."""
         return 1 + self.cell.states
+
+    @property
+    def reads(self) -> int:
+        """How many outputs `backward` reads: y, where two directions have it instead of the tape."""
+        return self.directions - 1
+
+    @property
+    def held(self) -> Tensors:
+        """Masks, xi, resets and lengths, if there are any."""
+        if not (self.masks or self.xi or self.resets) and self.lengths is None:
+            return ()
+        return (*self.masks, *self.xi, *self.resets, self.lengths)
+
+    def holding(self, tensors: Tensors) -> Stack:
+        """The same with these in the place of `held`."""
+        if not tensors:
+            return self
+        *found, lengths = cast("tuple[Tensor, ...]", tensors)  # None only where they are given later
+        xi, resets = len(self.masks), len(self.masks) + len(self.xi)
+        parts = tuple(found[:xi]), tuple(found[xi:resets]), tuple(found[resets:])
+        return replace(self, masks=parts[0], xi=parts[1], resets=parts[2], lengths=lengths)
 
     # Stage 1 ---------------------------------------------------------------------------------------------------------
 
@@ -84,7 +108,7 @@ class Stack:
         hc_n = tuple([self._last(states) for states in zip(*finals, strict=True)])
         return (y, *hc_n), tuple(tape) if keep else ()
 
-    def kept(self, tape: Tensors, y: Tensor, tensors: Tensors) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+    def kept(self, tape: Tensors, outputs: Tensors, tensors: Tensors) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
         """(states with the initial one before them, gates if kept) of every layer and direction, from a tape."""
         rest = map(given, tape)
         D, S, K = self.directions, self.cell.states, self.layers * self.directions
@@ -94,7 +118,7 @@ class Stack:
         found = []
         for k in range(K):
             if k in in_output:
-                h = torch.cat([initial[k][0][None], self.turn(self.half(y, k % D), k % D)])
+                h = torch.cat([initial[k][0][None], self.turn(self.half(given(outputs[0]), k % D), k % D)])
             else:
                 h = next(rest)
             states = (h, *(next(rest) for _ in range(S - 1)))

@@ -34,10 +34,10 @@ class Walk:
     def __init__(
         self, stack: Stack, tensors: Tensors, outputs: Tensors, tape: tuple[Tensor, ...], cotangents: Tensors
     ) -> None:
-        self.stack, self.x, self.y = stack, given(tensors[0]), given(outputs[0])
+        self.stack, self.x = stack, given(tensors[0])
         self.weights = stack.weights(tensors)
         self.dy, *self.d_finals = cotangents
-        self.kept = stack.kept(tape, self.y, tensors)
+        self.kept = stack.kept(tape, outputs, tensors)
         self.present = stack.present(self.x)
         K = stack.layers * stack.directions
         self.dx: Tensor | None = None

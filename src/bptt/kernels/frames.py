@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -48,8 +48,7 @@ class Frames:
         """The columns a policy asks for, on sequences of `lengths` `[B]` (int64, on the CPU) out of T; None: all T."""
         if lengths is not None:
             return cls._of(reach, lengths, T)
-        columns = B if reach.every is None else -(-T // reach.every) * B
-        return (_even if columns <= KEPT else _even.__wrapped__)(reach, T, B)
+        return _even(reach, T, B) if torch.compiler.is_compiling() else _kept(reach, T, B)  # it sees through a cache
 
     @classmethod
     def crossing(cls, reach: Reach, T: int, B: int, a: int, b: int) -> Frames:
@@ -164,19 +163,50 @@ class Frames:
         lane, columns = self.lane[columns].to(initial[0].device), columns.to(initial[0].device)
         return tuple(s.new_zeros(self.B, s.shape[1]).index_add(0, lane, s[columns]) for s in initial)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of addresses, those of `walks` included whether or not they have been asked for."""
+        return 8 * (11 * len(self.start) + 2 * (self.R + 1))
+
     @cached_property
     def walks(self) -> Walks:
         """The columns in a compiled kernel's order."""
         return Walks.of(self)
 
 
-KEPT = 2**16
-"""Columns of a sweep up to which they are kept for the next call: with more, the walk takes far longer than they do."""
+KEPT, KEPT_BYTES = 256, 2**24
+"""At most so many sweeps' columns are kept for the next call, and of all of them together so many bytes."""
+
+_KEPT: dict[tuple[Reach, int, int], Frames] = {}
+"""Columns on sequences of equal length, by what they were asked for with, the last asked for at the end."""
 
 
-@lru_cache(maxsize=32)
+def _kept(reach: Reach, T: int, B: int) -> Frames:
+    """The columns on sequences of equal length; kept, since a training loop asks for the same ones at every call.
+
+    Those that were asked for longest ago go first. Columns of more bytes than all may have are not kept: their walk
+    takes far longer than they do.
+    """
+    key = (reach, T, B)
+    found = _KEPT.pop(key, None)  # one operation at a time, each whole by itself: several threads may be here
+    if found is not None:
+        _KEPT[key] = found
+        return found
+    with torch.inference_mode(False):  # for calls in any mode
+        found = _even(reach, T, B)
+    kept = [*_KEPT.items(), (key, found)]
+    held = sum(frames.kept_bytes for _, frames in kept)
+    if found.kept_bytes <= KEPT_BYTES:
+        _KEPT[key] = found
+        for first, frames in kept[:-1]:
+            if held <= KEPT_BYTES and len(_KEPT) <= KEPT:
+                break
+            _KEPT.pop(first, None)
+            held -= frames.kept_bytes
+    return found
+
+
 def _even(reach: Reach, T: int, B: int) -> Frames:
-    """The columns on sequences of equal length; kept, since a training loop asks for the same ones at every call."""
     return Frames._of(reach, torch.full((B,), T, device="cpu"), T)
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import kernels, policies
 from ..cells import Cell
-from ..engine import BothWays, Checkpointed, Stack, draw
+from ..engine import BothWays, Checkpointed, Stack, draw, refuse_tangents
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints, Tapes
 
@@ -66,6 +66,7 @@ class Call:
             batched, sizes = input.dim() == 3, None
             flat = input if batched else input.unsqueeze(0 if layer.batch_first else 1)
         states = cls._hidden(layer, flat, hx, batched, sizes)
+        refuse_tangents(name, (flat, *states, *weights))
         autocast = torch._C._is_any_autocast_enabled()
         if hx is not None or flat.shape[-1] != layer.input_size or flat.dtype != weights[0].dtype:
             layer._update_flat_weights()
@@ -229,8 +230,11 @@ def program(
         stack = replace(stack, masks=masks, xi=tuple(xi), lengths=call.lengths)
     if call.resets is None and call.lengths is None:
         return stack
-    none = torch.zeros(T, B, dtype=torch.bool, device=x.device)
-    return stack.with_resets(none if call.resets is None else call.resets)
+    if call.resets is None:
+        resets = torch.zeros(T, B, dtype=torch.bool, device=x.device)
+    else:  # of one's own where they are read again: environments write the next episode starts into the same tensor
+        resets = call.resets.clone() if differentiated else call.resets
+    return stack.with_resets(resets)
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
+from ..engine import refuse_tangents
 from ._call import Call, Hidden, program, taped
 from ._layers import GRU, LSTM, RNN, Recurrent
 
@@ -81,6 +82,7 @@ def gradients(
             raise ValueError(f"dh_n must have {states} tensor(s), one per final state: got {len(given)}")
     _check_tensors("dy", (dy,))
     cotangents = (None if dy is None else call.engine_layout(dy), *given)
+    refuse_tangents("gradients", cotangents)
     for name, cotangent, output in zip(("dy", "dh_n", "dc_n"), cotangents, outputs, strict=False):
         if cotangent is not None and (cotangent.shape, cotangent.dtype) != (output.shape, output.dtype):
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
-from ..engine import Checkpointed, given
+from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
 from ._call import Call, Hidden, program
 from ._layers import GRU, LSTM, RNN, Recurrent
@@ -198,6 +198,7 @@ def _checked(wrt: Iterable[Tensor]) -> tuple[Tensor, ...]:
             raise TypeError(f"wrt[{i}] must be a tensor: got {type(tensor).__name__}")
         if not tensor.requires_grad:
             raise ValueError(f"wrt[{i}] must require a gradient: got a tensor {list(tensor.shape)} that does not")
+    refuse_tangents("stream_gradients", found)
     return found
 
 
@@ -257,7 +258,9 @@ class _Segments:
 
     def as_computed(self, piece: Any) -> Tensor:
         """As the layer computes."""
-        return _tensor(piece).to(device=self.like.device, dtype=self.like.dtype)
+        found = _tensor(piece)
+        refuse_tangents("stream_gradients", (found,))
+        return found.to(device=self.like.device, dtype=self.like.dtype)
 
     def see(self, a: int, b: int, y: Tensor) -> None:
         """Nothing: y is looked at on the way back."""
@@ -271,6 +274,7 @@ class _Segments:
             if not isinstance(value, Tensor) or value.numel() != 1:
                 got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss must give a scalar tensor or None: got {got}")
+            refuse_tangents("stream_gradients", (value,))  # of tensors that the loss captures
             if not value.requires_grad:
                 self.total += float(value)
                 return None

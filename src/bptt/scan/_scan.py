@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..engine import Tensors, run
+from ..engine import Tensors, refuse_tangents, run
 from ..memory import Checkpoints
 from ..policies import Policy, parse
 from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
@@ -128,14 +128,14 @@ def scan(
     policy = parse(gradient)
     if rows not in ("auto", "independent", "coupled"):
         raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
+    (state, form), (inputs, x_form) = split(carry), split(xs)
+    refuse_tangents("scan", (*state, *inputs))
     if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "scan does not work inside the transforms of torch.func (grad, vjp, jacrev, vmap, ...): "
             "use torch.autograd.grad on what it returns, or call it under torch.no_grad"
         )
-    state, form = split(carry)
     check_no_tensor_hidden(form)
-    inputs, x_form = split(xs)
     T = steps_of(inputs, x_form, length)
     resets = checked_resets(resets, T, state)
     if reverse:
@@ -144,6 +144,8 @@ def scan(
 
     devices = {torch.device("cpu"), *(t.device for t in (*state, *inputs))}
     watch = Watch(devices) if torch.is_grad_enabled() else None
+    if watch is not None and resets is not None:
+        resets = resets.clone()  # read again in backward: the caller may write the next ones into the same tensor
     autocast = Autocast.current(devices)
     with torch.no_grad(), autocast.entered():
         kept = Kept.of(memory, T, state)
@@ -227,6 +229,7 @@ def _forward(
             first = y, y_form
             ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
         check_same("y", f"at step {t} as at the first", (y, y_form), first)
+        refuse_tangents("scan", (*carry, *y))  # of captured tensors: what the step was given has none
         for kept, leaf in zip(ys, y, strict=True):
             kept[t] = leaf
     # Clones, so that no output is an input that a step passed through.
@@ -250,6 +253,20 @@ class _Program:
     obstacle: str | None
     kept: Kept
     recorded: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+    repeats = False
+
+    @property
+    def reads(self) -> int:
+        return self.outputs
+
+    @property
+    def held(self) -> Tensors:
+        return self.resets, self.sweep.edges
+
+    def holding(self, tensors: Tensors) -> _Program:
+        resets, edges = tensors
+        return replace(self, resets=resets, sweep=replace(self.sweep, edges=edges))
 
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         # The steps ran before, to find the captured tensors. Handed over, so that the program keeps no tensor alive.
