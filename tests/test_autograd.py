@@ -9,6 +9,8 @@ import torch
 from functions import Agree, as_function, each_cell, leaves, policies
 from reference import NETS, as_hx, as_tuple, build, case, measure, ours
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
 from bptt.kernels import KERNELS
@@ -179,36 +181,107 @@ def test_retain_graph(cell: str, policy: str, memory: str, agree: Agree) -> None
 
 @each_cell
 @pytest.mark.parametrize("memory", ["gates", "states"])
-@pytest.mark.parametrize("what", ["y", "x", "weight_hh_l0"])
+@pytest.mark.parametrize("what", ["x", "weight_hh_l0"])
 def test_modification_before_backward_raises(cell: str, memory: str, what: str) -> None:
     """What the backward pass reads must not change silently."""
     layer = ours(build(cell), memory=memory)
     x = case(layer).x.clone().requires_grad_()
     seen = x * 1.0
     y, _ = layer(seen)
-    loss = y.square().sum() if what != "y" else y.sum()
+    loss = y.square().sum()
     with torch.no_grad():
-        {"y": y, "x": seen, "weight_hh_l0": layer.weight_hh_l0}[what].mul_(2)
+        {"x": seen, "weight_hh_l0": layer.weight_hh_l0}[what].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
-@each_cell
-def test_modification_of_the_output_in_the_graph(cell: str) -> None:
-    """`y.mul_(2)`, recorded by autograd, would overwrite what the layer saved: refused, as torch does for its own.
+def activated(z: Tensor, in_place: bool) -> Tensor:
+    if not in_place:
+        return torch.relu(1.3 * z + 0.2)
+    z *= 1.3
+    z[:1].add_(0.2)
+    z[1:] += 0.2
+    return torch.relu_(z)
 
-    At once where the output is a part of what is saved; at the backward pass where two directions are put together.
-    """
-    layer = ours(build(cell, num_layers=2))
-    y, _ = layer(case(layer).x)
-    with pytest.raises(RuntimeError, match="is a view and is being modified inplace"):
-        y.mul_(2)
+
+@each_cell
+@pytest.mark.parametrize("net", ["one", "two", "bi_two"])
+@pytest.mark.parametrize("memory", ["gates", "states", "checkpoints:steps=3"])
+@pytest.mark.parametrize("policy", ["full", "truncated:3/2"])
+def test_outputs_changed_in_place(cell: str, net: str, memory: str, policy: str, agree: Agree) -> None:
+    """`y += residual`, `relu_(y)`, `h_n.mul_(2)`: the gradient of what is written out, of first and second order."""
+    forms: list[tuple[bool, tuple[int, ...] | None]] = [(False, None), (True, None), (False, (7, 4, 2))]
+    for batch_first, packed in forms:
+        theirs = build(cell, **NETS[net], batch_first=batch_first)
+        layer = ours(theirs, gradient=policy, memory=memory)
+        x = case(theirs).x.clone().requires_grad_()
+        inputs, found = [x, *layer.parameters()], []
+        for in_place in (False, True):
+            given = x.transpose(0, 1) if batch_first else pack_padded_sequence(x, packed) if packed else x
+            y, final = layer(given)
+            y = activated(y if isinstance(y, Tensor) else y.data, in_place)
+            states = [activated(z, in_place) for z in as_tuple(final)]
+            loss = y.square().sum() + sum(z.square().sum() for z in states)
+            first = torch.autograd.grad(loss, inputs, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs, retain_graph=True)
+            found.append([y, states, first, second, torch.autograd.grad(loss, inputs)])
+        agree(found[1], found[0])
+
+
+@each_cell
+@pytest.mark.parametrize("write", ["no_grad", "detach", "part"])
+def test_outputs_changed_outside_of_the_graph(cell: str, write: str, agree: Agree) -> None:
+    """Where nothing downstream has saved y, its change leaves the layer's gradient what it was, as in torch.nn.GRU."""
+    layer = ours(build(cell))
+    x = case(layer).x.clone().requires_grad_()
+    grads = []
+    for changed in (False, True):
+        y, _ = layer(x)
+        loss = y.sum()
+        if changed and write == "no_grad":
+            with torch.no_grad():
+                y.mul_(2)
+        elif changed:
+            (y if write == "detach" else y[2:5]).detach().zero_()
+        grads.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
+    agree(grads[1], grads[0], tolerance=0)
+
+
+@each_cell
+def test_outputs_of_no_grad_are_written_to_with_grad(cell: str) -> None:
+    layer, weight = ours(build(cell)), torch.ones((), dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        y, _ = layer(case(layer).x)
+    y += weight
     y.sum().backward()
-    layer = ours(build(cell, bidirectional=True))
-    y, _ = layer(case(layer).x)
-    y.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+    assert weight.grad == y.numel()
+
+
+@each_cell
+@pytest.mark.parametrize("net", ["one", "bi_two"])
+def test_outputs_changed_in_place_under_transforms(cell: str, net: str, agree: Agree) -> None:
+    layer = ours(build(cell, **NETS[net]))
+    x = case(layer).x
+
+    def loss(parameters: dict[str, Tensor], in_place: bool) -> Tensor:
+        y, final = functional_call(layer, parameters, (x,))
+        return sum(activated(z, in_place).square().sum() for z in (y, *as_tuple(final)))
+
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    agree(torch.func.grad(loss)(parameters, True), torch.func.grad(loss)(parameters, False))
+
+
+def test_outputs_changed_in_place_in_a_compiled_graph(agree: Agree) -> None:
+    layer = ours(build("gru", num_layers=2))
+    x = case(layer).x
+
+    def loss(in_place: bool) -> Tensor:
+        y, final = layer(x)
+        return sum(activated(z, in_place).square().sum() for z in (y, *as_tuple(final)))
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    weights = list(layer.parameters())
+    agree(torch.autograd.grad(compiled(True), weights), torch.autograd.grad(loss(False), weights))
 
 
 # Hooks

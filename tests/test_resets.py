@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from reference import NETS, Case, Gradients, as_hx, as_tuple, build, case, measure, ours
 from sweeps import RESETS, Agree, T, each_cell, each_net, some_policies
 from torch import Tensor
 
+import bptt
 from bptt import Truncated
 
 
@@ -107,3 +109,39 @@ def test_a_reset_stops_nan_and_infinity(agree: Agree) -> None:
     y, _ = ours(theirs)(x, resets=resets)
     expected, _ = theirs(x[3:])
     agree(y[3:], expected)
+
+
+@pytest.mark.parametrize("net", ["one", "two", "bi_two"])
+@pytest.mark.parametrize("memory", ["gates", "states", "checkpoints:steps=3"])
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+def test_resets_may_be_written_to_after_the_call(net: str, memory: str, kernel: str, agree: Agree) -> None:
+    """An environment's buffer, used for the next rollout before backward; also by NumPy, whom no version tells of."""
+    for form in ("plain", "batch_first", "unbatched"):
+        theirs = build("gru", **NETS[net], batch_first=form == "batch_first")
+        layer = ours(theirs, gradient="truncated:3/2", memory=memory, kernel=kernel)
+        x = case(theirs).x
+        x = x.transpose(0, 1) if form == "batch_first" else x[:, 0] if form == "unbatched" else x
+        found = []
+        for reused in (False, True):
+            array = np.random.default_rng(2).random(x.shape[:-1]) < 0.4
+            y, _ = layer(x, resets=torch.from_numpy(array))
+            if reused:
+                array[:] = False
+            found.append(torch.autograd.grad(y.square().sum(), list(layer.parameters())))
+        agree(found[1], found[0], tolerance=0)
+
+
+def test_resets_may_be_written_to_by_the_loss_of_a_stream(agree: Agree) -> None:
+    layer, found = ours(build("gru")), []
+    x = torch.randn(11, 3, 5, dtype=torch.float64)
+    for policy in ("full", "chunked:4", "truncated:3"):
+        for reused in (False, True):
+            resets = torch.rand(11, 3, generator=torch.Generator().manual_seed(1)) < 0.4
+
+            def loss(steps: slice, y: Tensor, resets: Tensor = resets, reused: bool = reused) -> Tensor:
+                if reused:
+                    resets[steps] = False
+                return y.square().sum()
+
+            found.append(bptt.stream_gradients(layer, x, loss, resets=resets, gradient=policy).parameters)
+        agree(found[-1], found[-2], tolerance=0)

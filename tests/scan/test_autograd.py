@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from reference import Fixed
@@ -196,3 +197,25 @@ def test_autocast_is_replayed(policy: Policy, inside: bool) -> None:
     assert set(seen) == {torch.float32}
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("memory", ["states", "checkpoints:steps=3"])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_resets_may_be_written_to_after_the_call(memory: str, reverse: bool) -> None:
+    weight, xs = random(H, H).requires_grad_(), random(T, B, H)
+    found = []
+    for reused in (False, True):
+        array = np.random.default_rng(2).random((T, B)) < 0.4
+        _, ys = scan(
+            lambda c, x: (torch.tanh(c @ weight + x),) * 2,
+            torch.zeros(B, H, dtype=xs.dtype),
+            xs,
+            resets=torch.from_numpy(array),
+            gradient=Truncated(3),
+            memory=memory,
+            reverse=reverse,
+        )
+        if reused:
+            array[:] = False
+        found += torch.autograd.grad(ys.square().sum(), weight)
+    assert torch.equal(*found)
