@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch's own forward mode
+
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 layers = pytest.mark.parametrize(

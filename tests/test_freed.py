@@ -63,6 +63,14 @@ def run(layer: Any, form: str, T: int = 9, B: int = 3) -> tuple[Tensor, Any]:
     return loss, (loss, x, options, list(layer.parameters()))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """The first operation under a dispatch mode imports modules of torch, which leave frames in a cycle."""
+    with Storages():
+        run(ours(build("tanh")), "plain")[0].backward()
+    gc.collect()
+
+
 def left(layer: Any, form: str, backward: Callable[[Tensor], Any]) -> int:
     gc.collect()
     gc.disable()  # a cycle would hold it as well
@@ -80,11 +88,11 @@ def left(layer: Any, form: str, backward: Callable[[Tensor], Any]) -> int:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_nothing_is_left_after_backward(cell: str, net: str, memory: str, policy: str) -> None:
     for form in FORMS:
-        for kernel in KERNELS if form == "plain" else ["cpu"]:
+        for kernel in KERNELS if form == "plain" and memory == "gates" else ["cpu"]:
             theirs = build(cell, **NETS[net], dropout=0.3 * (net != "one"), batch_first=form == "batch_first")
             layer = ours(theirs, gradient=policy, memory=memory, kernel=kernel)
             assert left(layer, form, Tensor.backward) == 0, (form, kernel)
-            if form == "plain":
+            if form == "plain" and policy == "full":
                 assert left(layer, form, lambda loss: loss.backward(retain_graph=True)) > 0
 
 

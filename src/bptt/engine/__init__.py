@@ -2,7 +2,7 @@
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `stack` is the stack of recurrent
 layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4), `parameters` its last stage. `ops` is
-the boundary for a compiler: the stack as operators of torch.
+the boundary for a compiler: the stack as operators of torch. `tangents` refuses forward-mode derivatives.
 """
 
 from .bothways import BothWays as BothWays

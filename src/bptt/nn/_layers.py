@@ -127,11 +127,12 @@ class RNN(Recurrent):
 
     A policy reaches within one forward call: what a carried state hx remembers is the caller's to detach. Under
     autocast the layer computes, and returns, its parameters' precision: a recurrence amplifies rounding step by step.
-    In a differentiated call y is kept for the backward pass: changing it in place raises RuntimeError, at
-    once or there.
+    Outputs may be changed in place, as torch.nn's may; where y was, the backward pass runs the layer forward once more
+    (`y = y + residual` spares it, `y += residual` does not). Resets are copied: their tensor may be used again at once.
     A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
     `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
-    torch.func.vmap and forward-mode derivatives are not supported.
+    torch.func.vmap is not supported. A tensor with a forward-mode tangent (torch.autograd.forward_ad, torch.func.jvp,
+    jacfwd, linearize) raises NotImplementedError.
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
     only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a

@@ -109,7 +109,7 @@ def scan(
     above needs are not met; for a memory that is none, or whose bytes are too few. TypeError where
     the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError in
     backward where the step gives another result than in forward (but for rounding) or finds other parameters in its
-    closure; and inside the transforms of torch.func.
+    closure; and inside the transforms of torch.func. NotImplementedError for a tensor with a forward-mode tangent.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
 
