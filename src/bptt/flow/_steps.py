@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..scan._arguments import check_no_tensor_hidden, checked_resets, steps_of
-from ..scan._replay import Autocast, Visit, Watch, fresh, random_kept, split
+from ..scan._replay import Surroundings, Visit, fresh, random_kept, split
 from ..scan._scan import _forward
+from ..scan._watch import Watch, hidden
 from ._chain import jacobian
 from ._recording import Loss
 
@@ -62,12 +63,14 @@ class StepChain:
         self._resets = checked_resets(resets, self.T, state)
         self._latest: tuple[int, Visit] | None = None
         devices = {torch.device("cpu"), *(s.device for s in (*state, *inputs))}
-        watch, autocast = Watch(devices), Autocast.current(devices)
-        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad(), autocast.entered():
+        watch, surroundings = Watch(step, devices, inputs), Surroundings.current(devices)
+        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad(), surroundings.entered():
             detached = [s.detach() for s in state]
             walked = _forward(step, detached, form, self._xs, x_form, self.T, self._resets, watch)
         self._tape, self._ys = walked.tape, walked.ys
-        self._replay = watch.replay(step, walked.forms, x_form, walked.y_form, autocast)
+        if watch.fault is not None:
+            raise hidden(watch.fault)
+        self._replay = watch.replay(walked.forms, x_form, walked.y_form, surroundings)
         self._y_form, self._loss = walked.y_form, loss
         if self.B > 1:
             self._check_independent()

@@ -1,4 +1,4 @@
-"""One step of a scan, watched in forward and replayed in backward.
+"""One step of a scan, replayed in backward.
 
 A replay has to be the same computation: the same tensors captured by the step's closure, the same random numbers,
 the same autocast. And it has to be cut off from the graph around it: the gradient of a captured tensor is an
@@ -7,27 +7,28 @@ output of the replay, not something that flows on from it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
-from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_is_leaf, tree_leaves, tree_map, tree_unflatten
 
-__all__ = ["Autocast", "Form", "Replay", "Visit", "Watch"]
-__all__ += ["added", "differentiable", "fresh", "random_kept", "split", "split_y", "unseen"]
-
-# These write to their running statistics without raising the version that tells of it.
-_WRITING_UNSEEN = {functional.batch_norm, functional.instance_norm, torch.batch_norm, torch.instance_norm}
+__all__ = ["Form", "Replay", "States", "Step", "Surroundings", "Visit"]
+__all__ += ["added", "alias", "calls_functions", "differentiable", "fresh", "generator_states"]
+__all__ += ["random_kept", "reaches", "split", "split_y", "unseen"]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Edge = tuple[Any, int]
 States = dict[torch.device, Tensor]
+_Mode = TypeVar("_Mode", bound="_Substitute")
 
 
 class _Hole:
@@ -65,7 +66,11 @@ def split(tree: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
 
 def split_y(y: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
     """The same for a y, whose numbers become tensors."""
-    return split(tree_map(lambda v: torch.as_tensor(v) if isinstance(v, (bool, int, float, complex)) else v, y), like)
+    return split(tree_map(lambda v: _number(v) if isinstance(v, (bool, int, float, complex)) else v, y), like)
+
+
+def _number(value: complex) -> Tensor:
+    return torch.as_tensor(value, device="cpu")  # whatever the default device is, here and in backward
 
 
 def _by_key(tree: Any, spec: TreeSpec) -> tuple[list[Any], TreeSpec] | None:
@@ -75,65 +80,6 @@ def _by_key(tree: Any, spec: TreeSpec) -> tuple[list[Any], TreeSpec] | None:
     except ValueError:
         return None
     return (leaves, spec) if all(map(tree_is_leaf, leaves)) else None
-
-
-class Watch(TorchFunctionMode):
-    """Runs steps without recording them, and notes what a replay will need.
-
-    captured: tensors that require grad, and come neither from carry and x nor from inside the step.
-    written: other tensors from outside that a step wrote to in place (the running statistics of a batch norm).
-    states: for each step, the random generators' states before it, or None if it drew no numbers.
-    overwrites: a step wrote to its carry or x in place.
-    """
-
-    def __init__(self, devices: Iterable[torch.device]) -> None:
-        super().__init__()
-        self.captured: dict[int, Tensor] = {}
-        self.written: dict[int, Tensor] = {}
-        self.states: list[States | None] = []
-        self.overwrites = False
-        self._latest = _states(devices)
-        # Holds the tensors, not only their ids, which another tensor could take over.
-        self._inside: dict[int, Tensor] = {}
-
-    def call(self, step: Step, carry: Any, x: Any) -> Any:
-        received = [t for t in tree_leaves((carry, x)) if isinstance(t, Tensor)]
-        versions = list(map(_version, received))
-        self._inside = {id(t): t for t in received}
-        with self:
-            result = step(carry, x)
-        self.overwrites |= versions != list(map(_version, received))
-        self._note(_outside(tree_leaves(result), self._inside))
-        self._inside = {}
-        before, self._latest = self._latest, _states(self._latest)
-        drew = any(not torch.equal(state, before[device]) for device, state in self._latest.items())
-        self.states.append(before if drew else None)
-        return result
-
-    def replay(self, step: Step, carry: Sequence[Form], x: Form, y: Form, autocast: Autocast) -> Replay:
-        """What was noted. carry, x: the forms of what entered each step. y: the form of each y."""
-        # The wrappers of torch.func's transforms came and went inside a step.
-        captured = tuple(t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
-        written = tuple(self.written.values())
-        return Replay(step, carry, x, y, captured, written, self.states, autocast, self.overwrites)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        outside = _outside((args, kwargs), self._inside)
-        versions = list(map(_version, outside.values()))
-        self._note(outside)
-        result = func(*args, **kwargs)
-        for t, version in zip(outside.values(), versions, strict=True):
-            wrote = func in _WRITING_UNSEEN or _version(t) != version
-            if wrote and not t.requires_grad:
-                self.written[id(t)] = t
-        self._inside.update((i, t) for i, t in _outside(result, self._inside).items() if i not in outside)
-        return result
-
-    def _note(self, outside: dict[int, Tensor]) -> None:
-        for i, t in outside.items():
-            if t.requires_grad and i not in self.captured:
-                self.captured[i] = t
 
 
 class _Substitute(TorchFunctionMode):
@@ -157,24 +103,59 @@ class _Substitute(TorchFunctionMode):
         return value
 
 
-@dataclass(frozen=True)
-class Autocast:
-    """The autocast state of the forward. Its cache stays off: entries made without grad would hide weights from it."""
+class _Noted(_Substitute):
+    """The same, and notes the tensors that were made."""
 
-    types: dict[str, tuple[bool, torch.dtype]]
+    def __init__(self, table: dict[int, Tensor]) -> None:
+        super().__init__(table)
+        self.made: list[weakref.ref[Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.made += [weakref.ref(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return result
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a step computes under beside its arguments.
+
+    autocast: its state by kind of device. Its cache stays off: entries made without grad would hide weights from it.
+    device: the default device.
+    """
+
+    autocast: dict[str, tuple[bool, torch.dtype]]
+    device: torch.device
 
     @classmethod
-    def current(cls, devices: Iterable[torch.device]) -> Autocast:
-        types = {device.type for device in devices}
-        return cls({kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types})
+    def current(cls, devices: Iterable[torch.device]) -> Surroundings:
+        types = {device.type for device in devices if torch.amp.is_autocast_available(device.type)}
+        autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types}
+        return cls(autocast, torch.get_default_device())
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for kind, (enabled, dtype) in self.types.items():
+            for kind, (enabled, dtype) in self.autocast.items():
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False))
+            if getattr(parametrize, "_cache_enabled", 0):
+                stack.enter_context(_parametrized_anew())
             yield
+
+    def on_default_device(self) -> AbstractContextManager[Any]:
+        """The default device of the forward, which factory calls of a step use."""
+        return nullcontext() if torch.get_default_device() == self.device else self.device
+
+
+@contextmanager
+def _parametrized_anew() -> Iterator[None]:
+    """`torch.nn.utils.parametrize.cached` off: it would hand a weight made without grad in one step to the next."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
 
 
 @dataclass(frozen=True)
@@ -194,7 +175,7 @@ class Replay:
     captured: tuple[Tensor, ...]
     written: tuple[Tensor, ...]
     states: Sequence[States | None]
-    autocast: Autocast
+    surroundings: Surroundings
     overwrites: bool
     opaque: bool = False
 
@@ -202,33 +183,48 @@ class Replay:
     def rounding(self) -> float:
         """The relative rounding error of the least precise type that the step is known to compute in."""
         types = {t.dtype for t in self.captured if differentiable(t)}
-        types |= {dtype for enabled, dtype in self.autocast.types.values() if enabled}
+        types |= {dtype for enabled, dtype in self.surroundings.autocast.values() if enabled}
         return max((torch.finfo(dtype).eps for dtype in types), default=0.0)
 
     def visit(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> Visit:
         """Step t again, recorded by autograd from these carry and x, with these in place of the captured tensors."""
+        return self._visit(_Substitute, t, carry, x, captured)[0]
+
+    def noted(
+        self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]
+    ) -> tuple[Visit, list[weakref.ref[Tensor]]]:
+        """The same, and the tensors that were made."""
+        visit, mode = self._visit(_Noted, t, carry, x, captured)
+        return visit, mode.made
+
+    def _visit(
+        self, kind: type[_Mode], t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]
+    ) -> tuple[Visit, _Mode]:
         with torch.enable_grad():
-            results = self._run(t, carry, x, captured)
+            results, mode = self._run(kind, t, carry, x, captured)
             # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
-            outputs = [r.view_as(r) if r.requires_grad else r for r in results]
-        return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ())
+            outputs = [alias(r) if r.requires_grad else r for r in results]
+        return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ()), mode
 
     def again(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> list[Tensor]:
         """The carry after step t, run again as in forward: not recorded."""
         with torch.no_grad():
-            return [c.detach() for c in self._run(t, carry, x, captured)[: len(carry)]]
+            return [c.detach() for c in self._run(_Substitute, t, carry, x, captured)[0][: len(carry)]]
 
-    def _run(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> list[Tensor]:
-        """The carry after step t, and y."""
+    def _run(
+        self, kind: type[_Mode], t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]
+    ) -> tuple[list[Tensor], _Mode]:
+        """The carry after step t, and y; the mode that it ran under."""
         table = {id(old): new for old, new in zip(self.captured, captured, strict=True)}
         table |= {id(old): old.clone() for old in self.written}
         state = self.states[t]
         if state is not None:
             _set_states(state)
         received = [r.clone() for r in (*carry, *x)] if self.overwrites else [*carry, *x]
-        with self.autocast.entered(), _Substitute(table):
+        mode = kind(table)
+        with self.surroundings.entered(), mode:
             new_carry, y = self.step(self.carry[t].join(received[: len(carry)]), self.x.join(received[len(carry) :]))
-        return [*split(new_carry, self.carry[t])[0], *split_y(y, self.y)[0]]
+        return [*split(new_carry, self.carry[t])[0], *split_y(y, self.y)[0]], mode
 
     def check(self, visit: Visit) -> None:
         """Raise RuntimeError where a visit in backward uses a parameter that the forward did not."""
@@ -325,11 +321,26 @@ def unseen(visit: Visit, captured: Sequence[Tensor]) -> tuple[list[Tensor], bool
     return list(leaves.values()), reached or bool(leaves)
 
 
+def calls_functions(visit: Visit) -> bool:
+    """Whether a visit calls autograd.Functions, or what a compiler made: torch function modes do not see the call."""
+    return any(isinstance(node, BackwardCFunction) for node, _, _ in _edges(visit.outputs, _entered(visit)))
+
+
+def reaches(visit: Visit, other: Visit) -> bool:
+    """Whether a visit depends on what another one was given."""
+    theirs = _entered(other)
+    return any(edge in theirs for _, _, edge in _edges(visit.outputs, _entered(visit)))
+
+
+def _entered(visit: Visit) -> set[Edge]:
+    return {_edge(t) for t in visit.entries if t.requires_grad}
+
+
 @contextmanager
 def random_kept(states: Sequence[States | None]) -> Iterator[None]:
     """Leaves the random generators as they were, whatever is replayed inside."""
     devices = {device for state in states if state is not None for device in state}
-    before = _states(devices)
+    before = generator_states(devices)
     try:
         yield
     finally:
@@ -345,14 +356,20 @@ def fresh(t: Tensor, wanted: bool) -> Tensor:
     return t.detach().requires_grad_(wanted and differentiable(t))
 
 
+def alias(t: Tensor) -> Tensor:
+    """The same values as a tensor of its own, behind a node of its own. Sparse tensors have no views."""
+    return t.view_as(t) if t.layout is torch.strided else t.clone()
+
+
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum, None counting as zero."""
     if a is None or b is None:
         return b if a is None else a
-    return a + b
+    return b + a if b.layout is torch.strided else a + b  # a sparse tensor can be added to a dense one only
 
 
-def _states(devices: Iterable[torch.device]) -> States:
+def generator_states(devices: Iterable[torch.device]) -> States:
+    """The states of torch's default random generators."""
     return {d: torch.cuda.get_rng_state(d) if d.type == "cuda" else torch.get_rng_state() for d in devices}
 
 
@@ -364,27 +381,11 @@ def _set_states(states: States) -> None:
             torch.set_rng_state(state)
 
 
-def _version(t: Tensor) -> int:
-    return 0 if t.is_inference() else t._version
-
-
-def _outside(value: Any, inside: dict[int, Tensor]) -> dict[int, Tensor]:
-    """The tensors in nested tuples, lists and dicts that are not inside, by id."""
-    found: dict[int, Tensor] = {}
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        if isinstance(item, Tensor):
-            if id(item) not in inside:
-                found[id(item)] = item
-        elif isinstance(item, (tuple, list)):
-            todo.extend(item)
-        elif isinstance(item, dict):
-            todo.extend(item.values())
-    return found
-
-
 def _edge(t: Tensor) -> Edge:
+    if t.is_leaf and t.layout is not torch.strided:  # torch would ask for a view of it
+        with torch.enable_grad():
+            copied: Any = t.clone().grad_fn
+        return copied.next_functions[0]
     edge = get_gradient_edge(t)
     return edge.node, edge.output_nr
 

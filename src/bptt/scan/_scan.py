@@ -19,31 +19,35 @@ from ..engine import Tensors, refuse_tangents, run
 from ..memory import Checkpoints
 from ..policies import Policy, parse
 from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
+from ._eager import kept_eager
+from ._graph import Block, Graph
+from ._leaked import refuse_gradients
 from ._rebuilt import Kept, Rebuilt
 from ._replay import (
-    Autocast,
     Form,
     Replay,
+    Step,
+    Surroundings,
     Visit,
-    Watch,
     differentiable,
     fresh,
     random_kept,
     split,
     split_y,
-    unseen,
 )
 from ._tape import Recorded, Span, Tape, reset
-from ._walk import Grads, Sweep, independent
+from ._unseen import complete
+from ._walk import MISFITS, Grads, Sweep, exhausted, independent
+from ._watch import Watch, forward_mode, hidden
 
 __all__ = ["scan"]
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
 Rows = Literal["auto", "independent", "coupled"]
 
 _Y_LEAVES = (Tensor, bool, int, float, complex, type(None))
 
 
+@kept_eager("bptt.scan runs any Python that its step holds")
 def scan(
     step: Step,
     carry: Any,
@@ -66,11 +70,18 @@ def scan(
     where J_t is dc_t/dc_{t-1} and e_t comes from the cotangent of y_t; the cotangent of the final carry belongs to the
     last step's loss. What blocks send to x_t, to captured tensors and to the first carry adds up.
 
+    Derivatives of every order are those of the policy's graph: every time edge is the identity forward and multiplies
+    by xi backward (0 is a `detach`), and blocks that overlap have a copy of their window each, which starts from the
+    detached carry. So `Chunked(k)` equals a loop with a `detach` every k steps to every order, and `Full` is exact.
+
     step: a function of (carry, x) alone: called again in backward, it must do the same, and every result is compared
         with the forward's. Modules and tensors its closure captures receive their gradients. Random numbers from
         torch's default generators are replayed; those of any other generator are not. Writes to captured buffers
         happen in forward only, and what they change must not reach carry and y (the running statistics of a batch
-        norm in train mode do not). The carry and x that it is given are its own to write to.
+        norm in train mode do not). Nor may a step use a tensor that an earlier step made and kept, as a neuron does
+        that keeps its membrane: state belongs in the carry. A table made once of shapes and constants is none. What
+        leaves a step beside carry and y (a loss appended to a list) is a value without gradient: asked for one, it
+        raises. The carry and x that it is given are its own to write to.
     carry: pytree. Its structure, and every tensor's shape, dtype and device, stay the same from step to step; dicts
         are matched by key. Tensors of integers or bools and Python values pass without gradient.
     xs: pytree of tensors `[T, ...]`, of which the step gets x_t `[...]`; or None, and the step gets None, length times.
@@ -100,16 +111,17 @@ def scan(
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
     In forward the step is called once more than there are steps when gradients are on, to find parameters in calls
-    that torch's function modes do not see. In memory: T carries (see `memory`), and in backward the graph of
-    one step, or of one step of several blocks (of all steps for double backward, which differentiates the policy's
-    gradient exactly).
+    that torch's function modes do not see (twice, to find state, where there are such calls). In memory: T carries (see
+    `memory`), and in backward the graph of one step, or of one step of several blocks; for double backward the whole
+    graph of the policy, all steps of all blocks. torch.compile leaves scan out, at one break of the graph.
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
     for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
     above needs are not met; for a memory that is none, or whose bytes are too few. TypeError where
-    the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError in
-    backward where the step gives another result than in forward (but for rounding) or finds other parameters in its
-    closure; and inside the transforms of torch.func. NotImplementedError for a tensor with a forward-mode tangent.
+    the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError where
+    steps hand one another something beside the carry; in backward where the step gives another result than in forward
+    (but for rounding) or finds other parameters in its closure; and inside the transforms of torch.func.
+    NotImplementedError for forward-mode derivatives.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
 
@@ -131,8 +143,9 @@ def scan(
     (state, form), (inputs, x_form) = split(carry), split(xs)
     refuse_tangents("scan", (*state, *inputs))
     if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "scan does not work inside the transforms of torch.func (grad, vjp, jacrev, vmap, ...): "
+        error = NotImplementedError if forward_mode() else RuntimeError
+        raise error(
+            "bptt.scan does not work inside the transforms of torch.func (grad, vjp, jvp, jacrev, vmap, ...): "
             "use torch.autograd.grad on what it returns, or call it under torch.no_grad"
         )
     check_no_tensor_hidden(form)
@@ -143,23 +156,29 @@ def scan(
         resets = None if resets is None else resets.flip(0)
 
     devices = {torch.device("cpu"), *(t.device for t in (*state, *inputs))}
-    watch = Watch(devices) if torch.is_grad_enabled() else None
-    if watch is not None and resets is not None:
+    recording = torch.is_grad_enabled()
+    watch = Watch(step, devices, inputs) if recording or forward_mode() else None
+    if recording and resets is not None:
         resets = resets.clone()  # read again in backward: the caller may write the next ones into the same tensor
-    autocast = Autocast.current(devices)
-    with torch.no_grad(), autocast.entered():
+    surroundings = Surroundings.current(devices)
+    with torch.no_grad(), surroundings.entered():
         kept = Kept.of(memory, T, state)
         walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, kept.before)
     outputs = [*walked.carry, *walked.ys]
-    if watch is not None:
-        replay = watch.replay(step, walked.forms, x_form, walked.y_form, autocast)
-        replay = _complete(replay, reset(state, resets, 0), inputs)
+    leaked = [] if watch is None else watch.leaked()
+    if watch is not None and recording:
+        replay = watch.replay(walked.forms, x_form, walked.y_form, surroundings)
+        replay, fault = complete(replay, walked.last, inputs, (*state, *inputs))
+        fault = watch.fault or fault
         tensors = (*state, *inputs, *replay.captured)
         if any(t.requires_grad for t in tensors):
+            if fault is not None:
+                raise hidden(fault)
             obstacle = _obstacle(replay, walked, inputs)
             if rows == "independent" and obstacle is not None:
                 raise ValueError(f"rows='independent' cannot hold: {obstacle}")
             blocks, edges = policy.reach(T).blocks(T), _edge_factors(policy, T, state, resets)
+            refuse_gradients(leaked, tensors)
             program = _Program(
                 outputs=len(outputs),
                 counts=(len(state), len(inputs)),
@@ -178,13 +197,18 @@ def scan(
 
 @dataclass
 class _Walked:
-    """What the forward computed: final carry, ys `[T, ...]`, and the carries that were kept `[n, ...]`."""
+    """What the forward computed.
+
+    carry: the final one. ys: `[T, ...]`. tape: the carries that were kept `[n, ...]`. last: that which entered the last
+    step. forms: of the carry that entered each step.
+    """
 
     carry: list[Tensor]
     carry_form: Form
     ys: list[Tensor]
     y_form: Form
     tape: list[Tensor]
+    last: list[Tensor]
     forms: list[Form]
 
 
@@ -214,7 +238,8 @@ def _forward(
         for kept, c in zip(tape if t in number else (), carry, strict=False):
             kept[number[t]] = c
         x = x_form.join(x[t].clone() for x in xs)
-        result = step(form.join(carry), x) if watch is None else watch.call(step, form.join(carry), x)
+        last = [c.clone() for c in carry] if watch is not None and t == T - 1 else []
+        result = step(form.join(carry), x) if watch is None else watch.call(form.join(carry), x)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"step must return a pair (carry, y): got {described(result)}")
         before = carry, form
@@ -229,11 +254,10 @@ def _forward(
             first = y, y_form
             ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
         check_same("y", f"at step {t} as at the first", (y, y_form), first)
-        refuse_tangents("scan", (*carry, *y))  # of captured tensors: what the step was given has none
         for kept, leaf in zip(ys, y, strict=True):
             kept[t] = leaf
     # Clones, so that no output is an input that a step passed through.
-    return _Walked([c.clone() for c in carry], form, ys, y_form, tape, forms)
+    return _Walked([c.clone() for c in carry], form, ys, y_form, tape, last, forms)
 
 
 @dataclass
@@ -272,6 +296,7 @@ class _Program:
         # The steps ran before, to find the captured tensors. Handed over, so that the program keeps no tensor alive.
         return self.recorded.pop()
 
+    @kept_eager("bptt.scan runs its step again")
     def backward(
         self,
         tensors: Tensors,
@@ -286,13 +311,15 @@ class _Program:
         carry, xs, captured = given[:n], given[n : n + m], given[n + m :]
         dcarry, dys = cotangents[:n], cotangents[n:]
         recorded = Recorded(T, outputs[:n], outputs[n:], self.resets)
-        with random_kept(self.replay.states):
+        with random_kept(self.replay.states), self.replay.surroundings.on_default_device():
             if tape is None:
-                visits = self._chain(carry, xs, captured)
-                self.replay.check(visits[-1])
-                for t, visit in enumerate(visits):
-                    recorded.check(self.replay, visit, t, None)
-                grads = self.sweep.one_by_one(visits.__getitem__, T, m, dcarry, dys)
+                graph = Graph(self.replay, recorded, carry, xs, captured, self.sweep.edges)
+                chains = graph.chains(self.sweep.blocks)
+
+                def recorded_for(t: int) -> Callable[[Block], Visit]:
+                    return lambda block: chains[block][t - block[0]]
+
+                grads = self.sweep.one_by_one(recorded_for, T, m, dcarry, dys)
             else:
                 held = [fresh(w, True) for w in captured]
 
@@ -300,9 +327,7 @@ class _Program:
                     spans = self._spans(tape, carry, xs, held)
                     return Tape(self.replay, recorded, xs, held, needs[n:], next(spans), spans)
 
-                grads = self._side_by_side(taped, dcarry, dys) or self.sweep.one_by_one(
-                    taped().visit, T, m, dcarry, dys
-                )
+                grads = self._side_by_side(taped, dcarry, dys) or self._one_by_one(taped(), m, dcarry, dys)
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
     def _spans(
@@ -326,7 +351,9 @@ class _Program:
             return self.sweep.merged(tape, dcarry, dys, tape.fits) if independent(tape) else None
         try:
             grads = self.sweep.merged(tape, dcarry, dys, partial(tape.fits, rounding=self.replay.rounding))
-        except Exception as error:  # whatever a step may raise that is made for B rows and is given more
+        except MISFITS as error:
+            if exhausted(error):
+                raise
             raise ValueError(
                 "rows='independent' does not hold: the step fails on the rows of several blocks at once"
             ) from error
@@ -339,27 +366,14 @@ class _Program:
             )
         return grads
 
-    def _chain(self, carry: list[Tensor], xs: list[Tensor], captured: list[Tensor]) -> list[Visit]:
-        """All steps, each from the carry of the one before, recorded by autograd.
+    def _one_by_one(self, tape: Tape, m: int, dcarry: Tensors, dys: Tensors) -> Grads:
+        """The gradient from one step after the other, each run again once for all blocks that walk over it."""
 
-        What a step receives are views of its own: a vector-Jacobian product to them is this step's alone, and its
-        own derivative goes on through the states to everything they depend on.
-        """
-        visits = []
-        for t in range(len(self.replay.carry)):
-            received = reset(carry, self.resets, t), [x[t] for x in xs], captured
-            visits.append(self.replay.visit(t, *([r.view_as(r) for r in group] for group in received)))
-            carry = visits[-1].outputs[: len(carry)]
-        return visits
+        def shared(t: int) -> Callable[[Block], Visit]:
+            visit = tape.visit(t)
+            return lambda block: visit
 
-
-def _complete(replay: Replay, carry: list[Tensor], xs: list[Tensor]) -> Replay:
-    """With the captured tensors that the watch could not see, found in the graph of the first step."""
-    captured = [fresh(w, True) for w in replay.captured]
-    with random_kept(replay.states):
-        visit = replay.visit(0, [fresh(c, True) for c in carry], [fresh(x[0], True) for x in xs], captured)
-    found, opaque = unseen(visit, replay.captured)
-    return replace(replay, captured=(*replay.captured, *found), opaque=opaque)
+        return self.sweep.one_by_one(shared, tape.T, m, dcarry, dys)
 
 
 def _obstacle(replay: Replay, walked: _Walked, xs: list[Tensor]) -> str | None:
@@ -381,10 +395,11 @@ def _edge_factors(policy: Policy, T: int, carry: list[Tensor], resets: Tensor | 
     if not floats:
         return None
     sizes = {c.shape[0] if c.dim() else None for c in floats}
-    xi = policy.draw(T, sizes.pop() or 1 if len(sizes) == 1 else 1)
+    with torch.device("cpu"):  # as a policy's factors are, whatever the default device is
+        xi = policy.draw(T, sizes.pop() or 1 if len(sizes) == 1 else 1)
     if xi is None and resets is None:
         return None
     dtype = reduce(torch.promote_types, (c.dtype for c in floats))
-    xi = torch.ones(T, 1) if xi is None else xi
+    xi = torch.ones(T, 1, device="cpu") if xi is None else xi
     factors = xi.to(floats[0].device, dtype)
     return factors if resets is None else factors * ~resets

@@ -10,13 +10,17 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ._graph import Block, scaled
 from ._replay import Visit, added, differentiable
 from ._tape import Tape, beside
 
-__all__ = ["Block", "Grads", "Sweep", "independent"]
+__all__ = ["MISFITS", "Grads", "Sweep", "exhausted", "independent"]
 
-Block = tuple[int, int, int]
 Grads = list[Tensor | None]
+
+MISFITS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
+"""What a step may raise that is made for B rows and is given more; of them, not those that tell of `exhausted`."""
+
 _Left = tuple[list[Block], list[Tensor]]  # blocks that go on in the span before, and their adjoints
 
 # Elements of carry, x and y that one merged step may take at once: bounds the memory of a walk over many blocks.
@@ -45,13 +49,16 @@ class Sweep:
 
     def one_by_one(
         self,
-        visit: Callable[[int], Visit],
+        visits: Callable[[int], Callable[[Block], Visit]],
         T: int,
         m: int,
         dcarry: Sequence[Tensor | None],
         dys: Sequence[Tensor | None],
     ) -> Grads:
-        """Each step is visited once, with one vector-Jacobian product per block that walks over it. m: how many xs."""
+        """One step after the other, with one vector-Jacobian product per block that walks over it.
+
+        visits: the visit of a step for a block; asked once per step, so that blocks may share it. m: how many xs.
+        """
         n = len(dcarry)
         waiting = list(self.blocks)
         walking: dict[Block, Grads] = {}
@@ -61,21 +68,21 @@ class Sweep:
         for t in reversed(range(T)):
             if waiting and waiting[-1][2] == t:
                 walking[waiting.pop()] = list(dcarry) if t == T - 1 else [None] * n
-            step = visit(t)
-            total: Grads = [None] * (len(step.entries) - n)
+            visit_for = visits(t)
+            total: Grads = []
             for block in list(walking):
                 earliest, first, _ = block
                 error = [None if dy is None or t < first else dy[t] for dy in dys]
-                grads = step.vjp([*walking.pop(block), *error])
+                grads = visit_for(block).vjp([*walking.pop(block), *error])
                 adjoint = [_scaled(grad, None if self.edges is None else self.edges[t]) for grad in grads[:n]]
-                total = list(map(added, total, grads[n:]))
+                total = list(map(added, total or [None] * len(grads[n:]), grads[n:]))
                 if t > earliest:
                     walking[block] = adjoint
                 elif t == 0:
                     dfirst = list(map(added, dfirst, adjoint))
             dxs.append(total[:m])
             dcaptured = list(map(added, dcaptured or [None] * len(total[m:]), total[m:]))
-            del step  # and what it holds, before another is run
+            del visit_for  # and the visit that it holds, before another step is run
         return [*dfirst, *(_stacked(grads[::-1]) for grads in zip(*dxs, strict=True)), *dcaptured]
 
     def merged(
@@ -178,10 +185,17 @@ def independent(tape: Tape) -> bool:
     times = [tape.T - 2, tape.T - 1]
     try:
         visit = probe.visit_merged(times)
-    except Exception:  # whatever a step may raise that is made for B rows and is given 2B
+    except MISFITS as error:
+        if exhausted(error):
+            raise
         return False
     entries = len(tape.span.carry) + len(tape.xs)
     return tape.fits(visit, times) and not _mixes_rows(visit, entries)
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether the machine is at its end, and not the step: memory, or the stack. Its user has to know."""
+    return isinstance(error, (torch.OutOfMemoryError, RecursionError))
 
 
 def _mixes_rows(visit: Visit, entries: int) -> bool:
@@ -190,9 +204,12 @@ def _mixes_rows(visit: Visit, entries: int) -> bool:
     A bit of the row number tells two different rows apart, so a cotangent on the rows with that bit set, and one on
     the others, reach every pair in both directions.
     """
-    generator = torch.Generator().manual_seed(0)  # an own one: the caller's random numbers are not touched
-    cotangents = [torch.randn(t.shape, generator=generator).to(t) if t.requires_grad else None for t in visit.outputs]
-    number = torch.arange(len(visit.outputs[0]))
+    generator = torch.Generator("cpu").manual_seed(0)  # an own one: the caller's random numbers are not touched
+    cotangents = [
+        torch.randn(t.shape, generator=generator, device="cpu").to(t) if t.requires_grad else None
+        for t in visit.outputs
+    ]
+    number = torch.arange(len(visit.outputs[0]), device="cpu")
     for bit in range((len(number) - 1).bit_length()):
         for side in (0, 1):
             other = (number >> bit) % 2 != side
@@ -204,11 +221,7 @@ def _mixes_rows(visit: Visit, entries: int) -> bool:
 
 
 def _scaled(adjoint: Tensor | None, factor: Tensor | None) -> Tensor | None:
-    """The adjoint across a time edge. Nothing crosses an edge of factor 0, not even a NaN."""
-    if adjoint is None or factor is None:
-        return adjoint
-    factor = beside(factor, adjoint).to(adjoint.dtype)
-    return torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)
+    return adjoint if adjoint is None or factor is None else scaled(adjoint, factor)
 
 
 def _error(dy: Tensor | None, blocks: Sequence[Block], times: list[int]) -> Tensor | None:

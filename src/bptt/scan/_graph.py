@@ -1,0 +1,95 @@
+"""The policy as a graph, recorded by autograd: what derivatives of the gradient are derivatives of.
+
+Every time edge is the identity forward and multiplies by the edge's factor backward; 0 is a `detach`. A block that
+overlaps others has a copy of its window. So the graph is one chain of steps per block of losses, which starts from the
+carry that enters its first step, detached; that of the first step of all is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._replay import Replay, Visit, alias, differentiable
+from ._tape import Recorded, beside, reset
+
+__all__ = ["Block", "Graph", "scaled"]
+
+Block = tuple[int, int, int]
+"""The earliest step that is walked to, the first loss, the last loss."""
+
+
+def scaled(adjoint: Tensor, factor: Tensor) -> Tensor:
+    """The adjoint across a time edge. Nothing crosses an edge of factor 0, not even a NaN."""
+    factor = beside(factor, adjoint).to(adjoint.dtype)
+    return torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)
+
+
+class _TimeEdge(torch.autograd.Function):
+    """The identity forward; backward, the adjoint times the edge's factor."""
+
+    @staticmethod
+    def forward(ctx: Any, carry: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return carry.view_as(carry)
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return scaled(adjoint, factor), None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The chains of a call. carry: the first. edges: `[T, B]` or `[T, 1]`, the factors; None is 1 everywhere."""
+
+    replay: Replay
+    recorded: Recorded
+    carry: Sequence[Tensor]
+    xs: Sequence[Tensor]
+    captured: Sequence[Tensor]
+    edges: Tensor | None
+
+    @cached_property
+    def _cuts(self) -> frozenset[int]:
+        """The steps before which every row is cut: a derivative of the zeros that would go on could be NaN."""
+        return frozenset() if self.edges is None else frozenset((self.edges == 0).all(1).nonzero()[:, 0].tolist())
+
+    def chains(self, blocks: Sequence[Block]) -> dict[Block, list[Visit]]:
+        """The visits of each block, from its earliest step to its last loss."""
+        chains: dict[Block, list[Visit]] = {}
+        entering: list[Sequence[Tensor]] = []  # the carries of the block before, from its earliest step on
+        start = 0
+        for block in blocks:
+            earliest, _, last = block
+            # Blocks follow one another: where this one starts, the one before has been, or has just arrived.
+            carry = self.carry if earliest == 0 else [c.detach() for c in entering[earliest - start]]
+            start, entering, chains[block] = earliest, [carry], []
+            for visit in self._chain(carry, earliest, last):
+                chains[block].append(visit)
+                entering.append(visit.outputs[: len(carry)])
+        return chains
+
+    def _chain(self, carry: Sequence[Tensor], earliest: int, last: int) -> Iterator[Visit]:
+        """Steps, each from the carry of the one before.
+
+        What a step receives are views of its own: a vector-Jacobian product to them is this step's alone, and its
+        own derivative goes on through the states to everything they depend on.
+        """
+        for t in range(earliest, last + 1):
+            if t > 0 and t in self._cuts:
+                carry = [c.detach() for c in carry]
+            elif self.edges is not None and (t > earliest or t == 0):
+                carry = [_TimeEdge.apply(c, self.edges[t]) if differentiable(c) else c for c in carry]
+            received = reset(carry, self.recorded.resets, t), [x[t] for x in self.xs], self.captured
+            visit = self.replay.visit(t, *([alias(r) for r in group] for group in received))
+            if t == earliest:
+                self.replay.check(visit)
+            self.recorded.check(self.replay, visit, t, None)
+            carry = visit.outputs[: len(carry)]
+            yield visit

@@ -1,0 +1,53 @@
+"""Captured tensors in calls that a watch does not see: compiled or scripted code, `apply` of an autograd.Function."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from ._leaked import refuse_gradients
+from ._replay import Replay, Visit, calls_functions, fresh, random_kept, reaches, unseen
+
+__all__ = ["complete"]
+
+
+def complete(
+    replay: Replay, carry: list[Tensor], xs: list[Tensor], inputs: Sequence[Tensor]
+) -> tuple[Replay, str | None]:
+    """With the captured tensors that the watch could not see, found in the graph of the last step.
+
+    carry: what enters it. inputs: what the call depends on, beside the captured tensors. The last step, so that what a
+    module keeps for itself stays as the forward left it.
+
+    And, in words, whether a second run of it depends on what the first one left, in calls that the watch could not see.
+    """
+    T, n, m = len(replay.carry), len(carry), len(xs)
+    values = [*carry, *(x[-1] for x in xs), *replay.captured]
+    wanted = [*[True] * n, *(x.requires_grad for x in xs), *[True] * len(replay.captured)]
+
+    def visited() -> tuple[Visit, list[weakref.ref[Tensor]]]:
+        entries = list(map(fresh, values, wanted))
+        return replay.noted(T - 1, entries[:n], entries[n : n + m], entries[n + m :])
+
+    fault = None
+    with random_kept(replay.states):
+        visit, made = visited()
+        found, opaque = unseen(visit, replay.captured)
+        if T > 1 and (opaque or calls_functions(visit)):
+            again, made_again = visited()
+            if reaches(again, visit):
+                fault = "a step uses, inside a call that cannot be looked into, a tensor that the step before made"
+            made += made_again
+            del again
+        # A leaf that the step itself made, to differentiate something inside, is none that it captured.
+        inside = {id(ref()) for ref in made}
+        found = [t for t in found if id(t) not in inside]
+    del visit
+    leaked = {id(t): t for t in [ref() for ref in made] if t is not None and t.requires_grad}
+    made.clear()  # a tensor that is referred to weakly cannot be exchanged
+    replay = replace(replay, captured=(*replay.captured, *found), opaque=opaque)
+    refuse_gradients(list(leaked.values()), (*inputs, *replay.captured))
+    return replay, fault

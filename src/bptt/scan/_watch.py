@@ -1,0 +1,316 @@
+"""Steps watched as they run: what a run of them in backward will need, and what would make it another computation."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+from ..engine import refuse_tangents
+from ._located import located
+from ._replay import Form, Replay, States, Step, Surroundings, differentiable, generator_states
+
+__all__ = ["Watch", "forward_mode", "hidden"]
+
+# What a tensor made inside a step depends on, from least to most; one that is not noted depends on the most.
+_STEADY = 0
+"""On nothing that differs between steps: a table, a mask whose shape alone comes from the carry."""
+_VARYING = 1
+"""On values that differ between steps, but that get no gradient."""
+_DIFFERENTIABLE = 2
+"""On the carry, on an x that requires grad, or on a captured tensor that does."""
+
+
+class _Statistics(NamedTuple):
+    """Where a normalisation takes its running statistics, and whether it is to take those of the batch instead."""
+
+    mean: int
+    training: int
+    name: str
+    default: bool
+
+    def updated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The running statistics that a call writes to, without raising their version, and does not read."""
+        training = args[self.training] if len(args) > self.training else kwargs.get(self.name, self.default)
+        given = [*args[self.mean : self.mean + 2], kwargs.get("running_mean"), kwargs.get("running_var")]
+        return [t for t in given if isinstance(t, Tensor)] if training else []
+
+
+_SPECIAL: dict[Any, _Statistics | int] = {
+    functional.batch_norm: _Statistics(1, 5, "training", False),
+    functional.instance_norm: _Statistics(1, 5, "use_input_stats", True),
+    torch.batch_norm: _Statistics(3, 5, "training", False),
+    torch.instance_norm: _Statistics(3, 5, "use_input_stats", False),
+    **dict.fromkeys((torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like), 0),
+    **dict.fromkeys((torch.rand_like, torch.randn_like, torch.randint_like), 0),
+    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_empty_strided), 0),
+    **dict.fromkeys((Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to), 1),
+}
+"""Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count as well."""
+
+_SETS_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the class; to mypy, a tensor
+
+
+_NOTHING: frozenset[int] = frozenset()
+
+
+class _Made(NamedTuple):
+    """A tensor that outlived the step it was made in. call: what made it; None for a part of that step's carry or x."""
+
+    ref: weakref.ref[Tensor]
+    call: Any
+    step: int
+    level: int
+
+
+class Watch(TorchFunctionMode):
+    """Runs steps without recording them, and notes what a replay will need.
+
+    captured: tensors that require grad, and come neither from carry and x nor from inside the step.
+    written: other tensors from outside that a step wrote to in place (the running statistics of a batch norm).
+    states: for each step, the random generators' states before it, or None if it drew no numbers.
+    overwrites: a step wrote to its carry or x in place.
+    fault: how the steps hand one another something beside the carry, in words; None where they do not. A replay would
+        find there what the last step left, and autograd no path through it.
+
+    A step hands on what it made by keeping the tensor, or by writing to one from outside. A tensor that an earlier step
+    made is a fault when a step is given it, unless its values are the same for every step: what a step makes once of
+    nothing but shapes and constants (a table of positions, a mask for all steps) is a cache. A tensor from outside that
+    steps write to is a fault when carry or y is computed from it: statistics that are only kept are none.
+    """
+
+    def __init__(self, step: Step, devices: Iterable[torch.device], xs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.step = step
+        self.captured: dict[int, Tensor] = {}
+        self.written: dict[int, Tensor] = {}
+        self.states: list[States | None] = []
+        self.overwrites = False
+        self.fault: str | None = None
+        self._steady_xs = [not x.requires_grad for x in xs]
+        self._latest = generator_states(devices)
+        # Of the present step. They hold the tensors, not only their ids, which another tensor could take over.
+        self._inside: dict[int, tuple[Tensor, Any]] = {}
+        self._levels: dict[int, int] = {}
+        self._reads: dict[int, frozenset[int]] = {}  # from which tensors outside a value comes that get no gradient
+        self._met: dict[int, tuple[Tensor, int]] = {}  # these, and their versions before
+        # Of all steps.
+        self._earlier: dict[int, _Made] = {}
+        self._tables: dict[Any, int] = {}
+        self._first_read: dict[int, Tensor] = {}
+
+    def call(self, carry: Any, x: Any) -> Any:
+        """The step's result."""
+        carried, given = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in (carry, x))
+        received = [*carried, *given]
+        versions = list(map(_version, received))
+        self._inside = {id(t): (t, None) for t in received}
+        steady = [*([False] * len(carried)), *self._steady_xs]
+        self._levels = {id(t): _VARYING for t, s in zip(received, steady, strict=True) if s or not differentiable(t)}
+        self._reads, self._met = {}, {}
+        with self:
+            result = self.step(carry, x)
+        self.overwrites |= versions != list(map(_version, received))
+        self._leave([t for t in tree_leaves(result) if isinstance(t, Tensor)])
+        before, self._latest = self._latest, generator_states(self._latest)
+        drew = any(not torch.equal(state, before[device]) for device, state in self._latest.items())
+        self.states.append(before if drew else None)
+        return result
+
+    def replay(self, carry: Sequence[Form], x: Form, y: Form, surroundings: Surroundings) -> Replay:
+        """What was noted. carry, x: the forms of what entered each step. y: the form of each y."""
+        # The wrappers of torch.func's transforms came and went inside a step.
+        captured = tuple(t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
+        written = tuple(self.written.values())
+        return Replay(self.step, carry, x, y, captured, written, self.states, surroundings, self.overwrites)
+
+    def leaked(self) -> list[Tensor]:
+        """Tensors that steps made, that are still held by someone, and that would have had a gradient."""
+        made = [(entry.level, entry.ref()) for entry in list(self._earlier.values())]
+        self._earlier.clear()
+        return [
+            t
+            for level, t in made
+            if t is not None
+            and level == _DIFFERENTIABLE
+            and differentiable(t)
+            and not t.requires_grad
+            and not t.is_inference()
+            and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        ]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inside = self._inside
+        tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
+        outside = [t for t in tensors if id(t) not in inside]
+        if outside:
+            self._meet(outside)
+        special = _SPECIAL.get(func)
+        counted = tensors[:special] if isinstance(special, int) else tensors
+        level = self._level(counted)
+        reads = _NOTHING
+        if self.written or not self.states:
+            unread = special.updated(args, kwargs) if isinstance(special, _Statistics) else ()
+            reads = self._read(counted, list(map(id, unread)))
+        result = func(*args, **kwargs)
+        if isinstance(special, _Statistics):
+            self._write(special.updated(args, kwargs))
+        elif result is None:  # as of an assignment to a part, to the first argument
+            self._write(args[:1] if func == _SETS_DATA else ())
+            self._overwrite(args[:1], level, reads)
+        else:
+            for t in _tensors((result,)):
+                i = id(t)
+                if i in inside:
+                    self._overwrite((t,), level, reads)
+                elif not any(t is other for other in outside):
+                    inside[i] = t, func
+                    if level != _DIFFERENTIABLE:
+                        self._levels[i] = level
+                    if reads:
+                        self._reads[i] = reads
+        return result
+
+    def _level(self, tensors: Sequence[Tensor]) -> int:
+        """What values made of these depend on."""
+        level = _STEADY
+        for t in tensors:
+            i = id(t)
+            if i in self._inside:
+                own = self._levels.get(i, _DIFFERENTIABLE)
+            elif t.requires_grad:
+                own = _DIFFERENTIABLE
+            else:
+                own = _VARYING if i in self._earlier else _STEADY
+            if own > level:
+                level = own
+                if own == _DIFFERENTIABLE:
+                    break
+        return level
+
+    def _overwrite(self, tensors: Sequence[Any], level: int, reads: frozenset[int]) -> None:
+        """Tensors that a call wrote to, or returned as they were."""
+        for t in _tensors(tensors):
+            i = id(t)
+            if i in self._levels:
+                self._levels[i] = max(level, self._levels[i])
+            if reads:
+                for written in (t, t._base):
+                    if written is not None and id(written) in self._inside:
+                        self._reads[id(written)] = self._reads.get(id(written), _NOTHING) | reads
+
+    def _write(self, tensors: Sequence[Tensor]) -> None:
+        """Tensors from outside that a call wrote to without raising the version that tells of it."""
+        self.written |= {id(t): t for t in tensors if id(t) in self._met}
+
+    def _meet(self, outside: Sequence[Tensor]) -> None:
+        """Note tensors that a step received by its closure."""
+        if forward_mode():
+            refuse_tangents("a tensor that the step of bptt.scan captures", outside)
+        for t in outside:
+            i = id(t)
+            if t.requires_grad:
+                self.captured.setdefault(i, t)
+            elif i not in self._met:
+                self._met[i] = t, _version(t)
+            made = self._earlier.get(i)
+            if made is not None and made.ref() is t and self.fault is None:
+                self._receive(t, made)
+
+    def _receive(self, t: Tensor, made: _Made) -> None:
+        """A tensor that an earlier step made."""
+        if made.level == _STEADY:
+            # Made once and used from then on: a cache. Another one in its place: what a step hands to the next.
+            table = made.call, t.shape, t.dtype
+            if self._tables.setdefault(table, made.step) == made.step:
+                return
+        by = "received" if made.call is None else f"made by {resolve_name(made.call) or made.call}"
+        self.fault = f"step {len(self.states)} uses {self._named(t)}, which step {made.step} {by}"
+
+    def _read(self, counted: Sequence[Tensor], unread: Sequence[int]) -> frozenset[int]:
+        """From which tensors outside, of those without gradient, the values of a call's results come."""
+        reads = _NOTHING
+        for i in map(id, counted):
+            if i in self._reads:
+                reads |= self._reads[i]
+            elif i in self._met and i not in unread:
+                reads |= {i}
+        return reads
+
+    def _leave(self, result: Sequence[Tensor]) -> None:
+        """The step is done. result: the tensors of carry and y."""
+        self._meet([t for t in result if id(t) not in self._inside])
+        for i, (t, version) in self._met.items():
+            if _version(t) != version:
+                self.written[i] = t
+        read = {i for t in result for i in self._reads.get(id(t), (id(t),)) if i in self._met}
+        if not self.states:
+            self._first_read = {i: self._met[i][0] for i in read}
+        if self.written and self.fault is None:
+            for i, t in self.written.items():
+                if i in read or i in self._first_read:
+                    self.fault = f"carry and y come from {self._named(t)}, which the step writes to"
+        kept = [(weakref.ref(t), call, self._levels.get(i, _DIFFERENTIABLE)) for i, (t, call) in self._inside.items()]
+        self._inside, self._met = {}, {}
+        self._keep(kept)
+
+    def _keep(self, made: Sequence[tuple[weakref.ref[Tensor], Any, int]]) -> None:
+        """Note which of the tensors of this step are still there."""
+        step = len(self.states)
+        for ref, call, level in made:
+            t = ref()
+            if t is not None:
+                i = id(t)
+                self._earlier[i] = _Made(weakref.ref(t, _forgets(self._earlier, i)), call, step, level)
+
+    def _named(self, t: Tensor) -> str:
+        place = located(self.step, t)
+        kind = f"a {str(t.dtype).removeprefix('torch.')} tensor {list(t.shape)}"
+        return kind if place is None else f"{place}, {kind}"
+
+
+def forward_mode() -> bool:
+    """Whether tensors may have tangents: inside a dual level, which torch.func.jvp enters too."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def hidden(fault: str) -> RuntimeError:
+    """The error for a step with state outside of the carry."""
+    return RuntimeError(
+        f"{fault}: what a step hands to the next must be in the carry. Backward runs each step again, and would find "
+        "the last state in its place, with no gradient through it. Take it from carry and return it there; or, where "
+        "it is the same at every step, make it before the scan"
+    )
+
+
+def _forgets(table: dict[int, _Made], i: int) -> Callable[[Any], None]:
+    """Takes an entry out of a table before its id is another tensor's."""
+    return lambda _: table.pop(i, None) and None
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    """The tensors among values, and behind them those in nested tuples, lists and dicts."""
+    found = [v for v in values if isinstance(v, Tensor)]
+    if len(found) == len(values):
+        return found
+    todo = [v for v in values if isinstance(v, (tuple, list, dict))]
+    while todo:
+        item = todo.pop()
+        for v in item.values() if isinstance(item, dict) else item:
+            if isinstance(v, Tensor):
+                found.append(v)
+            elif isinstance(v, (tuple, list, dict)):
+                todo.append(v)
+    return found
