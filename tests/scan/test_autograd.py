@@ -11,7 +11,7 @@ from reference import Fixed
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from bptt import Chunked, Full, Randomized, Truncated, scan
+from bptt import Full, Randomized, Truncated, scan
 from bptt.policies import Policy
 
 from .loops import (
@@ -64,20 +64,10 @@ def test_gradcheck(reverse: bool, resets: Tensor | None) -> None:
     assert gradcheck(*checked(Full(), reverse=reverse, resets=resets))
 
 
-@pytest.mark.parametrize(
-    ("policy", "resets"),
-    [
-        (Full(), None),
-        (Chunked(3), None),
-        (Truncated(2), None),
-        (Truncated(3, every=2), RESETS[:4, :2]),
-        (Fixed(factors(2)[:4]), RESETS[:4, 1]),
-    ],
-    ids=["full", "chunked", "truncated", "truncated_every_resets", "factors_whole_resets"],
-)
-def test_gradgradcheck(policy: Policy, resets: Tensor | None) -> None:
-    """The derivative of a truncated gradient, which depends on the states, and they on everything before."""
-    assert gradgradcheck(*checked(policy, resets=resets))
+@pytest.mark.parametrize("resets", [None, RESETS[:4, :2], RESETS[:4, 1]], ids=["", "resets", "whole_resets"])
+def test_gradgradcheck(resets: Tensor | None) -> None:
+    """Of the full gradient; those of policies that cut are in test_orders.py."""
+    assert gradgradcheck(*checked(Full(), resets=resets))
 
 
 @pytest.mark.parametrize("rows", ["auto", "coupled"])

@@ -23,18 +23,6 @@ each_order = pytest.mark.parametrize("create_graph", [False, True])
 # A step that does not do the same again
 
 
-def with_an_average(h: Tensor, x: Tensor) -> Step:
-    mean = torch.zeros(H, dtype=DOUBLE)
-
-    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            mean.mul_(0.9).add_(h.mean(0))
-        h = torch.tanh(h - mean + x)
-        return h, h
-
-    return step
-
-
 def with_a_list(h: Tensor, x: Tensor) -> Step:
     seen: list[int] = []
 
@@ -77,7 +65,6 @@ def with_noise_in_y_alone(h: Tensor, x: Tensor) -> Step:
 
 
 CHANGING = [
-    with_an_average,
     with_a_list,
     with_a_growing_y,
     with_numpys_random_numbers,
