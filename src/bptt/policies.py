@@ -40,6 +40,14 @@ class Reach:
             return block_first
         return 0 if self.window is None else max(0, block_last - self.window + 1)
 
+    def within(self, T: int) -> Reach:
+        """The same on sequences of at most T steps: a window that has all of them is everything.
+
+        >>> Reach(20, 5, fenced=False).within(20) == EVERYTHING
+        True
+        """
+        return self if self.window is None or self.window < T else EVERYTHING
+
     def blocks(self, T: int) -> list[tuple[int, int, int]]:
         """Blocks of a sequence of T steps as (earliest step walked to, first loss, last loss), in order.
 
@@ -67,6 +75,10 @@ class Policy(ABC):
     def reach(self, T: int) -> Reach:
         """Window and blocks for sequences of at most T steps."""
 
+    def reach_of_any(self) -> Reach | None:
+        """What `reach` is within T steps, for every T; None where it depends on T in another way."""
+        return None
+
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         """The factors xi `[T, B]` (float64, CPU) of this call, or None where they are all 1.
 
@@ -93,6 +105,9 @@ class Full(Policy):
     def reach(self, T: int) -> Reach:
         return EVERYTHING
 
+    def reach_of_any(self) -> Reach:
+        return EVERYTHING
+
     def __str__(self) -> str:
         return "full"
 
@@ -117,8 +132,9 @@ class Chunked(Policy):
         object.__setattr__(self, "k", _count("k", self.k))
 
     def reach(self, T: int) -> Reach:
-        if self.k >= T:
-            return EVERYTHING
+        return self.reach_of_any().within(T)
+
+    def reach_of_any(self) -> Reach:
         return Reach(self.k, self.k, fenced=True)
 
     def __str__(self) -> str:
@@ -157,7 +173,10 @@ class Truncated(Policy):
             )
 
     def reach(self, T: int) -> Reach:
-        return _walking_back(self.window, self.every, T)
+        return self.reach_of_any().within(T)
+
+    def reach_of_any(self) -> Reach:
+        return Reach(self.window, self.every, fenced=False)
 
     def __str__(self) -> str:
         return f"truncated:{self.window}" + (f"/{self.every}" if self.every != 1 else "")
@@ -257,6 +276,9 @@ class Randomized(Policy):
     def reach(self, T: int) -> Reach:
         return EVERYTHING
 
+    def reach_of_any(self) -> Reach:
+        return EVERYTHING
+
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         if self.p == 1 or T < 2:
             return None
@@ -333,7 +355,10 @@ class Adaptive(Policy):
                 )
 
     def reach(self, T: int) -> Reach:
-        return _walking_back(self.max_window if self.window is None else self.window, self.every, T)
+        return self.reach_of_any().within(T)
+
+    def reach_of_any(self) -> Reach:
+        return Reach(self.max_window if self.window is None else self.window, self.every, fenced=False)
 
     def __str__(self) -> str:
         every = f",every={self.every}" if self.every != 1 else ""
@@ -381,11 +406,6 @@ def parse(text: str | Policy) -> Policy:
         window = None if match[4] is None else int(match[4])
         return Adaptive(float(match[1]), int(match[2]), every=int(match[3] or 1), window=window)
     raise ValueError(f"gradient must be one of {_FORMS}: got {text!r}")
-
-
-def _walking_back(window: int, every: int, T: int) -> Reach:
-    """Every block of `every` losses walks back `window` steps, out of T."""
-    return EVERYTHING if window >= T else Reach(window, every, fenced=False)
 
 
 def _count(name: str, value: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,26 +21,37 @@ from .reversal import Back, Crossing
 from .segments import Checkpointed, cut
 from .stack import Stack
 
-__all__ = ["BothWays"]
+__all__ = ["BothWays", "segments", "taped"]
+
+
+def taped(stack: Stack, memory: Checkpoints, tensors: Tensors) -> Stack | Checkpointed | BothWays:
+    """The stack with checkpoints for a tape; as it is where the whole tape is within the budget."""
+    if memory.bytes is not None and stack.tape_bytes(tensors) <= memory.bytes:
+        return stack  # which keeps gates
+    kind = BothWays if stack.directions == 2 else Checkpointed
+    return kind.of(stack, memory, tensors)
 
 
 @dataclass(frozen=True, eq=False)
 class BothWays:
     """A bidirectional stack as a program whose tape are checkpoints, and the outputs of the layers below the top.
 
-    edges, schedule: see `Checkpointed`; those of every layer and direction.
+    edges, schedule, memory: see `Checkpointed`; those of every layer and direction.
     """
+
+    name: ClassVar[str] = "stack"
 
     stack: Stack
     edges: tuple[int, ...]
     schedule: Schedule
+    memory: Checkpoints
 
     repeats = True
 
     @classmethod
     def of(cls, stack: Stack, memory: Checkpoints, tensors: Tensors) -> BothWays:
         """The stack with checkpoints for a tape. Raises ValueError for a budget in bytes that is too small."""
-        return cls(*cut(stack, memory, tensors, reads_y=False))
+        return cls(*cut(stack, memory, tensors, reads_y=False), memory)
 
     @property
     def outputs(self) -> int:
@@ -107,7 +119,7 @@ class BothWays:
         """One direction of a layer as a program of its own."""
         stack, k = self.stack, 2 * layer + d
         alone = replace(stack, layers=1, directions=1, masks=(), xi=stack.xi[k : k + 1], resets=stack.resets[d : d + 1])
-        return Checkpointed(alone, self.edges, self.schedule, reads_y=False)
+        return Checkpointed(alone, self.edges, self.schedule, self.memory, reads_y=False)
 
     def inputs(self, tensors: Tensors, d: int, layer: int) -> Tensors:
         """The inputs of that program, x left out."""
@@ -249,7 +261,7 @@ class _Back:
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = program.one_way(d, layer), program.inputs(self.tensors, d, layer)
         back = Back(one.stack, one.edges, inputs, source, d_finals, needs, self.wants_adjoints, crossing)
-        actions = one.schedule.backward if frames is None else one.schedule.only(*_segments(frames, one.edges))
+        actions = one.schedule.backward if frames is None else one.schedule.only(*segments(frames, one.edges))
         (_, *grads), adjoints = back.run(self.kept[k], actions)
         if not self.found[k]:
             self.found[k], self.adjoints[k] = grads, adjoints
@@ -260,6 +272,6 @@ class _Back:
         self.adjoints[k] = [a + b for a, b in zip(self.adjoints[k], adjoints, strict=True)]
 
 
-def _segments(frames: Frames, edges: Sequence[int]) -> tuple[int, int]:
+def segments(frames: Frames, edges: Sequence[int]) -> tuple[int, int]:
     """The first and the last segment that a column walks through."""
     return bisect_right(edges, int(frames.start.min())) - 1, bisect_right(edges, int(frames.top.max())) - 1

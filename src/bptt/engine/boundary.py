@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch._C import _get_dispatch_mode as dispatch_mode
-from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function
+
+from .tracing import named, seen
 
 __all__ = ["OPERATORS", "Program", "Tensors", "given", "own_precision", "run"]
 
@@ -24,6 +24,9 @@ Tensors = tuple[Tensor | None, ...]
 
 class Program(Protocol):
     """A computation with a hand-written gradient. Immutable once `run` has been called with it."""
+
+    name: ClassVar[str]
+    """What a profiler calls it."""
 
     @property
     def repeats(self) -> bool:
@@ -87,11 +90,11 @@ def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
-PROXY = torch._C._TorchDispatchModeKey.PROXY
-"""What make_fx traces by."""
-
 OPERATORS: dict[type, Callable[[Any, Tensors], tuple[Tensor, ...]]] = {}
-"""How a program of a type runs where a graph is being traced: through operators of torch, which the graph can hold."""
+"""How a program of a type runs where it is looked at: through operators of torch, which a graph can hold."""
+
+PULLBACKS: dict[type, Callable[..., Tensors]] = {}
+"""The same of its backward call, with the arguments of `Program.backward`, where the forward call was not looked at."""
 
 
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -99,25 +102,19 @@ def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     if has_torch_function(tensors):
         # A torch function mode, as `scan` uses, must see and may replace what enters; autograd.Function hides it.
         return handle_torch_function(run, tensors, program, *tensors)
-    if _traced(tensors[0]) and type(program) in OPERATORS and not torch._C._are_functorch_transforms_active():
+    if seen(tensors[0]) and type(program) in OPERATORS and not torch._C._are_functorch_transforms_active():
         return OPERATORS[type(program)](program, tensors)
     transformed = torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         if transformed:
             return _Transformable.apply(program, *tensors, *program.held)[: program.outputs]
         return _Boundary.apply(program, *tensors)
-    outputs = program.forward(tensors, keep=False)[0]
+    with named(program.name, "forward"):
+        outputs = program.forward(tensors, keep=False)[0]
     if transformed or torch.is_grad_enabled():
         return outputs
     # A view made without grad mode may not be written to with it.
     return tuple([output.data if output._is_view() else output for output in outputs])
-
-
-def _traced(x: Tensor | None) -> bool:
-    """Whether a graph is being traced: by torch.compile or torch.export, on tensors without data, or by make_fx."""
-    if is_compiling() or dispatch_mode(PROXY) is not None:
-        return True
-    return type(x) is not Tensor and x is not None and torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
 
 
 class _Boundary(torch.autograd.Function):
@@ -129,7 +126,8 @@ class _Boundary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        outputs, tape = program.forward(tensors, keep=True)
+        with named(program.name, "forward"):
+            outputs, tape = program.forward(tensors, keep=True)
         reads, held = program.reads, program.held
         ctx.program = program.holding((None,) * len(held)) if held else program
         first = len(tensors) + len(held)
@@ -148,11 +146,15 @@ class _Boundary(torch.autograd.Function):
         if not _keeps_graph():
             ctx.program = None
         tensors, outputs, tape = saved[:inputs], saved[first:last], saved[last:]
+        needs = ctx.needs_input_grad[1 : 1 + inputs]
         if torch.is_grad_enabled():
             tape = None
         elif any(map(_version, ctx.witnesses)):
             outputs, tape = program.forward(tensors, keep=True)
-        grads = program.backward(tensors, outputs, tape, cotangents, ctx.needs_input_grad[1 : 1 + inputs])
+        if tape is not None and type(program) in PULLBACKS and seen(tensors[0]):
+            return (None, *PULLBACKS[type(program)](program, tensors, outputs, tape, cotangents, needs))
+        with named(program.name, "backward"):
+            grads = program.backward(tensors, outputs, tape, cotangents, needs)
         return (None, *grads)
 
 
@@ -164,7 +166,8 @@ class _Transformable(_Boundary):
     @staticmethod
     def forward(program: Program, *given: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]  # no ctx
         first = len(given) - len(program.held)
-        outputs, tape = program.holding(given[first:]).forward(given[:first], keep=True)
+        with named(program.name, "forward"):
+            outputs, tape = program.holding(given[first:]).forward(given[:first], keep=True)
         own = [out.clone() if i < program.reads or out._is_view() else out for i, out in enumerate(outputs)]
         return (*own, *outputs[: program.reads], *tape)
 

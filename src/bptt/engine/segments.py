@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,13 +35,16 @@ SEGMENT_BYTES = 2**20
 class Checkpointed:
     """A one-directional stack as a program whose tape are checkpoints.
 
-    edges: `[N+1]` the first step of each segment, and T. reads_y: whether the backward call is given y, where the top
-    layer's h stands: then it is in no checkpoint.
+    edges: `[N+1]` the first step of each segment, and T. memory: what asked for it. reads_y: whether the backward call
+    is given y, where the top layer's h stands: then it is in no checkpoint.
     """
+
+    name: ClassVar[str] = "stack"
 
     stack: Stack
     edges: tuple[int, ...]
     schedule: Schedule
+    memory: Checkpoints
     reads_y: bool = True
 
     repeats = True
@@ -48,7 +52,7 @@ class Checkpointed:
     @classmethod
     def of(cls, stack: Stack, memory: Checkpoints, tensors: Tensors, *, reads_y: bool = True) -> Checkpointed:
         """The stack with checkpoints for a tape. Raises ValueError for a budget in bytes that is too small."""
-        return cls(*cut(stack, memory, tensors, reads_y=reads_y), reads_y)
+        return cls(*cut(stack, memory, tensors, reads_y=reads_y), memory, reads_y)
 
     @property
     def outputs(self) -> int:

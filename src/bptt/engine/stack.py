@@ -7,7 +7,7 @@ Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..memory import Tapes, keeps_gates
 from ..policies import EVERYTHING, Reach
 from .boundary import Tensors, given, own_precision
 from .graph import graph_gradients
+from .tracing import refuse_recording
 from .walk import Walk
 
 __all__ = ["Stack"]
@@ -33,7 +34,8 @@ class Stack:
     Everything random (dropout masks, xi) is drawn before and held here, so a rebuilt forward repeats it.
     """
 
-    repeats = True
+    name: ClassVar[str] = "stack"
+    repeats: ClassVar[bool] = True
 
     cell: Cell
     kernel: Kernel
@@ -83,6 +85,7 @@ class Stack:
         together from two directions, those of the top layer are kept in the output alone.
         """
         x = given(tensors[0])
+        refuse_recording("a walk through time that is not the call of a bptt layer, as in bptt.gradients")
         with own_precision(x.device):
             return self._forward(x, tensors, keep)
 
@@ -189,7 +192,7 @@ class Stack:
             turned = self.turn(own[0], 1)
             own.append(torch.cat([torch.zeros_like(turned[:1]), turned[:-1]]))
         if self.lengths is not None:
-            ended = torch.arange(len(resets), device=resets.device)[:, None] >= self.lengths.to(resets.device)
+            ended = torch.arange(resets.shape[0], device=resets.device)[:, None] >= self.lengths.to(resets.device)
             own = [r | ended[..., None] for r in own]
         return replace(self, resets=tuple(own))
 
@@ -216,7 +219,7 @@ class Stack:
 
     def turn(self, x: Tensor, d: int) -> Tensor:
         """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
-        return x if d == 0 else self.turned(x, 0, len(x))
+        return x if d == 0 else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
 
     def turned(self, x: Tensor, a: int, b: int) -> Tensor:
         """The steps a to b-1 of the reverse direction's time `[b-a, B, F]`."""

@@ -30,6 +30,9 @@ def peak_bytes(call: Callable[[], object]) -> int:
 class _Storages(TorchDispatchMode):
     """Follows the storages of all that operators return, from their making to their end."""
 
+    sees_inside = True
+    """A layer runs without its operators, which would hide what it allocates for a while."""
+
     def __init__(self) -> None:
         super().__init__()
         self.alive: dict[int, int] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .. import kernels, policies
 from ..cells import Cell
-from ..engine import BothWays, Checkpointed, Stack, draw, refuse_tangents
+from ..engine import BothWays, Checkpointed, Stack, draw, recorder, refuse_recording, refuse_tangents
+from ..engine import taped as with_checkpoints
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints, Tapes
 
@@ -76,7 +77,7 @@ class Call:
                     raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
         if packed is not None:
             x, ends = pad_packed_sequence(packed)
-            lengths = ends if (ends != x.shape[0]).any() else None
+            lengths = ends if recorder() is not None or (ends != x.shape[0]).any() else None
         else:
             x, lengths = flat.transpose(0, 1) if layer.batch_first else flat, None
             if x.shape[0] == 0:
@@ -97,7 +98,10 @@ class Call:
         """The initial states, zeros where none were given, with torch.nn's errors for a wrong number of dimensions."""
         count = 2 if layer.mode == "LSTM" else 1
         if hx is None:
-            B = flat.shape[0 if layer.batch_first else 1] if sizes is None else int(sizes[0])
+            if sizes is None:
+                B: Any = flat.shape[0 if layer.batch_first else 1]
+            else:
+                B = sizes[0] if recorder() is not None else int(sizes[0])  # a record would hold an int for every batch
             K, H = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
             h_0 = flat.new_zeros(K, B, layer.proj_size or H)
             return (h_0,) if count == 1 else (h_0, flat.new_zeros(K, B, H))
@@ -155,7 +159,7 @@ class Call:
         features = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
         if self.packed is None:
             return functional.dropout(self.x.new_ones(*self.x.shape[:2], features), layer.dropout)
-        mask = functional.dropout(self.x.new_ones(len(self.packed.data), features), layer.dropout)
+        mask = functional.dropout(self.x.new_ones(self.packed.data.shape[0], features), layer.dropout)
         return self.engine_layout(self.packed._replace(data=mask))
 
     def restore(self, y: Tensor) -> Tensor | PackedSequence:
@@ -192,13 +196,7 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
 
 def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
     """The program that keeps what the layer's memory policy asks for."""
-    memory = layer.memory
-    if not isinstance(memory, Checkpoints):
-        return stack
-    if memory.bytes is not None and stack.tape_bytes(call.tensors) <= memory.bytes:
-        return stack  # which keeps gates
-    kind = BothWays if stack.directions == 2 else Checkpointed
-    return kind.of(stack, memory, call.tensors)
+    return with_checkpoints(stack, layer.memory, call.tensors) if isinstance(layer.memory, Checkpoints) else stack
 
 
 def program(
@@ -213,9 +211,14 @@ def program(
     D = 2 if layer.bidirectional else 1
     choice = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype))
     tapes = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
-    traced = torch.compiler.is_compiling()  # by a compiler, which sees through a cache, and warns of it
-    stack = (_plain.__wrapped__ if traced else _plain)(
-        cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, gradient.reach(T), tapes
+    compiled = torch.compiler.is_compiling()  # by a compiler, which sees through a cache, and warns of it
+    traced = compiled or recorder() is not None
+    reach = gradient.reach_of_any() if traced else None  # a graph is for any T
+    if reach is None:
+        refuse_recording(f"gradient={str(gradient)!r}, whose reach depends on the number of steps")
+        reach = gradient.reach(T)
+    stack = (_plain.__wrapped__ if compiled else _plain)(
+        cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, reach, tapes
     )
     masks: tuple[Tensor, ...] = ()
     if layer.dropout > 0 and (layer.training if drops is None else drops):

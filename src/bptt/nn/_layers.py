@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
-from ..engine import Stack, run
+from ..engine import Stack, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
 from ._call import Call, Hidden, program, taped
+from ._symbolic import fx_node
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
 
@@ -76,6 +77,10 @@ class Recurrent(torch.nn.RNNBase):
         ours += f", kernel={self.kernel}" if self.kernel != "auto" else ""
         return super().extra_repr() + ours
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks of a module first."""
+        raise refusal(f"torch.jit.script cannot compile a bptt layer: got {self}")
+
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
         return layers, batch, self.hidden_size
@@ -86,19 +91,36 @@ class Recurrent(torch.nn.RNNBase):
         """As torch.nn's forward, and: resets, bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched), zeroes the
         state before step t of a lane, so that nothing passes the edge between t-1 and t in either direction.
         """
+        if type(input) is not Tensor or hx is not None:
+            node = fx_node(self, input, hx, resets)
+            if node is not None:
+                return node
+        if recorder() is not None:
+            return self._recorded(input, hx, resets)
         call = Call.of(self, input, hx, resets)
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
         stack = program(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
             if torch.compiler.is_exporting():
                 raise NotImplementedError(
-                    f"memory={str(self.memory)!r} cannot be exported with a gradient: export under torch.no_grad(), or "
-                    "set memory to 'auto', 'gates' or 'states'"
+                    f"memory={str(self.memory)!r} cannot be exported with a gradient: call torch.export under "
+                    "torch.no_grad(), set memory to 'auto', 'gates' or 'states', or put torch.nn's layers back first "
+                    "with bptt.revert(model)"
                 )
             y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, stack)
         else:
             y, *final = run(stack, *call.tensors)
         return call.restore(y), call.restore_hidden(tuple(final))
+
+    def _recorded(
+        self, input: Tensor | PackedSequence, hx: Hidden | None, resets: Tensor | None
+    ) -> tuple[Tensor | PackedSequence, Hidden]:
+        """`forward` inside torch.jit.trace: whether there or later a gradient is asked for, at any size."""
+        with recording():
+            call = Call.of(self, input, hx, resets)
+            stack = program(self, call, self.gradient, differentiated=True)
+            y, *final = through_operators(stack, self.memory, call.tensors)
+            return call.restore(y), call.restore_hidden(tuple(final))
 
 
 _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
@@ -138,6 +160,11 @@ class RNN(Recurrent):
     only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a
     gradient is asked for, at `Checkpoints`, which torch.export then refuses. A compiled backward cannot be
     differentiated again: torch raises RuntimeError.
+
+    torch.jit.trace, and what is built on it, records the same operator, right at any size and differentiable; a saved
+    trace is loaded where bptt is imported. torch.fx makes one node of the layer. torch.jit.script and torch.onnx.export
+    raise NotImplementedError: export torch.nn's layers, which bptt.revert(model) puts back. FlopCounterMode counts, and
+    torch.profiler shows, `bptt::stack_forward` and `bptt::stack_backward`.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))

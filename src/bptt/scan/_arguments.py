@@ -9,9 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
+from ..engine import recorder
 from ._replay import Form
 
-__all__ = ["check_no_tensor_hidden", "check_same", "checked_resets", "described", "steps_of"]
+__all__ = ["check_no_tensor_hidden", "check_not_traced", "check_same", "checked_resets", "described", "steps_of"]
+
+
+def check_not_traced(*arguments: Any) -> None:
+    """Raise NotImplementedError inside a tracer whose graph would hold this number of steps for every input."""
+    symbolic = any(isinstance(leaf, torch.fx.Proxy) for leaf in tree_leaves(arguments))
+    tracer = "torch.fx" if symbolic else "torch.jit.trace" if recorder() is not None else None
+    if tracer is not None:
+        raise NotImplementedError(
+            f"{tracer} cannot trace bptt.scan: its graph would hold this number of steps for every input. Use "
+            "torch.export, which checks the number of steps, or, where the step is a cell of torch.nn, a bptt.nn layer "
+            "and bptt.revert(model)"
+        )
 
 
 def steps_of(xs: list[Tensor], form: Form, length: int | None) -> int:

@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..engine import Tensors, refuse_tangents, run
+from ..engine import Tensors, named, refuse_tangents, run
 from ..memory import Checkpoints
 from ..policies import Policy, parse
-from ._arguments import check_no_tensor_hidden, check_same, checked_resets, described, steps_of
+from ._arguments import (
+    check_no_tensor_hidden,
+    check_not_traced,
+    check_same,
+    checked_resets,
+    described,
+    steps_of,
+)
 from ._eager import kept_eager
 from ._graph import Block, Graph
 from ._leaked import refuse_gradients
@@ -121,7 +128,8 @@ def scan(
     the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError where
     steps hand one another something beside the carry; in backward where the step gives another result than in forward
     (but for rounding) or finds other parameters in its closure; and inside the transforms of torch.func.
-    NotImplementedError for forward-mode derivatives.
+    NotImplementedError for forward-mode derivatives; and inside torch.jit.trace and torch.fx, whose graph would hold
+    this number of steps for every input.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand and cost no re-run.
 
@@ -140,6 +148,7 @@ def scan(
     policy = parse(gradient)
     if rows not in ("auto", "independent", "coupled"):
         raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
+    check_not_traced(carry, xs, resets)
     (state, form), (inputs, x_form) = split(carry), split(xs)
     refuse_tangents("scan", (*state, *inputs))
     if torch.is_grad_enabled() and torch._C._are_functorch_transforms_active():
@@ -161,7 +170,7 @@ def scan(
     if recording and resets is not None:
         resets = resets.clone()  # read again in backward: the caller may write the next ones into the same tensor
     surroundings = Surroundings.current(devices)
-    with torch.no_grad(), surroundings.entered():
+    with torch.no_grad(), surroundings.entered(), named("scan", "steps"):
         kept = Kept.of(memory, T, state)
         walked = _forward(step, state, form, [x.detach() for x in inputs], x_form, T, resets, watch, kept.before)
     outputs = [*walked.carry, *walked.ys]
@@ -267,6 +276,8 @@ class _Program:
     obstacle: why steps cannot be merged, or None. kept: which carries are in the tape. recorded: (outputs, tape) until
     `forward` hands them over.
     """
+
+    name: ClassVar[str] = "scan"
 
     outputs: int
     counts: tuple[int, int]
