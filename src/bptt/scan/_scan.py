@@ -263,10 +263,15 @@ def _forward(
             first = y, y_form
             ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
         check_same("y", f"at step {t} as at the first", (y, y_form), first)
-        for kept, leaf in zip(ys, y, strict=True):
-            kept[t] = leaf
+        _put(ys, t, y)
+        del result, before, y  # whatever of them is still there at the next step, the step keeps
     # Clones, so that no output is an input that a step passed through.
     return _Walked([c.clone() for c in carry], form, ys, y_form, tape, last, forms)
+
+
+def _put(rows: Sequence[Tensor], t: int, values: Sequence[Tensor]) -> None:
+    for kept, value in zip(rows, values, strict=True):
+        kept[t] = value
 
 
 @dataclass

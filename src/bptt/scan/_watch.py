@@ -101,6 +101,8 @@ class Watch(TorchFunctionMode):
         self._levels: dict[int, int] = {}
         self._reads: dict[int, frozenset[int]] = {}  # from which tensors outside a value comes that get no gradient
         self._met: dict[int, tuple[Tensor, int]] = {}  # these, and their versions before
+        # Of the latest step.
+        self._latest_made: list[tuple[weakref.ref[Tensor], Any, int]] = []
         # Of all steps.
         self._earlier: dict[int, _Made] = {}
         self._tables: dict[Any, int] = {}
@@ -108,6 +110,7 @@ class Watch(TorchFunctionMode):
 
     def call(self, carry: Any, x: Any) -> Any:
         """The step's result."""
+        self._keep()
         carried, given = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in (carry, x))
         received = [*carried, *given]
         versions = list(map(_version, received))
@@ -133,6 +136,7 @@ class Watch(TorchFunctionMode):
 
     def leaked(self) -> list[Tensor]:
         """Tensors that steps made, that are still held by someone, and that would have had a gradient."""
+        self._keep()
         made = [(entry.level, entry.ref()) for entry in list(self._earlier.values())]
         self._earlier.clear()
         return [
@@ -258,13 +262,16 @@ class Watch(TorchFunctionMode):
             for i, t in self.written.items():
                 if i in read or i in self._first_read:
                     self.fault = f"carry and y come from {self._named(t)}, which the step writes to"
-        kept = [(weakref.ref(t), call, self._levels.get(i, _DIFFERENTIABLE)) for i, (t, call) in self._inside.items()]
+        levels = self._levels
+        self._latest_made = [
+            (weakref.ref(t), call, levels.get(i, _DIFFERENTIABLE)) for i, (t, call) in self._inside.items()
+        ]
         self._inside, self._met = {}, {}
-        self._keep(kept)
 
-    def _keep(self, made: Sequence[tuple[weakref.ref[Tensor], Any, int]]) -> None:
-        """Note which of the tensors of this step are still there."""
-        step = len(self.states)
+    def _keep(self) -> None:
+        """Note which of the tensors of the latest step are still there, when its result has been let go."""
+        step = len(self.states) - 1
+        made, self._latest_made = self._latest_made, []
         for ref, call, level in made:
             t = ref()
             if t is not None:
