@@ -84,9 +84,10 @@ void walk(const Arguments &a, const Plan &plan, long (*bytes)(const Arguments &,
 }
 
 template <class Real>
-void forward(int variant, int cell, long T, long B, long I, long H, long P, long stride, bool keeps, Address lane,
-             Address active, Address gates, Address x, Address w_ih, Address h_0, Address c_0, Address resets,
-             Address w_hh, Address b_ih, Address b_hh, Address w_hr, Address h, Address c, int threads) {
+void forward(int variant, int cell, long T, long B, long I, long H, long P, long reset_h_step, long reset_c_step,
+             long stride, bool keeps, Address lane, Address active, Address gates, Address x, Address w_ih, Address h_0,
+             Address c_0, Address resets, Address reset_h, Address reset_c, Address w_hh, Address b_ih, Address b_hh,
+             Address w_hr, Address h, Address c, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
     const Forward<Real> a{.cell = static_cast<Cell>(cell),
                           .T = T,
@@ -94,6 +95,8 @@ void forward(int variant, int cell, long T, long B, long I, long H, long P, long
                           .I = I,
                           .H = H,
                           .P = P,
+                          .reset_h_step = reset_h_step,
+                          .reset_c_step = reset_c_step,
                           .stride = stride,
                           .keeps = keeps,
                           .lane = at<const std::int64_t>(lane),
@@ -104,6 +107,8 @@ void forward(int variant, int cell, long T, long B, long I, long H, long P, long
                           .h_0 = at<const Real>(h_0),
                           .c_0 = at<const Real>(c_0),
                           .resets = at<const std::uint8_t>(resets),
+                          .reset_h = at<const Real>(reset_h),
+                          .reset_c = at<const Real>(reset_c),
                           .w_hh = at<const Real>(w_hh),
                           .b_ih = at<const Real>(b_ih),
                           .b_hh = at<const Real>(b_hh),
@@ -114,11 +119,12 @@ void forward(int variant, int cell, long T, long B, long I, long H, long P, long
 }
 
 template <class Real>
-void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N, long R, long e_stride, bool framed,
-           bool overlaps, Address columns, Address counts, Address gates, Address h, Address c, Address resets,
-           Address e_h, Address e_c, Address d_h, Address d_c, Address edges, Address w_hh, Address w_hr, Address da,
-           Address adjoint, Address adjoint_c, Address bias, Address initial_h, Address initial_c, Address x,
-           Address w_ih, Address dx, Address dw_ih, Address dw_hh, int threads) {
+void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N, long R, long reset_h_step,
+           long reset_c_step, long e_stride, bool framed, bool overlaps, Address columns, Address counts, Address gates,
+           Address h, Address c, Address resets, Address reset_h, Address reset_c, Address e_h, Address e_c,
+           Address d_h, Address d_c, Address edges, Address w_hh, Address w_hr, Address da, Address adjoint,
+           Address adjoint_c, Address bias, Address initial_h, Address initial_c, Address x, Address w_ih, Address dx,
+           Address dw_ih, Address dw_hh, int threads) {
     if (N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
     const std::int64_t *column = at<const std::int64_t>(columns), *count = at<const std::int64_t>(counts);
@@ -130,6 +136,8 @@ void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N
                         .P = P,
                         .N = N,
                         .R = R,
+                        .reset_h_step = reset_h_step,
+                        .reset_c_step = reset_c_step,
                         .e_stride = e_stride,
                         .framed = framed,
                         .overlaps = overlaps,
@@ -145,6 +153,8 @@ void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N
                         .h = at<const Real>(h),
                         .c = at<const Real>(c),
                         .resets = at<const std::uint8_t>(resets),
+                        .reset_h = at<const Real>(reset_h),
+                        .reset_c = at<const Real>(reset_c),
                         .e_h = at<const Real>(e_h),
                         .e_c = at<const Real>(e_c),
                         .d_h = at<const Real>(d_h),

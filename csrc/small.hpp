@@ -2,6 +2,7 @@
 #pragma once
 
 #include "product.hpp"
+#include "restart.hpp"
 #include "scratch.hpp"
 #include "walks.hpp"
 
@@ -102,7 +103,10 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
                 return across + (skip == 0 ? g : g < 2 * a.H ? g + skip : g - 2 * a.H) * rows;
             },
             [&](Panels<T> &w, long p) {
-                w.pack_columns(p, [&](long k) { return a.resets && a.resets[k] ? zeros : a.h + k * a.P; });
+                w.pack_columns(p, [&](long k) {
+                    if (!a.resets || !a.resets[k]) return a.h + k * a.P;
+                    return restart(a.reset_h, a.reset_h_step, k, a.B, a.P, zeros);
+                });
             },
             a.dw_hh, a.P, rest);
 }

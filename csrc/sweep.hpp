@@ -49,8 +49,9 @@ template <class T> struct Back {
     }
 
     // The state before the step.
-    BPTT_INLINE const T *before(const T *states, long size, long n) const {
-        return a.resets && a.resets[at[n]] ? zeros : states + at[n] * size;
+    BPTT_INLINE const T *before(const T *states, const T *reset, long step, long size, long n) const {
+        if (!a.resets || !a.resets[at[n]]) return states + at[n] * size;
+        return restart(reset, step, at[n], a.B, size, zeros);
     }
 
     BPTT_INLINE T *adjoint(long n) const { return a.adjoint ? a.adjoint + place(n) * a.P : nullptr; }
@@ -112,7 +113,7 @@ template <class T> struct GruBack : Back<T> {
         for (int i = 0; i < rows; ++i) {
             const Arriving<T> arriving(*this, n + i);
             const T *gates = a.gates + this->at[n + i] * 4 * H;
-            const T *h_prev = this->before(a.h, H, n + i);
+            const T *h_prev = this->before(a.h, a.reset_h, a.reset_h_step, H, n + i);
             T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
@@ -144,7 +145,7 @@ template <class T> struct LstmBack : Back<T> {
         for (int i = 0; i < rows; ++i) {
             const long row = this->at[n + i];
             const T *gates = a.gates + row * 4 * H, *c = a.c + (row + a.B) * H;
-            const T *c_prev = this->before(a.c, H, n + i);
+            const T *c_prev = this->before(a.c, a.reset_c, a.reset_c_step, H, n + i);
             const T *error = this->error(a.e_c, H, n + i), *final_error = this->final_error(a.d_c, H, n + i);
             const T factor = this->factor(n + i);
             T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
@@ -159,7 +160,7 @@ template <class T> struct LstmBack : Back<T> {
                     const Vec<T> dm = dm_of(load(sums), u, count); // (5.9)
                     Vec<T> dc = load(error + u, count) + load(final_error + u, count);
                     if (this->j) dc += scaled(load(carried + u, count), factor); // (5.8)
-                    if (adjoint_c) store(adjoint_c + u, dc, count);
+                    if (adjoint_c) store(adjoint_c + u, a.overlaps ? load(adjoint_c + u, count) + dc : dc, count);
                     dc += dm * o * (one - tanh_c * tanh_c);                                // (5.11)
                     put(to + u, sum ? sum + u : nullptr, dc * g * in * (one - in), count); // (5.13), (5.16)
                     put(to + H + u, sum ? sum + H + u : nullptr, dc * load(c_prev + u, count) * f * (one - f),

@@ -32,6 +32,8 @@ constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell
 template <class Real> struct Forward {
     Cell cell;
     long T, B, I, H, P;
+    long reset_h_step;          // from a step of reset_h to the next; 0: the same for every step
+    long reset_c_step;          // of reset_c
     long stride;                // of `gates`. RNN: H, and `gates` are h from step 1 on; GRU: 3 H, or 4 H where it keeps
                                 // m = W_hn h + b_hn last; LSTM: 4 H
     bool keeps;                 // whether the gates are to be written
@@ -40,7 +42,9 @@ template <class Real> struct Forward {
     Real *gates;                // [T, B, stride] in: the input product; out: the gates
     const Real *x, *w_ih;       // [T, B, I], [G H, I] for the input product to be done here; else null
     const Real *h_0, *c_0;      // [B, P], [B, H]
-    const std::uint8_t *resets; // [T, B] the state is zeroed before the step; null: nowhere
+    const std::uint8_t *resets; // [T, B] the state is replaced before the step; null: nowhere
+    const Real *reset_h;        // [B, P] by what, of each step; null: by zero
+    const Real *reset_c;        // [B, H]
     const Real *w_hh;           // [G H, P]
     const Real *b_ih, *b_hh;    // [G H] or null
     const Real *w_hr;           // [P, H] or null
@@ -55,6 +59,7 @@ template <class Real> struct Forward {
 template <class Real> struct Sweep {
     Cell cell;
     long T, B, I, H, P, N, R;
+    long reset_h_step, reset_c_step;                // as in Forward
     long e_stride;                                  // of e_h
     bool framed, overlaps;                          // overlaps: rows of several columns add up, in `da` and `adjoint`
     const std::int64_t *top, *lane, *length, *slot; // [N]
@@ -65,13 +70,14 @@ template <class Real> struct Sweep {
     const Real *gates;                              // [T, B, 4 H]; null for an RNN
     const Real *h, *c;                              // as in Forward
     const std::uint8_t *resets;                     // [T, B] or null
+    const Real *reset_h, *reset_c;                  // as in Forward
     const Real *e_h, *e_c;                          // local errors or null
     const Real *d_h, *d_c;                          // [B, P], [B, H] cotangents of the final state, or null
     const Real *edges;                              // [T, B] factor on what passes from step t to t - 1; null: 1
     const Real *w_hh, *w_hr;
     Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n)
     Real *adjoint;               // lambda of h [.., P] or null
-    Real *adjoint_c;             // lambda of c [.., H] or null; of a framed sweep only
+    Real *adjoint_c;             // lambda of c [.., H] or null
     Real *bias;                  // [2, G H] the sums of da over rows, for b_ih and b_hh, or null
     Real *initial_h, *initial_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
     const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null

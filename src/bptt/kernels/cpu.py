@@ -76,8 +76,9 @@ class Cpu:
         w: Weights,
         tape_gates: bool,
         lengths: Tensor | None,
+        reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        _check(cell, x, initial, w)
+        _check(cell, x, initial, w, reset_state)
         T, B, inputs = x.shape
         GH, P = w.hh.shape
         H = GH // cell.gates_per_unit
@@ -94,6 +95,7 @@ class Cpu:
         if lengths is not None:
             lane = lengths.argsort(descending=True)
             active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
+        restart, distances = _restart(reset_state)
         held = (  # alive until the call is over
             lane,
             active,
@@ -103,12 +105,13 @@ class Cpu:
             _dense(initial[0]),
             _dense(initial[1]) if c is not None else None,
             _dense(resets),
+            *restart,
             *map(_dense, (w.hh, w.b_ih, w.b_hh, w.hr)),
             h,
             c,
         )
         at = list(map(_at, held))
-        sizes = (T, B, inputs, H, P)
+        sizes = (T, B, inputs, H, P, *distances)
         if B:
             FORWARD[x.dtype](self._variant, _code(cell), *sizes, stride, tape_gates, *at, torch.get_num_threads())
         return (h,) if c is None else (h, c), gates if tape_gates else None
@@ -132,7 +135,7 @@ class Cpu:
         if small:
             weights = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if wanted.weights else (None, None)
             products = (x.new_empty(x.shape) if wanted.x else None, *weights)
-        da, lam, _, bias, leaving = self._sweep(
+        da, lam, lam_c, bias, leaving = self._sweep(
             cell, w, tape, frames, (error, None), final, edges, wanted, (x, products) if small else None
         )
         dx, ih, hh = products
@@ -142,7 +145,7 @@ class Cpu:
         H = w.hh.shape[1]
         if cell.gates_per_unit == 3:
             return Walked(da[..., H:], lam, initial, bias, ih, hh, dx, leaving, inner=da[..., :H])
-        return Walked(da, lam, initial, bias, ih, hh, dx, leaving)
+        return Walked(da, lam, initial, bias, ih, hh, dx, leaving, adjoint_c=lam_c)
 
     def sweep(
         self,
@@ -186,16 +189,18 @@ class Cpu:
         new = tape.states[0].new_empty if walks.covers and not framed else tape.states[0].new_zeros
         da = new(*rows, 4 * H if G == 3 else GH)
         lam = new(*rows, P) if wanted.adjoint else None
-        lam_c = new(*rows, H) if framed and wanted.adjoint_c and cell.states == 2 else None
+        lam_c = new(*rows, H) if wanted.adjoint_c and cell.states == 2 else None
         bias = (da.new_empty if N else da.new_zeros)(2, GH) if wanted.bias else None
         reached = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if wanted.initial else ()
         h, c = tape.states if cell.states == 2 else (tape.states[0], None)
         error, stride = (None, 0) if errors[0] is None else _rows(errors[0])
         x, products = (None, (None, None, None)) if small is None else small
+        restart, distances = _restart(tape.reset_state)
         held = (  # alive until the call is over
             walks.columns,
             walks.counts,
             *map(_dense, (tape.gates, h, c, tape.resets)),
+            *restart,
             error,
             *map(_dense, (errors[1], final[0], final[1] if c is not None else None, edges, w.hh, w.hr)),
             da,
@@ -209,13 +214,13 @@ class Cpu:
             *products,
         )
         at = list(map(_at, held))
-        sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R)
+        sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R, *distances)
         overlaps = walks.overlaps and not framed
         SWEEP[da.dtype](self._variant, _code(cell), *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
         return da, lam, lam_c, bias, reached
 
 
-def _check(cell: Cell, x: Tensor, initial: tuple[Tensor, ...], w: Weights) -> None:
+def _check(cell: Cell, x: Tensor, initial: tuple[Tensor, ...], w: Weights, reset_state: tuple[Tensor, ...]) -> None:
     """Raise RuntimeError for what does not fit together: no pointer may lead beyond its tensor."""
     GH, P = w.hh.shape
     H = GH // cell.gates_per_unit
@@ -223,18 +228,22 @@ def _check(cell: Cell, x: Tensor, initial: tuple[Tensor, ...], w: Weights) -> No
     sizes = sizes and len(w.ih) == GH and all(b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh))
     sizes = sizes and (w.hr is None or w.hr.shape == (P, H))
     sizes = sizes and all(s.shape == (x.shape[1], size) for s, size in zip(initial, (P, H), strict=False))
+    sizes = sizes and all(r.shape in (s.shape, (len(x), *s.shape)) for r, s in zip(reset_state, initial, strict=False))
     if not sizes:
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w))
+        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w, reset_state))
         raise RuntimeError(f"sizes must fit together, {cell.gates_per_unit} gates a hidden unit: got {shapes}")
     dtype = x.dtype
-    for t in (*w, *initial):
+    for t in (*w, *initial, *reset_state):
         if t is not None and not (t.is_cpu and t.dtype == dtype):
-            kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in _named(x, initial, w))
+            kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in _named(x, initial, w, reset_state))
             raise RuntimeError(f"weights and states must be {dtype} on the CPU, as x is: got {kinds}")
 
 
-def _named(x: Tensor, initial: tuple[Tensor, ...], w: Weights) -> list[tuple[str, Tensor]]:
+def _named(
+    x: Tensor, initial: tuple[Tensor, ...], w: Weights, reset_state: tuple[Tensor, ...]
+) -> list[tuple[str, Tensor]]:
     named = {"x": x, **dict(zip(("h_0", "c_0"), initial, strict=False)), **w._asdict()}
+    named |= zip(("reset_state of h", "reset_state of c"), reset_state, strict=False)
     return [(name, t) for name, t in named.items() if t is not None]
 
 
@@ -291,6 +300,15 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
         if tensor.layout is torch.strided:
             raise
         raise RuntimeError(f"weights and states must be dense tensors: got layout {tensor.layout}") from None
+
+
+def _restart(reset_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
+    """h and c `[.., B, F]` with dense steps, None for none, and the distance from each one's step to the next."""
+    if not reset_state:
+        return (None, None), (0, 0)
+    dense = [r if r.dim() == 3 and r[0].is_contiguous() and not r.is_neg() else _dense(r) for r in reset_state]
+    distances = [0 if r is None or r.dim() == 2 else r.stride(0) for r in dense]
+    return (*dense, None)[:2], (*distances, 0)[:2]
 
 
 def _rows(x: Tensor) -> tuple[Tensor | None, int]:

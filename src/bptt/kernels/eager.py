@@ -34,6 +34,7 @@ class Eager:
         w: Weights,
         tape_gates: bool,
         lengths: Tensor | None,
+        reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         gx = cell.project(x, w)
         T = gx.shape[0]
@@ -41,7 +42,10 @@ class Eager:
         for series, s in zip(states, initial, strict=True):
             series.put(0, s)
         for t in range(T):
-            if resets is not None:
+            if resets is not None and reset_state:
+                restart = [r if r.dim() == 2 else r[t] for r in reset_state]
+                state = tuple(torch.where(resets[t], r, s) for r, s in zip(restart, state, strict=True))
+            elif resets is not None:
                 state = tuple(s.masked_fill(resets[t], 0) for s in state)
             gates = cell.gates(gx[t], state[0], w)
             state = cell.advance(gates, state, w)

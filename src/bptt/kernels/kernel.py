@@ -32,8 +32,9 @@ class Tape:
     """What stage 1 kept of one layer and direction, in that direction's own time. States are (h,) or (h, c)."""
 
     states: tuple[Tensor, ...]  # h [T+1, B, P], c [T+1, B, H]: the initial state, then the state after each step
-    resets: Tensor | None  # bool [T, B, 1], where the state was zeroed before the step; None is nowhere
+    resets: Tensor | None  # bool [T, B, 1], where the state was replaced before the step; None is nowhere
     gates: Tensor | None  # [T, B, F]; None for a cell whose state is its tape
+    reset_state: tuple[Tensor, ...] = ()  # by what: h [B, P] or [T, B, P], c [B, H] or [T, B, H]; () is by zero
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -44,6 +45,8 @@ class Tape:
     def prev(self) -> tuple[Tensor, ...]:
         """The states before each step, resets applied: h `[T, B, P]`, c `[T, B, H]`."""
         resets = self.resets
+        if resets is not None and self.reset_state:
+            return tuple(torch.where(resets, r, s[:-1]) for r, s in zip(self.reset_state, self.states, strict=True))
         return tuple(s[:-1] if resets is None else s[:-1].masked_fill(resets, 0) for s in self.states)
 
 
@@ -64,7 +67,7 @@ class Wanted(NamedTuple):
     bias: bool = False  # those of the biases
     weights: bool = False  # those of w.ih and w.hh
     x: bool = False  # that of x
-    adjoint_c: bool = False  # lambda of c, of a sweep by position
+    adjoint_c: bool = False  # lambda of c
 
 
 class Walked(NamedTuple):
@@ -79,12 +82,14 @@ class Walked(NamedTuple):
     dx: Tensor | None = None  # [T, B, I], where the kernel has it
     leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] what leaves each column at its first step, with `initial`
     inner: Tensor | None = None  # [T, B, H] a GRU's (4.10), where the kernel has it: da of n as W_hn h sees it
+    adjoint_c: Tensor | None = None  # [T, B, H] lambda of c, for a state (h, c), where asked for
 
     def plus(self, other: Walked) -> Walked:
         """The sums over the columns of both."""
         adjoint = None if self.adjoint is None or other.adjoint is None else self.adjoint + other.adjoint
+        adjoint_c = None if self.adjoint_c is None or other.adjoint_c is None else self.adjoint_c + other.adjoint_c
         initial = tuple(a + b for a, b in zip(self.initial, other.initial, strict=True))
-        return Walked(self.da + other.da, adjoint, initial)
+        return Walked(self.da + other.da, adjoint, initial, adjoint_c=adjoint_c)
 
 
 class Kernel(Protocol):
@@ -108,12 +113,13 @@ class Kernel(Protocol):
         w: Weights,
         tape_gates: bool,
         lengths: Tensor | None,
+        reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The states of `Tape`, h `[T+1, B, P]` (and c `[T+1, B, H]`), and the gates `[T, B, F]` if tape_gates.
 
-        x: `[T, B, I]`. initial: h `[B, P]`, c `[B, H]`. resets: bool `[T, B, 1]`, where the state is replaced by
-        zero before the step; None is nowhere. lengths: `[B]` on the CPU, where lanes end before T; what is returned
-        for steps after the end is any finite number.
+        x: `[T, B, I]`. initial: h `[B, P]`, c `[B, H]`. resets: bool `[T, B, 1]`, where the state is replaced
+        before the step, by reset_state as in `Tape`; None is nowhere. lengths: `[B]` on the CPU, where lanes end
+        before T; what is returned for steps after the end is any finite number.
         """
         ...
 

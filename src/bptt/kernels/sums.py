@@ -62,6 +62,7 @@ class Sums:
     adjoint: Tensor | None = None  # [T, B, P], where collected
     initial: tuple[Tensor, ...] = ()  # h [B, P], c [B, H]
     leaving: list[tuple[Tensor, ...]] = field(default_factory=list)  # of each sweep, h [N, P], c [N, H]
+    adjoint_c: Tensor | None = None  # [T, B, H], where collected
 
     def add(self, frames: Frames, swept: Swept) -> None:
         """Add what one sweep over `frames` has brought back."""
@@ -74,9 +75,11 @@ class Sums:
         if self.wanted.adjoint:
             assert swept.adjoint is not None
             self.adjoint = frames.collect(swept.adjoint, self.adjoint)
+        if swept.adjoint_c is not None:
+            self.adjoint_c = frames.collect(swept.adjoint_c, self.adjoint_c)
 
     def walked(self) -> Walked:
         """The sums; there has been a sweep."""
         assert self.da is not None
         leaving = tuple(torch.cat(states) for states in zip(*self.leaving, strict=True))
-        return Walked(self.da, self.adjoint, self.initial, leaving=leaving)
+        return Walked(self.da, self.adjoint, self.initial, leaving=leaving, adjoint_c=self.adjoint_c)
