@@ -100,12 +100,14 @@ def network(
     factors: Sequence[Tensor],
     resets: Tensor | None = None,
     masks: Sequence[Tensor] = (),
+    reset_state: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """(y `[T, B, D*H]`, final h and c as `[L*D, B, H]` each, top layer's h `[B, H]` by direction and own step).
 
     factors: for each layer and direction the factor `[T, B]` of the gradient where the state enters own step s.
     resets: `[T, B]` cuts time edge t-1 -> t in both directions; at t = 0 the forward initial state.
     masks: what multiplies the output of each layer but the last (dropout).
+    reset_state: what enters where an edge is cut, like initial, or with T before it: row t at edge t-1 -> t.
     """
     T, L, D = len(x), layer.num_layers, 2 if layer.bidirectional else 1
     finals: list[tuple[Tensor, ...]] = []
@@ -121,7 +123,9 @@ def network(
                 t, edge = (s, s) if direction == 0 else (T - 1 - s, T - s)
                 state = tuple(scaled(z, factors[row][s]) for z in state)
                 if resets is not None and edge < T:
-                    state = tuple(torch.where(resets[edge][:, None], torch.zeros_like(z), z) for z in state)
+                    restart = tuple((r if r.dim() == 3 else r[edge])[row] for r in reset_state)
+                    restart = restart or tuple(torch.zeros_like(z) for z in state)
+                    state = tuple(torch.where(resets[edge][:, None], r, z) for r, z in zip(restart, state, strict=True))
                 state = step(layer.mode, w, x[t], state)
                 by_time[t] = state[0]
                 top.append(state[0])
@@ -146,6 +150,7 @@ class Gradients:
     x: Tensor
     initial: tuple[Tensor, ...]
     adjoints: Tensor | None = None
+    reset_state: tuple[Tensor, ...] = ()
 
     def values(self) -> dict[str, Any]:
         return {
@@ -154,6 +159,7 @@ class Gradients:
             "parameters": self.parameters,
             "x": self.x,
             "initial": self.initial,
+            "reset_state": self.reset_state,
         }
 
 
@@ -207,23 +213,25 @@ def gradients(
     resets: Tensor | None = None,
     masks: Sequence[Tensor] = (),
     lengths: Sequence[int] | None = None,
+    reset_state: tuple[Tensor, ...] = (),
 ) -> Gradients:
     """The gradient of sum(y*dy) + sum(final*dfinal) under a policy, block by block.
 
     lengths: lane b is the sequence x[:lengths[b], b], run alone; y and dL/dx are 0 beyond it.
     """
     if lengths is not None:
-        return _by_lane(layer, x, initial, dy, dfinal, policy, resets, lengths)
+        return _by_lane(layer, x, initial, dy, dfinal, policy, resets, lengths, reset_state)
     T, B, L, D = len(x), x.shape[1], layer.num_layers, 2 if layer.bidirectional else 1
     H = dy.shape[-1] // D
     parameters = {name: p.detach().clone().requires_grad_() for name, p in layer.named_parameters()}
     x = x.detach().clone().requires_grad_()
     initial = tuple(z.detach().clone().requires_grad_() for z in initial)
-    leaves = [*parameters.values(), x, *initial]
+    reset_state = tuple(z.detach().clone().requires_grad_() for z in reset_state)
+    leaves = [*parameters.values(), x, *initial, *reset_state]
     total = [torch.zeros_like(leaf) for leaf in leaves]
     adjoints = torch.zeros_like(dy)
     for one in passes(policy, T, B, L, D):
-        y, final, top = network(layer, parameters, x, initial, one.factors, resets, masks)
+        y, final, top = network(layer, parameters, x, initial, one.factors, resets, masks, reset_state)
         loss = y.new_zeros(())
         for direction, (first, last) in one.losses.items():
             own = slice(first, last + 1) if direction == 0 else slice(T - 1 - last, T - first)
@@ -243,8 +251,9 @@ def gradients(
         tuple(z.detach() for z in final),
         dict(zip(parameters, total, strict=False)),
         total[n],
-        tuple(total[n + 1 :]),
+        tuple(total[n + 1 : n + 1 + len(initial)]),
         adjoints,
+        tuple(total[n + 1 + len(initial) :]),
     )
 
 
@@ -257,6 +266,7 @@ def explicit(
     *,
     resets: Tensor | None = None,
     masks: Sequence[Tensor] = (),
+    reset_state: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """(y, final states) as the graph a policy is: a network of its own for every backward pass, which owns its losses.
 
@@ -267,7 +277,7 @@ def explicit(
     whole: Tensor | None = None
     finals: dict[int, list[Tensor]] = {}
     for one in passes(policy, T, B, L, D):
-        y, final, _ = network(layer, parameters, x, initial, one.factors, resets, masks)
+        y, final, _ = network(layer, parameters, x, initial, one.factors, resets, masks, reset_state)
         mask = torch.zeros_like(y)
         for direction, (first, last) in one.losses.items():
             own = slice(first, last + 1) if direction == 0 else slice(T - 1 - last, T - first)
@@ -288,6 +298,7 @@ def _by_lane(
     policy: Policy,
     resets: Tensor | None,
     lengths: Sequence[int],
+    reset_state: tuple[Tensor, ...],
 ) -> Gradients:
     out = Gradients(
         torch.zeros_like(dy),
@@ -295,6 +306,7 @@ def _by_lane(
         {name: torch.zeros_like(p) for name, p in layer.named_parameters()},
         torch.zeros_like(x),
         tuple(torch.zeros_like(z) for z in initial),
+        reset_state=tuple(torch.zeros_like(z) for z in reset_state),
     )
     for b, n in enumerate(lengths):
         lane = slice(b, b + 1)
@@ -306,10 +318,16 @@ def _by_lane(
             tuple(z[:, lane] for z in dfinal),
             Fixed(*(xi[:n, lane] for xi in policy.xi)) if isinstance(policy, Fixed) else policy,
             resets=None if resets is None else resets[:n, lane],
+            reset_state=tuple(z[:, lane] if z.dim() == 3 else z[:n, :, lane] for z in reset_state),
         )
         out.y[:n, lane], out.x[:n, lane] = alone.y, alone.x
         for mine, theirs in zip((*out.final, *out.initial), (*alone.final, *alone.initial), strict=True):
             mine[:, lane] = theirs
+        for mine, theirs in zip(out.reset_state, alone.reset_state, strict=True):
+            if mine.dim() == 3:
+                mine[:, lane] = theirs
+            else:
+                mine[:n, :, lane] = theirs
         for name, g in alone.parameters.items():
             out.parameters[name] += g
     return out
@@ -386,15 +404,19 @@ def measure(
     packed: Sequence[int] | None = None,
     enforce_sorted: bool = False,
     hx: bool = True,
+    reset_state: tuple[Tensor, ...] = (),
     **kw: Any,
 ) -> Gradients:
     """Run a layer forward and backward on a case (in the layer's own layout) and collect every gradient.
 
     packed: lengths; the input then goes in as a PackedSequence, and the output comes back padded by zeros.
-    hx: whether the initial state is passed. kw: further arguments of forward.
+    hx: whether the initial state is passed. reset_state: (h,) or (h, c). kw: further arguments of forward.
     """
     x = data.x.detach().clone().requires_grad_()
     initial = tuple(z.detach().clone().requires_grad_() for z in data.initial)
+    restart = tuple(z.detach().requires_grad_() for z in reset_state)
+    if restart:
+        kw["reset_state"] = as_hx(restart)
     parameters = dict(layer.named_parameters())
     seen = x.transpose(0, 1) if layer.batch_first else x
     if packed is not None:
@@ -410,13 +432,14 @@ def measure(
     loss = (y * data.dy).sum()
     for z, dz in zip(final, data.dfinal, strict=True):
         loss = loss + (z * dz).sum()
-    leaves = [*parameters.values(), x, *(initial if hx else ())]
+    leaves = [*parameters.values(), x, *(initial if hx else ()), *restart]
     grads = torch.autograd.grad(loss, leaves)
-    n = len(parameters)
+    n, end = len(parameters), len(leaves) - len(restart)
     return Gradients(
         y.detach(),
         tuple(z.detach() for z in final),
         dict(zip(parameters, grads, strict=False)),
         grads[n],
-        grads[n + 1 :],
+        grads[n + 1 : end],
+        reset_state=grads[end:],
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from functions import Agree, each_cell, policies
-from reference import NETS, Fixed, build, case, explicit, ours
+from reference import NETS, Fixed, as_hx, build, case, explicit, ours
 from torch import Tensor
 
 import bptt
@@ -79,6 +79,31 @@ def test_resets(cell: str, net: str, policy: str, agree: Agree) -> None:
     expected = orders(as_graph(theirs, policies(T, B, rows)[policy], resets=RESETS), inputs, 2)
     layer = ours(theirs, gradient=policies(T, B, rows)[policy])
     agree(orders(as_layer(layer, resets=RESETS), inputs, 2), expected, tolerance=1e-9)
+
+
+@each_cell
+@pytest.mark.parametrize("net", ["two", "bi_two"])
+@pytest.mark.parametrize("policy", ["full", "chunked", "truncated_every", "fixed"])
+@pytest.mark.parametrize(("form", "memory"), [((), "checkpoints:steps=2"), ((5,), "gates")])
+def test_resets_to_a_state(cell: str, net: str, policy: str, form: tuple[int, ...], memory: str, agree: Agree) -> None:
+    """Derivatives in the state that resets restart from too, one for all or one for each step."""
+    T, B = 5, 2
+    rows = NETS[net]["num_layers"] * 2 if "bidirectional" in NETS[net] else 1
+    theirs = build(cell, I=2, H=3, **NETS[net])
+    inputs = inputs_of(theirs, T, B)
+    states = len(case(theirs, T, B).initial)
+    restart = [torch.randn(*form, *z.shape).to(z).requires_grad_() for z in inputs[1 : 1 + states]]
+    layer = ours(theirs, gradient=policies(T, B, rows)[policy], memory=memory)
+
+    def run(*tensors: Tensor) -> Outputs:
+        kw = {"resets": RESETS, "reset_state": as_hx(tensors[-states:])}
+        return as_layer(layer, **kw)(*tensors[:-states])
+
+    def graph(*tensors: Tensor) -> Outputs:
+        kw = {"resets": RESETS, "reset_state": tensors[-states:]}
+        return as_graph(theirs, policies(T, B, rows)[policy], **kw)(*tensors[:-states])
+
+    agree(orders(run, [*inputs, *restart], 2), orders(graph, [*inputs, *restart], 2), tolerance=1e-9)
 
 
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm_proj"])

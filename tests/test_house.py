@@ -197,11 +197,12 @@ SIGNATURES = {
     "Truncated": "(window, every=1)",
     "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
     "explain": "(layer, x)",
-    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None)",
+    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None, reset_state=None)",
     "plan": "(model, T, B, memory=None)",
     "revert": "(model, *, subclasses=None)",
     "using": "(model, gradient=None, *, memory=None, kernel=None)",
-    "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None)",
+    "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None, "
+    "reset_state=None)",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
     "memory='auto')",
 }
@@ -293,7 +294,7 @@ def test_signature(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_call_signature(name: str) -> None:
-    assert bare_signature(getattr(bptt.nn, name).forward) == "(self, input, hx=None, *, resets=None)"
+    assert bare_signature(getattr(bptt.nn, name).forward) == "(self, input, hx=None, *, resets=None, reset_state=None)"
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLIC if n not in MODULES])

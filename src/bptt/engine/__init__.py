@@ -1,9 +1,9 @@
 """The four stages, once, and the only autograd boundary.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `stack` is the stack of recurrent
-layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4), `parameters` its last stage. `ops` is
-the boundary for a compiler: the stack as operators of torch; `tracing` says who else needs them. `tangents` refuses
-forward-mode derivatives.
+layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4), `parameters` its last stage, `restart`
+the way of an adjoint into a given state at a reset. `ops` is the boundary for a compiler: the stack as operators of
+torch; `tracing` says who else needs them. `tangents` refuses forward-mode derivatives.
 """
 
 from .bothways import BothWays as BothWays

@@ -126,7 +126,8 @@ class BothWays:
         stack, k, states = self.stack, 2 * layer + d, self.stack.cell.states
         first = 1 + states + k * stack.per_layer
         initial = [given(s)[k : k + 1] for s in tensors[1 : 1 + states]]
-        return (None, *initial, *tensors[first : first + stack.per_layer])
+        restart = [s[None] if s.dim() == 2 else s[:, None] for s in stack.reset_state(tensors, k)]
+        return (None, *initial, *tensors[first : first + stack.per_layer], *restart)
 
 
 class OneWay:
@@ -214,8 +215,17 @@ class _Back:
                 zip(*(own[:states] for own in self.found), strict=True), self.needs[1:], strict=False
             )
         ]
-        weights = [grad for own in self.found for grad in own[states:]]
-        return (self.dx, *d_initial, *weights), [a for own in self.adjoints for a in own]
+        end = states + self.stack.per_layer
+        weights = [grad for own in self.found for grad in own[states:end]]
+        restart = [self._restart(grads) for grads in zip(*(own[end:] for own in self.found), strict=True)]
+        return (self.dx, *d_initial, *weights, *restart), [a for own in self.adjoints for a in own]
+
+    def _restart(self, grads: Sequence[Tensor | None]) -> Tensor | None:
+        """The gradient of the state that resets restart from, of each layer and direction, in forward time."""
+        own = [grad for grad in grads if grad is not None]
+        if not own or own[0].dim() == 3:
+            return torch.cat(own) if own else None
+        return torch.stack([self.stack.from_resets(g[:, 0], k % 2) for k, g in enumerate(own)], 1)
 
     def _layer_by_layer(self) -> None:
         error = self.dy
@@ -257,7 +267,7 @@ class _Back:
         program, stack, states, k = self.program, self.stack, self.stack.cell.states, 2 * layer + d
         first = 1 + states + k * stack.per_layer
         own = self.needs[first : first + stack.per_layer]
-        needs = (source.dx is not None, *self.needs[1 : 1 + states], *own)
+        needs = (source.dx is not None, *self.needs[1 : 1 + states], *own, *self.needs[stack.inputs :])
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = program.one_way(d, layer), program.inputs(self.tensors, d, layer)
         back = Back(one.stack, one.edges, inputs, source, d_finals, needs, self.wants_adjoints, crossing)

@@ -126,6 +126,7 @@ class _Graph:
         state = self._first(k, frames)
         resets, xi = stack.resets_of(k % stack.directions), stack.xi[k] if stack.xi else None
         resets = None if resets is None else frames.spread(resets)
+        restart = [self._at_columns(frames, s) for s in stack.reset_state(self.tensors, k)]
         xi = None if xi is None else frames.spread(xi)
         beyond = None if frames.whole else (frames.steps() > frames.top)[..., None].to(device)
         gx = stack.cell.project(x, w)
@@ -135,12 +136,23 @@ class _Graph:
             if xi is not None:
                 state = tuple(_EdgeFactor.apply(s, xi[r]) for s in state)
             if resets is not None:
-                state = tuple(s.masked_fill(resets[r], 0) for s in state)
+                if restart:
+                    fresh = [s if s.dim() == 2 else s[r] for s in restart]
+                    state = tuple(torch.where(resets[r], new, s) for new, s in zip(fresh, state, strict=True))
+                else:
+                    state = tuple(s.masked_fill(resets[r], 0) for s in state)
             state = stack.cell.advance(stack.cell.gates(gx[r], state[0], w), state, w)
             if beyond is not None:
                 state = tuple(torch.where(beyond[r], old, new) for old, new in zip(before, state, strict=True))
             series.append(state)
         return tuple(map(torch.stack, zip(*series, strict=True)))
+
+    @staticmethod
+    def _at_columns(frames: Frames, restart: Tensor) -> Tensor:
+        """What a reset restarts from, `[B, F]` -> `[N, F]` for all steps or `[T, B, F]` -> `[R, N, F]`."""
+        if restart.dim() == 3:
+            return frames.spread(restart)
+        return restart if frames.whole else restart.index_select(0, frames.lane.to(restart.device))
 
     def _first(self, k: int, frames: Frames) -> States:
         """The state that enters each column `[N, .]`."""

@@ -93,7 +93,7 @@ class Back:
             crossing = Crossing(Blocks(stack.reach, stack.lengths, self.T, self.B))
         self.crossing = crossing
         self.carry: tuple[Tensor | None, ...] = (None,) * self.states
-        self.weights: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
+        self.sums: list[Tensor | None] = [None] * (len(tensors) - 1 - self.states)
         self.kept: dict[int, States] = {}  # states stored on the way back, by segment, and the initial one
         self.behind: States = ()  # the state behind the segment that was run last
         self.wants_adjoints = adjoints
@@ -125,12 +125,12 @@ class Back:
             else:
                 self._reverse(action.first, before(action.first))
         initial = [g if need else None for g, need in zip(self.carry, self.needs[1:], strict=False)]
-        return (None, *initial, *self.weights), self.adjoints
+        return (None, *initial, *self.sums), self.adjoints
 
     def _advance(self, i: int, state: States) -> States:
         """The state behind segment i."""
         a, b = self.edges[i : i + 2]
-        inputs = inputs_of(self.tensors, self.source.x(a, b), state)
+        inputs = inputs_of(self.stack, self.tensors, self.source.x(a, b), state, a, b)
         return part_of(self.stack, a, b).forward(inputs, keep=False)[0][1:]
 
     def _reverse(self, i: int, state: States) -> None:
@@ -140,7 +140,7 @@ class Back:
         if columns is not None and not len(columns.span):
             return  # between the columns of two directions
         part = part_of(self.stack, a, b)
-        inputs = inputs_of(self.tensors, self.source.x(a, b), state)
+        inputs = inputs_of(self.stack, self.tensors, self.source.x(a, b), state, a, b)
         outputs, tape = part.forward(inputs, keep=True)
         self.behind = outputs[1:]
         dy = self.source.error(a, b, outputs[0])
@@ -154,8 +154,12 @@ class Back:
         self.carry = (None,) * self.states if cut else tuple(rest[: self.states])
         self.source.put(a, b, dx)
         for n, grad in enumerate(rest[self.states :]):
-            before = self.weights[n]
-            self.weights[n] = grad if before is None or grad is None else before.add_(grad)
+            before, of = self.sums[n], given(self.tensors[1 + self.states + n])
+            if grad is not None and grad.dim() == 4:  # of the state that resets at each step restart from
+                self.sums[n] = before = torch.zeros_like(of) if before is None else before
+                before[a:b] = grad
+            else:
+                self.sums[n] = grad if before is None or grad is None else before.add_(grad)
         if self.wants_adjoints:
             self.adjoints = self.adjoints or [piece.new_zeros(self.T, *piece.shape[1:]) for piece in adjoints]
             for whole, piece in zip(self.adjoints, adjoints, strict=True):
@@ -270,9 +274,10 @@ def states_of(stack: Stack, tensors: Tensors) -> States:
     return tuple(given(s) for s in tensors[1 : 1 + stack.cell.states])
 
 
-def inputs_of(tensors: Tensors, x: Tensor, state: States) -> Tensors:
-    """The inputs with another x and other initial states."""
-    return (x, *state, *tensors[1 + len(state) :])
+def inputs_of(stack: Stack, tensors: Tensors, x: Tensor, state: States, a: int, b: int) -> Tensors:
+    """The inputs of the steps a to b-1: x and the initial states as given."""
+    restart = [r if r is None or r.dim() == 3 else r[a:b] for r in tensors[stack.inputs :]]
+    return (x, *state, *tensors[1 + len(state) : stack.inputs], *restart)
 
 
 def part_of(stack: Stack, a: int, b: int) -> Stack:

@@ -124,7 +124,8 @@ class Checkpointed:
         for i, (a, b) in enumerate(pairwise(self.edges)):
             for kept, s in zip(tape if i in number else (), self._stored(state), strict=False):
                 kept[number[i]] = s
-            (y, *after), _ = part_of(self.stack, a, b).forward(inputs_of(tensors, source.x(a, b), state), keep=False)
+            inputs = inputs_of(self.stack, tensors, source.x(a, b), state, a, b)
+            (y, *after), _ = part_of(self.stack, a, b).forward(inputs, keep=False)
             source.see(a, b, y)
             state = tuple(after)
             finals = self._ended(finals, state, a, b)

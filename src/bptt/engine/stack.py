@@ -29,7 +29,8 @@ class Stack:
     """A stack of recurrent layers as a program: the four stages for every cell, policy, kernel and direction.
 
     Inputs, in order: x `[T, B, I]`, h_0 `[L*D, B, P]`, for an LSTM c_0 `[L*D, B, H]`, then the weights of each layer
-    and direction as torch.nn orders them. Outputs: y `[T, B, D*P]`, h_n, for an LSTM c_n.
+    and direction as torch.nn orders them; last, where resets do not zero it, the state that they put in its place, like
+    h_0 (and c_0) for all resets or `[T, L*D, B, .]`. Outputs: y `[T, B, D*P]`, h_n, for an LSTM c_n.
 
     Everything random (dropout masks, xi) is drawn before and held here, so a rebuilt forward repeats it.
     """
@@ -49,6 +50,11 @@ class Stack:
     masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
     xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
     resets: tuple[Tensor, ...] = ()  # [T, B, 1] bool for every direction, in its time; empty for none
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs there are before the state of resets."""
+        return 1 + self.cell.states + self.layers * self.directions * self.per_layer
 
     @property
     def outputs(self) -> int:
@@ -99,8 +105,16 @@ class Stack:
             below, ys = self.masked(y, layer), []
             for d in range(self.directions):
                 k = layer * self.directions + d
+                restart = self.reset_state(tensors, k)
                 states, gates = self.kernel.forward(
-                    self.cell, self.turn(below, d), initial[k], self.resets_of(d), weights[k], tape_gates, self.lengths
+                    self.cell,
+                    self.turn(below, d),
+                    initial[k],
+                    self.resets_of(d),
+                    weights[k],
+                    tape_gates,
+                    self.lengths,
+                    restart,
                 )
                 finals.append(states)
                 ys.append(self.turn(states[0][1:], d))
@@ -182,19 +196,35 @@ class Stack:
     # What both directions in time share ------------------------------------------------------------------------------
 
     def with_resets(self, resets: Tensor) -> Stack:
-        """The same with the state zeroed before the steps where resets `[T, B]` (bool) is True, and in padding.
+        """The same with the state replaced before the steps where resets `[T, B]` (bool) is True, and in padding.
 
         A reset at t closes the edge between t-1 and t; a reverse layer crosses it on its way to step t-1. What a state
         would become after its sequence has ended is nobody's, but it must not overflow.
         """
-        own = [resets[..., None]]
-        if self.directions == 2:
-            turned = self.turn(own[0], 1)
-            own.append(torch.cat([torch.zeros_like(turned[:1]), turned[:-1]]))
+        own = [self.at_resets(resets[..., None], d) for d in range(self.directions)]
         if self.lengths is not None:
             ended = torch.arange(resets.shape[0], device=resets.device)[:, None] >= self.lengths.to(resets.device)
             own = [r | ended[..., None] for r in own]
         return replace(self, resets=tuple(own))
+
+    def at_resets(self, x: Tensor, d: int) -> Tensor:
+        """What belongs to a reset at t `[T, B, F]`, where direction d starts anew after it, in its time."""
+        if d == 0:
+            return x
+        turned = self.turn(x, 1)
+        return torch.cat([torch.zeros_like(turned[:1]), turned[:-1]])
+
+    def from_resets(self, x: Tensor, d: int) -> Tensor:
+        """The inverse of `at_resets`, zero where no step of the direction starts anew."""
+        return x if d == 0 else self.turn(torch.cat([x[1:], torch.zeros_like(x[:1])]), 1)
+
+    def reset_state(self, tensors: Tensors, k: int) -> tuple[Tensor, ...]:
+        """What resets put in the place of the state of layer and direction k, in its time: see `Tape`."""
+        states = tensors[self.inputs :]
+        if not states:
+            return ()
+        own = [given(state).select(-3, k) for state in states]
+        return tuple([self.at_resets(s, k % self.directions) if s.dim() == 3 else s for s in own])
 
     def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
         """Values of every layer and direction, in own time, as one `[T, B, D*F]` per layer in forward time."""
@@ -207,7 +237,7 @@ class Stack:
 
     def weights(self, tensors: Tensors) -> list[Weights]:
         """The weights of every layer and direction."""
-        step, flat = self.per_layer, tensors[1 + self.cell.states :]
+        step, flat = self.per_layer, tensors[1 + self.cell.states : self.inputs]
         pieces = [flat[i : i + step] for i in range(0, len(flat), step)]
         if not self.biased:
             pieces = [(*piece[:2], None, None, *piece[2:]) for piece in pieces]
@@ -252,7 +282,7 @@ class Stack:
         return open_edges.to(dtype)
 
     def resets_of(self, d: int) -> Tensor | None:
-        """Where direction d's state is zeroed before the step `[T, B, 1]`, in its time; None for nowhere."""
+        """Where direction d's state is replaced before the step `[T, B, 1]`, in its time; None for nowhere."""
         return self.resets[d] if self.resets else None
 
     def present(self, x: Tensor) -> Tensor | None:

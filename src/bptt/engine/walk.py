@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, column
 from ..policies import Reach
 from .boundary import Tensors, given, own_precision
 from .parameters import parameter_gradients, steps_of
+from .restart import restart_gradients
 
 if TYPE_CHECKING:
     from .reversal import Crossing
@@ -43,6 +44,8 @@ class Walk:
         self.dx: Tensor | None = None
         self.d_initial: list[tuple[Tensor, ...]] = [()] * K
         self.d_weights: list[list[Tensor | None]] = [[]] * K
+        self.restart = [stack.reset_state(tensors, k) for k in range(K)]
+        self.d_restart: list[tuple[Tensor, ...]] = [()] * K
         self.adjoints: list[Tensor] = [self.x] * K
 
     def run(self, needs: tuple[bool, ...], want_adjoints: bool) -> tuple[Tensors, list[Tensor]]:
@@ -71,21 +74,25 @@ class Walk:
         return self._grads(), self.adjoints
 
     def _want(self, needs: tuple[bool, ...], want_adjoints: bool) -> None:
-        states = self.stack.cell.states
-        self.needs_x, self.needs_weights = needs[0], needs[1 + states :]
+        states, inputs = self.stack.cell.states, self.stack.inputs
+        self.needs_x, self.needs_weights, self.needs_restart = needs[0], needs[1 + states : inputs], any(needs[inputs:])
         self.wanted = Wanted(
-            adjoint=want_adjoints or self.weights[0].hr is not None,
+            adjoint=want_adjoints or self.weights[0].hr is not None or self.needs_restart,
             initial=any(needs[1 : 1 + states]),
             bias=self.stack.biased and any(self.needs_weights),
             weights=any(self.needs_weights),
             x=True,
+            adjoint_c=self.needs_restart,
         )
 
     def _grads(self) -> Tensors:
         """The gradient of every input that needs one, in the order of the program's inputs."""
         states = self.stack.cell.states
         d_initial = map(torch.stack, zip(*self.d_initial, strict=True)) if self.wanted.initial else (None,) * states
-        return (self.dx, *d_initial, *(grad for grads in self.d_weights for grad in grads))
+        d_restart: Iterable[Tensor | None] = (None,) * len(self.restart[0])
+        if self.needs_restart:
+            d_restart = [torch.stack(grads, grads[0].dim() - 2) for grads in zip(*self.d_restart, strict=True)]
+        return (self.dx, *d_initial, *(grad for grads in self.d_weights for grad in grads), *d_restart)
 
     # Stage 3 ---------------------------------------------------------------------------------------------------------
 
@@ -193,6 +200,10 @@ class Walk:
         needs_dx = needs_dx and (k >= stack.directions or self.needs_x)
         self.d_initial[k] = walked.initial
         self.d_weights[k] = parameter_gradients(stack.cell, w, tape, x, walked, needs, self.present)
+        if self.needs_restart:
+            grads = restart_gradients(stack.cell, w, tape, walked, self.present)
+            d = k % stack.directions
+            self.d_restart[k] = tuple(stack.from_resets(g, d) if g.dim() == 3 else g for g in grads)
         if walked.adjoint is not None:
             self.adjoints[k] = walked.adjoint
         if not needs_dx:
@@ -227,7 +238,7 @@ class Walk:
     def _tape(self, k: int, x: Tensor) -> Tape:
         """The tape of layer and direction k; gates that were not kept are rebuilt by one product over all steps."""
         states, gates = self.kept[k]
-        tape = Tape(states, self.stack.resets_of(k % self.stack.directions), gates)
+        tape = Tape(states, self.stack.resets_of(k % self.stack.directions), gates, self.restart[k])
         if gates is None and self.stack.cell.taped_per_unit:
             tape.gates = self._rebuilt(x, tape.prev[0], self.weights[k])
         return tape

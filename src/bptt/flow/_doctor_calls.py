@@ -143,8 +143,10 @@ class Called:
         layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so
         dtype = next(layer.parameters()).dtype
         x = self.args[0] if self.args else self.kwargs["input"]
-        hx = self.hx
+        states = [self.hx, self.kwargs.get("reset_state")]
         if next(tensors_in(x)).dtype != dtype:  # under autocast
-            x, hx = x.to(dtype), None if hx is None else tuple(s.to(dtype) for s in tensors_in(hx))
-            hx = hx[0] if hx is not None and len(hx) == 1 else hx
-        return layer, Call.of(layer, x, hx, self.kwargs.get("resets"))
+            x = x.to(dtype)
+            for i, given in enumerate(states):
+                found = tuple(s.to(dtype) for s in tensors_in(given))
+                states[i] = None if given is None else found[0] if len(found) == 1 else found
+        return layer, Call.of(layer, x, states[0], self.kwargs.get("resets"), states[1])

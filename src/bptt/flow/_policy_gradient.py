@@ -66,6 +66,6 @@ def gradient_vector(
 ) -> Tensor:
     """The gradient of all parameters `[N]`."""
     inputs = 1 + stack.cell.states
-    needs = (False,) * inputs + (True,) * (len(tensors) - inputs)
+    needs = (False,) * inputs + (True,) * (stack.inputs - inputs) + (False,) * (len(tensors) - stack.inputs)
     grads, _ = stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints=False)
     return torch.cat([g.flatten() for g in grads[inputs:] if g is not None])

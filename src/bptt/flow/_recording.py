@@ -85,6 +85,7 @@ class Recording:
             x=self.call.x.to(dtype),
             hx=tuple(s.to(dtype) for s in self.call.hx),
             weights=tuple(w.to(dtype) for w in self.call.weights),
+            reset_state=tuple(s.to(dtype) for s in self.call.reset_state),
         )
         dfinal = tuple(None if d is None else d.to(dtype) for d in self.dfinal)
         return replace(self, call=call, dy=self.dy.to(dtype), dfinal=dfinal)
@@ -101,6 +102,7 @@ class Recording:
             hx=tuple(s[:, at] for s in self.call.hx),
             lengths=None if self.call.lengths is None else self.call.lengths[at],
             resets=None if self.call.resets is None else self.call.resets[:, at],
+            reset_state=tuple(s[..., at, :] for s in self.call.reset_state),
             packed=None,
         )
         dfinal = tuple(None if d is None else d[:, at] for d in self.dfinal)
@@ -193,7 +195,8 @@ def record(
         twin = _twin(layer)
         input = args[0] if args else kwargs["input"]
         hx = args[1] if len(args) > 1 else kwargs.get("hx")
-        call = Call.of(twin, _detached(input), _detached(hx), kwargs.get("resets"))
+        restart = _detached(kwargs.get("reset_state"))
+        call = Call.of(twin, _detached(input), _detached(hx), kwargs.get("resets"), restart)
         drows = torch.zeros_like(rows) if drows is None else drows
         dy = call.engine_layout(y._replace(data=drows) if isinstance(y, PackedSequence) else drows)
         states = tuple(d if d is None or call.batched else d.unsqueeze(1) for d in dfinal)

@@ -38,12 +38,20 @@ class Call:
     weights: tuple[Tensor, ...]
     lengths: Tensor | None  # [B], on the CPU; None where all are T
     resets: Tensor | None  # [T, B]
+    reset_state: tuple[Tensor, ...]  # like hx, or with T before it; () for zero
     packed: PackedSequence | None
     batched: bool
     batch_first: bool
 
     @classmethod
-    def of(cls, layer: Recurrent, input: Tensor | PackedSequence, hx: Hidden | None, resets: Tensor | None) -> Call:
+    def of(
+        cls,
+        layer: Recurrent,
+        input: Tensor | PackedSequence,
+        hx: Hidden | None,
+        resets: Tensor | None,
+        reset_state: Hidden | None = None,
+    ) -> Call:
         names, parameters = layer._flat_weights_names, layer._parameters
         try:
             weights: tuple[Tensor, ...] = tuple([parameters[name] for name in names])  # type: ignore[misc]  # none is None
@@ -89,7 +97,11 @@ class Call:
             x, states = x.to(weights[0].dtype), tuple(state.to(weights[0].dtype) for state in states)
         if resets is not None:
             resets = cls._resets(name, resets, x, batched, layer.batch_first)
-        return cls(x, states, weights, lengths, resets, packed, batched, layer.batch_first)
+        elif reset_state is not None:
+            raise ValueError(f"{name}: reset_state is what resets restart from: got it without resets")
+        call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)
+        call.reset_state = call.restarts(layer, reset_state)
+        return call
 
     @staticmethod
     def _hidden(
@@ -149,10 +161,43 @@ class Call:
             raise ValueError(f"{name}: resets must be on input's device {x.device}: got {resets.device}")
         return resets[:, None] if not batched else resets.t() if batch_first else resets
 
+    def restarts(self, layer: Recurrent, given: Hidden | None) -> tuple[Tensor, ...]:
+        """What resets restart from, checked: the form of the initial states, or one of it for every step."""
+        if given is None:
+            return ()
+        name, x, states, batched = type(layer).__name__, self.x, self.hx, self.batched
+        form = "a tuple (h, c)" if len(states) == 2 else "one tensor h"
+        found = (given,) if isinstance(given, Tensor) else given
+        if isinstance(given, Tensor) != (len(states) == 1) or not isinstance(found, tuple | list):
+            got = "one tensor" if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(f"{name}: reset_state must be {form}: got {got}")
+        if len(found) != len(states) or not all(isinstance(r, Tensor) for r in found):
+            got = ", ".join(type(r).__name__ for r in found)
+            raise TypeError(f"{name}: reset_state must be {form}: got {type(given).__name__} of ({got})")
+        of_each = len(found[0].shape) > (3 if batched else 2)
+        for part, r, state in zip("hc", found, states, strict=False):
+            which = f"reset_state's {part}" if len(states) == 2 else "reset_state"
+            shape = tuple(state.shape if batched else (state.shape[0], state.shape[2]))
+            if tuple(r.shape) != ((len(x), *shape) if of_each else shape):
+                either = f"{shape}, or {(len(x), *shape)} with one for each step"
+                expected = either if part == "h" else f"{(len(x), *shape) if of_each else shape} as h has it"
+                raise ValueError(f"{name}: {which} must have shape {expected}: got {tuple(r.shape)}")
+            if r.dtype != x.dtype and not (torch._C._is_any_autocast_enabled() and r.dtype.is_floating_point):
+                raise TypeError(f"{name}: {which} must have input's dtype {x.dtype}: got {r.dtype}")
+            if r.device != x.device:
+                raise ValueError(f"{name}: {which} must be on input's device {x.device}: got {r.device}")
+        own = tuple((r if batched else r.unsqueeze(-2)).to(x.dtype) for r in found)
+        if self.lengths is None or self.resets is None:
+            return own
+        # Padding restarts too (see `Stack.with_resets`), and must not overflow by what no reset has asked for.
+        used = self.resets & (torch.arange(len(x), device=x.device)[:, None] < self.lengths.to(x.device))
+        unused = ~(used[:, None] if of_each else used.any(0))[..., None]
+        return tuple(r.masked_fill(unused, 0) for r in own)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The engine's inputs, in its order."""
-        return (self.x, *self.hx, *self.weights)
+        return (self.x, *self.hx, *self.weights, *self.reset_state)
 
     def dropout_mask(self, layer: Recurrent) -> Tensor:
         """What multiplies the input of a layer above the first `[T, B, D*P]`: the numbers torch.nn would draw."""
@@ -177,8 +222,8 @@ class Call:
         return y.transpose(0, 1) if self.batch_first else y
 
     def restore_hidden(self, final: tuple[Tensor, ...]) -> Hidden:
-        """Final states in the caller's layout."""
-        return bare(final if self.batched else tuple(state.squeeze(1) for state in final))
+        """States `[.., L*D, B, .]` in the caller's layout."""
+        return bare(final if self.batched else tuple(state.squeeze(-2) for state in final))
 
     def engine_layout(self, dy: Tensor | PackedSequence) -> Tensor:
         """A cotangent of the output, in the caller's layout, as `[T, B, D*P]`."""

@@ -28,6 +28,8 @@ class Gradients:
     """Of h_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
     layer_adjoints: tuple[Tensor, ...]
     """lambda_t = dL/dh_t of every layer `[T, B, D*P]`, in forward time, whatever the layout of the input."""
+    reset_state: Hidden | None = None
+    """Of the state that resets restart from, in its own form; None where none was given."""
 
     @property
     def adjoints(self) -> Tensor:
@@ -45,10 +47,11 @@ def gradients(
     gradient: str | policies.Policy | None = None,
     *,
     resets: Tensor | None = None,
+    reset_state: Hidden | None = None,
 ) -> Gradients:
     """Every gradient of L = <dy, y> + <dh_n, h_n>, and the adjoints lambda_t, without autograd.
 
-    layer: a `bptt.nn` layer. x, hx, resets: as for its forward. dy: dL/dy, of y's shape, or None for none.
+    layer: a `bptt.nn` layer. x, hx, resets, reset_state: as for its forward. dy: dL/dy, of y's shape, or None for none.
     dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
     gradient: a policy or its text form; None is the layer's own. A dropout of the layer is drawn, as in forward.
 
@@ -67,7 +70,7 @@ def gradients(
         raise TypeError(
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )
-    call = Call.of(layer, x, hx, resets)
+    call = Call.of(layer, x, hx, resets, reset_state)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     stack = program(layer, call, policy, differentiated=True)
     keeper = taped(layer, call, stack)
@@ -92,11 +95,13 @@ def gradients(
     needs = (True,) * len(call.tensors)
     grads, adjoints = keeper.gradients(call.tensors, outputs, tape, cotangents, needs, want_adjoints=True)
     dx, *rest = [g for g in grads if g is not None]
+    end = states + len(call.weights)
     return Gradients(
-        parameters=dict(zip(layer._flat_weights_names, rest[states:], strict=True)),
+        parameters=dict(zip(layer._flat_weights_names, rest[states:end], strict=True)),
         x=call.restore(dx),
         hx=call.restore_hidden(tuple(rest[:states])),
         layer_adjoints=stack.join(adjoints),
+        reset_state=call.restore_hidden(tuple(rest[end:])) if call.reset_state else None,
     )
 
 

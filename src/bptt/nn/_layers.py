@@ -86,18 +86,29 @@ class Recurrent(torch.nn.RNNBase):
         return layers, batch, self.hidden_size
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: Hidden | None = None, *, resets: Tensor | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hidden | None = None,
+        *,
+        resets: Tensor | None = None,
+        reset_state: Hidden | None = None,
     ) -> tuple[Tensor | PackedSequence, Hidden]:
         """As torch.nn's forward, and: resets, bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched), zeroes the
         state before step t of a lane, so that nothing passes the edge between t-1 and t in either direction.
+
+        reset_state: what a reset restarts from instead of zero; h, for an LSTM (h, c). Of hx's shape `[L*D, B, .]`
+        (`[L*D, .]` unbatched), the same for all resets, or `[T, L*D, B, .]` (`[T, L*D, .]`), time first also with
+        batch_first, of which row t is that of the reset at t: the forward direction starts step t from it, the reverse
+        one step t-1. Its gradient at a reset is what hx would get, were step t the first: what reaches that edge within
+        the policy's window, without a random factor; summed over resets where they share it.
         """
-        if type(input) is not Tensor or hx is not None:
-            node = fx_node(self, input, hx, resets)
+        if type(input) is not Tensor or hx is not None or reset_state is not None:
+            node = fx_node(self, input, hx, resets, reset_state)
             if node is not None:
                 return node
         if recorder() is not None:
-            return self._recorded(input, hx, resets)
-        call = Call.of(self, input, hx, resets)
+            return self._recorded(input, hx, resets, reset_state)
+        call = Call.of(self, input, hx, resets, reset_state)
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
         stack = program(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
@@ -113,11 +124,15 @@ class Recurrent(torch.nn.RNNBase):
         return call.restore(y), call.restore_hidden(tuple(final))
 
     def _recorded(
-        self, input: Tensor | PackedSequence, hx: Hidden | None, resets: Tensor | None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hidden | None,
+        resets: Tensor | None,
+        reset_state: Hidden | None,
     ) -> tuple[Tensor | PackedSequence, Hidden]:
         """`forward` inside torch.jit.trace: whether there or later a gradient is asked for, at any size."""
         with recording():
-            call = Call.of(self, input, hx, resets)
+            call = Call.of(self, input, hx, resets, reset_state)
             stack = program(self, call, self.gradient, differentiated=True)
             y, *final = through_operators(stack, self.memory, call.tensors)
             return call.restore(y), call.restore_hidden(tuple(final))

@@ -46,6 +46,8 @@ class StreamGradients:
     """dL/dh_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
     final: Hidden
     """The final state."""
+    reset_state: Hidden | None = None
+    """Of the state that resets restart from, in its own form; None where none was given."""
 
 
 @torch.no_grad()
@@ -59,6 +61,7 @@ def stream_gradients(
     gradient: str | policies.Policy | None = None,
     memory: Checkpoints | str = "checkpoints",
     resets: Sliced | Tensor | None = None,
+    reset_state: Hidden | None = None,
 ) -> StreamGradients:
     """Every gradient of L = sum over segments of loss(steps, y), with neither x nor y nor dL/dy in memory as a whole.
 
@@ -78,7 +81,8 @@ def stream_gradients(
     none. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of an output layer.
     gradient: default the layer's own. memory: `Checkpoints(...)` or its text form; of chunks that of each, which
     without a number of steps or bytes is one segment. resets: bool `[T, B]`, anything with slices: the state is zeroed
-    before these steps, as where a document starts.
+    before these steps, as where a document starts. reset_state: what they restart from instead, as for the layer's
+    forward; one for every step is in memory as a whole.
 
     Dropout between the layers is drawn for all steps (of chunks, for each), so that it is in memory as a whole:
     train such stacks otherwise, or in eval mode. `.grad` is not touched.
@@ -86,7 +90,8 @@ def stream_gradients(
     Raises TypeError where layer is none of ours, x is packed or has neither slices nor pieces, loss is no function or
     gives no scalar, wrt holds no tensors, or resets have no slices or are not bool; ValueError
     for a bidirectional layer, an x without steps or with slices or pieces of other sizes, a tensor of wrt that needs no
-    gradient, resets of another shape, and a memory that is not checkpoints or too small.
+    gradient, resets or a reset_state of another shape, a reset_state without resets, and a memory that is not
+    checkpoints or too small.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.GRU(2, 3), torch.randn(50, 4, 2)
@@ -111,18 +116,21 @@ def stream_gradients(
         raise TypeError(f"loss must be a function of (steps, y): got {type(loss).__name__}")
     if isinstance(x, PackedSequence):
         raise TypeError("x must be [T, B, I] with lanes of one length: got a PackedSequence")
+    if reset_state is not None and resets is None:
+        raise ValueError("reset_state is what resets restart from: got it without resets")
     source = _Segments(x, loss, next(layer.parameters()), _checked(wrt))
+    restarts = (resets, reset_state)
     if isinstance(x, list | tuple) or not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
         if not hasattr(x, "__iter__"):
             raise TypeError(
                 f"x must have a length and slices of steps, or be an iterable of pieces: got {type(x).__name__}"
             )
         if isinstance(policy, policies.Chunked):
-            return _in_chunks(layer, x, source, hx, policy.k, kept, resets)
+            return _in_chunks(layer, x, source, hx, policy.k, kept, *restarts)
         with tempfile.TemporaryFile() as file:
             source.given = Laid(file, x, source.as_computed)
-            return _in_segments(layer, source, hx, policy, kept, resets)
-    return _in_segments(layer, source, hx, policy, kept, resets)
+            return _in_segments(layer, source, hx, policy, kept, *restarts)
+    return _in_segments(layer, source, hx, policy, kept, *restarts)
 
 
 def _in_segments(
@@ -132,6 +140,7 @@ def _in_segments(
     policy: policies.Policy,
     memory: Checkpoints,
     resets: Sliced | Tensor | None,
+    reset_state: Hidden | None,
 ) -> StreamGradients:
     """Two passes or more over an x of slices: all segments forward, and back from the last to the first."""
     T = len(source.given)
@@ -142,6 +151,7 @@ def _in_segments(
     call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
     call.resets = _resets(resets, 0, call.x)
     _check_length(resets, T)
+    call.reset_state = call.restarts(layer, reset_state)
     return source.result(layer, call, *_streamed(layer, call, policy, memory, source))
 
 
@@ -153,6 +163,7 @@ def _in_chunks(
     k: int,
     memory: Checkpoints,
     resets: Sliced | Tensor | None,
+    reset_state: Hidden | None,
 ) -> StreamGradients:
     """One pass: each chunk forward and back before the next one is read."""
     if memory == Checkpoints():
@@ -162,14 +173,25 @@ def _in_chunks(
     for x in rechunked(pieces, k, source.as_computed):
         call = call or _call(layer, x, hx)
         call.x, call.resets = x, _resets(resets, source.first, x)
-        source.given = x
+        source.given, steps = x, slice(source.first, source.first + len(x))
+        call.reset_state = call.restarts(layer, _of_steps(reset_state, steps))
         call.hx, found = _streamed(layer, call, policies.Full(), memory, source)
-        n = len(call.hx)  # of whose gradients those of the first chunk count
-        grads = (*grads[:n], *(g.add_(f) for g, f in zip(grads[n:], found[n:], strict=True))) if grads else found
+        n, end = len(call.hx), len(found) - len(call.reset_state)
+        if not grads:
+            grads = (*found[:end], *(torch.zeros_like(r) for r in _states(reset_state)))
+        else:  # of the initial state those of the first chunk count
+            for g, f in zip(grads[n:end], found[n:end], strict=True):
+                g.add_(f)
+        for g, f in zip(grads[end:], found[end:], strict=True):
+            (g[steps] if f.dim() == 4 else g).add_(f)
         source.first += len(x)
     if call is None:
         raise ValueError("x must have at least 1 step: got 0")
     _check_length(resets, source.first)
+    for state in call.reset_state:
+        if state.dim() == 4 and len(_states(reset_state)[0]) != source.first:
+            got = f"got {len(_states(reset_state)[0])}"
+            raise ValueError(f"reset_state must be [L, B, .], or [T, L, B, .] with x's {source.first} steps: {got}")
     return source.result(layer, call, call.hx, grads)
 
 
@@ -200,6 +222,17 @@ def _checked(wrt: Iterable[Tensor]) -> tuple[Tensor, ...]:
             raise ValueError(f"wrt[{i}] must require a gradient: got a tensor {list(tensor.shape)} that does not")
     refuse_tangents("stream_gradients", found)
     return found
+
+
+def _states(hidden: Hidden | None) -> tuple[Tensor, ...]:
+    return () if hidden is None else (hidden,) if isinstance(hidden, Tensor) else hidden
+
+
+def _of_steps(reset_state: Hidden | None, steps: slice) -> Hidden | None:
+    """Those of some steps, where there is one for every step."""
+    if isinstance(reset_state, tuple | list) and all(isinstance(r, Tensor) for r in reset_state):
+        return tuple(r[steps] if r.dim() == 4 else r for r in reset_state)  # type: ignore[return-value]  # a pair too
+    return reset_state[steps] if isinstance(reset_state, Tensor) and reset_state.dim() == 4 else reset_state
 
 
 def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
@@ -292,11 +325,12 @@ class _Segments:
         self, layer: Recurrent, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]
     ) -> StreamGradients:
         """Everything, in the caller's layout."""
-        states = len(final)
+        states, end = len(final), len(grads) - len(call.reset_state)
         return StreamGradients(
             loss=self.total,
-            parameters=dict(zip(layer._flat_weights_names, grads[states:], strict=True)),
+            parameters=dict(zip(layer._flat_weights_names, grads[states:end], strict=True)),
             wrt=tuple(self.grads),
             hx=call.restore_hidden(grads[:states]),
             final=call.restore_hidden(final),
+            reset_state=call.restore_hidden(grads[end:]) if call.reset_state else None,
         )

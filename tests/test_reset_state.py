@@ -1,0 +1,501 @@
+"""Resets to a given state: forward's keyword `reset_state`, and the gradient into it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from reference import NETS, Case, as_hx, as_tuple, build, case, gradients, measure, ours
+from sweeps import LENGTHS, RESETS, Agree, T, each_cell, each_net, some_policies
+from torch import Tensor
+
+import bptt
+from bptt.kernels import cpu
+
+FORMS = ("shared", "each_step")
+each_form = pytest.mark.parametrize("form", FORMS)
+
+
+def restart(data: Case, form: str) -> tuple[Tensor, ...]:
+    """A state for resets to restart from."""
+    generator = torch.Generator().manual_seed(3)
+    lead = (len(data.x),) if form == "each_step" else ()
+    return tuple(torch.randn(*lead, *z.shape, generator=generator, dtype=torch.float64).to(z) for z in data.initial)
+
+
+def expected(theirs: Any, data: Case, policy: Any, **kw: Any) -> dict[str, Any]:
+    return gradients(theirs, data.x, data.initial, data.dy, data.dfinal, policy, **kw).values()
+
+
+@each_cell
+@each_net
+@each_form
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+def test_every_policy(cell: str, net: str, form: str, kernel: str, agree: Agree) -> None:
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    kw = {"resets": RESETS, "reset_state": restart(data, form)}
+    for policy in some_policies(net, B=4):
+        mine = ours(theirs, gradient=policy, kernel=kernel)
+        agree(measure(mine, data, **kw).values(), expected(theirs, data, policy, **kw), str(policy))
+
+
+@each_cell
+@each_form
+@pytest.mark.parametrize(
+    ("net", "memory"),
+    [
+        ("one", "checkpoints:steps=2"),
+        ("two", "states"),
+        ("two", "checkpoints:steps=3"),
+        ("bi", "checkpoints:steps=2"),
+        ("bi_two", "states"),
+        ("bi_two", "checkpoints:steps=3"),
+    ],
+)
+def test_every_memory(cell: str, net: str, form: str, memory: str, agree: Agree) -> None:
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    kw = {"resets": RESETS, "reset_state": restart(data, form)}
+    for policy in some_policies(net, B=4):
+        mine = ours(theirs, gradient=policy, memory=memory)
+        agree(measure(mine, data, **kw).values(), expected(theirs, data, policy, **kw), str(policy))
+
+
+def test_checkpoints_of_a_budget(agree: Agree) -> None:
+    """Few enough bytes for a binomial schedule, which runs steps more than twice."""
+    for net in ("two", "bi_two"):
+        theirs = build("lstm", **NETS[net])
+        data = case(theirs, T=33, B=2)
+        resets = torch.rand(33, 2, generator=torch.Generator().manual_seed(1)) < 0.2
+        for form in FORMS:
+            kw = {"resets": resets, "reset_state": restart(data, form)}
+            for policy in ("full", "truncated:5"):
+                whole = measure(ours(theirs, gradient=policy), data, **kw)
+                budget = 10_000 if net == "bi_two" else 3000
+                mine = ours(theirs, gradient=policy, memory=f"checkpoints:bytes={budget}")
+                agree(measure(mine, data, **kw).values(), whole.values())
+
+
+@each_cell
+@pytest.mark.parametrize("net", ["two", "bi_two"])
+@each_form
+@pytest.mark.parametrize(("memory", "kernel"), [("gates", "eager"), ("gates", "cpu"), ("checkpoints:steps=3", "cpu")])
+def test_packed(cell: str, net: str, form: str, memory: str, kernel: str, agree: Agree) -> None:
+    """Rows beyond the end of a sequence, and where there is no reset, are nobody's, whatever they hold."""
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    resets = RESETS | (torch.arange(T)[:, None] % 3 == 2)
+    state = restart(data, form)
+    if form == "each_step":
+        used = resets & (torch.arange(T)[:, None] < torch.tensor(LENGTHS))
+        for z in state:
+            z.transpose(1, 2)[~used] = torch.nan
+    kw = {"resets": resets, "reset_state": state}
+    for policy in some_policies(net, B=4):
+        mine = ours(theirs, gradient=policy, memory=memory, kernel=kernel)
+        actual = measure(mine, data, packed=LENGTHS, **kw).values()
+        agree(actual, expected(theirs, data, policy, lengths=LENGTHS, **kw), str(policy))
+
+
+@each_cell
+@each_form
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("policy", ["full", "chunked:8", "truncated:5", "truncated:6/2"])
+def test_kernels_agree(
+    cell: str, form: str, dtype: torch.dtype, small: bool, policy: str, agree: Agree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "SMALL", 10**12 if small else 0)
+    theirs = build(cell, 19, 33, num_layers=2)
+    data = case(theirs, T=21, B=13)
+    resets = torch.rand(21, 13, generator=torch.Generator().manual_seed(2)) < 0.2
+    kw = {"resets": resets, "reset_state": restart(data, form)}
+    exact = measure(ours(theirs, gradient=policy, kernel="eager"), data, **kw)
+    mine = ours(theirs, gradient=policy, kernel="cpu").to(dtype)
+    cast = Case(*(z.to(dtype) if isinstance(z, Tensor) else tuple(s.to(dtype) for s in z) for z in vars(data).values()))
+    kw["reset_state"] = tuple(z.to(dtype) for z in kw["reset_state"])
+    agree(measure(mine, cast, **kw).values(), exact.values(), tolerance=None if dtype == torch.float64 else 3e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("policy", ["full", "truncated:3"])
+def test_threads(threads: int, policy: str, agree: Agree) -> None:
+    theirs = build("lstm", 9, 40)
+    data = case(theirs, T=40, B=24)
+    resets = torch.rand(40, 24, generator=torch.Generator().manual_seed(2)) < 0.2
+    kw = {"resets": resets, "reset_state": restart(data, "shared")}
+    exact = measure(ours(theirs, gradient=policy, kernel="eager"), data, **kw)
+    torch.set_num_threads(threads)
+    try:
+        agree(measure(ours(theirs, gradient=policy, kernel="cpu"), data, **kw).values(), exact.values())
+    finally:
+        torch.set_num_threads(1)
+
+
+@each_cell
+@each_form
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+def test_zeros_are_a_plain_reset(cell: str, form: str, kernel: str, agree: Agree) -> None:
+    theirs = build(cell, num_layers=2, bidirectional=True)
+    data = case(theirs, T=T, B=4)
+    zeros = tuple(torch.zeros_like(z) for z in restart(data, form))
+    with_zeros = measure(ours(theirs, kernel=kernel), data, resets=RESETS, reset_state=zeros).values()
+    without = measure(ours(theirs, kernel=kernel), data, resets=RESETS).values()
+    del with_zeros["reset_state"], without["reset_state"]
+    agree(with_zeros, without)
+
+
+@each_cell
+@each_form
+@pytest.mark.parametrize("memory", ["gates", "checkpoints:steps=2"])
+def test_episodes_by_hand(cell: str, form: str, memory: str, agree: Agree) -> None:
+    """One call is every episode run alone by torch.nn, from the given state in the place of hx."""
+    theirs = build(cell, num_layers=2)
+    data = case(theirs, T=T, B=4)
+    state = tuple(z.requires_grad_() for z in restart(data, form))
+    initial = tuple(z.clone().requires_grad_() for z in data.initial)
+    ys = []
+    for b in range(4):
+        hx, pieces = tuple(z[:, b] for z in initial), []
+        for t in range(T):
+            if RESETS[t, b]:
+                hx = tuple((z if form == "shared" else z[t])[:, b] for z in state)
+            y, final = theirs(data.x[t : t + 1, b], as_hx(hx))
+            hx = as_tuple(final)
+            pieces.append(y)
+        ys.append(torch.cat(pieces))
+    y = torch.stack(ys, 1)
+    by_hand = torch.autograd.grad(y, [*theirs.parameters(), *initial, *state], data.dy)
+    mine = ours(theirs, memory=memory)
+    own, _ = mine(data.x, as_hx(initial), resets=RESETS, reset_state=as_hx(state))
+    agree(own, y)
+    agree(torch.autograd.grad(own, [*mine.parameters(), *initial, *state], data.dy), by_hand)
+
+
+@each_cell
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_window(cell: str, window: int, agree: Agree) -> None:
+    """The given state gets at a reset what hx gets at step 0: from the losses whose windows hold the step."""
+    theirs = build(cell)
+    data = case(theirs, T=T, B=1)
+    resets = torch.zeros(T, 1, dtype=torch.bool)
+    resets[3] = True
+    mine = ours(theirs, gradient=bptt.Truncated(window))
+    state = tuple(z.clone().requires_grad_() for z in data.initial)
+    y, _ = mine(data.x, resets=resets, reset_state=as_hx(state))
+    alone, _ = mine(data.x[3:], as_hx(state))
+    agree(torch.autograd.grad(y, state, data.dy), torch.autograd.grad(alone, state, data.dy[3:]))
+
+
+@each_form
+def test_random_factors_are_not_on_the_way(form: str, agree: Agree) -> None:
+    """Every edge cut by the policy: the step of a reset still reaches the state it restarts from, unscaled."""
+    theirs = build("lstm")
+    data = case(theirs, T=T, B=4)
+    state = tuple(z.requires_grad_() for z in restart(data, form))
+    torch.manual_seed(0)
+    y, _ = ours(theirs, gradient="randomized:0.0000001")(data.x, resets=RESETS, reset_state=as_hx(state))
+    chunks, _ = ours(theirs, gradient="chunked:1")(data.x, resets=RESETS, reset_state=as_hx(state))
+    agree(torch.autograd.grad(y, state, data.dy), torch.autograd.grad(chunks, state, data.dy))
+
+
+@each_cell
+@each_form
+@pytest.mark.parametrize("net", ["one", "bi_two"])
+def test_layouts(cell: str, form: str, net: str, agree: Agree) -> None:
+    """batch_first, unbatched, expanded and strided: the same numbers; the state stays `[T, L*D, B, .]`."""
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    state = restart(data, form)
+    kw = {"resets": RESETS, "reset_state": state}
+    one = measure(ours(theirs), data, **kw)
+    first = ours(build(cell, batch_first=True, **NETS[net]))
+    agree(measure(first, data, resets=RESETS.T, reset_state=state).values(), one.values())
+    for strided in (
+        [z.transpose(-1, -2).contiguous().transpose(-1, -2) for z in state],
+        [torch.stack([z, torch.full_like(z, torch.nan)], -1)[..., 0] for z in state],
+    ):
+        assert not any(z.is_contiguous() for z in strided)
+        for kernel in ("cpu", "eager"):
+            mine = ours(theirs, kernel=kernel)
+            agree(measure(mine, data, resets=RESETS, reset_state=tuple(strided)).values(), one.values())
+    for layer in (ours(theirs), first):
+        lane = tuple(z[..., 2, :].clone().requires_grad_() for z in state)
+        y, _ = layer(data.x[:, 2], as_hx(z[:, 2] for z in data.initial), resets=RESETS[:, 2], reset_state=as_hx(lane))
+        agree(y, one.y[:, 2])
+        whole = tuple(z.clone().requires_grad_() for z in state)
+        again, _ = ours(theirs)(data.x, as_hx(data.initial), resets=RESETS, reset_state=as_hx(whole))
+        grads = torch.autograd.grad(again[:, 2], whole, data.dy[:, 2])
+        agree(torch.autograd.grad(y, lane, data.dy[:, 2]), tuple(g[..., 2, :] for g in grads))
+
+
+@each_cell
+@pytest.mark.parametrize("net", ["one", "bi_two"])
+@pytest.mark.parametrize("kernel", ["cpu", "eager"])
+def test_one_state_for_all_lanes(cell: str, net: str, kernel: str, agree: Agree) -> None:
+    """Learned initial states: one row, expanded over lanes, and over steps."""
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    row = tuple(z[:, :1].clone().requires_grad_() for z in data.initial)
+    found = []
+    for lead in ((), (T,)):
+        state = tuple(z.expand(*lead, -1, 4, -1) for z in row)
+        y, _ = ours(theirs, kernel=kernel)(data.x, resets=RESETS, reset_state=as_hx(state))
+        found.append(torch.autograd.grad(y, row, data.dy))
+    agree(found[0], found[1])
+    state = tuple(z.detach().expand(-1, 4, -1) for z in row)
+    exact = gradients(
+        theirs,
+        data.x,
+        tuple(torch.zeros_like(z) for z in data.initial),
+        data.dy,
+        tuple(torch.zeros_like(z) for z in data.dfinal),
+        bptt.Full(),
+        resets=RESETS,
+        reset_state=state,
+    )
+    agree(found[0], tuple(z.sum(1, keepdim=True) for z in exact.reset_state))
+
+
+def functional(layer: Any, x: Tensor, count: int) -> Callable[..., tuple[Tensor, ...]]:
+    def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+        y, final = layer(
+            x, as_hx(tensors[:count]), resets=RESETS[:4, 1:3], reset_state=as_hx(tensors[count : 2 * count])
+        )
+        return (y, *as_tuple(final))
+
+    return function
+
+
+@each_cell
+@each_form
+@pytest.mark.parametrize(("net", "memory"), [("two", "gates"), ("bi", "checkpoints:steps=2")])
+def test_gradcheck_and_double_backward(cell: str, form: str, net: str, memory: str) -> None:
+    theirs = build(cell, 3, 3, **NETS[net])
+    data = case(theirs, T=4, B=2)
+    states = [*(z.requires_grad_() for z in data.initial), *(z.requires_grad_() for z in restart(data, form))]
+    function = functional(ours(theirs, memory=memory), data.x, len(data.initial))
+    assert torch.autograd.gradcheck(function, states)
+    assert torch.autograd.gradgradcheck(function, states)
+
+
+def test_it_alone_needs_a_gradient(agree: Agree) -> None:
+    theirs = build("gru", num_layers=2)
+    data = case(theirs, T=T, B=4)
+    state = restart(data, "shared")
+    whole = measure(ours(theirs), data, resets=RESETS, reset_state=state)
+    mine = ours(theirs).requires_grad_(False)
+    leaf = state[0].clone().requires_grad_()
+    y, h = mine(data.x, data.initial[0], resets=RESETS, reset_state=leaf)
+    (y * data.dy).sum().add((h * data.dfinal[0]).sum()).backward()
+    agree(leaf.grad, whole.reset_state[0])
+
+
+def test_no_reset_no_gradient() -> None:
+    layer, leaf = bptt.nn.GRU(3, 4), torch.ones(1, 2, 4, requires_grad=True)
+    y, _ = layer(torch.randn(5, 2, 3), resets=torch.zeros(5, 2, dtype=torch.bool), reset_state=leaf)
+    y.sum().backward()
+    torch.testing.assert_close(leaf.grad, torch.zeros(1, 2, 4))
+
+
+def test_no_lanes() -> None:
+    for kernel in ("cpu", "eager"):
+        layer, leaf = bptt.nn.LSTM(3, 4, kernel=kernel), torch.ones(1, 0, 4, requires_grad=True)
+        y, _ = layer(torch.zeros(5, 0, 3), resets=torch.zeros(5, 0, dtype=torch.bool), reset_state=(leaf, leaf))
+        y.sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.shape == (1, 0, 4)
+
+
+@each_form
+@pytest.mark.parametrize("policy", ["full", "chunked:3", "truncated:3"])
+def test_dropout_is_drawn_once(form: str, policy: str, agree: Agree) -> None:
+    theirs = build("lstm", num_layers=3, dropout=0.5)
+    data = case(theirs, T=T, B=4)
+    state = restart(data, form)
+    found = []
+    for memory in ("gates", "checkpoints:steps=2"):
+        torch.manual_seed(4)
+        mine = ours(theirs, gradient=policy, memory=memory).train()
+        found.append(measure(mine, data, resets=RESETS, reset_state=state).values())
+    agree(found[1], found[0])
+    torch.manual_seed(4)
+    masks = [torch.nn.functional.dropout(torch.ones(T, 4, 4, dtype=torch.float64)) for _ in range(2)]
+    exact = expected(theirs, data, bptt.policies.parse(policy), resets=RESETS, masks=masks, reset_state=state)
+    agree(found[0], exact)
+
+
+@each_cell
+@pytest.mark.parametrize("net", ["one", "bi_two"])
+@each_form
+def test_without_autograd(cell: str, net: str, form: str, agree: Agree) -> None:
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    state = restart(data, form)
+    for policy in some_policies(net, B=4)[:4]:
+        exact = measure(ours(theirs, gradient=policy), data, resets=RESETS, reset_state=state)
+        found = bptt.gradients(
+            ours(theirs, gradient=policy),
+            data.x,
+            data.dy,
+            as_hx(data.initial),
+            as_hx(data.dfinal),
+            resets=RESETS,
+            reset_state=as_hx(state),
+        )
+        assert found.reset_state is not None
+        agree(as_tuple(found.reset_state), exact.reset_state)
+        agree([found.parameters, found.x, as_tuple(found.hx)], [exact.parameters, exact.x, exact.initial])
+    assert bptt.gradients(ours(theirs), data.x, data.dy, resets=RESETS).reset_state is None
+
+
+@each_form
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+@pytest.mark.parametrize("policy", ["full", "chunked:3", "truncated:3"])
+@pytest.mark.parametrize("pieces", [False, True])
+def test_streamed(form: str, cell: str, policy: str, pieces: bool, agree: Agree) -> None:
+    theirs = build(cell, num_layers=2)
+    data = case(theirs, T=T, B=4)
+    mine, state = ours(theirs, gradient=policy), restart(data, form)
+    kw = {"resets": RESETS, "reset_state": as_hx(state)}
+    x = iter(data.x.split(2)) if pieces else data.x
+    found = bptt.nn.stream_gradients(
+        mine, x, lambda steps, y: (y * data.dy[steps]).sum(), as_hx(data.initial), memory="checkpoints:steps=2", **kw
+    )
+    exact = bptt.gradients(mine, data.x, data.dy, as_hx(data.initial), **kw)
+    assert found.reset_state is not None
+    assert exact.reset_state is not None
+    agree(as_tuple(found.reset_state), as_tuple(exact.reset_state))
+    agree([found.parameters, as_tuple(found.hx)], [exact.parameters, as_tuple(exact.hx)])
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_streamed_errors(pieces: bool) -> None:
+    layer, x = bptt.nn.GRU(3, 4, gradient="chunked:3"), torch.zeros(7, 2, 3)
+    resets = torch.zeros(7, 2, dtype=torch.bool)
+
+    def stream(**kw: Any) -> Any:
+        return bptt.nn.stream_gradients(layer, iter(x.split(2)) if pieces else x, lambda _, y: y.sum(), **kw)
+
+    with pytest.raises(ValueError, match="reset_state is what resets restart from"):
+        stream(reset_state=torch.zeros(1, 2, 4))
+    for shape in ((1, 2, 5), (6, 1, 2, 4), (8, 1, 2, 4)):
+        with pytest.raises(ValueError, match="reset_state must"):
+            stream(resets=resets, reset_state=torch.zeros(shape))
+
+
+def test_bfloat16(agree: Agree) -> None:
+    theirs = build("gru")
+    data = case(theirs, T=T, B=4)
+    state = restart(data, "shared")
+    exact = measure(ours(theirs), data, resets=RESETS, reset_state=state)
+    low = ours(theirs).bfloat16()
+    leaf = state[0].bfloat16().requires_grad_()
+    y, h = low(data.x.bfloat16(), data.initial[0].bfloat16(), resets=RESETS, reset_state=leaf)
+    torch.autograd.backward([y, h], [data.dy.bfloat16(), data.dfinal[0].bfloat16()])
+    assert leaf.grad is not None
+    agree(leaf.grad, exact.reset_state[0])
+
+
+def test_autocast_computes_in_the_precision_of_the_parameters() -> None:
+    layer = bptt.nn.LSTM(5, 4)
+    state = tuple(torch.randn(1, 4, 4).bfloat16().requires_grad_() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = layer(torch.randn(T, 4, 5).bfloat16(), resets=RESETS, reset_state=state)
+    y.sum().backward()
+    assert y.dtype == torch.float32
+    assert [z.grad.dtype for z in state if z.grad is not None] == [torch.bfloat16] * 2
+
+
+@each_form
+@pytest.mark.parametrize("net", ["two", "bi"])
+def test_compiled(form: str, net: str, agree: Agree) -> None:
+    theirs = build("lstm", **NETS[net])
+    data = case(theirs, T=T, B=4)
+    mine, state = ours(theirs, gradient="truncated:3"), restart(data, form)
+    kw = {"resets": RESETS, "reset_state": state}
+    exact = measure(mine, data, **kw)
+    compiled = torch.compile(mine, backend="aot_eager", fullgraph=True)
+    leaves = [data.x.clone(), *(z.clone() for z in (*data.initial, *state))]
+    x, h, c, rh, rc = [z.requires_grad_() for z in leaves]
+    y, final = compiled(x, (h, c), resets=RESETS, reset_state=(rh, rc))
+    grads = torch.autograd.grad([y, *final], [x, h, c, rh, rc], [data.dy, *data.dfinal])
+    agree([y, final, *grads], [exact.y, exact.final, exact.x, *exact.initial, *exact.reset_state])
+
+
+@each_form
+def test_exported(form: str, agree: Agree) -> None:
+    theirs = build("gru", num_layers=2)
+    data = case(theirs, T=T, B=4)
+    mine, (state,) = ours(theirs), restart(data, form)
+    with torch.no_grad():
+        exported = torch.export.export(mine, (data.x,), {"resets": RESETS, "reset_state": state})
+        other = data.x.flip(0)
+        y, h = exported.module()(other, resets=RESETS, reset_state=state)
+        agree([y, h], list(mine(other, resets=RESETS, reset_state=state)))
+
+
+def test_recorded_calls_restart_from_it(agree: Agree) -> None:
+    """What is measured of a call is that of the call as it was: the adjoints of its own forward pass."""
+    layer = ours(build("lstm", num_layers=2))
+    data = case(layer, T=T, B=4)
+
+    class Net(torch.nn.Module):
+        def __init__(self, state: Any) -> None:
+            super().__init__()
+            self.rnn, self.state = layer, state
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x, resets=RESETS, reset_state=self.state)[0]
+
+    for form in FORMS:
+        state = restart(data, form)
+        recording = bptt.flow.record(Net(state), data.x, lambda y: (y * data.dy).sum())
+        exact = bptt.gradients(layer, data.x, data.dy, resets=RESETS, reset_state=state)
+        for part in (recording, recording.lanes(slice(0, 2))):
+            found = bptt.gradients(
+                layer,
+                part.call.x,
+                part.dy,
+                as_hx(part.call.hx),
+                resets=part.call.resets,
+                reset_state=as_hx(part.call.reset_state),
+            )
+            agree(found.adjoints, exact.adjoints[:, : found.adjoints.shape[1]])
+        survey = bptt.flow.survey(recording)
+        assert survey is not None
+
+
+Z = torch.zeros
+BAD: dict[str, tuple[str, Any, type[Exception], str]] = {
+    "number": ("GRU", 1.0, TypeError, "one tensor h: got float"),
+    "pair_for_one": ("GRU", (Z(2, 3, 4), Z(2, 3, 4)), TypeError, "one tensor h: got tuple"),
+    "one_for_pair": ("LSTM", Z(2, 3, 4), TypeError, r"a tuple \(h, c\): got one tensor"),
+    "three": ("LSTM", (Z(2, 3, 4),) * 3, TypeError, r"a tuple \(h, c\): got tuple of \(Tensor, Tensor, Tensor\)"),
+    "no_tensors": ("LSTM", (1, None), TypeError, r"got tuple of \(int, NoneType\)"),
+    "units": ("GRU", Z(2, 3, 5), ValueError, r"shape \(2, 3, 4\), or \(7, 2, 3, 4\) .*got \(2, 3, 5\)"),
+    "layers": ("GRU", Z(1, 3, 4), ValueError, r"got \(1, 3, 4\)"),
+    "lanes": ("GRU", Z(2, 1, 4), ValueError, r"got \(2, 1, 4\)"),
+    "steps": ("GRU", Z(6, 2, 3, 4), ValueError, r"got \(6, 2, 3, 4\)"),
+    "batch_first": ("GRU", Z(3, 7, 2, 4), ValueError, r"got \(3, 7, 2, 4\)"),
+    "no_dimension": ("GRU", Z(()), ValueError, r"got \(\)"),
+    "unbatched": ("GRU", Z(2, 4), ValueError, r"got \(2, 4\)"),
+    "two_forms": ("LSTM", (Z(2, 3, 4), Z(7, 2, 3, 4)), ValueError, r"\(2, 3, 4\) as h has it: got \(7, 2"),
+    "c": ("LSTM", (Z(2, 3, 4), Z(2, 3, 5)), ValueError, r"\(2, 3, 4\) as h has it: got \(2, 3, 5\)"),
+    "dtype": ("GRU", Z(2, 3, 4).double(), TypeError, r"input's dtype torch.float32: got torch.float64"),
+    "device": ("GRU", Z(2, 3, 4, device="meta"), ValueError, "input's device cpu: got meta"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused(name: str) -> None:
+    kind, state, error, words = BAD[name]
+    layer = getattr(bptt.nn, kind)(5, 4, 2)
+    with pytest.raises(error, match=rf"{kind}: reset_state.* must .*{words}"):
+        layer(torch.zeros(7, 3, 5), resets=Z(7, 3, dtype=torch.bool), reset_state=state)
+
+
+def test_it_needs_resets() -> None:
+    with pytest.raises(ValueError, match="GRU: reset_state is what resets restart from: got it without resets"):
+        bptt.nn.GRU(5, 4)(torch.zeros(7, 3, 5), reset_state=torch.zeros(1, 3, 4))
