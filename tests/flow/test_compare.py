@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from clock import Clock
 from numpy.testing import assert_allclose
 from torch.nn.utils.rnn import pack_sequence
 
@@ -258,9 +259,11 @@ def test_a_seed_repeats_itself_and_another_differs() -> None:
     assert variance[0] == variance[1] != variance[2]
 
 
-def test_times_and_bytes() -> None:
+def test_times_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine where a step takes as long whenever it is walked."""
+    monkeypatch.setattr("bptt.flow._compare.perf_counter", Clock(monkeypatch, ahead=1.0, back=2.0))
     found = compare(
-        bptt.nn.LSTM(4, 16, num_layers=2),
+        bptt.nn.LSTM(4, 16, num_layers=2, kernel="cpu"),
         torch.randn(60, 4, 4),
         policies=["full", "chunked:10", "truncated:30", "randomized:0.9"],
         draws=2,
@@ -273,7 +276,9 @@ def test_times_and_bytes() -> None:
     tape = 2 * 4 * 60 * 4 * 16 * 6  # layers, bytes, T, B, H: h, c, and four gates
     assert tape < rows["full"].bytes < 3 * tape
     assert rows["truncated:30"].bytes > 2 * rows["full"].bytes
-    assert rows["truncated:30"].seconds > 2 * rows["full"].seconds > 0
+    steps = 4 * 2 * 60  # lanes, layers, T
+    assert rows["full"].seconds == rows["chunked:10"].seconds == rows["randomized:0.9"].seconds == 3 * steps
+    assert rows["truncated:30"].seconds == steps + 2 * 4 * 2 * (30 * 60 - 30 * 29 / 2)  # less before the first step
 
 
 def test_peak_bytes() -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-PATIENCE = 60
+PATIENCE = 300
 """Seconds after which something hangs."""
 
 needs_fork = pytest.mark.skipif(

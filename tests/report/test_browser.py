@@ -56,7 +56,7 @@ def opened(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     browser.get_log("performance")  # what the browser did on its own is none of the page's
     browser.get(path.as_uri())
     drawn = "return document.querySelectorAll('.js-plotly-plot .main-svg').length >= 11"
-    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(drawn))
+    WebDriverWait(browser, 300).until(lambda driver: driver.execute_script(drawn))
     return browser
 
 
@@ -82,7 +82,7 @@ def test_the_heat_map_answers_a_hover(opened):
     area = chart.find_element(By.CSS_SELECTOR, ".nsewdrag")
     right, down = int(area.size["width"] * 0.3), int(area.size["height"] * 0.35)  # from the middle: below the diagonal
     ActionChains(opened).move_to_element_with_offset(area, right, down).perform()
-    label = WebDriverWait(opened, 10).until(
+    label = WebDriverWait(opened, 300).until(
         lambda driver: driver.execute_script(
             "const l = arguments[0].querySelector('.hoverlayer .hovertext'); return l && l.textContent", chart
         )

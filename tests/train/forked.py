@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from bptt.train.processes import Processes
 
-SECONDS = 60
+SECONDS = 300
 """After which a process that does not answer is killed."""
 
 

@@ -417,7 +417,7 @@ def test_processes_started_again_meet_where_the_dead_have_not_been():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(300)
         assert not parts[0].check(["address"])
         parts[0].set("address", "here")
         assert [part.get("address") for part in parts] == [b"here"] * 3

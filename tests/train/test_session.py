@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_a_signal_ends_the_run_after_its_step_and_resuming_goes_on_exactly(tmp_p
 
     def interrupt(step: Step) -> None:
         if step.step == 11:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # in this thread: it is seen at once
 
     before = signal.getsignal(number)
     first, run = start(config, tmp_path / "run")
@@ -89,10 +88,8 @@ def test_a_signal_ends_the_run_after_its_step_and_resuming_goes_on_exactly(tmp_p
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path):
     def twice(step: Step) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)  # another thread may take the signal: two that wait are one
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     trainer, run = start(tiny(write_text(tmp_path)), tmp_path / "run")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it

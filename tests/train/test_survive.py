@@ -30,7 +30,7 @@ def served(*arguments: object) -> list[Path]:
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
