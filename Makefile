@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find src -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(MODULES)
 
-.PHONY: help setup demo test lint format symbols sanitize docs clean
+.PHONY: help setup demo test quick oldest lint format symbols sanitize docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,12 @@ demo: setup      ## train on real text for a minute or two, sample, say where ev
 
 test: setup      ## run the tests
 	$(BIN)/python -m pytest -n 2 -q
+
+quick: setup     ## run those that are not slow: under three minutes on two cores
+	$(BIN)/python -m pytest -n 2 -q -m 'not slow'
+
+oldest:          ## run the tests with the lowest versions of torch and NumPy that pyproject.toml allows
+	PYTHON=$(PYTHON) cmake/oldest
 
 lint: setup symbols  ## ruff check, ruff format --check, mypy, symbols, clang-format
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ from torch.nn.functional import cross_entropy
 import bptt
 from bptt.train import Config, Sequential
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib", reason="the figures need the extra plots")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

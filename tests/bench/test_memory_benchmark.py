@@ -15,6 +15,8 @@ import bptt
 from bptt.bench import Case
 from bptt.engine import Checkpointed, Stack
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -12,6 +12,8 @@ import pytest
 from bptt.bench import Case, Plan, measured
 from bptt.bench.process import THREADS, _inherited
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_row_comes_back():
     plan = Plan(("layers",), ("rnn",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)

@@ -9,6 +9,7 @@ from bptt.cli.comparison import Row
 from .command import bptt
 
 
+@pytest.mark.slow
 def test_everything_agrees_on_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     rows: list[Row] = []
 

@@ -25,6 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory.path
 
 
+@pytest.mark.slow
 def test_a_run_gets_a_verdict_a_report_and_pictures(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = bptt(capsys, "flow", run)
     assert result.status == 0, result.err

@@ -201,6 +201,7 @@ def test_a_loss_that_is_not_finite_is_status_1(
     assert "gradient norm inf: not finite; parameter gradient: the model: the gradient norm is not finite" in result.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path):
     out = tmp_path / "run"
     flags = [str(a) for a in (*TINY, "--steps", 10**6, "--log-every", 5, "--save-every", 10**6, "--out", out)]
@@ -239,6 +240,7 @@ def test_sampling_mistakes(capsys: pytest.CaptureFixture[str], text: Path, tmp_p
     assert "is not a run directory" in error_of(bptt(capsys, "sample", tmp_path))
 
 
+@pytest.mark.slow
 def test_a_short_demo_runs_and_runs_again(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     out = tmp_path / "demo"
     for _ in range(2):

@@ -16,9 +16,12 @@ from .test_page import WHOLE
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs Chromium and ChromeDriver (Debian: chromium, chromium-driver)"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="needs Chromium and ChromeDriver (Debian: chromium, chromium-driver)"
+    ),
+]
 
 FLAGS = (
     "--headless",

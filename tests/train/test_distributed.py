@@ -29,6 +29,8 @@ from bptt.train.window import IGNORE
 from .forked import forked, server
 from .tiny import TEXT, tiny, write_text
 
+pytestmark = pytest.mark.slow
+
 EXACT = {"dtype": "float64", "optimiser": "sgd", "learning_rate": 0.5, "clip": 0.3}
 
 CASES: list[dict[str, Any]] = [

@@ -19,6 +19,8 @@ from .killing import LONG, OTHER, SHORT
 from .outcomes import assert_same, outcome
 from .tiny import tiny, write_text
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 WARNINGS = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
 """From Python 3.12 on forking warns where a library has threads; the server's have nothing to do then."""
