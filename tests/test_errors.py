@@ -107,7 +107,8 @@ def test_projected_state_sizes() -> None:
 
 @each_kind
 def test_packed_of_another_dtype(kind: str) -> None:
-    with pytest.raises(ValueError, match="dtype"):
+    # Two of torch's own messages: of the present version and of 2.8.
+    with pytest.raises(ValueError, match=r"input .*torch\.float32"):
         getattr(bptt.nn, kind)(5, 4, 2, dtype=torch.float64)(packed(7, 3, 5, dtype=torch.float32))
 
 
@@ -222,15 +223,25 @@ CONSTRUCTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+TAKEN_BY_2_8 = {"input_size_zero", "bias", "batch_first"}
+"""What torch 2.8 does not look at yet."""
+
+
+def construction_error(home: Any, kind: str, arguments: dict[str, Any]) -> type[Exception] | None:
+    try:
+        getattr(home, kind)(**arguments)
+    except (TypeError, ValueError) as error:
+        return type(error)
+    return None
+
+
 @each_kind
 @pytest.mark.parametrize("name", CONSTRUCTIONS)
 def test_construction_raises_as_torch_does(kind: str, name: str) -> None:
     arguments = {"input_size": 5, "hidden_size": 4} | CONSTRUCTIONS[name]
-    with pytest.raises((TypeError, ValueError), match=r".") as expected:
-        getattr(nn, kind)(**arguments)
-    with pytest.raises(expected.type, match=r".") as actual:
-        getattr(bptt.nn, kind)(**arguments)
-    assert actual.type is expected.type
+    expected = construction_error(nn, kind, arguments)
+    assert expected or (torch.__version__.startswith("2.8.") and name in TAKEN_BY_2_8)
+    assert construction_error(bptt.nn, kind, arguments) is expected
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])

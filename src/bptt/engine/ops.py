@@ -32,8 +32,6 @@ from .tracing import recorder, refusal, refuse_onnx, refuse_recording
 
 __all__ = ["draw", "through_operators"]
 
-MODES = {cell: mode for mode, cell in CELLS.items()}
-
 torch.library.define("bptt::stack_forward", "(Tensor[] tensors, str plan, bool keep) -> Tensor[]")
 torch.library.define(
     "bptt::stack_backward",
@@ -126,7 +124,7 @@ def text(stack: Stack, memory: Memory) -> str:
     reach = stack.reach
     return " ".join(
         [
-            MODES[stack.cell],
+            *[mode for mode, cell in CELLS.items() if cell == stack.cell],  # torch 2.8 traces no cell as a key
             stack.kernel.name,
             str(stack.layers),
             str(stack.directions),

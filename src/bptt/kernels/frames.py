@@ -77,7 +77,7 @@ class Frames:
             zero = torch.zeros_like(lengths)
             return cls(T, B, T, zero, lanes, zero, lengths - 1, lengths - 1, lengths - 1, whole=True)
         columns = []
-        for length in lengths.unique().tolist():  # the blocks of a sequence depend on its length alone
+        for length in map(int, lengths.unique()):  # the blocks of a sequence depend on its length alone
             blocks = torch.tensor(reach.blocks(length), device=device)
             alike = lanes[lengths == length]
             lane = alike.repeat(len(blocks))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -84,7 +85,9 @@ class Call:
                 if state.dtype != flat.dtype and not autocast:
                     raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
         if packed is not None:
-            x, ends = pad_packed_sequence(packed)
+            # A graph is broken here anyway, since lengths are values; of torch 2.8 a compiler cannot trace it either.
+            pad = torch.compiler.disable(pad_packed_sequence) if is_dynamo_compiling() else pad_packed_sequence
+            x, ends = pad(packed)
             lengths = ends if recorder() is not None or (ends != x.shape[0]).any() else None
         else:
             x, lengths = flat.transpose(0, 1) if layer.batch_first else flat, None
@@ -101,6 +104,7 @@ class Call:
             raise ValueError(f"{name}: reset_state is what resets restart from: got it without resets")
         call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)
         call.reset_state = call.restarts(layer, reset_state)
+        refuse_tangents(name, call.reset_state)
         return call
 
     @staticmethod
