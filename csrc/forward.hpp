@@ -10,11 +10,6 @@
 
 namespace bptt::BPTT_VARIANT {
 
-BPTT_INLINE long least(long a, long b) { return a < b ? a : b; }
-
-// Bytes of rows that a walk keeps coming back to: what stays in the second-level cache beside the weights.
-constexpr long near_bytes = 256 * 1024;
-
 // How many rows walk together, each K values wide.
 template <class T> long rows_together(long K) {
     const long rows = near_bytes / (K * (long)sizeof(T) + 1);
@@ -164,8 +159,8 @@ template <class T> struct ForwardMemory {
     long bytes;
 
     ForwardMemory(const Forward<T> &a, int gates, void *memory, int id, int workers, Split split)
-        : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B),
-          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B) {
+        : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, a.T * a.B)),
+          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.T * a.B)) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));

@@ -72,4 +72,45 @@ template <class T> BPTT_INLINE void store(T *p, Vec<T> x, int count) {
 #endif
 }
 
+// a keeps its lanes whose number has no bit `D`, and takes b's in place of the others, which go to b for those. Done
+// for every D below `lanes`, over all pairs of `lanes` vectors whose numbers differ in that bit, it makes rows columns.
+template <int D, class T> BPTT_INLINE void exchange(Vec<T> &a, Vec<T> &b) {
+    constexpr int L = lanes<T>;
+    const Vec<T> x = a, y = b;
+#if defined(__clang__) // which makes one instruction of these, and does not know the other form
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) a[i] = i & D ? y[i ^ D] : x[i], b[i] = i & D ? y[i] : x[i ^ D];
+#else
+    typedef typename Types<T>::UInt Numbers __attribute__((vector_size(BPTT_BYTES)));
+    Numbers first{}, second{}; // lanes of y are numbered from L on
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) first[i] = i & D ? L + (i ^ D) : i, second[i] = i & D ? L + i : i ^ D;
+    a = __builtin_shuffle(x, y, first), b = __builtin_shuffle(x, y, second);
+#endif
+}
+
+// Row i of `lanes` vectors becomes column i.
+template <class T, int D = 1> BPTT_INLINE void transpose(Vec<T> *v) {
+    if constexpr (D < lanes<T>) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes<T>; ++i)
+            if (!(i & D)) exchange<D, T>(v[i], v[i | D]);
+        transpose<T, 2 * D>(v);
+    }
+}
+
+// Lane i of the result is the sum of the lanes of v[i], for `lanes` vectors.
+template <class T, int D = 1> BPTT_INLINE Vec<T> sums_of(Vec<T> *v) {
+    if constexpr (D < lanes<T>) {
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes<T>; i += 2 * D) {
+            exchange<D, T>(v[i], v[i + D]);
+            v[i] += v[i + D];
+        }
+        return sums_of<T, 2 * D>(v);
+    } else {
+        return v[0];
+    }
+}
+
 } // namespace bptt::BPTT_VARIANT

@@ -8,6 +8,11 @@
 
 namespace bptt::BPTT_VARIANT {
 
+BPTT_INLINE long least(long a, long b) { return a < b ? a : b; }
+
+// Bytes of rows that a walk keeps coming back to: what stays in the second-level cache beside the weights.
+constexpr long near_bytes = 256 * 1024;
+
 // Rows of a result, where they lie: out + n * stride.
 template <class T> struct Stored {
     T *out;
@@ -30,7 +35,7 @@ template <class T> struct SmallMemory {
     const T **rows;
     long bytes;
 
-    SmallMemory(long count, long units, long K, void *memory) : w(1, units, K, count) {
+    SmallMemory(long count, long units, long K, const Lying<T> &lying, void *memory) : w(1, units, K, count, lying) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         rows = scratch.take<const T *>(count);
@@ -38,31 +43,34 @@ template <class T> struct SmallMemory {
     }
 };
 
-template <class T> long small_bytes(long count, long units, long K) {
-    return SmallMemory<T>(count, units, K, nullptr).bytes;
+template <class T> long small_bytes(long count, long units, long K, const Lying<T> &lying = {}) {
+    return SmallMemory<T>(count, units, K, lying, nullptr).bytes;
 }
 
 // out[n] = row(n) times the matrix [K, units] that pack(panels, p) packs, for n in [0, count). Every worker calls it.
 template <class T, class Row, class Pack>
-void small_product(const Worker &worker, long count, long units, long K, Row row, Pack pack, T *out, long stride,
-                   void *memory) {
-    SmallMemory<T> s(count, units, K, memory);
+void small_product(const Worker &worker, long count, long units, long K, Row row, const Lying<T> &lying, Pack pack,
+                   T *out, long stride, void *memory) {
+    SmallMemory<T> s(count, units, K, lying, memory);
     const auto begin = [&](long n, int id) { return n * id / worker.count; };
     for (long p = begin(s.w.count, worker.id); p < begin(s.w.count, worker.id + 1); ++p) pack(s.w, p);
     const long n0 = begin(count, worker.id), n1 = begin(count, worker.id + 1);
     for (long n = n0; n < n1; ++n) s.rows[n] = row(n);
     worker.wait();
-    pass(s.w, s.rows, n0, n1, 0, s.w.count, Stored<T>{out, stride, units});
+    // A matrix that stays near is gone through again for every few rows, so that the result is written row by row.
+    const long together = units * K * (long)sizeof(T) <= near_bytes / 8 ? most_rows : n1 - n0;
+    for (long n = n0; n < n1; n += together)
+        pass(s.w, s.rows, n, least(n + together, n1), 0, s.w.count, Stored<T>{out, stride, units});
     worker.wait();
 }
 
 template <class T> long small_forward_bytes(const Forward<T> &a, long G) {
-    return a.x ? small_bytes<T>(a.T * a.B, G * a.H, a.I) : 0;
+    return a.x ? small_bytes<T>(a.T * a.B, G * a.H, a.I, lying(a.w_ih, a.T * a.B)) : 0;
 }
 
 template <class T> void small_forward(const Forward<T> &a, long G, void *memory, const Worker &worker) {
     small_product<T>(
-        worker, a.T * a.B, G * a.H, a.I, [&](long n) { return a.x + n * a.I; },
+        worker, a.T * a.B, G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, a.T * a.B),
         [&](Panels<T> &w, long p) { w.pack_rows(p, a.w_ih, [](int, long) { return T(0); }); }, a.gates, a.stride,
         memory);
 }
@@ -70,7 +78,7 @@ template <class T> void small_forward(const Forward<T> &a, long G, void *memory,
 template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width) {
     if (!a.x) return 0;
     const long rows = a.T * a.B;
-    const long inputs = small_bytes<T>(rows, a.I, G * a.H);
+    const long inputs = small_bytes<T>(rows, a.I, G * a.H, lying(a.w_ih, rows, true));
     const long weights = small_bytes<T>(G * a.H, a.I > a.P ? a.I : a.P, rows);
     return (rows * width * (long)sizeof(T) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
 }
@@ -88,12 +96,12 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
     worker.wait();
     if (a.dx)
         small_product<T>(
-            worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; },
+            worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; }, lying(a.w_ih, rows, true),
             [&](Panels<T> &w, long p) { w.pack_columns(p, [&](long k) { return a.w_ih + k * a.I; }); }, a.dx, a.I,
             rest);
     if (a.dw_ih)
         small_product<T>(
-            worker, GH, a.I, rows, [&](long g) { return across + (g + skip) * rows; },
+            worker, GH, a.I, rows, [&](long g) { return across + (g + skip) * rows; }, {},
             [&](Panels<T> &w, long p) { w.pack_columns(p, [&](long k) { return a.x + k * a.I; }); }, a.dw_ih, a.I,
             rest);
     if (a.dw_hh)
@@ -102,6 +110,7 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
             [&](long g) {
                 return across + (skip == 0 ? g : g < 2 * a.H ? g + skip : g - 2 * a.H) * rows;
             },
+            {},
             [&](Panels<T> &w, long p) {
                 w.pack_columns(p, [&](long k) {
                     if (!a.resets || !a.resets[k]) return a.h + k * a.P;

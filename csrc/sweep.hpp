@@ -214,6 +214,9 @@ template <class T> struct Leaving : Back<T> {
     }
 };
 
+// Rows that are multiplied by the recurrent weights: one less a column where its first step's adjoint goes nowhere.
+template <class T> long multiplied_rows(const Sweep<T> &a) { return (a.initial_h ? a.R : a.R - 1) * a.N; }
+
 template <class T> struct SweepMemory {
     Panels<T> w, projection; // the recurrent weights; an LSTM's projection
     T *zeros = nullptr;
@@ -227,8 +230,9 @@ template <class T> struct SweepMemory {
     long bytes;
 
     SweepMemory(const Sweep<T> &a, void *memory, int id, int workers, bool apart)
-        : w(1, a.P, gates_of(a.cell) * a.H, apart ? a.N / workers : a.N),
-          projection(1, a.H, a.P, apart ? a.N / workers : a.N) {
+        : w(1, a.P, gates_of(a.cell) * a.H, apart ? a.N / workers : a.N,
+            lying(a.w_hh, multiplied_rows(a), true, a.cell == Cell::gru ? 2 * a.H : 0)),
+          projection(1, a.H, a.P, apart ? a.N / workers : a.N, lying(a.w_hr, a.R * a.N, true)) {
         Scratch scratch(memory);
         const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
         w.place(scratch.take<T>(w.values()));
@@ -292,11 +296,11 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
     const int G = gates_of(a.cell);
     const long width = (a.cell == Cell::gru ? 4 : G) * a.H;
     if (worker.id == 0) clear(s.zeros, a.H > a.P ? a.H : a.P);
-    // A GRU's rows of da begin with dm, the third gate of the recurrent product.
-    const long turn = a.cell == Cell::gru ? 2 * a.H : 0;
     const long p0 = part(s.w.count, worker.id, worker.count), p1 = part(s.w.count, worker.id + 1, worker.count);
     const long q0 = part(s.projection.count, worker.id, worker.count);
     const long q1 = part(s.projection.count, worker.id + 1, worker.count);
+    // A GRU's rows of da begin with dm, the third gate of the recurrent product.
+    const long turn = a.cell == Cell::gru ? 2 * a.H : 0;
     const auto row_of_w = [&](long k) { return a.w_hh + (k + turn < G * a.H ? k + turn : k + turn - G * a.H) * a.P; };
     for (long p = p0; p < p1; ++p) s.w.pack_columns(p, row_of_w);
     if (a.w_hr)
