@@ -4,6 +4,7 @@
 #include "variants.hpp"
 #include "walks.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -118,6 +119,47 @@ void forward(int variant, int cell, long T, long B, long I, long H, long P, long
     walk(a, plan(threads, B, T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
 }
 
+// Stage 1 of a small layer of which only y [T, B, P] and the final state are wanted: what lies between is kept here.
+template <class Real>
+void infer(int variant, int cell, long T, long B, long I, long H, long P, Address x, Address w_ih, Address h_0,
+           Address c_0, Address w_hh, Address b_ih, Address b_hh, Address w_hr, Address y, Address h_n, Address c_n,
+           int threads) {
+    const Walks<Real> &walks = walks_of<Real>(variant);
+    const Cell kind = static_cast<Cell>(cell);
+    const bool gated = gates_of(kind) > 1;
+    const long states = (T + 1) * B * P, cells = c_0 ? (T + 1) * B * H : 0;
+    const long gates = gated ? T * B * gates_of(kind) * H : 0;
+    const std::unique_ptr<Real, Free> values(static_cast<Real *>(std::malloc((states + cells + gates) * sizeof(Real))));
+    if (!values) throw std::bad_alloc();
+    Real *const h = values.get(), *const c = h + states;
+    const Forward<Real> a{.cell = kind,
+                          .T = T,
+                          .B = B,
+                          .I = I,
+                          .H = H,
+                          .P = P,
+                          .stride = gates_of(kind) * H,
+                          .keeps = false,
+                          .lane = nullptr,
+                          .active = nullptr,
+                          .gates = gated ? c + cells : h + B * H,
+                          .x = at<const Real>(x),
+                          .w_ih = at<const Real>(w_ih),
+                          .h_0 = at<const Real>(h_0),
+                          .c_0 = at<const Real>(c_0),
+                          .resets = nullptr,
+                          .w_hh = at<const Real>(w_hh),
+                          .b_ih = at<const Real>(b_ih),
+                          .b_hh = at<const Real>(b_hh),
+                          .w_hr = at<const Real>(w_hr),
+                          .h = h,
+                          .c = c_0 ? c : nullptr};
+    walk(a, plan(threads, B, T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
+    std::copy_n(h + B * P, T * B * P, at<Real>(y));
+    std::copy_n(h + T * B * P, B * P, at<Real>(h_n));
+    if (c_0) std::copy_n(c + T * B * H, B * H, at<Real>(c_n));
+}
+
 template <class Real>
 void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N, long R, long reset_h_step,
            long reset_c_step, long e_stride, bool framed, bool overlaps, Address columns, Address counts, Address gates,
@@ -194,6 +236,8 @@ NB_MODULE(_walks, module) {
     using Released = nb::call_guard<nb::gil_scoped_release>;
     module.def("forward_float32", forward<float>, Released());
     module.def("forward_float64", forward<double>, Released());
+    module.def("infer_float32", infer<float>, Released());
+    module.def("infer_float64", infer<double>, Released());
     module.def("sweep_float32", sweep<float>, Released());
     module.def("sweep_float64", sweep<double>, Released());
     module.def("apply_float32", apply<float>, Released());

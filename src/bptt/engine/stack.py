@@ -96,7 +96,12 @@ class Stack:
             return self._forward(x, tensors, keep)
 
     def _forward(self, x: Tensor, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        initial, weights = self.initial(tensors), self.weights(tensors)
+        weights = self.weights(tensors)
+        if not keep and len(weights) == 1 and self.lengths is None and not self.resets:
+            outputs = self.kernel.infer(self.cell, x, tuple(map(given, tensors[1 : self.outputs])), weights[0])
+            if outputs is not None:
+                return outputs, ()
+        initial = self.initial(tensors)
         tape_gates = keep and self.tapes_gates(x, weights)
         tape: list[Tensor] = []
         finals: list[tuple[Tensor, ...]] = []  # the states of every layer and direction

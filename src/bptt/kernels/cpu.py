@@ -16,6 +16,7 @@ from .kernel import Request, Swept, Tape, Walked, Wanted
 __all__ = ["Cpu", "variants"]
 
 FORWARD = {torch.float32: _walks.forward_float32, torch.float64: _walks.forward_float64}
+INFER = {torch.float32: _walks.infer_float32, torch.float64: _walks.infer_float64}
 SWEEP = {torch.float32: _walks.sweep_float32, torch.float64: _walks.sweep_float64}
 
 Products = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -115,6 +116,22 @@ class Cpu:
         if B:
             FORWARD[x.dtype](self._variant, _code(cell), *sizes, stride, tape_gates, *at, torch.get_num_threads())
         return (h,) if c is None else (h, c), gates if tape_gates else None
+
+    def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
+        _check(cell, x, hx, w, layers=(1,))
+        T, B, inputs = x.shape
+        GH, P = w.hh.shape
+        if B == 0 or not _is_small(x, w):
+            return None
+        H = GH // cell.gates_per_unit
+        outputs = (x.new_empty(T, B, P), x.new_empty(1, B, P), *([x.new_empty(1, B, H)] if cell.states == 2 else []))
+        h_0, c_0 = hx if cell.states == 2 else (hx[0], None)
+        held = [_dense(t) for t in (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)]  # alive until the call is over
+        at = [0 if t is None else t.data_ptr() for t in (*held, *outputs)]
+        if c_0 is None:
+            at.append(0)
+        INFER[x.dtype](self._variant, _code(cell), T, B, inputs, H, P, *at, torch.get_num_threads())
+        return outputs
 
     def walk(
         self,
@@ -220,14 +237,24 @@ class Cpu:
         return da, lam, lam_c, bias, reached
 
 
-def _check(cell: Cell, x: Tensor, initial: tuple[Tensor, ...], w: Weights, reset_state: tuple[Tensor, ...]) -> None:
-    """Raise RuntimeError for what does not fit together: no pointer may lead beyond its tensor."""
+def _check(
+    cell: Cell,
+    x: Tensor,
+    initial: tuple[Tensor, ...],
+    w: Weights,
+    reset_state: tuple[Tensor, ...] = (),
+    layers: tuple[int, ...] = (),
+) -> None:
+    """Raise RuntimeError for what does not fit together: no pointer may lead beyond its tensor.
+
+    layers: the first dimension of the initial states, if they have one beside their own.
+    """
     GH, P = w.hh.shape
     H = GH // cell.gates_per_unit
     sizes = (GH, P, x.shape[2]) == (cell.gates_per_unit * H, P if w.hr is not None else H, w.ih.shape[1])
-    sizes = sizes and len(w.ih) == GH and all(b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh))
+    sizes = sizes and w.ih.shape[0] == GH and all([b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh)])
     sizes = sizes and (w.hr is None or w.hr.shape == (P, H))
-    sizes = sizes and all(s.shape == (x.shape[1], size) for s, size in zip(initial, (P, H), strict=False))
+    sizes = sizes and all([s.shape == (*layers, x.shape[1], size) for s, size in zip(initial, (P, H), strict=False)])
     sizes = sizes and all(r.shape in (s.shape, (len(x), *s.shape)) for r, s in zip(reset_state, initial, strict=False))
     if not sizes:
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w, reset_state))

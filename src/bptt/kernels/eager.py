@@ -55,6 +55,9 @@ class Eager:
                 taped.put(t, gates)
         return tuple(series.whole() for series in states), taped.whole() if tape_gates else None
 
+    def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
+        return None
+
     def walk(
         self,
         cell: Cell,

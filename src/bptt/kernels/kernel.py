@@ -123,6 +123,14 @@ class Kernel(Protocol):
         """
         ...
 
+    def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
+        """y `[T, B, P]` and the final state, h `[1, B, P]` (and c `[1, B, H]`), of one layer without resets or lengths.
+
+        x: `[T, B, I]`. hx: the initial state, shaped like the final one. Nothing is kept: for a call that is not
+        differentiated, in which a step may take less time than its bookkeeping. None: `forward` is the only way.
+        """
+        ...
+
     def walk(
         self,
         cell: Cell,

@@ -78,7 +78,7 @@ class Call:
         states = cls._hidden(layer, flat, hx, batched, sizes)
         refuse_tangents(name, (flat, *states, *weights))
         autocast = torch._C._is_any_autocast_enabled()
-        if hx is not None or flat.shape[-1] != layer.input_size or flat.dtype != weights[0].dtype:
+        if not cls._fits(layer, flat, () if hx is None else states, weights[0].dtype, sizes):
             layer._update_flat_weights()
             layer.check_forward_args(flat, bare(states), sizes)  # type: ignore[arg-type]  # an LSTM takes the pair
             for state in states:
@@ -106,6 +106,20 @@ class Call:
         call.reset_state = call.restarts(layer, reset_state)
         refuse_tangents(name, call.reset_state)
         return call
+
+    @staticmethod
+    def _fits(
+        layer: Recurrent, flat: Tensor, states: tuple[Tensor, ...], dtype: torch.dtype, sizes: Tensor | None
+    ) -> bool:
+        """Whether input and initial states are what torch.nn's checks let pass; these take longer than a small step."""
+        if flat.shape[-1] != layer.input_size or flat.dtype != dtype:
+            return False
+        if not states:
+            return True
+        B = flat.shape[0 if layer.batch_first else 1] if sizes is None else int(sizes[0])
+        K, H = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
+        wide = (layer.proj_size or H, H)
+        return all([s.shape == (K, B, n) and s.dtype == dtype for s, n in zip(states, wide, strict=False)])
 
     @staticmethod
     def _hidden(
