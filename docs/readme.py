@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: `python docs/readme.py`, or `--check` to fail where they are out of date.
+"""Write the generated parts of README.md and docs/speed.md: `python docs/readme.py`, or `--check` to fail if they are old.
 
 A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 from bptt import Chunked, Full, Randomized, Truncated
-from bptt.bench import Results, markdown
+from bptt.bench import Results, markdown, short_markdown
 from bptt.policies import Adaptive, Policy
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 """What `bptt bench --json` saved: the part named bench shows it, once it is there."""
+SPEED = ROOT / "docs" / "speed.md"
+SHORT = ROOT / "benchmarks" / "results" / "short.json"
+"""What `bptt bench inference short --json` saved."""
 STEPS = 8
 DRAW = torch.tensor([0.1, 0.6, 0.9, 0.3, 0.2, 0.8, 0.5], dtype=torch.float64)[:, None]
 """One draw for the picture of randomized truncation: edges 3 and 6 are cut when p = 0.7."""
@@ -104,21 +107,23 @@ def policy_table() -> str:
 
 def main() -> int:
     """Rewrite the parts, or with --check say whether they are up to date."""
-    old = new = README.read_text(encoding="utf-8")
-    parts = {"reach": reach_picture(), "policies": policy_table()}
-    if RESULTS.exists():
-        parts["bench"] = markdown(Results.from_json(RESULTS.read_text(encoding="utf-8")))
-    for name, text in parts.items():
-        pattern = rf"(<!-- {name} -->).*?(<!-- /{name} -->)"
-        new, found = re.subn(pattern, lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", new, flags=re.DOTALL)
-        if found != 1:
-            print(f"README.md must have one part named {name}: found {found}", file=sys.stderr)
+    parts = {README: {"reach": reach_picture(), "policies": policy_table()}, SPEED: {}}
+    for file, name, results, form in ((README, "bench", RESULTS, markdown), (SPEED, "short", SHORT, short_markdown)):
+        if results.exists():
+            parts[file][name] = form(Results.from_json(results.read_text(encoding="utf-8")))
+    for file, texts in parts.items():
+        old = new = file.read_text(encoding="utf-8")
+        for name, text in texts.items():
+            pattern = rf"(<!-- {name} -->).*?(<!-- /{name} -->)"
+            new, found = re.subn(pattern, lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", new, flags=re.DOTALL)
+            if found != 1:
+                print(f"{file.name} must have one part named {name}: found {found}", file=sys.stderr)
+                return 1
+        if "--check" not in sys.argv[1:]:
+            file.write_text(new, encoding="utf-8")
+        elif old != new:
+            print(f"{file.name} is out of date: run python docs/readme.py", file=sys.stderr)
             return 1
-    if "--check" in sys.argv[1:]:
-        if old != new:
-            print("README.md is out of date: run python docs/readme.py", file=sys.stderr)
-        return int(old != new)
-    README.write_text(new, encoding="utf-8")
     return 0
 
 

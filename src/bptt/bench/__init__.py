@@ -1,6 +1,6 @@
 """How fast: contests between bptt and what else there is, checked before they are timed.
 
-    cases -> contests (layers, windows, steps, training) -> clock -> rows -> results -> markdown, verdicts
+    cases -> contests (layers, windows, steps, training, short) -> clock -> rows -> results -> markdown, verdicts
 
 `measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
 """
@@ -18,6 +18,7 @@ from .layers import PEERS as PEERS
 from .layers import Problem as Problem
 from .layers import layer_call as layer_call
 from .markdown import markdown as markdown
+from .markdown import short_markdown as short_markdown
 from .process import can_hold as can_hold
 from .process import cores as cores
 from .process import measured as measured

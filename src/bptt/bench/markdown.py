@@ -10,7 +10,7 @@ from .results import Results, Row
 from .tables import TABLES
 from .words import digits, threads_in_words
 
-__all__ = ["markdown"]
+__all__ = ["markdown", "short_markdown"]
 
 
 def markdown(results: Results) -> str:
@@ -28,6 +28,38 @@ def markdown(results: Results) -> str:
         parts += [_layers(layers)] if layers else []
         parts += [_others(others)] if others else []
     return "\n\n".join(parts)
+
+
+def short_markdown(results: Results) -> str:
+    """Where it was measured; then, for the calls of a few steps, a table for each kind and number of threads.
+
+    A line per T and B, a column per H, in it the ratios of all cells.
+    """
+    machine = results.machine
+    disturbed = "; other programs were running beside it" if any(row.disturbed for row in results.rows) else ""
+    cells = [cell for cell in GATES if any(row.case.cell == cell for row in results.rows)]
+    parts = [
+        f"{machine.processor}, {machine.instructions}; torch {machine.torch}; float32, I = H, "
+        f"`kernel={results.kernel!r}`, {machine.date}{disturbed}. torch.nn's time over bptt's for "
+        f"{', '.join(cell.upper() for cell in cells)}; ~ where the two differ by less than the spread of their samples."
+    ]
+    for table, threads in dict.fromkeys((row.table, row.threads) for row in results.rows):
+        by_case = {row.case: row for row in results.rows if (row.table, row.threads) == (table, threads)}
+        sizes = list(dict.fromkeys(case.H for case in by_case))
+        lines = [
+            f"| {TABLES[table].title}, {threads_in_words(threads)}: T, B | {' | '.join(f'H = {H}' for H in sizes)} |",
+            "|---|" + "---|" * len(sizes),
+        ]
+        for T, B in dict.fromkeys((case.T, case.B) for case in by_case):
+            found = [[by_case[case] for case in by_case if (case.T, case.B, case.H) == (T, B, H)] for H in sizes]
+            entries = [" · ".join(_marked(row) for row in rows) for rows in found]
+            lines.append(f"| {T}, {B} | {' | '.join(entries)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _marked(row: Row, rival: str = "torch.nn") -> str:
+    return _ratio(row, rival) + ("" if row.ratio(rival) is None or not row.alike(rival) else " ~")
 
 
 def _layers(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .results import Row, geometric_mean
+from .tables import TABLES
 from .words import digits, threads_in_words
 
 __all__ = ["Verdict", "judge"]
@@ -14,6 +15,9 @@ SMALL = (100, 1, 32, 32)
 MEANS = {("rnn", "gru"): 4.0, ("lstm",): 1.4}
 SMALL_RATIOS = {"rnn": 25.0, "gru": 25.0, "lstm": 2.0}
 SHARES = {8192: 0.85, 2048: 0.60}
+SHORT_TABLES = ("inference", "short")
+ALIKE = 0.97
+"""The ratio that counts as not slower where the two differ by less than the spread."""
 TWO_LOOPS = ("truncated:32", 1000, 1, 64, 100.0)
 """Gradient, T, B, H, and how many times as fast as the two loops, on one thread."""
 
@@ -64,6 +68,9 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
                 means.append((threads_in_words(threads), geometric_mean(ratios)))
         names = " and ".join(cell.upper() for cell in cells)
         verdicts.append(_verdict(f"geometric mean >= {least:g}x torch.nn over {names} rows", least, means, _times))
+    for name in SHORT_TABLES:
+        few = [row for row in rows if row.table == name]
+        verdicts.append(_never_slower(f"never slower than torch.nn, {TABLES[name].title}", few, "torch.nn"))
     gradient, T, B, H, least = TWO_LOOPS
     loops = [
         row
@@ -78,6 +85,13 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
 def _verdict(goal: str, least: float, values: Sequence[tuple[str, float]], form: Callable[[float], str]) -> Verdict:
     short = sorted((value, where) for where, value in values if value < least)
     return Verdict(goal, len(values), tuple(f"{where}: {form(value)}" for value, where in short))
+
+
+def _never_slower(goal: str, rows: Sequence[Row], rival: str) -> Verdict:
+    """At least 1, or `ALIKE` where the two differ by less than the spread."""
+    ratios = [(row, ratio) for row in rows if (ratio := row.ratio(rival)) is not None]
+    slower = sorted((ratio, _where(row)) for row, ratio in ratios if ratio < (ALIKE if row.alike(rival) else 1.0))
+    return Verdict(goal, len(ratios), tuple(f"{where}: {_times(ratio)}" for ratio, where in slower))
 
 
 def _against(rows: Iterable[Row], rival: str) -> list[tuple[str, float]]:

@@ -67,6 +67,11 @@ class Row:
             return None
         return self.times[rival].median / self.times[self.subject].median
 
+    def alike(self, rival: str) -> bool:
+        """Whether the medians of a rival and the subject, both timed, differ by less than the quartiles of one do."""
+        one, other = self.times[self.subject], self.times[rival]
+        return abs(one.median - other.median) < max(one.high - one.low, other.high - other.low)
+
     @property
     def share(self) -> float | None:
         """The subject's useful FLOP/s over the machine's rate; None where it was not timed, or is more than a layer."""

@@ -13,6 +13,7 @@ from .clock import interleaved, product
 from .contest import TOLERANCE, Contest
 from .layers import PEERS, layer_contest
 from .results import Row
+from .short import SHORT, inference_contest, short_contest
 from .steps import step_contest
 from .training import training_contest
 from .windows import window_contest
@@ -77,6 +78,8 @@ TABLES = {
         lambda case, plan: training_contest(case, plan.kernel),
         tuple(Case(cell, 64, 32, 64, 256) for cell in GATES),
     ),
+    "inference": Table("a few steps, no_grad", lambda case, plan: inference_contest(case, plan.kernel), SHORT),
+    "short": Table("a few steps, forward + backward", lambda case, plan: short_contest(case, plan.kernel), SHORT),
 }
 
 

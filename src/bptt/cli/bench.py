@@ -49,7 +49,7 @@ QUICK = ((100, 1, 32, 32), (100, 32, 128, 128), (35, 32, 256, 256))
 def bench(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TABLE]...", help=f"{', '.join(TABLES)} (default: all)", show_default=False),
+        typer.Argument(metavar="[TABLE]...", help=f"{', '.join(TABLES)} (default: the first four)", show_default=False),
     ] = None,
     cell: Annotated[str, typer.Option(metavar="CELL,...", help="which cells")] = ",".join(GATES),
     shape: Annotated[
@@ -84,7 +84,7 @@ def bench(
     if not console.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
         console = Console(width=140)
     plan = Plan(
-        tables=_names("table", tables, TABLES) if tables else ("layers",) if quick else tuple(TABLES),
+        tables=_names("table", tables, TABLES) if tables else ("layers",) if quick else Plan.tables,
         cells=_names("cell", cell.split(","), GATES),
         shapes=tuple(map(_shape, shape)) if shape else QUICK if quick else SHAPES,
         peers=_peers(peers, console),
@@ -226,7 +226,9 @@ def _table(rows: Sequence[Row]) -> Table:
     held = threads_in_words(rows[0].threads)
     title = f"{TABLES[rows[0].table].title}, {held}, a matrix product runs at {rate:.0f} GFLOP/s"
     layers = any(row.share is not None for row in rows)
-    caption = "x: times as long as the first" + ("; share: of those GFLOP/s" if layers else "")
+    caption = "x: times as long as the first; ~: that differ by less than the spread" + (
+        "; share: of those GFLOP/s" if layers else ""
+    )
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
     table.add_column("T, B, I, H", no_wrap=True)
     table.add_column("cell", no_wrap=True)
@@ -256,4 +258,4 @@ def _ratio(row: Row, rival: str) -> str:
     if rival not in row.errors:
         return ""
     ratio = row.ratio(rival)
-    return "wrong" if ratio is None else digits(ratio)
+    return "wrong" if ratio is None else f"{digits(ratio)} ~" if row.alike(rival) else digits(ratio)

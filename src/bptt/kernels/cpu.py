@@ -252,9 +252,9 @@ def _check(
     GH, P = w.hh.shape
     H = GH // cell.gates_per_unit
     sizes = (GH, P, x.shape[2]) == (cell.gates_per_unit * H, P if w.hr is not None else H, w.ih.shape[1])
-    sizes = sizes and w.ih.shape[0] == GH and all([b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh)])
+    sizes = sizes and w.ih.shape[0] == GH and all(b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh))
     sizes = sizes and (w.hr is None or w.hr.shape == (P, H))
-    sizes = sizes and all([s.shape == (*layers, x.shape[1], size) for s, size in zip(initial, (P, H), strict=False)])
+    sizes = sizes and all(s.shape == (*layers, x.shape[1], size) for s, size in zip(initial, (P, H), strict=False))
     sizes = sizes and all(r.shape in (s.shape, (len(x), *s.shape)) for r, s in zip(reset_state, initial, strict=False))
     if not sizes:
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w, reset_state))

@@ -119,7 +119,7 @@ class Call:
         B = flat.shape[0 if layer.batch_first else 1] if sizes is None else int(sizes[0])
         K, H = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
         wide = (layer.proj_size or H, H)
-        return all([s.shape == (K, B, n) and s.dtype == dtype for s, n in zip(states, wide, strict=False)])
+        return all(s.shape == (K, B, n) and s.dtype == dtype for s, n in zip(states, wide, strict=False))
 
     @staticmethod
     def _hidden(
