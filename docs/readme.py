@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md and docs/speed.md: `python docs/readme.py`, or `--check` to fail if they are old.
+"""Write the generated parts of README.md and docs/speed.md: `python docs/readme.py`; `--check` fails if they are old.
 
 A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """

@@ -39,6 +39,12 @@ ONEDNN_LINEAR = (
 ONEDNN = 5_000_000
 """Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""
 
+ONEDNN_ROWS = 256
+"""Rows from which on oneDNN is asked: it wants the weights in an order of its own, which few rows do not pay for."""
+
+FEW_ROWS = 64
+"""Rows of all steps together up to which the walk multiplies by the weights as they lie, as in csrc/product.hpp."""
+
 
 def variants() -> list[str]:
     """The instruction sets this machine runs, of those the build has; the widest first, which is the one used."""
@@ -121,7 +127,7 @@ class Cpu:
         _check(cell, x, hx, w, layers=(1,))
         T, B, inputs = x.shape
         GH, P = w.hh.shape
-        if B == 0 or not _is_small(x, w):
+        if B == 0 or not (T * B <= FEW_ROWS or _is_small(x, w)):
             return None
         H = GH // cell.gates_per_unit
         outputs = (x.new_empty(T, B, P), x.new_empty(1, B, P), *([x.new_empty(1, B, H)] if cell.states == 2 else []))
@@ -286,7 +292,7 @@ def _linear(x: Tensor, w: Tensor) -> Tensor:
 
     torch.mm asks MKL; oneDNN, which torch has too, took 5 to 25 % less time on the one processor tried, an AMD.
     """
-    if ONEDNN_LINEAR is None or x.dtype != torch.float32 or x.numel() * len(w) < ONEDNN:
+    if ONEDNN_LINEAR is None or x.dtype != torch.float32 or len(x) < ONEDNN_ROWS or x.numel() * len(w) < ONEDNN:
         return torch.mm(x, w.t())
     return ONEDNN_LINEAR(x, w.contiguous(), None, "none", [], "")
 

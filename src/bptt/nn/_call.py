@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.overrides import has_torch_function
 
 from .. import kernels, policies
 from ..cells import Cell
@@ -25,7 +26,7 @@ from ..memory import Checkpoints, Tapes
 if TYPE_CHECKING:
     from ._layers import Recurrent
 
-__all__ = ["Call", "Hidden", "program", "taped"]
+__all__ = ["Call", "Hidden", "by_torch", "program", "taped"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -260,6 +261,22 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
 def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
     """The program that keeps what the layer's memory policy asks for."""
     return with_checkpoints(stack, layer.memory, call.tensors) if isinstance(layer.memory, Checkpoints) else stack
+
+
+def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
+    """(y, the final state) of a differentiated call by torch's own layer, where that is the faster way; else None.
+
+    Of one layer in one direction, where nothing is reset or padded and the gradient is the full one.
+    """
+    T = call.x.shape[0]
+    if T > kernels.STEPS_BY_TORCH or layer.num_layers > 1 or layer.bidirectional or type(call.x) is not Tensor:
+        return None
+    function = kernels.torch_layer(layer.kernel, layer.cell(), call.x)
+    full = T == 1 or isinstance(layer.gradient, policies.Full)  # a policy cuts edges between steps
+    plain = full and call.lengths is None and call.resets is None
+    if function is None or not plain or torch.compiler.is_compiling() or has_torch_function(call.tensors):
+        return None
+    return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
 
 
 def program(

@@ -13,7 +13,7 @@ from .. import cells, kernels, policies
 from ..engine import Stack, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from ._call import Call, Hidden, program, taped
+from ._call import Call, Hidden, by_torch, program, taped
 from ._symbolic import fx_node
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
@@ -110,6 +110,8 @@ class Recurrent(torch.nn.RNNBase):
             return self._recorded(input, hx, resets, reset_state)
         call = Call.of(self, input, hx, resets, reset_state)
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
+        if differentiated and (outputs := by_torch(self, call)) is not None:
+            return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
         stack = program(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
             if torch.compiler.is_exporting():
