@@ -34,7 +34,7 @@ def parameter_gradients(
         ih = torch.mm(steps_of(da, present).t(), steps_of(x, present))
     if needs[1] and hh is None:
         prev = steps_of(tape.prev[0], present)
-        hh = _joined([torch.mm(steps_of(part, present).t(), prev) for part in parts])
+        hh = _products([steps_of(part, present).t() for part in parts], prev)
     grads: list[Tensor | None] = [ih, hh]
     if needs_bias:
         if walked.bias is None:
@@ -55,6 +55,16 @@ def steps_of(x: Tensor, present: Tensor | None) -> Tensor:
     """`[T, B, F]` -> `[rows, F]`: the rows of `[T * B]` that are steps of a sequence; None is all."""
     rows = x.flatten(0, 1)
     return rows if present is None else rows.index_select(0, present)
+
+
+def _products(parts: list[Tensor], x: Tensor) -> Tensor:
+    """Each of the parts times x, one below the other: written where it stands, unless autograd records."""
+    if len(parts) == 1 or torch.is_grad_enabled():
+        return _joined([torch.mm(part, x) for part in parts])
+    found = x.new_empty(sum(part.shape[0] for part in parts), x.shape[1])
+    for part, rows in zip(parts, found.split([part.shape[0] for part in parts]), strict=True):
+        torch.mm(part, x, out=rows)
+    return found
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

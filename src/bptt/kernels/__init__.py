@@ -5,6 +5,7 @@ A new kernel is one file and one entry in `KERNELS`, in order of preference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,9 +38,17 @@ KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "eager": Eager()}
 """Every kernel by name, the preferred first."""
 
 
-STEPS_BY_TORCH = 2
-"""Steps of a differentiated call of a simple RNN up to which torch's own layer, two products and a tanh a step that
-autograd records, takes less time than a function with a gradient of its own (measured at B = 1, H = 32)."""
+BY_TORCH: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], int, float]] = {
+    "tanh": (torch.rnn_tanh, 2, math.inf),
+    "relu": (torch.rnn_relu, 2, math.inf),
+    "gru": (torch.gru, 1, 1),
+}
+"""By cell: torch's own function for a differentiated call of one layer, and the most steps and lanes it is called for.
+
+Autograd's record of its two products and few element-wise operations takes less time than a function with a gradient of
+its own, which by then has hardly been of use: measured at H = 32 to 1024."""
+
+NOT_BY_TORCH = (None, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,9 @@ def torch_layer(name: str, cell: Cell, x: Tensor) -> Callable[..., tuple[Tensor,
 
     Its gradient is the full one. None: a kernel runs.
     """
-    if name != "auto" or x.shape[0] > STEPS_BY_TORCH or not isinstance(cell, RNN) or x.device.type != "cpu":
-        return None
-    return {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}.get(cell.nonlinearity)
+    function, steps, lanes = BY_TORCH.get(cell.nonlinearity if isinstance(cell, RNN) else cell.name, NOT_BY_TORCH)
+    T, B, _ = x.shape
+    return function if name == "auto" and steps >= T and lanes >= B and x.device.type == "cpu" else None
 
 
 class Layer(Protocol):

@@ -29,6 +29,9 @@ SMALL = 15_000_000
 """Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
 H = 128, where they took four fifths of the time of a BLAS's calls."""
 
+NEAR = 2**18, 70_000_000
+"""Weights up to which they stay in a cache of a core, and with which that holds up to so many multiplications."""
+
 ONEDNN_LINEAR = (
     torch.ops.mkldnn._linear_pointwise.default
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -42,8 +45,9 @@ ONEDNN = 5_000_000
 ONEDNN_ROWS = 256
 """Rows from which on oneDNN is asked: it wants the weights in an order of its own, which few rows do not pay for."""
 
-FEW_ROWS = 64
-"""Rows of all steps together up to which the walk multiplies by the weights as they lie, as in csrc/product.hpp."""
+FEW_ROWS, FEW_ROWS_BACK = 64, 16
+"""Rows of all steps together up to which that holds whatever their size: forward the walk multiplies by the weights as
+they lie (few_rows of csrc/product.hpp); backward so few rows make a product with hardly a sum in it."""
 
 
 def variants() -> list[str]:
@@ -94,7 +98,7 @@ class Cpu:
         stride = cell.taped(w) if tape_gates else GH
         # The input product comes first, into what the walk makes gates or, for a simple RNN, states of.
         into = h[1:] if cell.gates_per_unit == 1 else None
-        small = lengths is None and _is_small(x, w)
+        small = lengths is None and _is_small(x, w, FEW_ROWS)
         if into is None and (small or stride > GH or lengths is not None):
             into = x.new_empty(T, B, stride)
         gates = into if small else _input_product(x, w, into, lengths)
@@ -127,7 +131,7 @@ class Cpu:
         _check(cell, x, hx, w, layers=(1,))
         T, B, inputs = x.shape
         GH, P = w.hh.shape
-        if B == 0 or not (T * B <= FEW_ROWS or _is_small(x, w)):
+        if B == 0 or not _is_small(x, w, FEW_ROWS):
             return None
         H = GH // cell.gates_per_unit
         outputs = (x.new_empty(T, B, P), x.new_empty(1, B, P), *([x.new_empty(1, B, H)] if cell.states == 2 else []))
@@ -154,7 +158,7 @@ class Cpu:
         T, B, _ = x.shape
         covers = frames.walks.covers
         products: Products = (None, None, None)
-        small = covers and B > 0 and _is_small(x, w)
+        small = covers and B > 0 and _is_small(x, w, FEW_ROWS_BACK)
         if small:
             weights = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if wanted.weights else (None, None)
             products = (x.new_empty(x.shape) if wanted.x else None, *weights)
@@ -280,11 +284,13 @@ def _named(
     return [(name, t) for name, t in named.items() if t is not None]
 
 
-def _is_small(x: Tensor, w: Weights) -> bool:
+def _is_small(x: Tensor, w: Weights, few: int) -> bool:
     """Whether the products over all steps are done with the walk, since a call of the BLAS would take longer."""
     GH, P = w.hh.shape
     T, B, inputs = x.shape
-    return T * B * GH * (inputs + P) <= SMALL
+    weights = GH * (inputs + P)
+    near, most = NEAR
+    return T * B <= few or T * B * weights <= (most if weights <= near else SMALL)
 
 
 def _linear(x: Tensor, w: Tensor) -> Tensor:

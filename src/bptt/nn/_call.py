@@ -268,13 +268,12 @@ def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
 
     Of one layer in one direction, where nothing is reset or padded and the gradient is the full one.
     """
-    T = call.x.shape[0]
-    if T > kernels.STEPS_BY_TORCH or layer.num_layers > 1 or layer.bidirectional or type(call.x) is not Tensor:
-        return None
     function = kernels.torch_layer(layer.kernel, layer.cell(), call.x)
-    full = T == 1 or isinstance(layer.gradient, policies.Full)  # a policy cuts edges between steps
+    if function is None or layer.num_layers > 1 or layer.bidirectional or type(call.x) is not Tensor:
+        return None
+    full = call.x.shape[0] == 1 or isinstance(layer.gradient, policies.Full)  # a policy cuts edges between steps
     plain = full and call.lengths is None and call.resets is None
-    if function is None or not plain or torch.compiler.is_compiling() or has_torch_function(call.tensors):
+    if not plain or torch.compiler.is_compiling() or has_torch_function(call.tensors):
         return None
     return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
 
