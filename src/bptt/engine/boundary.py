@@ -180,12 +180,12 @@ class _Transformable(_Boundary):
         ctx.mark_non_differentiable(*kept)
         ctx.save_for_backward(*given, *kept)
         ctx.set_materialize_grads(False)
-        ctx.witnesses = ()
+        ctx.witnesses, ctx.outputs = (), program.outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        outputs, held = ctx.program.outputs, ctx.ends[1] - ctx.ends[0]
-        return (*_Boundary.backward(ctx, *cotangents[:outputs]), *[None] * held)
+        inputs, first, _ = ctx.ends
+        return (*_Boundary.backward(ctx, *cotangents[: ctx.outputs]), *[None] * (first - inputs))
 
 
 def _own(outputs: tuple[Tensor, ...], reads: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
