@@ -36,6 +36,9 @@ from .loops import (
 
 Agree = Callable[..., None]
 
+# torch's compiler itself asks what it is given for its .grad.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 
 
