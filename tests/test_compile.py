@@ -22,6 +22,8 @@ import bptt
 from bptt.engine import boundary, ops
 from bptt.nn._call import Call, program
 
+pytestmark = pytest.mark.slow
+
 Agree = Callable[..., None]
 I, H = 3, 5
 

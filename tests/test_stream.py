@@ -243,6 +243,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @needs_status
 def test_a_long_sequence_takes_little_memory():
     """x and y would take 39 MiB, the whole tape 146 MiB."""

@@ -40,6 +40,7 @@ def test_a_run_gets_a_verdict_a_report_and_pictures(run: Path, capsys: pytest.Ca
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_fresh_layer_of_a_given_radius(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = bptt(capsys, "flow", *FRESH, "--nonlinearity", "identity", "--radius", 1.25, "--out", tmp_path / "new")
     assert result.status == 0, result.err

@@ -11,6 +11,8 @@ from train.tiny import write_text
 
 from .command import bptt
 
+pytestmark = pytest.mark.slow
+
 
 def read(run: Path) -> EventAccumulator:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "scalars": 0})

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from bptt.train import InputError, checkpoints
 from bptt.train.errors import DamagedError
 
+pytestmark = pytest.mark.slow
+
 STATE: dict[str, Any] = {
     "model": {"w": torch.arange(6.0).reshape(2, 3)},
     "position": {"step": 3},

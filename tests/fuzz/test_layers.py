@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import build, ours
 from torch import Tensor
+
+pytestmark = pytest.mark.slow
 
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 DTYPES = [torch.float32, torch.float64]

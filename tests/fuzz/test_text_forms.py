@@ -15,6 +15,8 @@ from bptt import memory, policies
 from bptt.train import Config, InputError
 from bptt.train.network import build_model
 
+pytestmark = pytest.mark.slow
+
 NAMES = [entry.name for entry in fields(Config)]
 VALUES: st.SearchStrategy[Any] = st.one_of(
     st.integers(-3, 5),

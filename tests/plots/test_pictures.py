@@ -19,6 +19,8 @@ from PIL import Image
 
 from bptt import plots
 
+pytestmark = pytest.mark.slow
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "lag_map": lambda: plots.lag_map(made.lag_map()),
     "lag_map second layer": lambda: plots.lag_map(made.lag_map(layers=2), layer=1),

@@ -377,6 +377,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @needs_status
 def test_files_larger_than_the_memory_allowed(tmp_path: Path):
     """A file of 2 GB of tokens and one text of 96 MB, sparse on disk, where 64 MB more are allowed."""

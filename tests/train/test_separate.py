@@ -113,6 +113,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @needs_status
 def test_a_text_is_never_in_memory_as_a_whole(tmp_path: Path):
     """Two documents of 24 MiB each and many short ones: their ids would take 400 MiB."""

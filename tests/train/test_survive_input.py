@@ -21,6 +21,8 @@ from bptt.train import Config, Trainer, Vocabulary, fit, prepare, start
 
 from .tiny import TEXT, tiny, write_text
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
