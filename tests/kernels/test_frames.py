@@ -79,3 +79,16 @@ def test_columns_made_in_inference_mode_serve_a_second_derivative() -> None:
     y, _ = layer(x)
     (grad,) = torch.autograd.grad(y.square().sum(), layer.weight_hh_l0, create_graph=True)
     grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("policy", ["full", "truncated:2"])
+def test_columns_made_inside_a_transform_outlive_it(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_KEPT", {})
+    layer, x = bptt.nn.GRU(2, 3, gradient=policy), torch.randn(11, 1, 2)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,))[0].square().sum())(parameters)
+    kept = [
+        getattr(f, name) for f in frames._KEPT.values() for name in ("start", "lane", "first", "last", "end", "top")
+    ]
+    assert kept
+    assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, kept))

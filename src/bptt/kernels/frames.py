@@ -192,7 +192,7 @@ def _kept(reach: Reach, T: int, B: int) -> Frames:
     if found is not None:
         _KEPT[key] = found
         return found
-    with torch.inference_mode(False):  # for calls in any mode
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():  # for calls in any mode, in any transform or none
         found = _even(reach, T, B)
     kept = [*_KEPT.items(), (key, found)]
     held = sum(frames.kept_bytes for _, frames in kept)
