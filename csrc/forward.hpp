@@ -232,8 +232,7 @@ void forward_walk(const Forward<T> &a, void *memory, const Worker &worker) {
                 const long row = t * a.B + (a.lane ? a.lane[n] : n);
                 const bool reset = a.resets && a.resets[row];
                 s.at[n - g0] = row;
-                s.h_prev[n - g0] =
-                    reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros) : a.h + row * a.P;
+                s.h_prev[n - g0] = reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros) : a.h + row * a.P;
                 if (a.c)
                     s.c_prev[n - g0] =
                         reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros) : a.c + row * a.H;

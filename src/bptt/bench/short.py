@@ -6,6 +6,7 @@ Of such a call the arithmetic may be the smaller part: what counts is what a ker
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def inference_contest(case: Case, kernel: str = "auto") -> Contest:
     problem = Problem.of(case)
     states = 2 if case.cell == "lstm" else 1
     hx = tuple(torch.randn(1, case.B, case.H) for _ in range(states))
-    exact = type(problem.layer)(case.I, case.H, dtype=torch.float64)
+    kind: Any = type(problem.layer)
+    exact = kind(case.I, case.H, dtype=torch.float64)
     exact.load_state_dict(problem.layer.state_dict())
     truth = _call(exact, problem.x.double(), tuple(state.double() for state in hx))()
     calls = {

@@ -288,9 +288,9 @@ def _is_small(x: Tensor, w: Weights, few: int) -> bool:
     """Whether the products over all steps are done with the walk, since a call of the BLAS would take longer."""
     GH, P = w.hh.shape
     T, B, inputs = x.shape
-    weights = GH * (inputs + P)
+    rows, weights = T * B, GH * (inputs + P)
     near, most = NEAR
-    return T * B <= few or T * B * weights <= (most if weights <= near else SMALL)
+    return rows <= few or rows * weights <= (most if weights <= near else SMALL)
 
 
 def _linear(x: Tensor, w: Tensor) -> Tensor:
