@@ -107,3 +107,15 @@ def test_the_named_kernel_is_the_one_that_runs(cell: str, monkeypatch: pytest.Mo
         ran.clear()
         measure(copy.deepcopy(ours(theirs, kernel=name)), data)
         assert ran == [expected] * 2
+
+
+def test_a_step_left_to_torch_is_told_and_keeps_its_precision() -> None:
+    layer, x = bptt.nn.RNN(4, 5), torch.randn(1, 2, 4)
+    assert bptt.explain(layer, x).startswith("torch's own layer where it is differentiated without resets")
+    assert "torch's own" not in bptt.explain(bptt.nn.RNN(4, 5, kernel="cpu"), x)
+    assert "torch's own" not in bptt.explain(layer, torch.randn(3, 2, 4))
+    expected, _ = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = layer(x)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+    assert y.dtype == torch.float32

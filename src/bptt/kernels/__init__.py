@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import RNN, Cell
 from ..memory import Checkpoints, Memory, keeps_gates
-from ..policies import Policy
+from ..policies import Full, Policy
 from .cpu import Cpu as Cpu
 from .cpu import variants as variants
 from .eager import Eager as Eager
@@ -94,16 +94,6 @@ def _choose(name: str, request: Request, kernels: tuple[Kernel, ...]) -> Choice:
     raise RuntimeError(f"no kernel can run this layer: {'; '.join(passed_over)}")
 
 
-def torch_layer(name: str, cell: Cell, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """torch's own function for a differentiated call of one layer on x `[T, B, I]`, where `name` leaves it to torch.
-
-    Its gradient is the full one. None: a kernel runs.
-    """
-    function, steps, lanes = BY_TORCH.get(cell.nonlinearity if isinstance(cell, RNN) else cell.name, NOT_BY_TORCH)
-    T, B, _ = x.shape
-    return function if name == "auto" and steps >= T and lanes >= B and x.device.type == "cpu" else None
-
-
 class Layer(Protocol):
     """What `explain` asks of a layer: a `bptt.nn` layer has it."""
 
@@ -111,6 +101,7 @@ class Layer(Protocol):
     hidden_size: int
     num_layers: int
     bidirectional: bool
+    batch_first: bool
 
     @property
     def kernel(self) -> str: ...
@@ -122,6 +113,20 @@ class Layer(Protocol):
     def gradient(self) -> Policy: ...
 
     def cell(self) -> Cell: ...
+
+
+def torch_layer(layer: Layer, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """torch's own function for a differentiated call on x `[T, B, I]`, where kernel="auto" leaves it to torch.
+
+    That is of one layer in one direction, under a policy that cuts nothing in so few steps. None: a kernel runs.
+    """
+    cell = layer.cell()
+    function, steps, lanes = BY_TORCH.get(cell.nonlinearity if isinstance(cell, RNN) else cell.name, NOT_BY_TORCH)
+    T, B, _ = x.shape
+    fits = layer.kernel == "auto" and steps >= T and lanes >= B and x.device.type == "cpu"
+    if not fits or layer.num_layers > 1 or layer.bidirectional:
+        return None
+    return function if T == 1 or isinstance(layer.gradient, Full) else None
 
 
 def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
@@ -154,8 +159,14 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
         kept = "states and gates" if gate_bytes and keeps_gates(layer.memory, gate_bytes) else "states"
         memory = repr(layer.memory)
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
+    by_torch = ""
+    if data is x:
+        steps = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if layer.batch_first else x
+        if torch_layer(layer, steps) is not None:
+            by_torch = "torch's own layer where it is differentiated without resets: faster for so few steps; else "
     return (
-        f"kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: {choice.reason}\n"
+        f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: "
+        f"{choice.reason}\n"
         f"keeps {kept}: memory={memory}, the gates take {gate_bytes:,} bytes\n"
         f"gradient {layer.gradient}"
     )

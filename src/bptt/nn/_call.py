@@ -268,12 +268,12 @@ def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
 
     Of one layer in one direction, where nothing is reset or padded and the gradient is the full one.
     """
-    function = kernels.torch_layer(layer.kernel, layer.cell(), call.x)
-    if function is None or layer.num_layers > 1 or layer.bidirectional or type(call.x) is not Tensor:
-        return None
-    full = call.x.shape[0] == 1 or isinstance(layer.gradient, policies.Full)  # a policy cuts edges between steps
-    plain = full and call.lengths is None and call.resets is None
+    plain = call.lengths is None and call.resets is None and type(call.x) is Tensor
+    plain = plain and not torch._C._is_any_autocast_enabled()  # in which torch's layer computes products less precisely
     if not plain or torch.compiler.is_compiling() or has_torch_function(call.tensors):
+        return None
+    function = kernels.torch_layer(layer, call.x)
+    if function is None:
         return None
     return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
 
