@@ -127,7 +127,7 @@ def test_without_jax_its_column_is_left_out(capsys: pytest.CaptureFixture[str], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer"], "table must be one of layers, windows, scan, train: got 'layer'"),
+        (["layer"], "table must be one of layers, windows, scan, train, inference, short: got 'layer'"),
         (["--cell", "lstm,tcn"], "cell must be one of rnn, gru, lstm: got 'tcn'"),
         (["scan", "--cell", "gru"], "cell must be one that scan has: got 'gru'"),
         (["--shape", "5,2,3"], "shape must be four whole numbers of at least 1, T,B,I,H: got '5,2,3'"),

@@ -46,6 +46,6 @@ def largest_error(answer: Sequence[Any], truth: Sequence[Array], names: Sequence
     worst = (0.0, names[0])
     for value, true, name in zip(answer, truth, names, strict=True):
         array = np.asarray(value, dtype=np.float64)
-        error = float(np.abs(array - true).max() / np.abs(true).max()) if array.shape == true.shape else np.inf
+        error = float(np.abs(array - true).max() / (np.abs(true).max() or 1)) if array.shape == true.shape else np.inf
         worst = max(worst, (error if np.isfinite(error) else np.inf, name), key=lambda pair: pair[0])
     return worst

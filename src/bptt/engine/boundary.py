@@ -143,8 +143,6 @@ class _Boundary(torch.autograd.Function):
         program, (inputs, first, last) = ctx.program, ctx.ends
         if first > inputs:
             program = program.holding(saved[inputs:first])
-        if not _keeps_graph():
-            ctx.program = None
         tensors, outputs, tape = saved[:inputs], saved[first:last], saved[last:]
         needs = ctx.needs_input_grad[1 : 1 + inputs]
         if torch.is_grad_enabled():
@@ -152,9 +150,12 @@ class _Boundary(torch.autograd.Function):
         elif any(map(_version, ctx.witnesses)):
             outputs, tape = program.forward(tensors, keep=True)
         if tape is not None and type(program) in PULLBACKS and seen(tensors[0]):
-            return (None, *PULLBACKS[type(program)](program, tensors, outputs, tape, cotangents, needs))
-        with named(program.name, "backward"):
-            grads = program.backward(tensors, outputs, tape, cotangents, needs)
+            grads = PULLBACKS[type(program)](program, tensors, outputs, tape, cotangents, needs)
+        else:
+            with named(program.name, "backward"):
+                grads = program.backward(tensors, outputs, tape, cotangents, needs)
+        if not _keeps_graph():  # what has failed may be called again
+            ctx.program = None
         return (None, *grads)
 
 

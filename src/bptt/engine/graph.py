@@ -30,7 +30,9 @@ def graph_gradients(stack: Stack, tensors: Tensors, cotangents: Tensors, needs: 
     """The gradient of every input that needs one, from the cotangents of the outputs, as a recorded computation."""
     # Views of their own: a weight that was computed from another input must not pass its gradient on to that one.
     inputs = tuple(None if t is None else t.view_as(t) for t in tensors)
-    wanted = [given(t) for t, need in zip(inputs, needs, strict=True) if need]
+    # In a transform, an input that comes from outside of it needs a gradient elsewhere, and has none here.
+    asked = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+    wanted = [t for t in asked if t.requires_grad]
     with own_precision(given(tensors[0]).device):
         reached = [
             (output, cotangent)
@@ -48,7 +50,8 @@ def graph_gradients(stack: Stack, tensors: Tensors, cotangents: Tensors, needs: 
             if reached and wanted
             else map(torch.zeros_like, wanted)
         )
-        return tuple(next(found) if need else None for need in needs)
+        grads = iter([next(found) if t.requires_grad else torch.zeros_like(t) for t in asked])
+        return tuple(next(grads) if need else None for need in needs)
 
 
 def policy_graph(stack: Stack, tensors: Tensors) -> tuple[Tensor, ...]:
