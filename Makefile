@@ -31,7 +31,7 @@ demo: setup      ## train on real text for a minute or two, sample, say where ev
 test: setup      ## run the tests
 	$(BIN)/python -m pytest -n 2 -q
 
-quick: setup     ## run those that are not slow: under three minutes on two cores
+quick: setup     ## run those that are not marked slow
 	$(BIN)/python -m pytest -n 2 -q -m 'not slow'
 
 oldest:          ## run the tests with the lowest versions of torch and NumPy that pyproject.toml allows
