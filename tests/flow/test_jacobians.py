@@ -89,16 +89,39 @@ def test_other_cells_have_no_such_bound(name: str) -> None:
     assert (bptt.flow.jacobians(layer, x).bound, found.bound, found.beta_w, found.beta_h) == (None,) * 4
 
 
-def test_resets_and_the_ends_of_lanes_are_zero() -> None:
+def test_behind_the_end_of_a_lane_there_is_no_data() -> None:
     layer = layer_of("gru")
     packed = pack_sequence([torch.randn(n, I, dtype=DOUBLE) for n in (5, 2)])
     found = bptt.flow.jacobians(layer, packed)
-    assert_array_equal(found.norm[2:, 1], 0)
-    assert np.all(found.norm[:, 0] > 0)
-    long = bptt.flow.products(layer, packed, lane=1)
-    assert np.all(np.isfinite(long.log_singular[:2]))
-    assert_array_equal(long.log_singular[2:], -np.inf)
-    assert_array_equal(long.singular[2:], 0)
+    assert_array_equal(found.there, np.arange(5)[:, None] < [5, 2])
+    assert_array_equal(np.isnan(found.norm), ~found.there)
+    assert "not finite" not in bptt.flow.conclusion(found)
+    short = bptt.flow.products(layer, packed, lane=1)
+    assert_array_equal(short.n, [0, 1])  # as many as the lane has
+    assert np.all(np.isfinite(short.log_singular))
+    with pytest.raises(ValueError, match=r"steps must be 0\.\.1, what follows state 0: got 2"):
+        bptt.flow.products(layer, packed, lane=1, steps=2)
+
+
+def test_a_reset_is_told_apart_from_a_net_that_forgets() -> None:
+    class Episodes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = bptt.nn.init.identity_(bptt.nn.RNN(I, 4, nonlinearity="identity"), 0.99)
+
+        def forward(self, x: Tensor) -> Tensor:
+            resets = torch.zeros(x.shape[:2], dtype=torch.bool)
+            resets[10] = True
+            return self.rnn(x, resets=resets)[0]
+
+    recording = bptt.flow.record(Episodes(), torch.zeros(30, 2, I), lambda y: y.sum())
+    found = bptt.flow.jacobians(recording)
+    assert_array_equal(found.norm[10], 0)
+    assert_array_equal(found.there, (np.arange(30) != 10)[:, None].repeat(2, 1))
+    assert bptt.flow.conclusion(found).startswith("Every step contracts: |J_t| is at most 0.99")
+    said = bptt.flow.conclusion(bptt.flow.products(recording))
+    assert "The product of 9 Jacobians keeps lengths to within a factor of 2" in said
+    assert said.endswith("then a reset ends the lane's memory, after 9 steps")
 
 
 # Products whose singular values are known

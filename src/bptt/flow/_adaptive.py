@@ -18,7 +18,8 @@ from torch import Tensor
 from ..engine import Stack
 from ..kernels import Columns, Frames, Swept, Wanted
 from ..policies import Adaptive, Reach
-from ._lags import _count, _tail, fit_decay
+from ._horizon import fit_decay
+from ._lags import _count, _tail
 from ._recording import Loss, Recording, recorded
 
 __all__ = ["Adapted", "adapt", "adapted", "contributions", "smallest_window"]

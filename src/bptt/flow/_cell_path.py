@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells import LSTM
-from ._chain import LayerChain, jacobian
+from ._chain import LayerChain, jacobian, lengths_of
 from ._jacobians import checked_span
 from ._recording import Loss, Recording, recorded
 
@@ -22,7 +22,9 @@ __all__ = ["CellPath", "cell_path"]
 
 @dataclass(frozen=True, eq=False)
 class CellPath:
-    """How a perturbation of the state at step `start` fares, by the cell alone and by all paths, mean over lanes.
+    """How a perturbation of the state at step `start` fares, by the cell alone and by all paths.
+
+    Mean over the lanes that last so long without a reset.
 
     layer, start (k). n: `[K+1]` steps later. path: `[K+1]` largest entry of prod f_j, the norm of the diagonal matrix
     that the path through the cell alone is. path_mean: `[K+1]` its mean over units. full_c: `[K+1]` spectral norm of
@@ -39,6 +41,7 @@ class CellPath:
     full_c: npt.NDArray[np.float64]
     full: npt.NDArray[np.float64]
     memory: npt.NDArray[np.float64]
+    lanes: npt.NDArray[np.int64] | None = None
 
 
 def cell_path(
@@ -81,18 +84,28 @@ def cell_path(
     start, _, steps = checked_span(chain, start, steps)
     if lanes is not None and index(lanes) < 1:
         raise ValueError(f"lanes must be at least 1: got {lanes}")
+    passes = _passes(chain, start, steps)[:, :lanes]
     units = _log_path(chain, start, steps)[:, :lanes]
     by_cell, by_all = _log_full(chain, start, steps, lanes)
     return CellPath(
         layer=chain.name,
         start=start,
         n=np.arange(steps + 1),
-        path=_mean(units.amax(-1)),
-        path_mean=_mean(units.flatten(1)),
-        full_c=_mean(by_cell),
-        full=_mean(by_all),
+        path=_mean(units.amax(-1), passes),
+        path_mean=_mean(units.logsumexp(-1) - math.log(units.shape[-1]), passes),
+        full_c=_mean(by_cell, passes),
+        full=_mean(by_all, passes),
         memory=_memory(chain),
+        lanes=passes.sum(1).cpu().numpy(),
     )
+
+
+def _passes(chain: LayerChain, start: int, steps: int) -> Tensor:
+    """Whether every lane lasts to step `start` + n without a reset on the way, bool `[steps + 1, B]`."""
+    span = range(start + 1, start + steps + 1)
+    lengths = lengths_of(chain).to(chain.device)
+    rows = [lengths > start, *(chain.open(t) & (lengths > t) for t in span)]
+    return torch.stack(rows).long().cumprod(0).bool()
 
 
 def _forget(chain: LayerChain) -> Tensor:
@@ -135,9 +148,11 @@ def _norm(J: Tensor) -> Tensor:
     return values.clamp(min=0).sqrt().where(finite, torch.nan)
 
 
-def _mean(logs: Tensor) -> npt.NDArray[np.float64]:
-    """The mean of exp(logs) over the last dimension; only what is too large itself overflows."""
-    return (logs.logsumexp(-1) - math.log(logs.shape[-1])).exp().cpu().numpy()
+def _mean(logs: Tensor, passes: Tensor) -> npt.NDArray[np.float64]:
+    """The mean of exp(logs) over the lanes that pass, both `[K + 1, B]`; only what is too large itself overflows."""
+    total = logs.masked_fill(~passes, -torch.inf).logsumexp(-1)
+    count = passes.sum(-1, dtype=logs.dtype)
+    return (total - count.log()).exp().where(count > 0, torch.nan).cpu().numpy()
 
 
 def _memory(chain: LayerChain) -> npt.NDArray[np.float64]:

@@ -18,7 +18,7 @@ from ..cells import Weights
 from ..policies import Full
 from ._recording import Loss, Recording, recorded
 
-__all__ = ["Chain", "LayerChain", "Subject", "chain_of", "jacobian"]
+__all__ = ["Chain", "LayerChain", "Subject", "chain_of", "jacobian", "lengths_of"]
 
 
 class Chain(Protocol):
@@ -124,6 +124,13 @@ class LayerChain:
             if final is not None:
                 part[lengths.to(self.device) - 1, lanes] += final[self.k]
         return errors
+
+
+def lengths_of(chain: Chain) -> Tensor:
+    """Steps of every lane `[B]` on the CPU: a step beyond is padding, not part of the chain."""
+    if isinstance(chain, LayerChain):
+        return chain.recording.lengths
+    return torch.full((chain.B,), chain.edges[-1] + 1, device="cpu")
 
 
 Subject = torch.nn.Module | Recording | Chain

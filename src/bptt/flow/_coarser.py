@@ -15,9 +15,11 @@ Floats = npt.NDArray[np.float64]
 def coarser(measure: LagMap, layer: int, most: int) -> tuple[Floats, Floats, Floats]:
     """(t, lag, norm `[N, K]`) of one layer, at most `most` along each axis: the longer ones are averaged.
 
-    Means over neighbours; NaN only where all of them are NaN.
+    Means over neighbours with data: NaN where there is none, infinite where one of them is not finite.
     """
-    norm, axes = measure.norm[layer], [measure.t.astype(np.float64), measure.lag.astype(np.float64)]
+    each = measure.each[layer]
+    norm = np.where(measure.there[layer] & ~np.isfinite(each), np.inf, each)
+    axes = [measure.t.astype(np.float64), measure.lag.astype(np.float64)]
     for dim in (0, 1):
         length = norm.shape[dim]
         starts = np.arange(0, length, -(-length // most))

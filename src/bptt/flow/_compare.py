@@ -19,7 +19,8 @@ from torch import Tensor
 from ..policies import Adaptive, Full, Policy, Randomized, parse
 from ._adaptive import adapted, contributions
 from ._allocations import peak_bytes
-from ._lags import _count, fit_decay
+from ._horizon import fit_decay
+from ._lags import _count
 from ._policy_gradient import PolicyGradient, gradient_vector, under
 from ._recording import Loss, Recording, recorded
 

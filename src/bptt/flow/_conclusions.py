@@ -13,24 +13,30 @@ import numpy.typing as npt
 from ._cell_path import CellPath
 from ._compare import Comparison, Row
 from ._gates import Gates
+from ._horizon import horizon, left, settled
 from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags, Shares
 from ._lyapunov import Lyapunov
 from ._spectrum import Spectrum
 from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
 
-__all__ = ["conclusion", "steepest", "total_error"]
+__all__ = ["NO_LOSS", "conclusion", "reach_of", "steepest", "stuck", "total_error"]
 
 Floats = npt.NDArray[np.float64]
 
+GONE = 100.0
+"""The factor by which a product shrinks or grows from which on it is said to vanish or explode."""
 CLOSE = 0.1
 """The relative error up to which a gradient is called close to the full one."""
+KEEPS = ("f", "z")
+"""The gates that keep the state where they are 1: open for long is how a net remembers, and no fault."""
 SATURATED = 0.5
 """The fraction of a gate's values at its ends from which on it is called saturated."""
 ROUNDING = 1e-6
 """How far from 1 a norm may lie to be called 1."""
 ON_CIRCLE = 0.01
 """How far from 1 a spectral radius may lie to be called on the unit circle."""
+NO_LOSS = "no gradient flows: no loss reaches this layer"
 _ONE_LAG = "only lag 0 was measured: nothing is known of how far gradients travel"
 
 
@@ -55,29 +61,36 @@ def conclusion(measure: Any, layer: int | None = None) -> str:
 @conclusion.register
 def _(measure: LagMap, layer: int | None = None) -> str:
     i = layer or 0
-    norm, t, lag = measure.norm[i], measure.t, measure.lag
-    inside = t[:, None] >= lag[None, :]
-    if np.any(inside & ~np.isfinite(norm)):
-        share = np.count_nonzero(inside & ~np.isfinite(norm)) / np.count_nonzero(inside)
+    there, norm, t = measure.there[i], measure.each[i], measure.t
+    if not np.any(there):
+        return _say(measure.layers, i, NO_LOSS)
+    if np.any(there & ~np.isfinite(norm)):
+        share = np.count_nonzero(there & ~np.isfinite(norm)) / np.count_nonzero(there)
         return _say(measure.layers, i, f"{percent(share)} of what the losses send back is not finite")
-    far = t >= lag[-1]  # the losses that can be seen at every lag, where there are any
-    kept = (far if np.any(far) else np.ones(len(t), dtype=bool)) & (np.nansum(norm, axis=1) > 0)
+    reaches = np.count_nonzero(there, axis=1)  # lags that each loss reaches: where there is data, it begins at lag 0
+    far = reaches == reaches.max()
+    kept = far & (np.nansum(norm, axis=1) > 0)
+    if not np.any(kept):
+        kept = np.nansum(norm, axis=1) > 0
     if not np.any(kept):
         return _say(measure.layers, i, "no loss sends anything back: every norm is 0")
-    if len(lag) == 1:
+    if reaches.max() == 1:
         return _say(measure.layers, i, _ONE_LAG)
-    sent, t = np.where(inside, norm, 0.0)[kept], t[kept]
-    ends = sent[np.arange(len(t)), np.minimum(np.count_nonzero(inside[kept], axis=1), len(lag)) - 1]
-    growth = float(np.median([_ratio(last, first) for last, first in zip(ends, sent[:, 0], strict=True)]))
+    t, sent = t[kept], [row[seen] for row, seen in zip(norm[kept], there[kept], strict=True)]
+    growth = float(np.median([_ratio(row[-1], row[0]) for row in sent]))
     if growth > 2:
         grown = f"what a loss sends back grows on its way: it ends {number(growth)} times as large as it began"
         return _say(measure.layers, i, grown)
-    cumulated = np.cumsum(sent / sent.max(axis=1, keepdims=True), axis=1)
-    reach = lag[np.argmax(cumulated >= 0.9 * cumulated[:, -1:], axis=1)]
+    reach = np.array([horizon(row / row.max(), 0.9) for row in sent])
+    known = np.array([settled(row, np.ones(len(row)), 0.9) for row in sent])
     low, high = int(np.argmin(reach)), int(np.argmax(reach))
-    text = f"90 % of what a loss sends back arises within {steps(float(np.median(reach)))}"
+    middle = steps(float(np.median(reach)))
+    window = f"(measured in {steps(int(reaches.max()))})"
+    told = middle if np.mean(known) > 0.5 else f"at least {middle} {window}"
+    text = f"90 % of what a loss sends back arises within {told}"
     if reach[low] != reach[high]:
-        text += f": {reach[low]} for the loss at step {t[low]}, {reach[high]} at step {t[high]}"
+        least, most = (f"{'' if known[j] else 'at least '}{reach[j]}" for j in (low, high))
+        text += f": {least} for the loss at step {t[low]}, {most} at step {t[high]}"
     return _say(measure.layers, i, text)
 
 
@@ -85,16 +98,19 @@ def steepest(lags: Lags) -> int:
     """The layer whose gradients change most per step: not finite first, then those with the rate farthest from 1."""
     rate = np.asarray(lags.rate, dtype=np.float64)
     steep = [abs(math.log(r)) if r > 0 else -1.0 for r in np.nan_to_num(rate, nan=0.0, posinf=math.inf)]
-    broken = [math.inf if not np.all(np.isfinite(row)) else s for row, s in zip(lags.norm, steep, strict=True)]
+    curves = [lags.curve(i)[0] for i in range(len(lags.layers))]
+    broken = [math.inf if not np.all(np.isfinite(row)) else s for row, s in zip(curves, steep, strict=True)]
     return int(np.argmax(broken))
 
 
 @conclusion.register
 def _(measure: Lags, layer: int | None = None) -> str:
     i = steepest(measure) if layer is None else layer
-    norm, rate, span = measure.norm[i], float(measure.rate[i]), int(measure.lag[-1])
-    if not np.all(np.isfinite(norm)):
-        at = measure.lag[np.argmax(~np.isfinite(norm))]
+    norm, rate = measure.curve(i)[0], float(measure.rate[i])
+    if not len(norm):
+        text = NO_LOSS
+    elif not np.all(np.isfinite(norm)):
+        at = measure.lag[measure.there[i]][np.argmax(~np.isfinite(norm))]
         grow = not math.isnan(rate) and trend(rate, int(at)) == "explode"
         text = f"gradients explode: on the way back {change(rate)}; " if grow else "gradients "
         text += f"{'they ' if grow else ''}are not finite from lag {at} on"
@@ -104,13 +120,39 @@ def _(measure: Lags, layer: int | None = None) -> str:
         text = _ONE_LAG
     elif math.isnan(rate):
         text = f"gradients end at lag {measure.lag[np.flatnonzero(norm > 0)[-1]]}: nothing arrives behind it"
-    elif trend(rate, span) == "explode":
-        text = f"gradients explode: on the way back {change(rate)}"
     else:
-        verb = {"vanish": "vanish", "hold": "hold"}[trend(rate, span)]
-        what = "90 % arises" if measure.complete[i] else f"90 % of lags 0 to {span} arises"
-        text = f"gradients {verb}: {change(rate)}; {what} within {steps(float(measure.horizon_90[i]))}"
+        text = _course(norm, rate, bool(measure.straight[i]))
+        if not text.startswith(("gradients explode", "gradients grow")):
+            text += f"; 90 % arises within {reach_of(measure, i)}"
     return _say(measure.layers, i, text)
+
+
+def _course(norm: Floats, rate: float, straight: bool) -> str:
+    """What becomes of gradients on their way back: a rate where one describes it, else what is left of them."""
+    last = len(norm) - 1
+    half, rest = left(norm)
+    kind = trend(rate, last) if straight else ""
+    if kind == "hold":
+        return f"gradients hold: {change(rate)}"
+    if kind == "explode" and rest > 2:
+        return f"gradients explode: on the way back {change(rate)}"
+    if kind == "vanish" and rest < 0.5:
+        return f"gradients vanish: {change(rate)}"
+    after = f"after {steps(last)}"
+    if not rest <= 2:
+        return f"gradients grow, at no steady rate: {number(rest)} times as large {after}"
+    if half is not None and rest <= 0.5:
+        return (
+            f"gradients vanish, at no steady rate: half is lost within {steps(half)}, {percent(rest)} is left {after}"
+        )
+    return f"gradients {'fade' if rest < 1 else 'grow'} slowly: {percent(rest)} is left {after}"
+
+
+def reach_of(lags: Lags, i: int, part: float = 0.9) -> str:
+    """The lag within which that part of a layer's gradient arises, with the window it was measured in."""
+    far = int((lags.horizon_90 if part == 0.9 else lags.horizon_99)[i])
+    window = f"(measured in {steps(int(lags.measured[i]))}"
+    return f"{steps(far)} {window})" if lags.settled(part)[i] else f"at least {steps(far)} {window}; measure longer)"
 
 
 @conclusion.register
@@ -135,7 +177,9 @@ def _(measure: Shares, layer: int | None = None) -> str:
 
 @conclusion.register
 def _(measure: Jacobians, layer: int | None = None) -> str:
-    norm = measure.norm
+    norm = measure.norm[measure.there]
+    if not norm.size:
+        return "No state passes a step: resets or the ends of lanes close all of them"
     if not np.all(np.isfinite(norm)):
         return f"{percent(float(np.mean(~np.isfinite(norm))))} of the step Jacobians are not finite"
     middle, above = float(np.median(norm)), float(np.mean(norm > 1 + ROUNDING))
@@ -149,9 +193,11 @@ def _(measure: Jacobians, layer: int | None = None) -> str:
 
 @conclusion.register
 def _(measure: Products, layer: int | None = None) -> str:
-    n, log = int(measure.n[-1]), measure.log_singular[-1]
+    ends = int(measure.n[-1]) if measure.reset is None else measure.reset - 1
+    n, log = ends, measure.log_singular[ends]
+    until = "" if measure.reset is None else f"; then a reset ends the lane's memory, after {steps(n)}"
     if n == 0:
-        return "A product of no factors: every singular value is 1"
+        return "A product of no factors: every singular value is 1" + until
     if np.isnan(log[0]):
         return "The product is not finite"
     if np.isneginf(log[0]):
@@ -159,10 +205,19 @@ def _(measure: Products, layer: int | None = None) -> str:
         return f"Nothing passes {steps(first)}: the product of the Jacobians is 0"
     middle = int(measure.n[n // 2])  # the rate of the later half: a product may grow first and then hold
     rate = math.exp(min((log[0] - measure.log_singular[n // 2, 0]) / (n - middle), 700.0))
-    kind = {"vanish": "vanishes", "hold": "holds", "explode": "explodes"}[trend(rate, n)]
     smallest = f"; its smallest singular value is {exponential(log[-1])}" if len(log) > 1 else ""
     norm = f"its norm is {exponential(log[0])}, at the end {number(rate)} a step"
-    return f"The product of {n} Jacobians {kind}: {norm}{smallest}"
+    where = f" (along lane {measure.lane})"
+    return f"The product of {n} Jacobians {_becomes(float(log[0]))}: {norm}{smallest}{where}{until}"
+
+
+def _becomes(log: float) -> str:
+    """What a product of this norm, by its logarithm, does to what it is applied to."""
+    if abs(log) <= math.log(2):
+        return "keeps lengths to within a factor of 2"
+    if abs(log) < math.log(GONE):
+        return "shrinks" if log < 0 else "grows"
+    return "vanishes" if log < 0 else "explodes"
 
 
 @conclusion.register
@@ -185,7 +240,8 @@ def _(measure: Spectrum, layer: int | None = None) -> str:
 
 @conclusion.register
 def _(measure: CellPath, layer: int | None = None) -> str:
-    n, path, full = int(measure.n[-1]), float(measure.path[-1]), float(measure.full_c[-1])
+    at = len(measure.n) - 1 if measure.lanes is None else int(np.flatnonzero(measure.lanes)[-1])
+    n, path, full = int(measure.n[at]), float(measure.path[at]), float(measure.full_c[at])
     if n == 0:
         return "No step was taken: the cell path is 1"
     over = f"After {steps(n)} the cell path alone keeps {number(path)}, all paths together {number(full)}"
@@ -200,7 +256,7 @@ def _(measure: CellPath, layer: int | None = None) -> str:
 
 @conclusion.register
 def _(measure: Gates, layer: int | None = None) -> str:
-    ends = np.nan_to_num(measure.low + measure.high)
+    ends = np.nan_to_num(stuck(measure))
     i = int(np.argmax(ends))
     several = len(measure.names) > 1
     if not measure.bounded and measure.low[0] > 0:
@@ -208,15 +264,26 @@ def _(measure: Gates, layer: int | None = None) -> str:
     if not measure.bounded:
         return "The activation has no ends: no value is saturated"
     of = f"the values of gate {measure.names[i]}" if several else "the state's values"
+    keeps = [
+        f"; {percent(float(high))} of the values of gate {name} lie near 1: there the state is kept, which is memory"
+        for name, high in zip(measure.names, measure.high, strict=True)
+        if name in KEEPS and high >= SATURATED
+    ]
+    kept = "".join(keeps)
     if ends[i] >= SATURATED:
-        side = "lower" if measure.low[i] > measure.high[i] else "upper"
-        return f"Saturated: {percent(ends[i])} of {of} lie at its ends, most at the {side} one"
+        side = "lower" if measure.low[i] > measure.high[i] or measure.names[i] in KEEPS else "upper"
+        return f"Saturated: {percent(ends[i])} of {of} lie at its ends, most at the {side} one{kept}"
     if ends[i] == 0:
-        return "No value is saturated"
+        return f"No value is saturated{kept}"
     degree = "Little" if ends[i] < SATURATED / 4 else "Some"
-    return f"{degree} saturation: {percent(ends[i])} of {of} lie at its ends" + (
-        ", the most of all gates" if several else ""
-    )
+    most = ", the most of all gates" if several else ""
+    return f"{degree} saturation: {percent(ends[i])} of {of} lie at its ends{most}{kept}"
+
+
+def stuck(measure: Gates) -> Floats:
+    """The fraction of each gate's values at an end, but for the end at which a gate keeps the state."""
+    keeps = np.isin(measure.names, KEEPS)
+    return np.asarray(measure.low + np.where(keeps, 0.0, measure.high))
 
 
 @conclusion.register

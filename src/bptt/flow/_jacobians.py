@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..cells import RNN
 from ..equations.bounds import BETA_H, beta_w
-from ._chain import Chain, LayerChain, Subject, chain_of, jacobian
+from ._chain import Chain, LayerChain, Subject, chain_of, jacobian, lengths_of
 from ._graded import Product, log_singular_values
 from ._recording import Loss
 
@@ -21,6 +21,7 @@ __all__ = ["FACTORS", "Jacobians", "Products", "checked_span", "jacobians", "pro
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 FACTORS = 100
 """Factors of a product where no number is asked for."""
@@ -33,8 +34,9 @@ class Jacobians:
     """Singular values of every J_t.
 
     layer: whose ("layer 0", "carry"). t: `[T]`. norm, smallest: `[T, B]` the largest and the smallest singular value
-    of J_t (per step, no unit); 0 where a reset or the end of a lane closes the step, NaN where J_t is not finite.
-    bound: beta_W * beta_h, which no norm exceeds; None for cells without that bound.
+    of J_t (per step, no unit); 0 where a reset closes the step, NaN where the lane has ended or J_t is not finite.
+    bound: beta_W * beta_h, which no norm exceeds; None for cells without that bound. passes: `[T, B]` whether the lane
+    passes the step: elsewhere there is a reset, or no data. By default all do.
     """
 
     layer: str
@@ -42,6 +44,12 @@ class Jacobians:
     norm: Floats
     smallest: Floats
     bound: float | None
+    passes: Bools | None = None
+
+    @property
+    def there(self) -> Bools:
+        """`passes`, or what it is by default."""
+        return np.ones(self.norm.shape, dtype=bool) if self.passes is None else self.passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +59,8 @@ class Products:
     layer, start (k), lane. n: `[K+1]`. singular: `[K+1, S]` descending, all 1 at n = 0, NaN from the first factor on
     that is not finite. bound: `[K+1]` (beta_W * beta_h)^n or None. W_hh's own part: beta_w = |W_hh| (spectral norm),
     beta_h = max |phi'|; None where there is no such bound. log_singular: `[K+1, S]` natural logarithms, which do not
-    under- or overflow as the others may (to 0 and inf); -inf where a singular value is exactly 0.
+    under- or overflow as the others may (to 0 and inf); -inf where a singular value is exactly 0. reset: the first n
+    whose factor a reset makes 0, None where there is none.
     """
 
     layer: str
@@ -63,6 +72,7 @@ class Products:
     bound: Floats | None
     beta_w: float | None
     beta_h: float | None
+    reset: int | None = None
 
 
 def jacobians(
@@ -101,9 +111,11 @@ def jacobians(
     t = chain.edges[::every]
     singular = torch.stack([singular_values(jacobian(chain, i)[:lanes].double()) for i in t]).cpu().numpy()
     bound = stretch(chain)
-    return Jacobians(
-        chain.name, np.array(t), singular[..., 0], singular[..., -1], None if bound is None else bound[0] * bound[1]
-    )
+    ended = (torch.tensor(list(t), device="cpu")[:, None] >= lengths_of(chain)).numpy()[:, :lanes]
+    passes = torch.stack([chain.open(i)[:lanes] for i in t]).cpu().numpy() & ~ended
+    singular = np.where(ended[..., None], np.nan, singular)
+    limit = None if bound is None else bound[0] * bound[1]
+    return Jacobians(chain.name, np.array(t), singular[..., 0], singular[..., -1], limit, passes)
 
 
 def products(
@@ -118,8 +130,8 @@ def products(
 ) -> Products:
     """All singular values of ds_{k+n}/ds_k = J_{k+n} ... J_{k+1} of one lane, for n = 0, 1, ..., in float64.
 
-    subject, batch, loss, layer: as in `jacobians`. start: k. steps: the largest n; default all that follow, at most
-    100. lane: which.
+    subject, batch, loss, layer: as in `jacobians`. start: k. steps: the largest n; default all that follow in
+    the lane, at most 100. lane: which.
 
     Small ones are as exact as large ones, in logarithms: the product is orthogonalised at each factor and never
     multiplied out (as in `_graded`), so that 1000 factors neither drown the small ones in rounding nor overflow.
@@ -139,6 +151,7 @@ def products(
     """
     chain = chain_of(subject, batch, loss, layer)
     start, lane, steps = checked_span(chain, start, steps, lane)
+    reset = next((n for n in range(1, steps + 1) if not bool(chain.open(start + n)[lane])), None)
     shown = [Product.empty(torch.empty(chain.S, chain.S, dtype=torch.float64, device=chain.device))]
     for t in range(start + 1, start + steps + 1):
         J = jacobian(chain, t)[lane].double()
@@ -155,7 +168,8 @@ def products(
     with np.errstate(over="ignore", under="ignore"):
         singular = np.exp(logs)
         bound = None if limit is None else np.power(limit[0] * limit[1], n.astype(np.float64))
-    return Products(chain.name, start, lane, n, singular, logs, bound, *(limit or (None, None)))
+    beta = limit or (None, None)
+    return Products(chain.name, start, lane, n, singular, logs, bound, beta[0], beta[1], reset)
 
 
 def stretch(chain: Chain) -> tuple[float, float] | None:
@@ -165,13 +179,17 @@ def stretch(chain: Chain) -> tuple[float, float] | None:
     return beta_w(chain.w.hh.double().cpu().numpy()), BETA_H[chain.cell.nonlinearity]
 
 
-def checked_span(chain: Chain, start: int, steps: int | None, lane: int = 0) -> tuple[int, int, int]:
-    """(start, lane, steps) as given, or all steps that follow, at most `FACTORS`. Raises ValueError where none are."""
-    start, lane, last = index(start), index(lane), chain.edges[-1]
+def checked_span(chain: Chain, start: int, steps: int | None, lane: int | None = None) -> tuple[int, int, int]:
+    """(start, lane, steps) as given, or all steps that follow in the lane (in the longest one where none is given), at
+    most `FACTORS`. Raises ValueError where none are.
+    """
+    lengths = lengths_of(chain)
+    if lane is not None and not 0 <= index(lane) < chain.B:
+        raise ValueError(f"lane must be one of 0..{chain.B - 1}: got {lane}")
+    lane = int(lengths.argmax()) if lane is None else index(lane)
+    start, last = index(start), int(lengths[lane]) - 1
     if not 0 <= start <= last:
         raise ValueError(f"start must be a state that steps follow, 0..{last}: got {start}")
-    if not 0 <= lane < chain.B:
-        raise ValueError(f"lane must be one of 0..{chain.B - 1}: got {lane}")
     steps = min(FACTORS, last - start) if steps is None else index(steps)
     if not 0 <= steps <= last - start:
         raise ValueError(f"steps must be 0..{last - start}, what follows state {start}: got {steps}")

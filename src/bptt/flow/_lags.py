@@ -20,12 +20,14 @@ from ..engine import Walk
 from ..kernels import Columns, Frames, Swept, Wanted
 from ..policies import Full, Reach
 from ._chain import Chain, Subject, chain_of
+from ._horizon import fit_decay, horizon, settled, straight
 from ._recording import Loss, Recording, recorded
 
 __all__ = ["LAGS", "LagMap", "Lags", "Shares", "by_lag", "lag_map", "shares"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 REVERSED = " reversed"
 """How the name of a layer's second direction ends."""
@@ -39,9 +41,13 @@ class LagMap:
     """|contribution of the loss at step t to the adjoint at step t - lag|.
 
     layers: L names ("layer 0", "layer 0 reversed", ...; "carry" for a scan). t: `[N]` steps of the losses, from 0.
-    lag: `[K]` 0..K-1 steps. norm: `[L, N, K]`, Euclidean norm over the numbers of a state, mean over lanes, in units of
-    loss per unit of state; NaN where t - lag lies before the sequence. state: what is differentiated by: "h",
-    "(h, c)" or "carry". T: steps of the sequence. B: lanes.
+    lag: `[K]` 0..K-1 steps. norm: `[L, N, K]`, Euclidean norm over the numbers of a state, mean over the lanes that
+    have the steps t and t - lag, in units of loss per unit of state; NaN where none has them. state: what is
+    differentiated by: "h", "(h, c)" or "carry". T: steps of the sequence. B: lanes. present: `[L, N, K]` how many lanes
+    the mean is over; sending: `[L, N, K]` how many of them have a loss at t that reaches t - lag. By default all do.
+
+    Where none sends there is no data, which is no error: the sequences have ended or not begun, the step has no loss
+    (an error of 0), or a reset lies between. A norm that is not finite where a lane sends is one.
     """
 
     layers: tuple[str, ...]
@@ -51,17 +57,42 @@ class LagMap:
     state: str
     T: int
     B: int
+    present: Ints | None = None
+    sending: Ints | None = None
+
+    @property
+    def counts(self) -> tuple[Ints, Ints]:
+        """`present` and `sending`, or what they are by default."""
+        if self.present is None or self.sending is None:
+            lengths = np.full(self.B, self.T)
+            present = np.array([_present(lengths, self.t, self.lag, name) for name in self.layers])
+            return present, present
+        return self.present, self.sending
+
+    @property
+    def there(self) -> Bools:
+        """`[L, N, K]` where there is data: where any lane sends."""
+        return self.counts[1] > 0
+
+    @property
+    def each(self) -> Floats:
+        """`[L, N, K]` the mean norm over the lanes that send, NaN where there is no data."""
+        present, sending = self.counts
+        return np.where(sending > 0, self.norm, np.nan) * (present / np.maximum(sending, 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Lags:
     """A map summed up by lag.
 
-    lag: `[K]`. norm: `[L, K]` mean over the losses that reach so far back. losses: `[K]` how many those are.
-    rate: `[L]` the factor per step by which the norm decays over its tail (least squares on its logarithm): below 1 it
-    vanishes, above 1 it explodes; NaN where fewer than two lags have a norm above zero. rate_error: `[L]` its standard
-    error. horizon_90, horizon_99: `[L]` the lag within which 90 and 99 % of the sum over lags of the norm arise.
-    complete: `[L]` whether the tail beyond the last lag measured, continued at `rate`, would add less than 1 %.
+    lag: `[K]`. norm: `[L, K]` mean over the losses that reach so far back, every lane's its own; NaN where none does.
+    losses: `[K]` at how many steps those are, in the layer with the most. sending: `[L, K]` how many losses the mean is
+    over, every lane's its own; default `losses`. Where it is 0 there is no data, which is no error. rate: `[L]` the
+    factor per step by which the norm decays over its tail (least squares on its logarithm): below 1 it vanishes, above
+    1 it explodes; NaN where fewer than two lags have a norm above zero. rate_error: `[L]` its standard error.
+    horizon_90, horizon_99: `[L]` the lag within which 90 and 99 % of the sum over the lags measured arise: `settled`
+    says whether more lags would move it. complete: `[L]` whether nothing of this batch is left out: all lags were
+    measured, or the tail beyond the last one, continued at `rate`, would add less than 1 %.
     """
 
     layers: tuple[str, ...]
@@ -72,7 +103,54 @@ class Lags:
     rate_error: Floats
     horizon_90: Ints
     horizon_99: Ints
-    complete: npt.NDArray[np.bool_]
+    complete: Bools
+    sending: Ints | None = None
+
+    @property
+    def counts(self) -> Ints:
+        """`[L, K]` `sending`, or what it is by default."""
+        return np.broadcast_to(self.losses, self.norm.shape) if self.sending is None else self.sending
+
+    @property
+    def there(self) -> Bools:
+        """`[L, K]` where there is data."""
+        return self.counts > 0
+
+    @property
+    def measured(self) -> Ints:
+        """`[L]` lags that any loss reaches: the window that a horizon was measured in, in steps."""
+        return np.count_nonzero(self.there, axis=1)
+
+    def settled(self, part: float = 0.9) -> Bools:
+        """Whether the lag within which that part arises is the net's, rather than the window's.
+
+        A horizon grows with the window it is measured in until the tail beyond that window is small. It is settled
+        where it lies in the first three quarters of the lags measured, and a window four times as long, fitted to the
+        tail, would move it by at most 5 % or a step. Else it is at least so far.
+
+        >>> import torch, bptt
+        >>> layer = bptt.nn.init.identity_(bptt.nn.RNN(2, 3, nonlinearity="identity"), 0.9)
+        >>> for T in 15, 60:  # 1 - 0.9^22 > 0.9: the horizon is 21
+        ...     lags = by_lag(lag_map(layer, torch.zeros(T, 1, 2)))
+        ...     print(lags.horizon_90.tolist(), lags.settled().tolist())
+        [11] [False]
+        [21] [True]
+        """
+        return np.array([settled(*self.curve(i), part) for i in range(len(self.layers))])
+
+    @property
+    def straight(self) -> Bools:
+        """`[L]` whether the norm decays along a straight line from lag 1 on, so that one rate describes it.
+
+        Over each quarter of the lags its logarithm falls as much as that of one line through all of them does, to
+        within a quarter of that or a quarter of a nat.
+        """
+        return np.array([straight(*self.curve(i)) for i in range(len(self.layers))])
+
+    def curve(self, layer: int) -> tuple[Floats, Ints]:
+        """(norm, how many losses are behind it) of a layer, at the lags where there is data."""
+        there = self.there[layer]
+        return self.norm[layer][there], self.counts[layer][there]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +178,7 @@ def lag_map(
     lags: int | None = None,
     every: int = 1,
     lanes: int | None = None,
+    at: Sequence[int] | None = None,
 ) -> LagMap:
     """What the loss at each step contributes to the adjoint so many steps before: |(J_t ... J_{t-k+1})' e_t|.
 
@@ -108,13 +187,14 @@ def lag_map(
 
     subject, batch, loss: as in `record`; or a Recording, or the chain of a scan (`steps`), alone. lags: how many, from
     0; default min(T, 256). every: only the losses at steps every - 1, 2 every - 1, ... lanes: only the first so many.
+    at: the steps whose losses are measured, ascending, in place of `every`.
 
     In a stack the loss's way leads down through the layers: the map of a lower layer has what arrives there. In a
     bidirectional layer the lag counts along each direction. "The loss at t" is whatever cotangent arrives at y_t; that
-    of the final state belongs to the last step.
+    of the final state belongs to the last step. A step and lane where the cotangent is 0 has no loss.
 
-    Raises ValueError for lags, every or lanes below 1, and for several bidirectional layers, where a loss reaches both
-    ways; else what `record` raises.
+    Raises ValueError for lags, every or lanes below 1, for steps in `at` that are not there or do not ascend, and for
+    several bidirectional layers, where a loss reaches both ways; else what `record` raises.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(2, 3, nonlinearity="identity")
@@ -125,15 +205,17 @@ def lag_map(
     Source: Pascanu, Mikolov, Bengio 2013 (arXiv 1211.5063), equations 3 to 5; equations/README.md, (1.13) and (8.2).
     """
     if not isinstance(subject, torch.nn.Module | Recording):
-        return _map_of_chain(chain_of(subject, batch, loss), lags, every, lanes)
+        return _map_of_chain(chain_of(subject, batch, loss), lags, every, lanes, at)
     recording = recorded(subject, batch, loss)
     _check_one_way(recording)
     T, names = recording.T, recording.names
-    K, last = _lags(lags, T), _losses(every, T)
-    total, count = np.zeros((2, len(names), len(last), K))
+    K, last = _lags(lags, T), _losses(every, at, T)
+    total, sending = np.zeros((len(names), len(last), K)), np.zeros((len(names), len(last), K), dtype=np.int64)
+    row = np.full(T, -1)
+    row[last] = np.arange(len(last))
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
     with torch.no_grad():
-        for k, frames, swept, lag in _by_loss(recording, K, every, lanes):
+        for k, frames, swept, lag, open in _by_loss(recording, K, last, lanes):
             assert swept.adjoint is not None
             squares = swept.adjoint.double().square().sum(-1)
             if swept.adjoint_c is not None:
@@ -141,15 +223,16 @@ def lag_map(
             norm = squares.sqrt().cpu().numpy()
             norm[norm < tiny] = 0  # what has lost its precision on the way to zero
             t = (frames.end - frames.last if names[k].endswith(REVERSED) else frames.last).expand_as(lag)
-            seen = (lag >= 0).numpy()
-            at = (t.numpy()[seen] // every, lag.numpy()[seen])
-            np.add.at(total[k], at, norm[seen])
-            np.add.at(count[k], at, 1)
-    with np.errstate(invalid="ignore"):
-        norm = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    state = "(h, c)" if recording.cell.states == 2 else "h"
+            seen = ((lag >= 0) & open).numpy()
+            at_lag = (row[t.numpy()[seen]], lag.numpy()[seen])
+            np.add.at(total[k], at_lag, norm[seen])
+            np.add.at(sending[k], at_lag, 1)
     B = recording.B if lanes is None else min(lanes, recording.B)
-    return LagMap(names, last, np.arange(K), norm, state, T, B)
+    lengths = recording.lengths.numpy()[:B]
+    present = np.array([_present(lengths, last, np.arange(K), name) for name in names])
+    norm = total / np.where(present > 0, present, np.nan)
+    state = "(h, c)" if recording.cell.states == 2 else "h"
+    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending)
 
 
 def by_lag(map: LagMap) -> Lags:
@@ -168,25 +251,21 @@ def by_lag(map: LagMap) -> Lags:
 
     Source: the fit, Aicher, Foti and Fox 2019 (arXiv 1905.07473), section 3.
     """
-    # Outside of the sequence a NaN means that there is nothing; inside, that something is wrong.
-    inside = np.array([_steps_before(map, layer)[:, None] >= map.lag for layer in map.layers])
-    sends = (np.where(inside, map.norm, 0) != 0).any((0, 2))  # NaN is not 0
-    inside, norms = inside[:, sends], map.norm[:, sends]
-    counts = inside.sum(1)
+    sending = map.counts[1]
+    lanes = sending.sum(1)
     with np.errstate(invalid="ignore"):
-        norm = np.where(inside, norms, 0).sum(1) / np.maximum(counts, 1)
-    losses = counts[0]
-    fits = [fit_decay(row, count) for row, count in zip(norm, counts, strict=True)]
+        norm = np.where(sending > 0, map.each * sending, 0).sum(1) / np.where(lanes > 0, lanes, np.nan)
+    fits = [fit_decay(row[n > 0], n[n > 0]) for row, n in zip(norm, lanes, strict=True)]
     rate, error = (np.array([fit[i] for fit in fits]) for i in (0, 1))
     whole = len(map.lag) == map.T
-    complete = [
-        bool(np.isfinite(row).all()) and (whole or _tail(row, r) < 0.01 * row.sum())
-        for row, r in zip(norm, rate, strict=True)
-    ]
-    horizons = [[_horizon(row, part) for row in norm] for part in (0.9, 0.99)]
-    return Lags(
-        map.layers, map.lag, norm, losses, rate, error, np.array(horizons[0]), np.array(horizons[1]), np.array(complete)
-    )
+    complete, horizons = [], []
+    for row, n, r in zip(norm, lanes, rate, strict=True):
+        curve = row[n > 0]
+        complete.append(bool(np.isfinite(curve).all()) and (whole or _tail(curve, r) <= 0.01 * curve.sum()))
+        horizons.append([horizon(curve, part) if len(curve) else 0 for part in (0.9, 0.99)])
+    ninety, rest = np.array(horizons).T
+    number = np.count_nonzero(sending, axis=1).max(0)
+    return Lags(map.layers, map.lag, norm, number, rate, error, ninety, rest, np.array(complete), lanes)
 
 
 def shares(
@@ -227,7 +306,7 @@ def shares(
     bins = torch.bucketize(torch.arange(K, device="cpu"), torch.tensor(bounds[1:], device="cpu"), right=True)
     with torch.no_grad():
         walk = recording.walk()
-        for k, frames, swept, lag in _by_loss(recording, K, 1, None, walk):
+        for k, frames, swept, lag, _ in _by_loss(recording, K, None, None, walk):
             tape, cell = walk.tapes[k], recording.cell
             gates = swept.da if tape.gates is None else frames.spread(tape.gates)
             da, h = cell.recurrent(swept.da, gates), frames.spread(tape.prev[0])
@@ -250,40 +329,39 @@ def shares(
     return Shares(recording.names, np.array([*bounds, T]), norm, share, bias, size)
 
 
-def fit_decay(norm: Floats, weights: npt.NDArray[Any]) -> tuple[float, float]:
-    """(factor per lag, its standard error) of a geometric decay: a weighted line through log norm over the farther half
-    of the lags above 0 where anything arrives; NaN for fewer than two.
-    """
-    ends = int(np.argmin(np.isfinite(norm))) if not np.isfinite(norm).all() else len(norm)
-    lag = np.flatnonzero((norm[:ends] > 0) & (weights[:ends] > 0))  # what is left behind an infinity tells nothing
-    lag = lag[lag > 0] if len(lag) > 2 else lag
-    lag = lag[-max(2, -(-len(lag) // 2)) :]
-    if len(lag) < 2:
-        return float("nan"), float("nan")
-    w, y = weights[lag].astype(float), np.log(norm[lag])
-    x = lag - np.average(lag, weights=w)
-    slope = float(np.sum(w * x * y) / np.sum(w * x * x))
-    residual = y - np.average(y, weights=w) - slope * x
-    spread = np.sum(w * residual**2) / np.sum(w) * len(lag) / (len(lag) - 2) if len(lag) > 2 else 0.0
-    rate = float(np.exp(slope))
-    return rate, rate * float(np.sqrt(spread * np.sum(w) / len(lag) / np.sum(w * x * x)))
-
-
 def _by_loss(
-    recording: Recording, K: int, every: int, lanes: int | None, walk: Walk | None = None
-) -> Iterator[tuple[int, Frames, Swept, Tensor]]:
-    """The sweeps of the walk in which every loss is a block: (k, frames, what came back, lag `[R, N]`, -1 for none)."""
+    recording: Recording, K: int, at: Ints | None, lanes: int | None, walk: Walk | None = None
+) -> Iterator[tuple[int, Frames, Swept, Tensor, Tensor]]:
+    """The sweeps of the walk in which every loss is a block: (k, frames, what came back, lag `[R, N]`, whether no reset
+    lies on the way `[R, N]`). The lag is -1 where there is none: no loss of its own, or beyond what is walked.
+
+    at: the steps whose losses walk; None for all. A step and lane without a loss walks nowhere.
+    """
     walk = recording.walk() if walk is None else walk
     stack = walk.stack
     columns = Columns.of(Reach(K, 1, fenced=False), stack.lengths, recording.T, recording.B, stack.directions)
-    chosen = columns.frames[0].last % every == every - 1
+    sends = [recording.sends(k) for k in range(len(recording.names))]
+    chosen = torch.stack(sends).any(0)
+    if at is not None:
+        chosen[np.setdiff1d(np.arange(recording.T), at)] = False
     if lanes is not None:
-        chosen &= columns.frames[0].lane < _count("lanes", lanes, 1)
-    picked = Columns(tuple(f.pick(chosen) for f in columns.frames), columns.takes[:, chosen], columns.span[chosen])
+        chosen[:, _count("lanes", lanes, 1) :] = False
+    ahead = columns.frames[0]
+    own = chosen[ahead.last, ahead.lane]
+    picked = Columns(tuple(f.pick(own) for f in columns.frames), columns.takes[:, own], columns.span[own])
+    if not len(picked.span):
+        return
     wanted = Wanted(adjoint=True, initial=False, adjoint_c=True)
     for k, frames, swept in walk.sweeps(picked, wanted):
-        lag = frames.last - frames.steps()
-        yield k, frames, swept, torch.where((lag >= 0) & (lag < K), lag, -1)
+        lag, steps = frames.last - frames.steps(), frames.steps().clamp(max=recording.T - 1)
+        resets = stack.resets_of(k % stack.directions)
+        reached = torch.ones_like(lag, dtype=torch.bool)
+        if resets is not None:
+            episode = resets[..., 0].cpu().cumsum(0)
+            reached = episode[steps, frames.lane] == episode[frames.last, frames.lane]
+        reverse = recording.names[k].endswith(REVERSED)
+        sent = sends[k][frames.end - frames.last if reverse else frames.last, frames.lane]
+        yield k, frames, swept, torch.where((lag >= 0) & (lag < K) & sent, lag, -1), reached
 
 
 def _check_one_way(recording: Recording) -> None:
@@ -292,25 +370,32 @@ def _check_one_way(recording: Recording) -> None:
         raise ValueError("a loss reaches both ways in several bidirectional layers: measure one bidirectional layer")
 
 
-def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None) -> LagMap:
+def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None, at: Sequence[int] | None) -> LagMap:
     """The same walk over the steps of any chain, the losses side by side in the rows."""
-    K, last = _lags(lags, chain.T), _losses(every, chain.T)
+    K, last = _lags(lags, chain.T), _losses(every, at, chain.T)
     B = chain.B if lanes is None else min(_count("lanes", lanes, 1), chain.B)
     if chain.errors is None:
         raise ValueError(f"the losses of {chain.name} come from the layers above it: measure the whole recording")
-    norm = np.full((1, len(last), K), np.nan)
+    norm, sending = np.full((1, len(last), K), np.nan), np.zeros((1, len(last), K), dtype=np.int64)
     walking: list[int] = []  # losses by number, the latest first
     rows = chain.errors.new_empty(0, chain.B, chain.S)
+    open = torch.zeros(0, chain.B, dtype=torch.bool, device=rows.device)  # whether a loss is not behind a reset
+    number = {int(t): i for i, t in enumerate(last)}
     for t in reversed(range(chain.T)):
-        if (t + 1) % every == 0:
-            walking.append(t // every)
+        if t in number:
+            walking.append(number[t])
             rows = torch.cat([rows, chain.errors[t : t + 1]])
+            open = torch.cat([open, (chain.errors[t : t + 1] != 0).any(-1)])
         if walking and last[walking[0]] - t >= K:
-            walking, rows = walking[1:], rows[1:]
-        norm[0, walking, last[walking] - t] = rows[:, :B].norm(dim=-1).mean(1).cpu().numpy()
+            walking, rows, open = walking[1:], rows[1:], open[1:]
+        size, own = rows[:, :B].norm(dim=-1), open[:, :B]
+        at_lag = (0, walking, last[walking] - t)
+        sending[at_lag] = own.sum(1).cpu().numpy()
+        norm[at_lag] = (size.where(own, 0).sum(1) / B).cpu().numpy()
         if t in chain.edges and walking:
-            rows = chain.pull(t, rows)
-    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B)
+            rows, open = chain.pull(t, rows), open & chain.open(t)
+    present = _present(np.full(B, chain.T), last, np.arange(K), chain.name)[None]
+    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending)
 
 
 def _lags(lags: int | None, T: int) -> int:
@@ -318,11 +403,25 @@ def _lags(lags: int | None, T: int) -> int:
     return min(_count("lags", lags, LAGS), T)
 
 
-def _losses(every: int, T: int) -> Ints:
+def _losses(every: int, at: Sequence[int] | None, T: int) -> Ints:
     """The steps whose losses are measured."""
+    if at is not None:
+        steps = np.array([index(t) for t in at], dtype=np.int64)
+        if not len(steps) or np.any(np.diff(steps) <= 0) or steps[0] < 0 or steps[-1] >= T:
+            raise ValueError(f"at must hold steps out of 0..{T - 1}, ascending: got {list(at)}")
+        return steps
     if _count("every", every, 1) > T:
         raise ValueError(f"every must be at most the {T} steps of the sequence: got {every}")
     return np.arange(every - 1, T, every)
+
+
+def _present(lengths: Ints, t: Ints, lag: Ints, name: str) -> Ints:
+    """How many lanes of these lengths have the steps t and t - lag, in the direction's time: `[N, K]`."""
+    reverse = name.endswith(REVERSED)
+    last = t[:, None] + (lag if reverse else np.zeros_like(lag))  # the later of the two, in forward time
+    alive = np.searchsorted(np.sort(lengths), last, side="right")
+    inside = np.ones_like(last, dtype=bool) if reverse else t[:, None] >= lag
+    return np.where(inside, len(lengths) - alive, 0)
 
 
 def _full(recording: Recording) -> list[Tensor]:
@@ -334,24 +433,11 @@ def _full(recording: Recording) -> list[Tensor]:
     return [w.hh.double().cpu() for w in stack.weights(grads)]
 
 
-def _steps_before(map: LagMap, layer: str) -> Ints:
-    """How many steps of the sequence lie before each loss, in the layer's direction."""
-    return map.T - 1 - map.t if layer.endswith(REVERSED) else map.t
-
-
 def _tail(norm: Floats, rate: float) -> float:
     """The sum beyond the last lag, if the norm went on to decay at this rate."""
-    if norm[-1] == 0:
+    if not len(norm) or norm[-1] == 0:
         return 0.0
     return float(norm[-1] * rate / (1 - rate)) if rate < 1 else float("inf")
-
-
-def _horizon(norm: Floats, part: float) -> int:
-    """The smallest lag within which that part of the sum arises."""
-    total = norm.sum()
-    if not np.isfinite(total):
-        return len(norm) - 1
-    return int(np.argmax(np.cumsum(norm) >= part * total * (1 - 1e-9)))  # a sum may round below its part
 
 
 def _count(name: str, value: int | None, default: int) -> int:

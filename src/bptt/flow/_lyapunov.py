@@ -13,11 +13,15 @@ import torch
 from ._chain import Chain, Subject, chain_of
 from ._recording import Loss
 
-__all__ = ["Lyapunov", "lyapunov"]
+__all__ = ["Lyapunov", "NothingToMeasure", "lyapunov"]
 
 _SEED = 0  # of the first frame
 _BLOCKS = 20  # of time, for the standard error
 _SHORTEST = 5  # steps of a block
+
+
+class NothingToMeasure(ValueError):  # noqa: N818  # it says what the batch is
+    """Resets or the ends of lanes close every step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,7 @@ def lyapunov(
     grown, counted = _growth(chain, n)
     grown, counted = grown[skipped:], counted[skipped:]
     if not counted.any():
-        raise ValueError("no step counts: resets or the ends of lanes close all of them")
+        raise NothingToMeasure("no step counts: resets or the ends of lanes close all of them")
     with np.errstate(invalid="ignore", divide="ignore"):
         passed = counted.cumsum(0)[..., None]
         lanes = np.where(counted[..., None], grown, 0).cumsum(0) / passed  # [steps, B, n]

@@ -58,6 +58,13 @@ class Recording:
         return self.call.x.shape[1]
 
     @property
+    def lengths(self) -> Tensor:
+        """Steps of every lane `[B]`, int64, on the CPU."""
+        if self.call.lengths is None:
+            return torch.full((self.B,), self.T, device="cpu")
+        return self.call.lengths
+
+    @property
     def cell(self) -> Cell:
         """What recurs."""
         return self.layer.cell()
@@ -78,6 +85,33 @@ class Recording:
         """The parameters of every layer and direction."""
         return self.stack(Full()).weights(self.call.tensors)
 
+    def sends(self, k: int) -> Tensor:
+        """Where a loss reaches layer and direction k, bool `[T, B]` on the CPU, in forward time.
+
+        There the local error is not 0 at the output, or the cotangent of a final state, this layer's or one above it,
+        which belongs to the last step that its direction takes in the lane.
+        """
+        D = 2 if self.layer.bidirectional else 1
+        d, width = k % D, self.dy.shape[-1] // D
+        sent = (self.dy[..., d * width : (d + 1) * width] != 0).any(-1).cpu()
+        sent &= torch.arange(self.T, device="cpu")[:, None] < self.lengths
+        finals = [(final[k::D] != 0).any(-1).any(0).cpu() for final in self.dfinal if final is not None]
+        if finals:
+            lanes = torch.arange(self.B, device="cpu")
+            last = self.lengths - 1 if d == 0 else torch.zeros_like(lanes)
+            sent[last, lanes] |= torch.stack(finals).any(0)
+        return sent
+
+    def losses(self, most: int) -> list[int]:
+        """Steps at which a loss reaches the top layer, the last one among them and evenly from there, so that over all
+        lanes there are at most about `most`; all steps where there is none.
+        """
+        first = len(self.names) - (2 if self.layer.bidirectional else 1)
+        sent = torch.stack([self.sends(k) for k in range(first, len(self.names))]).any(0)
+        steps = sent.any(1).nonzero()[:, 0] if sent.any() else torch.arange(self.T, device="cpu")
+        every = max(1, -(-int(sent.sum()) // most))
+        return steps.flip(0)[::every].flip(0).tolist()
+
     def to(self, dtype: torch.dtype) -> Recording:
         """The same numbers in another precision."""
         call = replace(
@@ -94,19 +128,49 @@ class Recording:
         """The first lanes alone, at most `count`: for measurements whose cost grows with them."""
         return self if count >= self.B else self.lanes(slice(count))
 
-    def lanes(self, at: slice) -> Recording:
-        """Some of the lanes alone."""
+    def sample(self, count: int, first: Tensor | None = None) -> Recording:
+        """At most `count` lanes, without the padding that only longer ones have: the longest one that a loss reaches,
+        and others that one reaches, spread evenly over their lengths; of equal lanes the first. first: `[B]`, bool,
+        lanes that come before all others.
+        """
+        last = len(self.names) - (2 if self.layer.bidirectional else 1)
+        reached = torch.stack([self.sends(k) for k in range(last, len(self.names))]).any(0).any(0)
+        least = torch.zeros_like(reached) if first is None else first.cpu()
+        kept = least.nonzero()[:count, 0]
+        rest = (reached & ~least if reached.any() else ~least).nonzero()[:, 0]
+        rest = rest[self.lengths[rest].argsort(descending=True, stable=True)]
+        few = min(count - len(kept), len(rest))
+        spread = torch.arange(few, device="cpu")
+        if few and bool((self.lengths[rest] != self.lengths[rest[0]]).any()):
+            spread = spread * (len(rest) - 1) // max(few - 1, 1)
+        chosen = torch.cat([kept, rest[spread]]).sort().values
+        part = self if len(chosen) == self.B else self.lanes(chosen)
+        return part._until(int(part.lengths.max()))
+
+    def _until(self, T: int) -> Recording:
+        """The first T steps, behind which there is only padding."""
+        if T == self.T:
+            return self
+        call, lengths = self.call, None if bool((self.lengths == T).all()) else self.lengths
+        resets = None if call.resets is None else call.resets[:T]
+        states = tuple(s[:T] if s.dim() == 4 else s for s in call.reset_state)
+        call = replace(call, x=call.x[:T], lengths=lengths, resets=resets, reset_state=states, packed=None)
+        return replace(self, call=call, dy=self.dy[:T])
+
+    def lanes(self, at: slice | Tensor) -> Recording:
+        """Some of the lanes alone. at: a slice, or their numbers, on the CPU."""
+        on = at if isinstance(at, slice) else at.to(self.dy.device)
         call = replace(
             self.call,
-            x=self.call.x[:, at],
-            hx=tuple(s[:, at] for s in self.call.hx),
+            x=self.call.x[:, on],
+            hx=tuple(s[:, on] for s in self.call.hx),
             lengths=None if self.call.lengths is None else self.call.lengths[at],
-            resets=None if self.call.resets is None else self.call.resets[:, at],
-            reset_state=tuple(s[..., at, :] for s in self.call.reset_state),
+            resets=None if self.call.resets is None else self.call.resets[:, on],
+            reset_state=tuple(s[..., on, :] for s in self.call.reset_state),
             packed=None,
         )
-        dfinal = tuple(None if d is None else d[:, at] for d in self.dfinal)
-        return replace(self, call=call, dy=self.dy[:, at], dfinal=dfinal)
+        dfinal = tuple(None if d is None else d[:, on] for d in self.dfinal)
+        return replace(self, call=call, dy=self.dy[:, on], dfinal=dfinal)
 
     def stack(self, gradient: Policy) -> Stack:
         """The engine's program of this call under a policy, without the dropout between layers."""

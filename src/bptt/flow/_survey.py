@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..policies import Policy
 from ._cell_path import CellPath, cell_path
@@ -15,7 +16,8 @@ from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
 from ._lags import LagMap, Lags, Shares, by_lag, lag_map, shares
-from ._lyapunov import Lyapunov, lyapunov
+from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
+from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
 from ._spectrum import Spectrum, spectrum
 from ._verdict import Verdict, verdict
@@ -44,6 +46,8 @@ DRAWS = 50
 EXPONENTS = 16
 """Lyapunov exponents, at most."""
 
+_CONDITIONS = ("name", "dropout", "lanes", "batch")
+
 
 @dataclass(frozen=True, eq=False)
 class Survey:
@@ -54,7 +58,9 @@ class Survey:
 
     name: of what was measured. The cell's own measurements (all but lag_map, lags, shares and comparison) are those of
     the top layer. records: a training run's, as in its metrics.jsonl. dropout: the probability of a dropout between
-    the layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says so.
+    the layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says so. lanes,
+    batch: how many lanes the map, the lags and the policies were measured on, and how many there are; the Jacobians,
+    their products, the exponents and the cell path are those of one.
     """
 
     name: str
@@ -70,21 +76,27 @@ class Survey:
     comparison: Comparison | None = None
     records: Sequence[dict[str, Any]] = field(default=())
     dropout: float = 0.0
+    lanes: int = 0
+    batch: int = 0
 
     @property
     def measures(self) -> tuple[Any, ...]:
-        """What there is, the name aside."""
-        found = (getattr(self, entry.name) for entry in fields(self) if entry.name not in ("name", "dropout"))
+        """What there is, the name and the conditions aside."""
+        found = (getattr(self, entry.name) for entry in fields(self) if entry.name not in _CONDITIONS)
         return tuple(measure for measure in found if measure is not None and measure != ())
 
     @property
     def verdict(self) -> Verdict:
         """What to conclude from all of it. Raises ValueError where nothing was measured."""
-        found = verdict(*self.measures)
-        if not self.dropout:
-            return found
-        said = f"Measured without the dropout of {self.dropout:g} between the layers, which a training step draws"
-        return replace(found, conditions=(said,))
+        said = []
+        if self.lanes < self.batch:
+            said.append(
+                f"Measured on {self.lanes} of {self.batch} lanes; steps, products and exponents on one, weights on few"
+            )
+        if self.dropout:
+            drawn = "which a training step draws"
+            said.append(f"Measured without the dropout of {self.dropout:g} between the layers, {drawn}")
+        return replace(verdict(*self.measures), conditions=tuple(said))
 
 
 def survey(
@@ -105,8 +117,9 @@ def survey(
     with the name of each measurement, out of `STAGES`, before it begins.
 
     What grows with the sequence is bounded: the map is that of at most 8 lanes and, on long sequences, of every so many
-    losses; the shares are those of fewer lanes there. The Jacobians are those of the first lane, on long sequences
-    at every so many steps, for a state of at most 1024 numbers.
+    losses; the shares are those of fewer lanes there. The Jacobians are those of one lane, on long sequences at every
+    so many steps, for a state of at most 1024 numbers. The lanes are those that a loss reaches, evenly over their
+    lengths, the longest among them; those whose gradient is not finite come first. Padding is measured nowhere.
 
     Raises what `record`, `lag_map` and `compare` raise.
 
@@ -116,8 +129,9 @@ def survey(
     ((1, 12, 12), 'chunked:4', 'Gradients vanish')
     """
     recording = recorded(subject, batch, loss)
-    few, one = recording.first_lanes(LANES), recording.first_lanes(1)
-    T, lanes = recording.T, max(1, min(LANES, LOSSES // recording.T))
+    broken = _not_finite(recording)
+    few, one = recording.sample(LANES, broken), recording.sample(1, broken)
+    lanes = recording.sample(max(1, min(LANES, LOSSES // recording.T)), broken)
     top = len(recording.names) - (2 if recording.layer.bidirectional else 1)
 
     def run(stage: str, measure: Callable[[], Any]) -> Any:
@@ -125,19 +139,19 @@ def survey(
         return measure()
 
     two_ways = recording.layer.bidirectional and recording.layer.num_layers > 1  # a loss has no lag there
-    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, every=-(-T * few.B // LOSSES)))
+    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(LOSSES)))
     S = sum(s.shape[-1] for s in recording.call.hx)
     chain = LayerChain(one.to(torch.float64), top) if S <= LARGEST else None
     return Survey(
         name=str(recording.layer) if name is None else name,
         lag_map=map,
         lags=None if map is None else by_lag(map),
-        shares=None if two_ways else run("shares", lambda: shares(recording.first_lanes(lanes))),
+        shares=None if two_ways else run("shares", lambda: shares(lanes)),
         spectrum=run("W_hh", lambda: spectrum(recording, layer=top)),
         gates=run("gates", lambda: gates(recording, layer=top)),
-        jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-T // STEPS))),
+        jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-one.T // STEPS))),
         products=None if chain is None else run("products", lambda: products(chain)),
-        lyapunov=None if chain is None else run("exponents", lambda: lyapunov(chain, count=min(S, EXPONENTS))),
+        lyapunov=None if chain is None else run("exponents", lambda: _exponents(chain, min(S, EXPONENTS))),
         cell_path=(
             run("cell path", lambda: cell_path(one, layer=top))
             if recording.cell.states == 2 and chain is not None
@@ -146,7 +160,36 @@ def survey(
         comparison=run("policies", lambda: _compared(few, policies)) if policies else None,
         records=tuple(records),
         dropout=recording.dropout,
+        lanes=few.B,
+        batch=recording.B,
     )
+
+
+@torch.no_grad()
+def _not_finite(recording: Recording) -> Tensor:
+    """The lanes `[B]` whose input, local errors or adjoints are not finite."""
+    gradient = PolicyGradient(recording)
+    _, adjoints = gradient.stack.gradients(
+        gradient.tensors,
+        gradient.outputs,
+        gradient.tape,
+        gradient.cotangents,
+        (False,) * len(gradient.tensors),
+        want_adjoints=True,
+    )
+    padding = torch.arange(recording.T, device="cpu")[:, None] >= recording.lengths
+    found = torch.zeros(recording.B, dtype=torch.bool, device="cpu")
+    for values in (recording.call.x, recording.dy, *adjoints):
+        found |= (~torch.isfinite(values).all(-1).cpu() & ~padding).any(0)
+    return found
+
+
+def _exponents(chain: LayerChain, count: int) -> Lyapunov | None:
+    """None where resets close every step."""
+    try:
+        return lyapunov(chain, count=count)
+    except NothingToMeasure:
+        return None
 
 
 def _compared(recording: Recording, policies: Sequence[str | Policy]) -> Comparison | None:

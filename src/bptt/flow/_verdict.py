@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,16 @@ import numpy as np
 
 from ._cell_path import CellPath
 from ._compare import Comparison
-from ._conclusions import CLOSE, SATURATED, conclusion, steepest, total_error
+from ._conclusions import CLOSE, SATURATED, conclusion, steepest, stuck, total_error
 from ._gates import Gates
+from ._horizon import left
 from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags, Shares
 from ._lyapunov import Lyapunov
 from ._spectrum import Spectrum
-from ._wording import half_life, number, percent, steps, trend
+from ._wording import STEADY, half_life, number, percent, steps, trend
 
-__all__ = ["Verdict", "verdict"]
+__all__ = ["NOTHING", "Verdict", "verdict"]
 
 TOPICS: dict[type, str] = {
     Lags: "by lag",
@@ -36,11 +38,15 @@ TOPICS: dict[type, str] = {
 }
 """What each measurement is called in a verdict, the most telling first."""
 
-FAR = 0.75
-"""The part of the lags measured within which a horizon is that of the net, and not the end of the sequence."""
-
 SHORT = 20
 """Steps: gradients halved faster than this are worth doing something about."""
+
+
+ALIKE = 1.25
+"""The factor between two half-lives up to which they are said to agree."""
+
+NOTHING = "Nothing to change"
+"""What a verdict without advice says."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Verdict:
     """What to conclude from several measurements.
 
     headline: the most telling conclusion. findings: (topic, conclusion) of each measurement, the headline's included.
-    advice: what to change, most useful first; empty where nothing is wrong. conditions: how it was measured, where that
+    advice: what to change, each with the measurement behind it: first what breaks training, then what it cannot learn,
+    then what it costs; empty where there is nothing to change. conditions: how it was measured, where that
     is not how the net is trained. `str` writes all of it, for a screen.
     """
 
@@ -62,8 +69,7 @@ class Verdict:
         lines = [self.headline, "", *(f"  {topic:<{width}}  {text}" for topic, text in self.findings)]
         if self.conditions:
             lines += ["", *self.conditions]
-        if self.advice:
-            lines += ["", "What to change:", *(f"  - {text}" for text in self.advice)]
+        lines += ["", "What to change:", *(f"  - {text}" for text in self.advice)] if self.advice else ["", NOTHING]
         return "\n".join(lines)
 
 
@@ -81,12 +87,12 @@ def verdict(*measures: Any) -> Verdict:
     ...     ("layer 0",), lag, norm, 30 - lag, np.array([0.5]), np.zeros(1), horizon, horizon + 3, np.array([True])
     ... )
     >>> print(verdict(lags))
-    Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps
+    Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps (measured in 30 steps)
     <BLANKLINE>
-      by lag  Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps
+      by lag  Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps (measured in 30 steps)
     <BLANKLINE>
     What to change:
-      - To learn over more than 3 steps: bptt.nn.init.orthogonal_(layer), or an LSTM with bptt.nn.init.chrono_
+      - To learn over more than 3 steps (half is lost in 1 step): bptt.nn.init.orthogonal_(layer), an LSTM and chrono_
       - Losses farther than 6 steps add less than 1 %: gradient="truncated:7" loses next to nothing
     """
     if not measures:
@@ -96,8 +102,39 @@ def verdict(*measures: Any) -> Verdict:
         if type(measure) not in TOPICS:
             raise TypeError(f"measures must be dataclasses of bptt.flow or lists of records: got {measure!r}")
     ranked = sorted(measures, key=lambda measure: order.index(type(measure)))
-    findings = tuple((TOPICS[type(m)], text) for m in ranked for text in _conclusions(m))
-    return Verdict(conclusion(ranked[0]), findings, tuple(dict.fromkeys(_advice(ranked))))
+    findings = [(TOPICS[type(m)], text) for m in ranked for text in _conclusions(m)]
+    findings += [("rates", text) for text in _rates(ranked)]
+    ordered = sorted(_advice(ranked), key=lambda advice: advice[0])
+    sends = any(isinstance(m, Lags) and m.there.any() for m in ranked)  # else nothing is sent, whatever the states are
+    first = next(filter(_broken, ranked), ranked[0]) if sends else ranked[0]
+    return Verdict(conclusion(first), tuple(findings), tuple(dict.fromkeys(text for _, text in ordered)))
+
+
+def _rates(measures: list[Any]) -> Iterator[str]:
+    """Which quantity each rate is, where there are two."""
+    lags = next((m for m in measures if isinstance(m, Lags)), None)
+    found = next((m for m in measures if isinstance(m, Lyapunov)), None)
+    if lags is None or found is None or not np.isfinite(found.exponents[0]):
+        return
+    i = lags.layers.index(found.layer) if found.layer in lags.layers else steepest(lags)
+    rate, largest = float(lags.rate[i]), math.exp(min(float(found.exponents[0]), 700.0))
+    if not (lags.straight[i] and rate > 0):
+        yield (
+            f"By lag no one rate holds; the largest Lyapunov exponent, the mean over many steps along a trajectory, "
+            f"is {number(largest)} a step in the long run"
+        )
+        return
+    apart = abs(math.log(rate) - math.log(largest))
+    alike = apart <= math.log(ALIKE) * max(abs(math.log(rate)), abs(math.log(largest))) or apart < 1 / STEADY
+    yield (
+        f"By lag the mean contribution of this batch's losses changes by {number(rate)} a step, a typical perturbation "
+        f"along a trajectory by {number(largest)} (largest Lyapunov exponent): "
+        + (
+            "they agree"
+            if alike
+            else "a mean is made by its largest parts, and they agree only where all steps are alike"
+        )
+    )
 
 
 def _conclusions(measure: Any) -> Iterator[str]:
@@ -108,29 +145,67 @@ def _conclusions(measure: Any) -> Iterator[str]:
         yield conclusion(measure)
 
 
-def _advice(measures: list[Any]) -> Iterator[str]:
+_WATCH = "bptt.flow.watch says where the first value that is not finite arises"
+_TAME = "Clip the gradient's norm; begin with bptt.nn.init.orthogonal_(layer), or a smaller learning rate"
+
+BREAKS, UNLEARNT, COSTS = 0, 1, 2
+"""What a piece of advice is about: training that breaks, what cannot be learnt, what costs more than it must."""
+
+
+def _advice(measures: list[Any]) -> Iterator[tuple[int, str]]:
     cell = _cell(measures)
-    broken = any(isinstance(m, Lags) and not np.all(np.isfinite(m.norm)) for m in measures)
+    lags = next((m for m in measures if isinstance(m, Lags)), None)
+    broken = any(map(_broken, measures))
     for measure in measures:
         match measure:
             case Lags():
                 yield from _on_lags(measure, cell)
+            case Shares() if _broken(measure):
+                yield BREAKS, f"The gradient of W_hh is not finite: {_WATCH}"
             case Lyapunov() if measure.exponents[0] > 2 * np.nan_to_num(measure.error[0]) and not broken:
-                yield _TAME
+                yield BREAKS, f"{_TAME} (exponents: the largest is {number(float(measure.exponents[0]))})"
             case Spectrum() if measure.gates == ("h",) and measure.radius[0] > 1.5:
-                yield f"W_hh is large for a simple RNN (radius {number(measure.radius[0])}): bptt.nn.init.orthogonal_"
-            case Gates() if np.any(measure.low + measure.high >= SATURATED) and measure.bounded:
-                yield "Saturated values pass no gradient: smaller initial weights, a smaller learning rate"
+                yield (
+                    BREAKS,
+                    f"W_hh is large for a simple RNN (radius {number(measure.radius[0])}): bptt.nn.init.orthogonal_",
+                )
+            case Gates() if np.any(stuck(measure) >= SATURATED) and measure.bounded and (lags is None or _fades(lags)):
+                i = int(np.argmax(stuck(measure)))
+                where = f"{percent(float(stuck(measure)[i]))} of {measure.names[i]}"
+                yield (
+                    UNLEARNT,
+                    f"Saturated values pass no gradient ({where}): smaller initial weights, a smaller learning rate",
+                )
             case Comparison():
-                yield from _on_policies(measure)
+                yield from ((COSTS, text) for text in _on_policies(measure))
             case list() | tuple() if measure and sum(r["clipped"] for r in measure) / len(measure) > 0.5:
-                yield "Most steps are clipped: raise clip, or lower the learning rate"
+                clipped = percent(sum(r["clipped"] for r in measure) / len(measure))
+                yield BREAKS, f"Most steps are clipped ({clipped}): raise clip, or lower the learning rate"
             case _:
                 pass
 
 
-_WATCH = "bptt.flow.watch says where the first value that is not finite arises"
-_TAME = "Clip the gradient's norm; begin with bptt.nn.init.orthogonal_(layer), or a smaller learning rate"
+def _broken(measure: Any) -> bool:
+    """Whether it holds a gradient that is not finite: what has no data is not one."""
+    if isinstance(measure, Lags):
+        return any(not np.all(np.isfinite(measure.curve(i)[0])) for i in range(len(measure.layers)))
+    return isinstance(measure, Shares) and not np.all(np.isfinite(measure.total))
+
+
+def _fades(lags: Lags) -> bool:
+    """Whether a layer's gradients are halved faster than is good."""
+    return any(_halves(lags, i) < SHORT for i in range(len(lags.layers)))
+
+
+def _halves(lags: Lags, i: int) -> float:
+    """Steps in which half of a layer's gradient is lost, infinite where that was not seen."""
+    norm, rate = lags.curve(i)[0], float(lags.rate[i])
+    if len(norm) < 2 or not np.all(np.isfinite(norm)) or not norm[0] > 0:
+        return math.inf
+    half, rest = left(norm)
+    if half is None or rest > 0.5:
+        return math.inf
+    return half_life(rate) if lags.straight[i] else float(half)
 
 
 def _cell(measures: list[Any]) -> str | None:
@@ -144,27 +219,27 @@ def _cell(measures: list[Any]) -> str | None:
     return None
 
 
-def _on_lags(lags: Lags, cell: str | None) -> Iterator[str]:
+def _on_lags(lags: Lags, cell: str | None) -> Iterator[tuple[int, str]]:
     i = steepest(lags)
-    if not np.all(np.isfinite(lags.norm[i])):
-        yield f"Begin with smaller recurrent weights; {_WATCH}"
+    norm = lags.curve(i)[0]
+    if not np.all(np.isfinite(norm)):
+        yield BREAKS, f"Begin with smaller recurrent weights; {_WATCH}"
         return
-    rate = float(lags.rate[i])
-    kind = trend(rate, int(lags.lag[-1]))
-    if kind == "explode":
-        yield _TAME
-    if kind == "vanish" and half_life(rate) < SHORT:
+    rate, rest = float(lags.rate[i]), left(norm)[1] if len(norm) else math.nan
+    if trend(rate, int(lags.lag[-1])) == "explode" and rest > 2:
+        yield BREAKS, f"{_TAME} (by lag: {number(rest)} times as large after {len(norm) - 1})"
+    if (half := _halves(lags, i)) < SHORT:
         remedy = {
             "lstm": "bptt.nn.init.chrono_(layer, longest), or bptt.nn.init.forget_bias_(layer, 1)",
             "gru": "bptt.nn.init.chrono_(layer, longest)",
-            "rnn": "bptt.nn.init.orthogonal_(layer), or an LSTM with bptt.nn.init.chrono_",
+            "rnn": "bptt.nn.init.orthogonal_(layer), an LSTM and chrono_",
         }[cell or "rnn"]
-        yield f"To learn over more than {steps(float(lags.horizon_90[i]))}: {remedy}"
-    far = int(lags.horizon_99.max())
-    if kind == "vanish" and np.all(lags.complete) and far < FAR * lags.lag[-1]:
-        yield (
-            f'Losses farther than {far} steps add less than 1 %: gradient="truncated:{far + 1}" loses next to nothing'
-        )
+        why = f"half is lost in {steps(half)}"
+        yield UNLEARNT, f"To learn over more than {steps(float(lags.horizon_90[i]))} ({why}): {remedy}"
+    if np.all(lags.settled(0.99)):
+        far = int(lags.horizon_99.max())
+        cut = f'gradient="truncated:{far + 1}" loses next to nothing'
+        yield COSTS, f"Losses farther than {far} steps add less than 1 %: {cut}"
 
 
 def _on_policies(comparison: Comparison) -> Iterator[str]:

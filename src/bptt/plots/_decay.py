@@ -22,7 +22,8 @@ __all__ = ["decay"]
 def decay(measure: Lags, *, bound: float | Products | None = None, ax: Axes | None = None) -> Figure:
     """The mean norm by lag on a logarithmic scale, its fitted rate, the horizons, and the bound if there is one.
 
-    measure: what `bptt.flow.by_lag` gives; every layer is a line, the steepest has its fit and horizons drawn.
+    measure: what `bptt.flow.by_lag` gives; every layer is a line, the steepest has its horizons drawn, and its fit
+    where the decay is a straight line. A horizon that the window may have cut short is labelled "at least".
     bound: beta_W beta_h, the factor per step that no norm can exceed, or the `Products` that hold it. ax: where to
     draw; a new figure by default.
 
@@ -42,11 +43,13 @@ def decay(measure: Lags, *, bound: float | Products | None = None, ax: Axes | No
     if len(lag) == 1:
         axes.set_xlim(-0.5, 0.5)
     norm, rate = _positive(measure.norm[main]), float(measure.rate[main])
-    if np.all(np.isnan(norm)):
+    if not np.any(measure.there[main]):
+        empty(axes, "no loss reaches this layer")
+    elif np.all(np.isnan(norm)):
         empty(axes, "no lag has a finite norm above 0")
     else:
         logarithmic(axes, measure.norm)
-        if math.isfinite(rate) and rate > 0:
+        if math.isfinite(rate) and rate > 0 and measure.straight[main]:
             _fit(axes, lag, norm, rate)
         if bound is not None:
             _bound(axes, lag, norm, bound)
@@ -86,5 +89,7 @@ def _bound(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], 
 
 def _horizons(ax: Axes, measure: Lags, layer: int) -> None:
     """Where 90 and 99 % have arisen."""
-    for text, at, dashes in (("90 %", measure.horizon_90, "-"), ("99 %", measure.horizon_99, "--")):
-        ax.axvline(float(at[layer]), color=GREY, linewidth=1, linestyle=dashes, label=f"{text} within {at[layer]}")
+    for part, at, dashes in ((0.9, measure.horizon_90, "-"), (0.99, measure.horizon_99, "--")):
+        least = "" if measure.settled(part)[layer] else "at least "
+        label = f"{part:.0%} within {least}{at[layer]}".replace("%", " %")
+        ax.axvline(float(at[layer]), color=GREY, linewidth=1, linestyle=dashes, label=label)

@@ -26,11 +26,11 @@ def jacobians(measure: Jacobians, *, ax: Axes | None = None) -> Figure:
     't, step'
     """
     figure, axes = blank(ax)
-    norm = np.where(np.isfinite(measure.norm), measure.norm, np.nan)
-    smallest = np.where(np.isfinite(measure.smallest), measure.smallest, np.nan)
+    shown = np.isfinite(measure.norm) & measure.there
+    norm, smallest = (np.where(shown, values, np.nan) for values in (measure.norm, measure.smallest))
     whole = ~np.all(np.isnan(norm), axis=1)
     if not whole.any():
-        empty(axes, "no step Jacobian is finite")
+        empty(axes, "no step Jacobian is finite" if measure.there.any() else "no state passes a step")
     else:
         t, norm, smallest = measure.t[whole], norm[whole], smallest[whole]
         dot = "o" if len(t) == 1 else ""
@@ -38,7 +38,7 @@ def jacobians(measure: Jacobians, *, ax: Axes | None = None) -> Figure:
             low, high = np.nanmin(norm, axis=1), np.nanmax(norm, axis=1)
             axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label="largest, all lanes")
         axes.plot(t, np.nanmedian(norm, axis=1), color=BLUE, marker=dot, label="largest, median")
-        middle = np.nanmedian(np.nan_to_num(smallest), axis=1)
+        middle = np.nanmedian(smallest, axis=1)
         axes.plot(t, middle, color=BLACK, linestyle="--", marker=dot, label="smallest, median")
         if measure.bound is not None:
             axes.axhline(measure.bound, color=BLACK, linestyle=":", label=r"bound $\beta_W \beta_h$")

@@ -26,7 +26,8 @@ CELLS = 1000
 def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figure:
     """Heat map of |contribution of the loss at t to the adjoint at t - lag|, on a logarithmic scale.
 
-    measure: what `bptt.flow.lag_map` gives. layer: which of its L. ax: where to draw; a new figure by default.
+    measure: what `bptt.flow.lag_map` gives. layer: which of its L. ax: where to draw; a new figure by default. Where
+    there is no data (before or behind a sequence, behind a reset, no loss) the ground shows through.
 
     Raises IndexError for a layer that is not there.
 
@@ -37,8 +38,7 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     """
     figure, axes = blank(ax)
     t, lag, norm = coarser(measure, layer, CELLS)
-    inside = t[:, None] >= lag[None, :]
-    finite = np.isfinite(norm) & inside
+    broken, finite = np.isinf(norm), np.isfinite(norm)
     positive = norm[finite & (norm > 0)]
     high = max(float(positive.max()), 1e-280) if positive.size else 1.0
     begin = norm[finite & (norm > 0) & (lag[None, :] == lag[0])]  # so that an explosion is seen from where it starts
@@ -50,10 +50,10 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     axes.set_facecolor(PALE)
     values = np.where(finite, np.maximum(norm, floor), np.nan)
     mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
-    keys = [Patch(facecolor=PALE, edgecolor=GREY, label="before the sequence")] if not np.all(inside) else []
-    if np.any(inside & ~np.isfinite(norm)):
-        broken = np.ma.masked_where(~(inside & ~np.isfinite(norm)).T, np.ones_like(norm.T))
-        axes.pcolormesh(*edges, broken, cmap=ListedColormap([VERMILLION]), rasterized=True)
+    keys = [Patch(facecolor=PALE, edgecolor=GREY, label="no data")] if np.any(np.isnan(norm)) else []
+    if np.any(broken):
+        red = np.ma.masked_where(~broken.T, np.ones_like(norm.T))
+        axes.pcolormesh(*edges, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
         keys.append(Patch(facecolor=VERMILLION, label="not finite"))
     if keys:
         axes.legend(handles=keys, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")

@@ -23,7 +23,8 @@ def jacobians(measure: Jacobians) -> go.Figure:
     for look, (name, values) in zip(
         LINES, {"largest": measure.norm, "smallest": measure.smallest}.items(), strict=False
     ):
-        middle = np.median(drawable(values), axis=1)
+        shown = np.where(measure.there, drawable(values), np.nan)
+        middle = [float(np.nanmedian(row)) if np.any(~np.isnan(row)) else np.nan for row in shown]
         said = "step %{x}: %{y:.3g}<extra>" + name + "</extra>"
         figure.add_scatter(x=measure.t, y=middle, mode="lines", name=name, line=look["line"], hovertemplate=said)
     figure.add_hline(y=1, line={"color": FAINT, "width": 1})

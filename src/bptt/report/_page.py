@@ -8,6 +8,7 @@ from html import escape
 from string import Template
 
 from ..flow import Verdict
+from ..flow._verdict import NOTHING
 
 __all__ = ["Section", "page", "table"]
 
@@ -44,6 +45,8 @@ $chart
 $table
 </section>
 """)
+
+ADVICE = Template('<div class="advice"><strong>$advice</div>')
 
 CSS = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --card: #f4f5f7; --dim: #59626d; --link: #0b62a3; }
@@ -89,6 +92,7 @@ def page(name: str, verdict: Verdict, sections: Sequence[Section], plotly: str) 
     """The whole file. plotly: the library itself, once."""
     advice = "".join(f"<li>{escape(text, quote=False)}</li>" for text in verdict.advice)
     conditions = "".join(f'<p class="name">{escape(text, quote=False)}</p>' for text in verdict.conditions)
+    change = f"What to change</strong><ul>{advice}</ul>" if advice else f"{NOTHING}</strong>"
     return PAGE.substitute(
         title=escape(f"Gradient flow: {name}"),
         css=CSS,
@@ -96,7 +100,7 @@ def page(name: str, verdict: Verdict, sections: Sequence[Section], plotly: str) 
         name=escape(name),
         headline=escape(verdict.headline, quote=False),
         conditions=conditions,
-        advice=f'<div class="advice"><strong>What to change</strong><ul>{advice}</ul></div>' if advice else "",
+        advice=ADVICE.substitute(advice=change),
         contents="".join(f'<a href="#{section.key}">{escape(section.heading)}</a> ' for section in sections),
         sections="".join(_section(section) for section in sections),
     )

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from ..flow import Comparison, LagMap, Lags, Shares
 from ..flow._coarser import coarser
-from ..flow._conclusions import total_error
+from ..flow._conclusions import reach_of, total_error
 from ._chart import COLOURS, LINES, chart, drawable, finish, positive
 
 __all__ = ["comparison", "decay", "lag_map", "shares"]
@@ -25,7 +25,7 @@ def lag_map(measure: LagMap) -> go.Figure:
     figure = chart()
     for i, name in enumerate(measure.layers):
         t, lag, norm = coarser(measure, i, CELLS)
-        shown = positive(norm)
+        shown = positive(norm)  # what is not finite is drawn on top, what has no data not at all
         logs = np.log10(shown)
         high = float(np.nanmax(logs, initial=-300.0))
         low = max(float(np.nanmin(logs, initial=300.0)), high - DECADES)
@@ -48,9 +48,22 @@ def lag_map(measure: LagMap) -> go.Figure:
             visible=i == 0,
             name=name,
         )
+        broken = np.isinf(norm)
+        figure.add_heatmap(
+            x=t,
+            y=lag,
+            z=np.where(broken, 1.0, np.nan).T.astype(np.float32) if broken.any() else None,
+            colorscale=[[0, COLOURS[1]], [1, COLOURS[1]]],
+            showscale=False,
+            hovertemplate="loss at t = %{x}<br>lag %{y}<br>not finite<extra>" + name + "</extra>",
+            hoverongaps=False,
+            visible=i == 0,
+            name=f"{name}, not finite",
+        )
     if len(measure.layers) > 1:
+        shows = [[j // 2 == i for j in range(2 * len(measure.layers))] for i in range(len(measure.layers))]
         buttons = [
-            {"label": name, "method": "update", "args": [{"visible": [j == i for j in range(len(measure.layers))]}]}
+            {"label": name, "method": "update", "args": [{"visible": shows[i]}]}
             for i, name in enumerate(measure.layers)
         ]
         menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.16, "xanchor": "left"}
@@ -75,7 +88,9 @@ def decay(measure: Lags) -> go.Figure:
             hovertemplate="lag %{x}<br>norm %{y:.3g}<extra>" + label + "</extra>",
             **look,
         )
-        for text, at in (("90 %", measure.horizon_90), ("99 %", measure.horizon_99)):
+        for part, at in ((0.9, measure.horizon_90), (0.99, measure.horizon_99)):
+            known = bool(measure.settled(part)[i])
+            text = f"{part:.0%}".replace("%", " %") + ("" if known else " or more")
             y = positive(measure.norm[i])[np.searchsorted(measure.lag, at[i])]
             figure.add_scatter(
                 x=[at[i]],
@@ -84,7 +99,7 @@ def decay(measure: Lags) -> go.Figure:
                 text=[text],
                 textposition="top right",
                 marker={"symbol": "line-ns-open", "size": 22, "color": look["marker"]["color"], "line": {"width": 3}},
-                hovertemplate=f"{text} arises within {at[i]} steps<extra>{label}</extra>",
+                hovertemplate=f"{part:.0%} arises within {reach_of(measure, i, part)}<extra>{label}</extra>",
                 showlegend=False,
             )
     figure.update_xaxes(title="lag, steps back from the loss")

@@ -23,13 +23,14 @@ EXPLAINED = {
     "lag_map": (
         "By loss",
         "How large the part of the adjoint is that the loss of step t sends back to step t - lag. A colour that fades "
-        "upwards is a gradient that vanishes; columns that fade less are losses that reach farther. Point at a "
-        "cell for its number.",
+        "upwards is a gradient that vanishes; columns that fade less are losses that reach farther. Where there is no "
+        "cell there is no data: no step, no loss, or a reset between. Point at a cell for its number.",
     ),
     "lags": (
         "By lag",
-        "The mean over losses of the map. A straight line is a constant factor per step. The ticks mark the lags "
-        "within which 90 and 99 % of the sum arise: what lies behind them hardly steers training.",
+        "The mean over losses of the map, in this batch. A straight line is a constant factor per step. The ticks mark "
+        "the lags within which 90 and 99 % of the sum arise: what lies behind them hardly steers training. Where more "
+        "lags than were measured would move them, they are at least so far.",
     ),
     "shares": (
         "Weights",
@@ -75,7 +76,8 @@ EXPLAINED = {
     "records": (
         "Training",
         "The course of the run: perplexity, the norm of the gradient before clipping, how many steps were clipped, and "
-        "the horizon (the lag within which 90 % of the gradient arises) where it was measured.",
+        "the horizon (the lag within which 90 % of the gradient arises) where it was measured; an open mark is a "
+        "horizon that the window may have cut short.",
     ),
 }
 """Heading and explanation, in the order of the page."""
