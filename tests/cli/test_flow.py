@@ -49,6 +49,49 @@ def test_a_fresh_layer_of_a_given_radius(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "new" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("radius", "words"),
+    [
+        (0.9, "90 % arises within 21 steps"),
+        (0.985, "The window was lengthened from 100 to 400 steps, until the horizon settled"),
+        (0.9999, "The horizon has not settled in a window lengthened from 100 to 1024 steps, the most that is tried"),
+        (1.25, "Gradients explode"),
+    ],
+)
+def test_the_window_is_lengthened_until_the_horizon_settles(
+    radius: float, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orthogonal W_hh times the radius, and what its lags say; pictures are others' business."""
+    for name in ("require_pictures", "write_report"):
+        monkeypatch.setattr(f"bptt.cli.flow.{name}", lambda *_: tmp_path)
+    monkeypatch.setattr("bptt.nn.init.radius_", _turning)
+    of = ("--cell", "rnn", "--hidden", 4, "--lanes", 1, "--nonlinearity", "identity", "--radius", radius)
+    result = bptt(capsys, "flow", *of)
+    assert result.status == 0, result.err
+    assert words in result.out
+    assert ("lengthened from" in result.out) == ("lengthened from" in words)
+
+
+def _turning(layer: torch.nn.RNNBase, radius: float) -> torch.nn.RNNBase:
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(radius * torch.linalg.qr(layer.weight_hh_l0)[0])
+    return layer
+
+
+def test_a_window_that_was_asked_for_stays_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("require_pictures", "write_report"):
+        monkeypatch.setattr(f"bptt.cli.flow.{name}", lambda *_: tmp_path)
+    monkeypatch.setattr("bptt.nn.init.radius_", _turning)
+    of = ("--cell", "rnn", "--hidden", 4, "--lanes", 1, "--nonlinearity", "identity", "--radius", 0.985)
+    result = bptt(capsys, "flow", *of, "--steps", 64)
+    assert "90 % arises within at least" in result.out
+    assert "The horizon has not settled in 64 steps; measure longer: --steps 256" in result.out
+    result = bptt(capsys, "flow", *of, "--steps", 512, "--lags", 32)
+    assert "The horizon has not settled in 32 steps; measure longer: --lags 128" in result.out
+
+
 def test_the_seed_decides_the_layer_and_its_input() -> None:
     def drawn(seed: int | None) -> torch.Tensor:
         call = subject(None, 12, 2, cell="rnn", hidden=6, seed=seed).recording.call

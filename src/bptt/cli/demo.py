@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..train import Config, generate, start
 from ..train.sampling import read_prompt
-from .flow import measured, require_pictures, write_report
+from .flow import measured, require_pictures, settled, write_report
 from .progress import train_with_progress, unigram
 from .subject import subject
 
@@ -58,8 +58,8 @@ def demo(
     ids = read_prompt(PROMPT, vocabulary, config.preprocess)
     drawn = generate(trainer.model.eval(), vocabulary, ids, 400, temperature=0.7)
     text = PROMPT + vocabulary.decode(drawn)
-    of = subject(run.path, None, None)
-    found = measured(of, None, console)
+    of = settled(lambda steps: subject(run.path, steps, None), console)
+    found = measured(of, of.recording.T, console)
     report = write_report(found, of.directory)
     shown = Console()
     shown.print(Panel(Text(text), title="a sample, temperature 0.7", highlight=False))

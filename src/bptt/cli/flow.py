@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +27,9 @@ from .subject import (
     Subject,
     subject,
 )
+from .window import LONGER, long_enough, unsettled
 
-__all__ = ["flow", "measured", "require_pictures", "write_report"]
+__all__ = ["flow", "measured", "require_pictures", "settled", "write_report"]
 
 
 def flow(
@@ -38,7 +41,7 @@ def flow(
     radius: RadiusOption = None,
     steps: StepsOption = None,
     lanes: LanesOption = None,
-    lags: Annotated[int | None, typer.Option(help="lags of the map (default: at most 256)")] = None,
+    lags: Annotated[int | None, typer.Option(help="lags of the map (default: all of the window)")] = None,
     seed: SeedOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="where report.html goes (default: RUN/flow, or flow)")
@@ -46,15 +49,24 @@ def flow(
 ) -> None:
     """Measure how far gradients travel: a verdict on the screen, report.html and pictures in a directory.
 
-    Of a run's network on its own text, or of a fresh layer (--cell) on noise.
+    Of a run's network on its own text, or of a fresh layer (--cell) on noise. Without --steps and --lags the window is
+    lengthened until the horizon settles, to 1024 steps at most.
     """
     require_pictures()
     if lags is not None and lags < 1:
         raise InputError(f"lags must be at least 1: got {lags}")
-    of = subject(
-        run, steps, lanes, cell=cell, hidden=hidden, layers=layers, nonlinearity=nonlinearity, radius=radius, seed=seed
-    )
-    found = measured(of, lags, Console(stderr=True))
+    console = Console(stderr=True)
+
+    def make(steps: int | None) -> Subject:
+        fresh = {"cell": cell, "hidden": hidden, "layers": layers, "nonlinearity": nonlinearity, "radius": radius}
+        return subject(run, steps, lanes, **fresh, seed=seed)
+
+    if steps is None and lags is None:
+        of = settled(make, console)
+        found = measured(of, of.recording.T, console)
+    else:
+        of = make(steps)
+        found = measured(of, of.recording.T if lags is None else lags, console)
     written = write_report(found, of.directory if out is None else out)
     typer.echo(f"{of.name}\n\n{found.verdict}\n\nreport: {written}, pictures beside it")
 
@@ -65,19 +77,31 @@ def require_pictures() -> None:
         require(module, extra)
 
 
+def settled(make: Callable[[int | None], Subject], console: Console) -> Subject:
+    """What is measured, in a window that is long enough for its horizon, shown on the way."""
+    with console.status("looking for the horizon") as status:
+        return long_enough(make, lambda steps: status.update(f"looking for the horizon in {steps} steps"))
+
+
 def measured(of: Subject, lags: int | None, console: Console) -> Survey:
     """Everything measured, shown on the way."""
     with Progress(
         TextColumn("measuring {task.description}"), BarColumn(bar_width=20), console=console, transient=True
     ) as bar:
         task = bar.add_task("", total=len(STAGES))
-        return survey(
+        found = survey(
             of.recording,
             name=of.name,
             lags=lags,
             records=of.records,
             on_stage=lambda stage: bar.update(task, description=stage, completed=STAGES.index(stage)),
         )
+    notes = of.notes
+    if not notes and found.lags is not None and unsettled(found.lags):
+        T, K = of.recording.T, int(found.lags.measured.max())
+        longer = f"--steps {LONGER * T}" if lags is None or lags >= T else f"--lags {min(LONGER * K, T)}"
+        notes = (f"The horizon has not settled in {K} steps; measure longer: {longer}",)
+    return replace(found, notes=notes)
 
 
 def write_report(found: Survey, directory: Path) -> Path:

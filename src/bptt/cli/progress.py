@@ -40,7 +40,8 @@ def describe(record: Record) -> str:
         )
     )
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
-    horizon = "" if record.horizon is None else f"  horizon {record.horizon}"
+    least = "" if record.horizon_settled else "at least "
+    horizon = "" if record.horizon is None else f"  horizon {least}{record.horizon}"
     window = "" if record.window is None else f"  window {record.window}"
     return f"{measured}{skipped}{horizon}{window}  {record.tokens_per_second:,.0f} tokens/s"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,12 +58,18 @@ class Subject:
     """What is measured.
 
     name: for titles. directory: where results go unless said otherwise. records: of the run's training, if it is one.
+    notes: what the verdict is to say of the way it is measured.
     """
 
     recording: Recording
     name: str
     directory: Path
     records: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+    def with_note(self, note: str) -> Subject:
+        """The same with one more note."""
+        return replace(self, notes=(*self.notes, note))
 
 
 def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any) -> Subject:

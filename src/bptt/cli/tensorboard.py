@@ -25,7 +25,7 @@ SCALARS = {
     "skipped": "gradient/skipped",
     "tokens_per_second": "speed/tokens per second",
 }
-"""The tag of each field of a record that is drawn as a curve."""
+"""The tag of each field of a record that is drawn as a curve. A horizon that is not settled has one of its own."""
 
 
 def require_tensorboard() -> None:
@@ -47,9 +47,10 @@ def board(trainer: Trainer, run: RunDirectory) -> Iterator[Callable[[Record], No
         def write(record: Record) -> None:
             for name, value in asdict(record).items():
                 if name in SCALARS and value is not None:
-                    writer.add_scalar(SCALARS[name], value, record.step)
+                    least = ", at least" if name == "horizon" and not record.horizon_settled else ""
+                    writer.add_scalar(SCALARS[name] + least, value, record.step)
             if record.horizon is not None:
-                map = lag_map(record_next(trainer).first_lanes(LANES))
+                map = lag_map(record_next(trainer).sample(LANES))
                 for i, layer in enumerate(map.layers):
                     writer.add_figure(f"lag map/{layer}", plots.lag_map(map, layer=i), record.step)
             writer.flush()

@@ -353,9 +353,13 @@ def _(measure: Sequence[Mapping[str, Any]], layer: int | None = None) -> str:
     parts.append(f"{percent(clipped)} of the steps were clipped")
     if skipped := sum(r.get("skipped") or 0 for r in measure):
         parts.append(f"{skipped} skipped")
-    horizons = [r["horizon"] for r in measure if r.get("horizon") is not None]
+    horizons = [
+        ("" if r.get("horizon_settled") else "at least ") + number(r["horizon"])
+        for r in measure
+        if r.get("horizon") is not None
+    ]
     if horizons:
-        parts.append(f"horizon {number(horizons[0])} to {number(horizons[-1])} steps")
+        parts.append(f"horizon {horizons[0]} to {horizons[-1]} steps")
     return "; ".join(parts)
 
 

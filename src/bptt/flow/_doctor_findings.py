@@ -98,5 +98,11 @@ class Examination:
     @property
     def horizon(self) -> int | None:
         """The lag within which 90 % of the gradient arises, in steps, of the layer that reaches farthest back."""
-        horizons = [int(h) for lags in self.lags.values() for h in lags.horizon_90]
-        return max(horizons, default=None)
+        return max((int(h) for lags in self.lags.values() for h in lags.horizon_90[lags.measured > 0]), default=None)
+
+    @property
+    def settled(self) -> bool | None:
+        """Whether that is the net's own horizon (`Lags.settled`); else it is at least so far. None without one."""
+        if self.horizon is None:
+            return None
+        return all(bool(lags.settled()[lags.measured > 0].all()) for lags in self.lags.values())

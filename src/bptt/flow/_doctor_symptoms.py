@@ -43,22 +43,21 @@ MARGIN = 0.01
 def lags_of(recording: Recording) -> Lags | None:
     """The gradient by lag at about the price of a training step; None where it cannot be measured.
 
-    Some of the losses, in some of the lanes. Where most steps have no error, as for a loss on the last step alone, all
-    losses, in one lane.
+    Some of the losses, in some of the lanes that one reaches. Where most steps have no error, as for a loss on the last
+    step alone, all losses, in one lane.
     """
     if recording.layer.bidirectional and recording.layer.num_layers > 1:
         return None  # a loss reaches both ways
-    T, B = recording.T, recording.B
-    with_error = (recording.dy != 0).flatten(1).any(1)
-    if not bool(with_error.any()) and all(d is None for d in recording.dfinal):
+    last = len(recording.names) - (2 if recording.layer.bidirectional else 1)
+    sent = torch.stack([recording.sends(k) for k in range(last, len(recording.names))]).any(0)
+    if not bool(sent.any()) and all(d is None for d in recording.dfinal):
         return None
-    lags = min(T, LAGS)
-    lanes, every = min(B, LANES), 1
-    if int(with_error.sum()) > T // 2:
-        every = max(1, min(T // LOSSES, lanes * lags // (2 * B)))
-    else:
-        lanes = 1
-    map = lag_map(recording, lags=lags, every=every, lanes=lanes)
+    T, B, lags = recording.T, recording.B, min(recording.T, LAGS)
+    dense = 2 * int(sent.sum()) > int(recording.lengths.sum())
+    few = recording.sample(min(B, LANES) if dense else 1)
+    every = max(1, min(T // LOSSES, few.B * lags // (2 * B))) if dense else 1
+    at = few.losses(max(1, -(-int(sent.any(1).sum()) * few.B // every)))
+    map = lag_map(few, lags=min(lags, few.T), at=at)
     return by_lag(map) if np.nan_to_num(map.norm).any() else None
 
 
@@ -78,7 +77,9 @@ def symptoms(recording: Recording, lags: Lags | None) -> Iterator[Finding]:
 
 
 def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[Finding]:
-    norm, rate, far = lags.norm[i], float(lags.rate[i]), int(np.flatnonzero(lags.losses)[-1])
+    norm, rate, far = lags.norm[i], float(lags.rate[i]), int(lags.measured[i]) - 1
+    if far < 0:
+        return  # no loss reaches this layer
     if norm[0] > 0 and rate > 1 and norm[far] > EXPLODES * norm[0]:
         what = (
             f"the gradient explodes: it grows {rate:.2f} times per step back, {norm[far] / norm[0]:.3g} times in {far}"
@@ -89,9 +90,10 @@ def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[
         )
         yield Finding.at("explosion", "adjoint", place, rate, what, advice)
     horizon = int(lags.horizon_99[i])
-    if recording.T >= SHORT and rate < 1 and horizon < VANISHES * recording.T:
+    window = min(recording.T, int(recording.lengths.max()))
+    if window >= SHORT and rate < 1 and horizon < VANISHES * window:
         what = (
-            f"the gradient vanishes: 99 % of it arises within {horizon} of {recording.T} steps "
+            f"the gradient vanishes: 99 % of it arises within {horizon} of {window} steps "
             f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.2f} times per step"
         )
         advice = {

@@ -46,7 +46,7 @@ DRAWS = 50
 EXPONENTS = 16
 """Lyapunov exponents, at most."""
 
-_CONDITIONS = ("name", "dropout", "lanes", "batch")
+_CONDITIONS = ("name", "dropout", "lanes", "batch", "notes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,8 @@ class Survey:
     the top layer. records: a training run's, as in its metrics.jsonl. dropout: the probability of a dropout between
     the layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says so. lanes,
     batch: how many lanes the map, the lags and the policies were measured on, and how many there are; the Jacobians,
-    their products, the exponents and the cell path are those of one.
+    their products, the exponents and the cell path are those of one. notes: what else the verdict is to say of the way
+    it was measured.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Survey:
     dropout: float = 0.0
     lanes: int = 0
     batch: int = 0
+    notes: Sequence[str] = field(default=())
 
     @property
     def measures(self) -> tuple[Any, ...]:
@@ -88,7 +90,7 @@ class Survey:
     @property
     def verdict(self) -> Verdict:
         """What to conclude from all of it. Raises ValueError where nothing was measured."""
-        said = []
+        said = list(self.notes)
         if self.lanes < self.batch:
             said.append(
                 f"Measured on {self.lanes} of {self.batch} lanes; steps, products and exponents on one, weights on few"

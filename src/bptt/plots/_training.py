@@ -20,6 +20,8 @@ __all__ = ["training"]
 def training(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Perplexity, gradient norm with clipping, and the horizon where it was measured, against the step.
 
+    A horizon that the window may have cut short is an open mark: it is at least so far.
+
     records: the objects of a run's metrics.jsonl, with the keys of `bptt.train.loop.Record`.
 
     Raises ValueError without records.
@@ -57,7 +59,14 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
     clipped.set_ylabel("steps clipped", color=BLUE)
     for ax in more:
         there = np.isfinite(horizon)
-        ax.plot(step[there], horizon[there], **LINES[2], **sparse(int(there.sum()), 15))
+        ax.plot(step[there], horizon[there], **LINES[2] | {"marker": ""})
+        known = np.array([bool(record.get("horizon_settled")) for record in records])
+        for kept, look in ((known, {}), (~known, {"marker": "^", "markerfacecolor": "none", "label": "at least"})):
+            if np.any(kept & there):
+                marks = {**LINES[2], "linestyle": "", **look}
+                ax.plot(step[kept & there], horizon[kept & there], **marks)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(loc="best")
         ax.set_ylim(bottom=0)
         ax.set_ylabel("horizon, steps")
     for record in records:

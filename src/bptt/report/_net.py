@@ -187,6 +187,12 @@ def training(records: Sequence[Mapping[str, Any]]) -> go.Figure:
                 col=1,
                 **look,
             )
+            if key == "horizon":
+                known = [bool(record.get("horizon_settled")) for record in records]
+                symbols = [look["marker"]["symbol"] if settled else "triangle-up-open" for settled in known]
+                text = ["" if settled else "at least " for settled in known]
+                said = "step %{x}: %{text}%{y}<extra>" + title + "</extra>"
+                figure.data[-1].update(marker_symbol=symbols, text=text, mode="lines+markers", hovertemplate=said)
         figure.update_yaxes(
             title=title, type="log" if row <= 2 else "linear", dtick="D2" if row <= 2 else None, row=row, col=1
         )

@@ -240,7 +240,7 @@ class Trainer:
         """
         meter, self.meter = self.meter, Meter()
         loss, steps = meter.loss, meter.steps
-        horizon = self.doctor.examine().horizon if heldout else None
+        examined = self.doctor.examine() if heldout else None
         held = self.evaluate(self.dataset.heldout) if heldout and self.dataset.heldout is not None else None
         return Record(
             step=self.step,
@@ -255,7 +255,8 @@ class Trainer:
             clipped=meter.clipped / steps if steps else None,
             tokens_per_second=meter.tokens / meter.seconds,
             skipped=meter.skipped,
-            horizon=horizon,
+            horizon=None if examined is None else examined.horizon,
+            horizon_settled=examined is not None and bool(examined.settled),
             window=self.model.recurrent.gradient.window if self.adapts else None,
         )
 

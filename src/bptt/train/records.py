@@ -66,8 +66,9 @@ class Record:
     each with the weights of its time; None before one is. heldout_*: measured at this step, or None. grad_norm: mean
     norm before clipping. clipped: fraction of steps. tokens_per_second: training alone. skipped: steps not applied
     since the last record. horizon: steps back within which 90 % of the gradient arises (`bptt.flow.Lags`), in the layer
-    that reaches farthest, on the last window, where the held-out text is measured; else None. window: the one in use by
-    an adaptive gradient policy; else None.
+    that reaches farthest, on the last window, where the held-out text is measured; else None. horizon_settled: whether
+    it is that of the network; where not, the window cut it short, and it is at least so far (`bptt.flow.Lags.settled`).
+    window: the one in use by an adaptive gradient policy; else None.
     """
 
     step: int
@@ -83,6 +84,7 @@ class Record:
     tokens_per_second: float
     skipped: int = 0
     horizon: int | None = None
+    horizon_settled: bool = False
     window: int | None = None
 
 

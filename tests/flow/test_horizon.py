@@ -1,0 +1,129 @@
+"""A horizon is told as the net's only where the window does not make it: linear nets whose horizon is known."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import bptt
+from bptt.flow import Lags, by_lag, conclusion, lag_map, verdict
+
+
+def measured(rates: dict[float, int], T: int) -> Lags:
+    """A linear net with so many directions of each rate, in a window of T steps."""
+    diagonal = [rate for rate, count in rates.items() for _ in range(count)]
+    layer = bptt.nn.RNN(1, len(diagonal), nonlinearity="identity", dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(torch.diag(torch.tensor(diagonal, dtype=torch.float64)))
+    return by_lag(lag_map(layer, torch.zeros(T, 2, 1, dtype=torch.float64), lambda y: y.sum(), lags=T))
+
+
+def true_horizon(rates: dict[float, int], part: float) -> int:
+    lag = np.arange(200_000.0)
+    norm = np.sqrt(sum(count * rate ** (2 * lag) for rate, count in rates.items()))
+    return int(np.argmax(np.cumsum(norm) >= part * norm.sum() * (1 - 1e-9)))
+
+
+NETS = [
+    *({rate: 1} for rate in (0.3, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 0.995)),
+    {0.5: 8, 0.97: 1},
+    {0.5: 100, 0.99: 1},
+    {0.9: 20, 0.99: 2},
+    {0.2: 1, 0.4: 1, 0.6: 1, 0.8: 1, 0.9: 1, 0.95: 1, 0.98: 1},
+]
+
+
+@pytest.mark.parametrize("part", [0.9, 0.99])
+@pytest.mark.parametrize("rates", NETS, ids=str)
+def test_a_settled_horizon_is_the_nets_and_another_is_a_bound(rates: dict[float, int], part: float) -> None:
+    truth, told = true_horizon(rates, part), []
+    for T in (3, 10, 20, 40, 64, 128, 256, 512):
+        lags = measured(rates, T)
+        found = int((lags.horizon_90 if part == 0.9 else lags.horizon_99)[0])
+        settled = bool(lags.settled(part)[0])
+        assert found <= truth
+        if settled:
+            assert truth - found <= max(1.0, 0.05 * truth)
+        told.append(settled)
+        if 6 * truth < T and T >= 40:
+            assert settled, (T, truth)  # what can be known is said
+        if truth >= T:
+            assert not settled
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.9999, 1.05])
+def test_a_net_that_does_not_forget_has_no_horizon(rate: float) -> None:
+    for T in (10, 100, 300):
+        assert not measured({rate: 2}, T).settled().any()
+
+
+def test_the_sentence_carries_its_window() -> None:
+    assert "90 % arises within at least 48 steps (measured in 64 steps; measure longer)" in conclusion(
+        measured({0.97: 3}, 64)
+    )
+    assert conclusion(measured({0.97: 3}, 512)).endswith("; 90 % arises within 75 steps (measured in 512 steps)")
+
+
+def test_a_rate_is_told_where_the_decay_is_a_straight_line() -> None:
+    straight, bent = measured({0.97: 3}, 128), measured({0.5: 100, 0.99: 1}, 128)
+    assert straight.straight.all()
+    assert not bent.straight.any()
+    assert conclusion(straight).startswith("Gradients vanish: half is lost every 22.8 steps")
+    said = conclusion(bent)
+    assert said.startswith("Gradients vanish, at no steady rate: half is lost within 2 steps, 2.8 % is left after 127")
+    assert "every" not in said
+
+
+def test_a_product_that_keeps_most_does_not_vanish() -> None:
+    layer = bptt.nn.init.identity_(bptt.nn.RNN(1, 3, nonlinearity="identity"), 0.795 ** (1 / 63))
+    said = conclusion(bptt.flow.products(layer, torch.zeros(64, 1, 1)))
+    assert "vanish" not in said
+    assert said.startswith("The product of 63 Jacobians keeps lengths to within a factor of 2: its norm is 0.795")
+    assert said.endswith("(along lane 0)")
+
+
+def test_two_rates_are_told_apart() -> None:
+    x = torch.zeros(128, 2, 1, dtype=torch.float64)
+    layer = bptt.nn.init.identity_(bptt.nn.RNN(1, 3, nonlinearity="identity", dtype=torch.float64), 0.97)
+    found = verdict(by_lag(lag_map(layer, x)), bptt.flow.lyapunov(layer, x))
+    (said,) = (text for topic, text in found.findings if topic == "rates")
+    assert re.search(r"losses changes by 0\.97 a step, .* by 0\.97 \(largest Lyapunov exponent\): they agree", said)
+    with torch.no_grad():
+        layer.weight_hh_l0.copy_(torch.diag(torch.tensor([0.5, 0.5, 0.99], dtype=torch.float64)))
+        layer.weight_hh_l0[2, 2] = 0.99
+    mixed = verdict(by_lag(lag_map(layer, x, lambda y: (y * torch.tensor([50.0, 50.0, 1.0])).sum())),
+                    bptt.flow.lyapunov(layer, x))  # fmt: skip
+    (said,) = (text for topic, text in mixed.findings if topic == "rates")
+    assert "no one rate holds" in said
+
+
+def test_a_gru_that_remembers_is_not_told_to_learn_more_slowly() -> None:
+    """Update gates at 1 on every step: gradients hold, and there is nothing to change."""
+    layer = bptt.nn.GRU(2, 4)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.mul_(0.01)
+        layer.bias_ih_l0[4:8] = 9.0  # z
+    found = bptt.flow.survey(layer, torch.randn(60, 3, 2), policies=[])
+    assert found.gates is not None
+    assert "which is memory" in conclusion(found.gates)
+    assert found.verdict.advice == ()
+    assert str(found.verdict).endswith("Nothing to change")
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.97])
+def test_the_doctor_says_whether_the_window_made_its_horizon(rate: float) -> None:
+    layer = bptt.nn.init.identity_(bptt.nn.RNN(2, 4, nonlinearity="identity"), rate)
+    with bptt.flow.watch(layer, tell=lambda finding: None) as doctor:
+        loss: Tensor = layer(torch.zeros(64, 3, 2))[0].sum()
+        loss.backward()
+        doctor.check(loss)
+        found = doctor.examine()
+    assert found.settled == (rate == 0.8)
+    if found.settled:
+        assert found.horizon == math.ceil(math.log(0.1) / math.log(rate)) - 1
