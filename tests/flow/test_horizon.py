@@ -127,3 +127,14 @@ def test_the_doctor_says_whether_the_window_made_its_horizon(rate: float) -> Non
     assert found.settled == (rate == 0.8)
     if found.settled:
         assert found.horizon == math.ceil(math.log(0.1) / math.log(rate)) - 1
+
+
+def test_advice_goes_by_the_horizon_and_not_by_the_first_halving() -> None:
+    """Halved at once, and yet 90 % takes some 90 steps: no reason for another initialisation, or for a saturated gate's."""
+    lags = measured({0.5: 100, 0.98: 1}, 512)
+    assert lags.settled().all()
+    assert lags.horizon_90[0] >= 66
+    gates = bptt.flow.gates(bptt.nn.init.identity_(bptt.nn.RNN(1, 2), 0.0), torch.full((9, 1, 1), 1e6))
+    assert conclusion(gates).startswith("Saturated: 100 %")
+    assert verdict(lags, gates).advice == ()
+    assert len(verdict(measured({0.5: 1}, 512), gates).advice) == 3

@@ -86,11 +86,11 @@ def _(measure: LagMap, layer: int | None = None) -> str:
     low, high = int(np.argmin(reach)), int(np.argmax(reach))
     middle = steps(float(np.median(reach)))
     window = f"(measured in {steps(int(reaches.max()))})"
-    told = middle if np.mean(known) > 0.5 else f"at least {middle} {window}"
-    text = f"90 % of what a loss sends back arises within {told}"
+    least = "" if np.mean(known) > 0.5 else "at least "
+    text = f"90 % of what a loss sends back arises within {least}{middle} {window}"
     if reach[low] != reach[high]:
-        least, most = (f"{'' if known[j] else 'at least '}{reach[j]}" for j in (low, high))
-        text += f": {least} for the loss at step {t[low]}, {most} at step {t[high]}"
+        nearest, most = (f"{'' if known[j] else 'at least '}{reach[j]}" for j in (low, high))
+        text += f": {nearest} for the loss at step {t[low]}, {most} at step {t[high]}"
     return _say(measure.layers, i, text)
 
 

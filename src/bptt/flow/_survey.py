@@ -15,7 +15,7 @@ from ._chain import LayerChain
 from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
-from ._lags import LagMap, Lags, Shares, by_lag, lag_map, shares
+from ._lags import LAGS, LagMap, Lags, Shares, by_lag, lag_map, shares
 from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
 from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
@@ -33,6 +33,12 @@ LANES = 8
 LOSSES = 2048
 """Losses, over all lanes, that walk back for the map and the shares, about at most: every how many steps, how many
 lanes."""
+
+WALKED = LOSSES * LAGS
+"""Losses times lags of the map, about at most: of more lags fewer losses walk."""
+
+COMPARED = 1024
+"""Steps, over all lanes, that policies are compared on, about at most."""
 
 STEPS = 100
 """Steps whose Jacobian is measured, about at most."""
@@ -91,10 +97,11 @@ class Survey:
     def verdict(self) -> Verdict:
         """What to conclude from all of it. Raises ValueError where nothing was measured."""
         said = list(self.notes)
-        if self.lanes < self.batch:
-            said.append(
-                f"Measured on {self.lanes} of {self.batch} lanes; steps, products and exponents on one, weights on few"
-            )
+        compared = self.lanes if self.comparison is None else self.comparison.B
+        if min(self.lanes, compared) < self.batch:
+            policies = "" if compared == self.lanes else f", the policies on {compared}"
+            few = "the weights on as few as time allows, steps, products and exponents on one"
+            said.append(f"Measured on {self.lanes} of {self.batch} lanes{policies}; {few}")
         if self.dropout:
             drawn = "which a training step draws"
             said.append(f"Measured without the dropout of {self.dropout:g} between the layers, {drawn}")
@@ -133,6 +140,8 @@ def survey(
     recording = recorded(subject, batch, loss)
     broken = _not_finite(recording)
     few, one = recording.sample(LANES, broken), recording.sample(1, broken)
+    K = min(LAGS if lags is None else max(lags, 1), few.T)
+    compared = few.sample(max(1, min(LANES, COMPARED // few.T)), _not_finite(few) if broken.any() else None)
     lanes = recording.sample(max(1, min(LANES, LOSSES // recording.T)), broken)
     top = len(recording.names) - (2 if recording.layer.bidirectional else 1)
 
@@ -141,7 +150,7 @@ def survey(
         return measure()
 
     two_ways = recording.layer.bidirectional and recording.layer.num_layers > 1  # a loss has no lag there
-    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(LOSSES)))
+    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(min(LOSSES, WALKED // K))))
     S = sum(s.shape[-1] for s in recording.call.hx)
     chain = LayerChain(one.to(torch.float64), top) if S <= LARGEST else None
     return Survey(
@@ -159,7 +168,7 @@ def survey(
             if recording.cell.states == 2 and chain is not None
             else None
         ),
-        comparison=run("policies", lambda: _compared(few, policies)) if policies else None,
+        comparison=run("policies", lambda: _compared(compared, policies)) if policies else None,
         records=tuple(records),
         dropout=recording.dropout,
         lanes=few.B,

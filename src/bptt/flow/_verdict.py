@@ -18,7 +18,7 @@ from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags, Shares
 from ._lyapunov import Lyapunov
 from ._spectrum import Spectrum
-from ._wording import STEADY, half_life, number, percent, steps, trend
+from ._wording import STEADY, number, percent, steps, trend
 
 __all__ = ["NOTHING", "Verdict", "verdict"]
 
@@ -39,7 +39,7 @@ TOPICS: dict[type, str] = {
 """What each measurement is called in a verdict, the most telling first."""
 
 SHORT = 20
-"""Steps: gradients halved faster than this are worth doing something about."""
+"""Steps: where gradients are halved faster than this, or 90 % arises within as few, something is worth doing."""
 
 
 ALIKE = 1.25
@@ -92,7 +92,7 @@ def verdict(*measures: Any) -> Verdict:
       by lag  Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps (measured in 30 steps)
     <BLANKLINE>
     What to change:
-      - To learn over more than 3 steps (half is lost in 1 step): bptt.nn.init.orthogonal_(layer), an LSTM and chrono_
+      - To learn over more than 3 steps (half is lost within 1 step): bptt.nn.init.orthogonal_(layer), or an LSTM
       - Losses farther than 6 steps add less than 1 %: gradient="truncated:7" loses next to nothing
     """
     if not measures:
@@ -193,19 +193,12 @@ def _broken(measure: Any) -> bool:
 
 
 def _fades(lags: Lags) -> bool:
-    """Whether a layer's gradients are halved faster than is good."""
-    return any(_halves(lags, i) < SHORT for i in range(len(lags.layers)))
+    """Whether a layer's gradients reach less far than is good: a tenth is left of those halved in `SHORT` steps."""
+    return any(_short(lags, i) for i in range(len(lags.layers)))
 
 
-def _halves(lags: Lags, i: int) -> float:
-    """Steps in which half of a layer's gradient is lost, infinite where that was not seen."""
-    norm, rate = lags.curve(i)[0], float(lags.rate[i])
-    if len(norm) < 2 or not np.all(np.isfinite(norm)) or not norm[0] > 0:
-        return math.inf
-    half, rest = left(norm)
-    if half is None or rest > 0.5:
-        return math.inf
-    return half_life(rate) if lags.straight[i] else float(half)
+def _short(lags: Lags, i: int) -> bool:
+    return bool(lags.settled()[i]) and lags.horizon_90[i] < SHORT * math.log2(10)
 
 
 def _cell(measures: list[Any]) -> str | None:
@@ -228,13 +221,16 @@ def _on_lags(lags: Lags, cell: str | None) -> Iterator[tuple[int, str]]:
     rate, rest = float(lags.rate[i]), left(norm)[1] if len(norm) else math.nan
     if trend(rate, int(lags.lag[-1])) == "explode" and rest > 2:
         yield BREAKS, f"{_TAME} (by lag: {number(rest)} times as large after {len(norm) - 1})"
-    if (half := _halves(lags, i)) < SHORT:
+    if not _short(lags, i):
+        return
+    half = left(norm)[0]
+    if half is not None:
         remedy = {
             "lstm": "bptt.nn.init.chrono_(layer, longest), or bptt.nn.init.forget_bias_(layer, 1)",
             "gru": "bptt.nn.init.chrono_(layer, longest)",
-            "rnn": "bptt.nn.init.orthogonal_(layer), an LSTM and chrono_",
+            "rnn": "bptt.nn.init.orthogonal_(layer), or an LSTM",
         }[cell or "rnn"]
-        why = f"half is lost in {steps(half)}"
+        why = f"half is lost within {steps(half)}"
         yield UNLEARNT, f"To learn over more than {steps(float(lags.horizon_90[i]))} ({why}): {remedy}"
     if np.all(lags.settled(0.99)):
         far = int(lags.horizon_99.max())
