@@ -130,7 +130,7 @@ def test_the_doctor_says_whether_the_window_made_its_horizon(rate: float) -> Non
 
 
 def test_advice_goes_by_the_horizon_and_not_by_the_first_halving() -> None:
-    """Halved at once, and yet 90 % takes some 90 steps: no reason for another initialisation, or for a saturated gate's."""
+    """Halved at once, and yet 90 % takes some 90 steps: no reason to begin anew, saturated gates or not."""
     lags = measured({0.5: 100, 0.98: 1}, 512)
     assert lags.settled().all()
     assert lags.horizon_90[0] >= 66

@@ -241,3 +241,31 @@ def test_a_scan_with_losses_here_and_there() -> None:
     lags = by_lag(lag_map(chain))
     assert_array_equal(lags.sending[0], [2] * 6 + [1, 1] + [0] * 12)
     assert_allclose(lags.norm[0, :7], np.sqrt(3) * 0.5 ** np.arange(7.0), rtol=1e-9)
+
+
+def test_a_sample_keeps_what_a_lane_restarts_from() -> None:
+    """Padded lanes with resets, from states of their own at every step: the lanes alone say the same."""
+    lengths, T = [3, 9, 1, 6], 9
+    generator = torch.Generator().manual_seed(3)
+    restart = torch.randn(T, 1, 4, 3, dtype=torch.float64, generator=generator)
+    resets = torch.rand(T, 4, generator=generator) < 0.3
+
+    class Restarted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = bptt.nn.GRU(2, 3, dtype=torch.float64)
+
+        def forward(self, x: Any) -> Tensor:
+            return self.rnn(x, resets=resets, reset_state=restart)[0].data
+
+    recording = record(Restarted(), packed(lengths), lambda y: y.sum())
+    for count in (1, 2, 3, 4):
+        part = recording.sample(count)
+        assert part.T == 9
+        chosen = part.lengths.tolist()
+        y, whole = part.tapes()[0].state[0], recording.tapes()[0].state[0]
+        for lane, length in enumerate(chosen):
+            assert_allclose(y[:length, lane].numpy(), whole[:length, lengths.index(length)].numpy())
+    short = recording.lanes(torch.tensor([0, 2])).sample(2)
+    assert short.T == 3
+    assert_allclose(short.tapes()[0].state[0][:, 0].numpy(), recording.tapes()[0].state[0][:3, 0].numpy())
