@@ -159,8 +159,8 @@ template <class T> struct ForwardMemory {
     long bytes;
 
     ForwardMemory(const Forward<T> &a, int gates, void *memory, int id, int workers, Split split)
-        : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, a.T * a.B)),
-          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.T * a.B)) {
+        : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, gates * a.H * a.P, a.T * a.B)),
+          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.P * a.H, a.T * a.B)) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));

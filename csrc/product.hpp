@@ -159,12 +159,13 @@ template <class T> struct Lying {
     long turn = 0;       // across: the row of input k is k + turn, round the end
 };
 
-// Rows to be multiplied by the same weights, in all steps together, up to which packing takes longer than it saves.
-constexpr long few_rows = 64;
+// Rows to be multiplied by the same weights, in all steps together, up to which packing takes longer than it saves:
+// more for a matrix of so many values that it comes from far away for every step.
+constexpr long few_rows = 16, few_rows_of_many = 64, many_values = 1L << 19;
 
 // The weights as they lie where so few rows are to be multiplied by them that they need not be packed.
-template <class T> Lying<T> lying(const T *w, long rows, bool across = false, long turn = 0) {
-    return rows <= few_rows ? Lying<T>{w, across, turn} : Lying<T>{};
+template <class T> Lying<T> lying(const T *w, long values, long rows, bool across = false, long turn = 0) {
+    return rows <= (values < many_values ? few_rows : few_rows_of_many) ? Lying<T>{w, across, turn} : Lying<T>{};
 }
 
 // Weights packed for `G` gates of `units` outputs each from K inputs.

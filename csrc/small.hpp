@@ -65,12 +65,12 @@ void small_product(const Worker &worker, long count, long units, long K, Row row
 }
 
 template <class T> long small_forward_bytes(const Forward<T> &a, long G) {
-    return a.x ? small_bytes<T>(a.T * a.B, G * a.H, a.I, lying(a.w_ih, a.T * a.B)) : 0;
+    return a.x ? small_bytes<T>(a.T * a.B, G * a.H, a.I, lying(a.w_ih, G * a.H * a.I, a.T * a.B)) : 0;
 }
 
 template <class T> void small_forward(const Forward<T> &a, long G, void *memory, const Worker &worker) {
     small_product<T>(
-        worker, a.T * a.B, G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, a.T * a.B),
+        worker, a.T * a.B, G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, G * a.H * a.I, a.T * a.B),
         [&](Panels<T> &w, long p) { w.pack_rows(p, a.w_ih, [](int, long) { return T(0); }); }, a.gates, a.stride,
         memory);
 }
@@ -78,7 +78,7 @@ template <class T> void small_forward(const Forward<T> &a, long G, void *memory,
 template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width) {
     if (!a.x) return 0;
     const long rows = a.T * a.B;
-    const long inputs = small_bytes<T>(rows, a.I, G * a.H, lying(a.w_ih, rows, true));
+    const long inputs = small_bytes<T>(rows, a.I, G * a.H, lying(a.w_ih, G * a.H * a.I, rows, true));
     const long weights = small_bytes<T>(G * a.H, a.I > a.P ? a.I : a.P, rows);
     return (rows * width * (long)sizeof(T) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
 }
@@ -96,7 +96,7 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
     worker.wait();
     if (a.dx)
         small_product<T>(
-            worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; }, lying(a.w_ih, rows, true),
+            worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; }, lying(a.w_ih, GH * a.I, rows, true),
             [&](Panels<T> &w, long p) { w.pack_columns(p, [&](long k) { return a.w_ih + k * a.I; }); }, a.dx, a.I,
             rest);
     if (a.dw_ih)

@@ -231,8 +231,8 @@ template <class T> struct SweepMemory {
 
     SweepMemory(const Sweep<T> &a, void *memory, int id, int workers, bool apart)
         : w(1, a.P, gates_of(a.cell) * a.H, apart ? a.N / workers : a.N,
-            lying(a.w_hh, multiplied_rows(a), true, a.cell == Cell::gru ? 2 * a.H : 0)),
-          projection(1, a.H, a.P, apart ? a.N / workers : a.N, lying(a.w_hr, a.R * a.N, true)) {
+            lying(a.w_hh, gates_of(a.cell) * a.H * a.P, multiplied_rows(a), true, a.cell == Cell::gru ? 2 * a.H : 0)),
+          projection(1, a.H, a.P, apart ? a.N / workers : a.N, lying(a.w_hr, a.P * a.H, a.R * a.N, true)) {
         Scratch scratch(memory);
         const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
         w.place(scratch.take<T>(w.values()));

@@ -7,6 +7,7 @@ shape: one step `[B]`, all steps `[T, B]`, or the rows of a block sweep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -27,6 +28,12 @@ class Weights(NamedTuple):
     b_ih: Tensor | None = None  # [G*H]
     b_hh: Tensor | None = None  # [G*H]
     hr: Tensor | None = None  # [P, H], an LSTM's projection
+
+    @classmethod
+    def of(cls, given: Sequence[Tensor | None], biased: bool) -> Weights:
+        """Those of one layer and direction, from all that it has, in torch.nn's order."""
+        pieces = given if biased else (*given[:2], None, None, *given[2:])
+        return cls(*pieces)  # type: ignore[arg-type]  # ih and hh are always given
 
 
 class Pullback(NamedTuple):

@@ -22,4 +22,5 @@ from .tracing import recorder as recorder
 from .tracing import recording as recording
 from .tracing import refusal as refusal
 from .tracing import refuse_recording as refuse_recording
+from .tracing import seen as seen
 from .walk import Walk as Walk

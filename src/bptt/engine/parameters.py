@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import Tape, Walked
+from ..kernels import Tape, Walked, product
 from .boundary import given
 
 __all__ = ["parameter_gradients", "steps_of"]
@@ -31,7 +31,7 @@ def parameter_gradients(
         else:
             parts = [da[..., : 2 * w.hh.shape[1]], walked.inner]
     if needs[0] and ih is None:
-        ih = torch.mm(steps_of(da, present).t(), steps_of(x, present))
+        ih = product(steps_of(da, present).t(), steps_of(x, present).t())
     if needs[1] and hh is None:
         prev = steps_of(tape.prev[0], present)
         hh = _products([steps_of(part, present).t() for part in parts], prev)
@@ -45,9 +45,10 @@ def parameter_gradients(
         grads += [None, None]
     if w.hr is not None:
         projected = cell.projected(given(tape.gates), tape.state) if needs[-1] else None
-        grads.append(
-            None if projected is None else steps_of(given(walked.adjoint), present).t() @ steps_of(projected, present)
-        )
+        hr = None
+        if projected is not None:
+            hr = product(steps_of(given(walked.adjoint), present).t(), steps_of(projected, present).t())
+        grads.append(hr)
     return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
 
@@ -58,13 +59,8 @@ def steps_of(x: Tensor, present: Tensor | None) -> Tensor:
 
 
 def _products(parts: list[Tensor], x: Tensor) -> Tensor:
-    """Each of the parts times x, one below the other: written where it stands, unless autograd records."""
-    if len(parts) == 1 or torch.is_grad_enabled():
-        return _joined([torch.mm(part, x) for part in parts])
-    found = x.new_empty(sum(part.shape[0] for part in parts), x.shape[1])
-    for part, rows in zip(parts, found.split([part.shape[0] for part in parts]), strict=True):
-        torch.mm(part, x, out=rows)
-    return found
+    """Each of the parts times x, one below the other."""
+    return _joined([product(part, x.t()) for part in parts])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Blocks, Columns, Frames
+from ..kernels import Blocks, Columns, Frames, product
 from ..policies import EVERYTHING
 from ..schedules import Action
 from .boundary import Tensors, given
@@ -258,7 +258,7 @@ class Crossing:
         position, number = self._positions(part, self.below)
         r, n = (part.steps() <= part.top).nonzero(as_tuple=True)
         r, n = r.to(position.device), n.to(position.device)
-        self.below[position[r, n], number[n]] = da[r, n] @ w.ih
+        self.below[position[r, n], number[n]] = product(da[r, n], w.ih.t())
 
     @staticmethod
     def _positions(part: Frames, by_position: Tensor) -> tuple[Tensor, Tensor]:

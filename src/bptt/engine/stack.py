@@ -243,10 +243,7 @@ class Stack:
     def weights(self, tensors: Tensors) -> list[Weights]:
         """The weights of every layer and direction."""
         step, flat = self.per_layer, tensors[1 + self.cell.states : self.inputs]
-        pieces = [flat[i : i + step] for i in range(0, len(flat), step)]
-        if not self.biased:
-            pieces = [(*piece[:2], None, None, *piece[2:]) for piece in pieces]
-        return [Weights(*piece) for piece in pieces]  # type: ignore[arg-type]  # ih and hh are always given
+        return [Weights.of(flat[i : i + step], self.biased) for i in range(0, len(flat), step)]
 
     def masked(self, below: Tensor, layer: int) -> Tensor:
         """The input of a layer: dropout on what the layer below puts out."""

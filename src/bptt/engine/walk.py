@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, columns_at_once, with_final
+from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, columns_at_once, product, with_final
 from ..policies import Reach
 from .boundary import Tensors, given, own_precision
 from .parameters import parameter_gradients, steps_of
@@ -179,7 +179,8 @@ class Walk:
                     )
                     yield k, frames, swept
                     if layer > 0:
-                        through = group.turn(swept.da @ self.weights[k].ih, d)
+                        below = product(swept.da.flatten(0, 1), self.weights[k].ih.t())
+                        through = group.turn(below.unflatten(0, swept.da.shape[:2]), d)
                         dx = through if dx is None else dx + through
                 error = dx
                 if error is not None and stack.masks:
@@ -211,7 +212,7 @@ class Walk:
         part = walked.dx
         if part is None:
             T, B, _ = x.shape
-            rows = torch.mm(steps_of(walked.da, self.present), w.ih)
+            rows = product(steps_of(walked.da, self.present), w.ih.t())
             if self.present is not None:
                 rows = rows.new_zeros(T * B, rows.shape[1]).index_copy(0, self.present, rows)
             part = rows.view(x.shape)

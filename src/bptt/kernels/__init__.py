@@ -30,6 +30,7 @@ from .kernel import Swept as Swept
 from .kernel import Tape as Tape
 from .kernel import Walked as Walked
 from .kernel import Wanted as Wanted
+from .product import product as product
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 from .sums import with_final as with_final

@@ -12,6 +12,7 @@ from ..cells import RNN, Cell, Weights
 from . import _walks
 from .frames import Frames
 from .kernel import Request, Swept, Tape, Walked, Wanted
+from .product import product
 
 __all__ = ["Cpu", "variants"]
 
@@ -32,20 +33,7 @@ H = 128, where they took four fifths of the time of a BLAS's calls."""
 NEAR = 2**18, 70_000_000
 """Weights up to which they stay in a cache of a core, and with which that holds up to so many multiplications."""
 
-ONEDNN_LINEAR = (
-    torch.ops.mkldnn._linear_pointwise.default
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    else None
-)
-"""oneDNN's linear layer on plain tensors, where this build of torch has it."""
-
-ONEDNN = 5_000_000
-"""Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""
-
-ONEDNN_ROWS = 256
-"""Rows from which on oneDNN is asked: it wants the weights in an order of its own, which few rows do not pay for."""
-
-FEW_ROWS, FEW_ROWS_BACK = 64, 16
+FEW_ROWS, FEW_ROWS_BACK = 32, 16
 """Rows of all steps together up to which that holds whatever their size: forward the walk multiplies by the weights as
 they lie (few_rows of csrc/product.hpp); backward so few rows make a product with hardly a sum in it."""
 
@@ -134,14 +122,14 @@ class Cpu:
         if B == 0 or not _is_small(x, w, FEW_ROWS):
             return None
         H = GH // cell.gates_per_unit
-        outputs = (x.new_empty(T, B, P), x.new_empty(1, B, P), *([x.new_empty(1, B, H)] if cell.states == 2 else []))
         h_0, c_0 = hx if cell.states == 2 else (hx[0], None)
-        held = [_dense(t) for t in (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)]  # alive until the call is over
-        at = [0 if t is None else t.data_ptr() for t in (*held, *outputs)]
-        if c_0 is None:
-            at.append(0)
+        outputs = [x.new_empty(T, B, P), x.new_empty(1, B, P), *([] if c_0 is None else [x.new_empty(1, B, H)])]
+        given: tuple[Tensor | None, ...] = (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)
+        if any(t is not None and (not t.is_contiguous() or t.is_neg()) for t in given):
+            given = tuple(map(_dense, given))  # alive until the call is over
+        at = [0 if t is None else t.data_ptr() for t in (*given, *outputs, None)[:11]]
         INFER[x.dtype](self._variant, _code(cell), T, B, inputs, H, P, *at, torch.get_num_threads())
-        return outputs
+        return tuple(outputs)
 
     def walk(
         self,
@@ -167,7 +155,7 @@ class Cpu:
         )
         dx, ih, hh = products
         if wanted.x and dx is None and covers and B > 0:
-            dx = _linear(da.view(T * B, -1)[:, -len(w.ih) :], w.ih.t()).view(x.shape)
+            dx = product(da.view(T * B, -1)[:, -len(w.ih) :], w.ih.t()).view(x.shape)
         initial = frames.collect_initial(leaving) if wanted.initial else ()
         H = w.hh.shape[1]
         if cell.gates_per_unit == 3:
@@ -261,11 +249,15 @@ def _check(
     """
     GH, P = w.hh.shape
     H = GH // cell.gates_per_unit
-    sizes = (GH, P, x.shape[2]) == (cell.gates_per_unit * H, P if w.hr is not None else H, w.ih.shape[1])
-    sizes = sizes and w.ih.shape[0] == GH and all(b is None or b.shape == (GH,) for b in (w.b_ih, w.b_hh))
+    B, wide = x.shape[1], (P, H)
+    sizes = (cell.gates_per_unit * H, H if w.hr is None else P) == (GH, P) and w.ih.shape == (GH, x.shape[2])
+    for b in (w.b_ih, w.b_hh):
+        sizes = sizes and (b is None or b.shape == (GH,))
     sizes = sizes and (w.hr is None or w.hr.shape == (P, H))
-    sizes = sizes and all(s.shape == (*layers, x.shape[1], size) for s, size in zip(initial, (P, H), strict=False))
-    sizes = sizes and all(r.shape in (s.shape, (len(x), *s.shape)) for r, s in zip(reset_state, initial, strict=False))
+    for s, size in zip(initial, wide, strict=False):
+        sizes = sizes and s.shape == (*layers, B, size)
+    for r, s in zip(reset_state, initial, strict=False):
+        sizes = sizes and r.shape in (s.shape, (len(x), *s.shape))
     if not sizes:
         shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w, reset_state))
         raise RuntimeError(f"sizes must fit together, {cell.gates_per_unit} gates a hidden unit: got {shapes}")
@@ -293,28 +285,18 @@ def _is_small(x: Tensor, w: Weights, few: int) -> bool:
     return rows <= few or rows * weights <= (most if weights <= near else SMALL)
 
 
-def _linear(x: Tensor, w: Tensor) -> Tensor:
-    """x w': `[N, K]`, `[M, K]` -> `[N, M]`, by torch's faster library for it.
-
-    torch.mm asks MKL; oneDNN, which torch has too, took 5 to 25 % less time on the one processor tried, an AMD.
-    """
-    if ONEDNN_LINEAR is None or x.dtype != torch.float32 or len(x) < ONEDNN_ROWS or x.numel() * len(w) < ONEDNN:
-        return torch.mm(x, w.t())
-    return ONEDNN_LINEAR(x, w.contiguous(), None, "none", [], "")
-
-
 def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor | None) -> Tensor:
     """W_ih x_t of all steps, in the first columns of `into` `[T, B, ..]`; steps past the end are left as they are."""
     T, B, inputs = x.shape
     rows, width = x.reshape(T * B, inputs), len(w.ih)
     if into is None:
-        return _linear(rows, w.ih).view(T, B, width)
+        return product(rows, w.ih).view(T, B, width)
     out = into.view(T * B, -1)[:, :width]
     if lengths is None:
-        torch.mm(rows, w.ih.t(), out=out)
+        out.copy_(product(rows, w.ih))
     else:
         present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
-        out.index_copy_(0, present, _linear(rows.index_select(0, present), w.ih))
+        out.index_copy_(0, present, product(rows.index_select(0, present), w.ih))
     return into
 
 

@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.overrides import has_torch_function
 
 from .. import kernels, policies
-from ..cells import Cell
-from ..engine import BothWays, Checkpointed, Stack, draw, recorder, refuse_recording, refuse_tangents
+from ..cells import Cell, Weights
+from ..engine import BothWays, Checkpointed, Stack, draw, named, recorder, refuse_recording, refuse_tangents, seen
 from ..engine import taped as with_checkpoints
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints, Tapes
@@ -26,7 +26,7 @@ from ..memory import Checkpoints, Tapes
 if TYPE_CHECKING:
     from ._layers import Recurrent
 
-__all__ = ["Call", "Hidden", "by_torch", "program", "taped"]
+__all__ = ["Call", "Hidden", "at_once", "by_torch", "program", "taped"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -276,6 +276,23 @@ def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
     if function is None:
         return None
     return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
+
+
+def at_once(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
+    """(y, the final state) of a call that is not differentiated, by the kernel alone; None where more is to be done.
+
+    What else a program does may take longer than a step.
+    """
+    x = call.x
+    plain = call.lengths is None and call.resets is None and type(x) is Tensor and not seen(x)
+    if not plain or layer.num_layers > 1 or layer.bidirectional or torch._C._are_functorch_transforms_active():
+        return None
+    if has_torch_function(call.tensors):
+        return None
+    cell = layer.cell()
+    with named(Stack.name, "forward"):
+        kernel = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype)).kernel
+        return kernel.infer(cell, x, call.hx, Weights.of(call.weights, layer.bias))
 
 
 def program(

@@ -13,7 +13,7 @@ from .. import cells, kernels, policies
 from ..engine import Stack, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from ._call import Call, Hidden, by_torch, program, taped
+from ._call import Call, Hidden, at_once, by_torch, program, taped
 from ._symbolic import fx_node
 
 __all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
@@ -102,7 +102,7 @@ class Recurrent(torch.nn.RNNBase):
         one step t-1. Its gradient at a reset is what hx would get, were step t the first: what reaches that edge within
         the policy's window, without a random factor; summed over resets where they share it.
         """
-        if type(input) is not Tensor or hx is not None or reset_state is not None:
+        if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or reset_state is not None:
             node = fx_node(self, input, hx, resets, reset_state)
             if node is not None:
                 return node
@@ -110,7 +110,8 @@ class Recurrent(torch.nn.RNNBase):
             return self._recorded(input, hx, resets, reset_state)
         call = Call.of(self, input, hx, resets, reset_state)
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
-        if differentiated and (outputs := by_torch(self, call)) is not None:
+        outputs = by_torch(self, call) if differentiated else at_once(self, call)
+        if outputs is not None:
             return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
         stack = program(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
