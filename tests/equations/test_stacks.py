@@ -243,3 +243,20 @@ def test_a_reset_separates_both_directions() -> None:
     early, _, _, _ = stacks.forward(cells, x[:2], [[row[0], z[1]] for row, z in zip(s_0, zeros, strict=True)])
     late, _, _, _ = stacks.forward(cells, x[2:], [[z[0], row[1]] for row, z in zip(s_0, zeros, strict=True)])
     close(y, np.concatenate([early, late]))
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm_proj"])
+def test_dropout_masks_by_complex_steps(name: str) -> None:
+    cells, x, s_0, dy, ds_T = make(name, 3, 2)
+    rng = generator(11)
+    masks = [2.0 * (rng.random((T, B, 2 * row[0].output_size)) < 0.5) for row in cells[:-1]]
+    got = stacks.sweep(cells, x, s_0, dy, ds_T, stacks.spans(T, T, T, 2), masks=masks)
+
+    def loss(values: Array) -> Any:
+        y, finals, _, _ = stacks.forward(cells, values, s_0, masks=masks)
+        return (y * dy).sum() + sum(
+            (z * d).sum() for a, b in zip(finals, ds_T, strict=True) for z, d in zip(a, b, strict=True)
+        )
+
+    close(got["x"], complex_step(loss, x))
+    assert not np.allclose(got["x"], stacks.sweep(cells, x, s_0, dy, ds_T, stacks.spans(T, T, T, 2))["x"])

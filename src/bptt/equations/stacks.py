@@ -56,16 +56,21 @@ def own_resets(resets: Array | None, direction: int) -> Array | None:
 
 
 def forward(
-    layers: list[list[Cell]], x: Array, s_0: list[list[Array]], resets: Array | None = None
+    layers: list[list[Cell]],
+    x: Array,
+    s_0: list[list[Array]],
+    resets: Array | None = None,
+    masks: list[Array] | None = None,
 ) -> tuple[Array, list[list[Array]], list[Array], list[list[list[list[Any]]]]]:
-    """(7.1), (7.2). x `[T, B, I]`, s_0[l][d] `[B, S]`.
+    """(7.1), (7.2), (7.7). x `[T, B, I]`, s_0[l][d] `[B, S]`, masks[l-1] `[T, B, D*P]` for every layer but the first.
 
     Returns (y `[T, B, D*P]`, final states [l][d] `[B, S]`, each layer's input, tapes [l][d] in own steps).
     """
     finals: list[list[Array]] = []
     inputs: list[Array] = []
     tapes: list[list[list[list[Any]]]] = []
-    for layer, initial in zip(layers, s_0, strict=True):
+    for number, (layer, initial) in enumerate(zip(layers, s_0, strict=True)):
+        x = x if masks is None or number == 0 else masks[number - 1] * x  # (7.7)
         inputs.append(x)
         finals.append([])
         tapes.append([])
@@ -88,8 +93,9 @@ def sweep(
     spans: list[Span],
     xi: list[list[Array]] | None = None,
     resets: Array | None = None,
+    masks: list[Array] | None = None,
 ) -> dict[str, Any]:
-    """The gradient a policy defines on a stack: a loss reaches `window` steps of the whole network, (7.3) to (7.6).
+    """The gradient a policy defines on a stack: a loss reaches `window` steps of the whole network, (7.3) to (7.7).
 
     A block takes its losses from one direction's half of y, counted in that direction's own steps, and the final states
     of that direction where it holds the last own step; its adjoints stay apart from other blocks' all the way down.
@@ -99,7 +105,7 @@ def sweep(
     of the top layer in time order.
     """
     T, B, _ = x.shape
-    y, finals, inputs, tapes = forward(layers, x, s_0, resets)
+    y, finals, inputs, tapes = forward(layers, x, s_0, resets, masks)
     dx = np.zeros_like(x)
     ds_0 = [[np.zeros_like(s) for s in layer] for layer in s_0]
     dw = [[{name: np.zeros_like(w) for name, w in weights(cell).items()} for cell in layer] for layer in layers]
@@ -130,7 +136,7 @@ def sweep(
                         dw[number][d][name] += part_w[name]
                     if number == len(layers) - 1:
                         top[d] += own(lam, d)
-                dy_block = dx_block
+                dy_block = dx_block if masks is None or number == 0 else masks[number - 1] * dx_block  # (7.7)
             dx += dy_block
     return {"y": y, "final": finals, "x": dx, "s_0": ds_0, "weights": dw, "lambda": top}
 
