@@ -18,8 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bptt.bench import interleaved
 from bptt.bench.training import TOKENS
+from bptt.clock import interleaved
 from bptt.flow import Watch
 from bptt.train import Config, Dataset, Trainer, Vocabulary
 

@@ -17,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bptt.bench import NAMES, TOLERANCE, Case, Problem, interleaved, largest_error, layer_call
+from bptt.bench import NAMES, TOLERANCE, Case, Problem, largest_error, layer_call
 from bptt.cli.comparison import compare
+from bptt.clock import interleaved
 
 SHAPES = [(100, 1, 32, 32), (100, 32, 128, 128), (35, 32, 256, 256)]  # T, B, I, H
 CELLS = ["rnn", "gru", "lstm"]

@@ -23,6 +23,7 @@ ORDER = [
     ["policies", "memory", "schedules"],
     ["kernels"],
     ["engine"],
+    ["clock"],
     ["nn", "scan"],
     ["flow"],
     ["plots"],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bptt.bench import Case, Machine, Row, Timing
+from bptt.bench import Case, Machine, Row
+from bptt.clock import Timing
 
 MACHINE = Machine("a processor", "AVX2", 2, "3.11.0", "0.1.0", "2.13.0", "2.4.0", "0.10.0", None, "2026-01-02")
 SMALL, LARGE = (100, 1, 32, 32), (100, 64, 256, 256)

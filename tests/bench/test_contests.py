@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, interleaved, largest_error, layer_call, measure
-from bptt.bench.clock import Product
+from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, largest_error, layer_call, measure
 from bptt.bench.contest import Contest
 from bptt.bench.layers import layer_contest
 from bptt.bench.steps import step_contest
 from bptt.bench.training import training_contest
 from bptt.bench.windows import TwoLoops, window_contest
+from bptt.clock import Product
 from bptt.equations import gru, lstm, recurrence, rnn
 from bptt.train import InputError
 
@@ -152,27 +152,3 @@ def test_jax_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(InputError, match=r"jax is not installed: pip install 'bptt\[bench\]'"):
         next(measure(Plan(("layers",)), threads=1))
-
-
-def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch):
-    order: list[str] = []
-    monkeypatch.setattr("bptt.bench.clock.perf_counter", lambda: float(len(order)))
-    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, 0.0, least=3, pause=0.0)
-    assert [timing.samples for timing in times.values()] == [3, 3]
-    assert "".join(order) == "aabb" + "ab" + "ba" + "ab"  # to warm up, then round by round
-
-
-def test_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
-    clock = [0.0]
-
-    def lasting(seconds: float):
-        def call():
-            clock[0] += seconds
-
-        return call
-
-    monkeypatch.setattr("bptt.bench.clock.perf_counter", lambda: clock[0])
-    times = interleaved({"short": lasting(1e-4), "long": lasting(0.5)}, seconds=5.1, least=2, pause=0.0)
-    assert times["short"].median == pytest.approx(1e-4)
-    assert times["long"].median == pytest.approx(0.5)
-    assert times["long"].samples == 10

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bptt.bench import PEERS, Plan, Results, Row, measure
-from bptt.bench.clock import Product
 from bptt.bench.layers import layer_call
 from bptt.cli import bench as command
+from bptt.clock import Product
 
 from .command import bptt, error_of
 

@@ -1,6 +1,6 @@
 """How fast: contests between bptt and what else there is, checked before they are timed.
 
-    cases -> contests (layers, windows, steps, training, short) -> clock -> rows -> results -> markdown, verdicts
+    cases -> contests (layers, windows, steps, training, short) -> bptt.clock -> rows -> results -> markdown, verdicts
 
 `measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
 """
@@ -8,8 +8,6 @@
 from .cases import GATES as GATES
 from .cases import SHAPES as SHAPES
 from .cases import Case as Case
-from .clock import Timing as Timing
-from .clock import interleaved as interleaved
 from .contest import TOLERANCE as TOLERANCE
 from .contest import Contest as Contest
 from .contest import largest_error as largest_error

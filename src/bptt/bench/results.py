@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..clock import Timing, disturbed
 from .cases import Case
-from .clock import Timing
 from .contest import TOLERANCE
 
 __all__ = ["Machine", "Results", "Row", "geometric_mean"]
@@ -49,7 +49,7 @@ class Row:
     @property
     def disturbed(self) -> bool:
         """Whether other programs took so much of the machine that the times say little."""
-        return self.cores < 0.9 * self.threads
+        return disturbed(self.cores, self.threads)
 
     @property
     def subject(self) -> str:

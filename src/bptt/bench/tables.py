@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..clock import interleaved, product
 from .cases import GATES, SHAPES, Case
-from .clock import interleaved, product
 from .contest import TOLERANCE, Contest
 from .layers import PEERS, layer_contest
 from .results import Row
