@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 
+from bptt.clock import Product
 from bptt.kernels import cpu
 
 
 class Clock:
-    """In place of `perf_counter`: a step of a lane takes `ahead` seconds forward and `back` backward, the rest none."""
+    """The clock of `bptt.clock`: a step of a lane takes `ahead` seconds forward and `back` backward, the rest none.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, ahead: float = 1e-5, back: float = 2e-5) -> None:
+    cores: what a product gets, of the one that it could have.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, ahead: float = 1e-5, back: float = 2e-5, cores: float = 1.0
+    ) -> None:
         self.now = 0.0
+        monkeypatch.setattr("bptt.clock.perf_counter", self)
+        monkeypatch.setattr("bptt.clock.sleep", lambda seconds: None)
+        monkeypatch.setattr("bptt.clock.product", lambda order: Product(1e9, cores))
         forward, sweep = cpu.Cpu.forward, cpu.Cpu._sweep
 
         def forward_timed(kernel: Any, cell: Any, x: Any, *others: Any) -> Any:

@@ -8,6 +8,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
 
+from bptt.clock import Product
+
 settings.register_profile(
     "bptt",
     derandomize=True,
@@ -33,6 +35,14 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(20)
+
+
+@pytest.fixture(autouse=True)
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed is timed in five samples, and no guard sees who else runs; a test of either moves its own clock."""
+    monkeypatch.setattr("bptt.flow._compare.SECONDS", 0.0)
+    monkeypatch.setattr("bptt.clock.sleep", lambda seconds: None)
+    monkeypatch.setattr("bptt.clock.product", lambda order: Product(1e9, float(torch.get_num_threads())))
 
 
 @pytest.fixture(scope="session")

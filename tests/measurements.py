@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from bptt.clock import Timing
 from bptt.flow._cell_path import CellPath
 from bptt.flow._compare import Comparison, Row
 from bptt.flow._gates import Gates
@@ -114,7 +115,8 @@ def lyapunov(largest: float = -0.05, error: float = 0.004, n: int = 24, steps: i
 
 def row(policy: str, bias: float, variance: float, seconds: float, **fields: Any) -> Row:
     values = {"bias_error": 0.0, "cosine": 1 - bias, "variance_error": 0.0, "exact": True, "draws": 1, "bytes": None}
-    return Row(policy=policy, bias=bias, variance=variance, seconds=seconds, **(values | fields))
+    time = Timing(seconds, 0.98 * seconds, 1.02 * seconds, 9)
+    return Row(policy=policy, bias=bias, variance=variance, **(values | {"time": time} | fields))
 
 
 def comparison(**fields: Any) -> Comparison:
@@ -145,6 +147,7 @@ def comparison(**fields: Any) -> Comparison:
         "full_norm": 1.0,
         "contraction": 0.9,
         "critical_p": 0.81,
+        "own": "full",
     }
     return Comparison(**(values | fields))
 

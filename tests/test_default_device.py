@@ -29,6 +29,9 @@ T, B, I, H = 9, 3, 2, 4
 POLICIES = ["full", "chunked:4", "truncated:3", "truncated:5/2", "randomized:0.5", "randomized:0.4,0.9",
             "randomized:mean=4,tail=3", "adaptive:0.5,max=4"]  # fmt: skip
 MEMORIES = ["gates", "states", "checkpoints", "checkpoints:steps=3", "checkpoints:bytes=2000"]
+CLOCKED = ("seconds", "time", "cores", "layer", "tokens_per_second")
+"""Fields that no two runs have in common, or that say where a thing is."""
+
 LAYERS = {"rnn": bptt.nn.RNN, "gru": bptt.nn.GRU, "lstm": bptt.nn.LSTM}
 FORMS = ["plain", "packed", "resets"]
 
@@ -54,7 +57,7 @@ def parts(value: Any) -> Iterator[Any]:
     if isinstance(value, PackedSequence):
         value = (value.data, value.batch_sizes)
     if dataclasses.is_dataclass(value):
-        names = [f.name for f in dataclasses.fields(value) if f.name not in ("seconds", "layer", "tokens_per_second")]
+        names = [f.name for f in dataclasses.fields(value) if f.name not in CLOCKED]
         value = [getattr(value, name) for name in names]
     if isinstance(value, tuple | list):
         for item in value:
@@ -199,7 +202,7 @@ def _compared(*policies: str) -> Callable[[], Any]:
     packed = pack_padded_sequence(x[:5], torch.tensor([5, 3, 2]))  # and here they are walked
 
     def run() -> Any:
-        found = [flow.compare(layer, given, policies=policies, draws=3, repeats=1) for given in (x, packed)]
+        found = [flow.compare(layer, given, policies=policies, draws=3) for given in (x, packed)]
         rows = [dataclasses.replace(row, bytes=None) for one in found for row in one.rows]
         assert {row.exact for row in rows if "randomized" in row.policy} == {True, False}
         return rows, [(one.full_norm, one.contraction) for one in found]

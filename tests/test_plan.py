@@ -162,7 +162,6 @@ def test_less_memory_takes_more_recomputation():
 def test_seconds(gradient, memory, steps, monkeypatch):
     """On a machine where a step takes as long whenever it is walked."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("bptt.nn._plan.perf_counter", clock)
     layer = bptt.nn.LSTM(I, H, gradient=gradient, memory=memory, kernel="cpu")
     told, x = bptt.plan(layer, steps, B), torch.randn(steps, B, I)
     begun = clock()
@@ -173,11 +172,57 @@ def test_seconds(gradient, memory, steps, monkeypatch):
 def test_planning_is_quick(monkeypatch):
     """The first steps are run, not all."""
     clock = Clock(monkeypatch)
-    monkeypatch.setattr("bptt.nn._plan.perf_counter", clock)
     layer = bptt.nn.LSTM(64, 128, 2, gradient="truncated:5000", memory="checkpoints:steps=17", kernel="cpu")
     told = bptt.plan(layer, 100_000, 8)
     assert clock() < 2
     assert told.seconds > 60
+
+
+def test_the_first_call_does_not_count(monkeypatch):
+    """It pays for more than its steps: the estimate is that of the others."""
+    clock = Clock(monkeypatch)
+    layer, x = bptt.nn.LSTM(I, H, kernel="cpu"), torch.randn(1000, B, I)
+    begun = clock()
+    layer(x)[0].sum().backward()
+    usual, timed, first = clock() - begun, bptt.nn._plan._timed, iter([30.0])
+
+    def slow_at_first(*arguments):
+        ahead, back, again = timed(*arguments)
+        clock.now += (cold := next(first, 0.0))
+        return ahead + cold, back, again
+
+    monkeypatch.setattr("bptt.nn._plan._timed", slow_at_first)
+    assert bptt.plan(layer, 1000, B).seconds == pytest.approx(usual, rel=0.01)
+
+
+def test_seconds_have_their_spread(monkeypatch):
+    """Every other run takes half as long again."""
+    clock, timed, runs = Clock(monkeypatch), bptt.nn._plan._timed, []
+    layer, x = bptt.nn.LSTM(I, H, kernel="cpu"), torch.randn(1000, B, I)
+    begun = clock()
+    layer(x)[0].sum().backward()
+    usual = clock() - begun
+
+    def uneven(*arguments):
+        runs.append(arguments[-1])
+        ahead, back, again = timed(*arguments)
+        factor = 1.5 if len(runs) % 2 else 1.0
+        return factor * ahead, factor * back, again
+
+    monkeypatch.setattr("bptt.nn._plan._timed", uneven)
+    told = bptt.plan(layer, 1000, B)
+    assert (told.low, told.high) == pytest.approx((usual, 1.5 * usual), rel=0.01)
+    assert told.seconds in (pytest.approx(told.low), pytest.approx(told.high))
+    assert runs[-5:] == [runs[-1]] * 5
+    assert f"{told.seconds:.3g} s ({told.low:.3g} to {told.high:.3g})" in str(told)
+    assert not told.disturbed
+
+
+def test_a_disturbed_machine_is_told(monkeypatch):
+    Clock(monkeypatch, cores=0.5)
+    told = bptt.plan(bptt.nn.GRU(I, H, kernel="cpu"), 50, B)
+    assert told.disturbed
+    assert str(told).endswith("on a disturbed machine)")
 
 
 def test_nothing_is_changed():

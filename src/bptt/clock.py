@@ -31,6 +31,9 @@ ORDER = 2048
 GUARD = 1024
 """Of those whose product is only to tell whether the machine is disturbed: tens of milliseconds on a core."""
 
+LOOKS = 5
+"""Of a guard, at most, beside the last."""
+
 SHARE = 0.9
 """Of the cores that its threads could have: a product that gets less was disturbed by other programs."""
 
@@ -59,6 +62,10 @@ class Timing:
         """Seconds between the quartiles."""
         return self.high - self.low
 
+    def overlaps(self, other: Timing) -> bool:
+        """Whether the ranges between the quartiles meet."""
+        return self.low <= other.high and other.low <= self.high
+
     def apart(self, other: Timing) -> bool:
         """Whether the clock tells the two from one another: the ranges between the quartiles do not meet, and the
         medians differ by more than either range is wide.
@@ -68,7 +75,7 @@ class Timing:
         (True, False)
         """
         one, two = sorted((self, other), key=lambda timing: timing.median)
-        return one.high < two.low and two.median - one.median > max(one.spread, two.spread)
+        return not one.overlaps(two) and two.median - one.median > max(one.spread, two.spread)
 
 
 def interleaved(
@@ -81,7 +88,7 @@ def interleaved(
     """How long each call takes, all measured in turn, every second round in reverse order.
 
     seconds: about how long to go on. least: samples of each at least, whatever that takes. pause: seconds of sleep
-    before each sample. guard: looks before every round and after the last.
+    before each sample. guard: looks before some rounds and after the last.
 
     >>> sorted(interleaved({"a": lambda: 1, "b": lambda: 2}, seconds=0.0, least=2))
     ['a', 'b']
@@ -95,8 +102,9 @@ def interleaved(
         lap += pause + taken * (repeats[name] + (repeats[name] > 1))
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(max(least, min(MOST, int(seconds / lap)))):
-        if guard is not None:
+    turns = max(least, min(MOST, int(seconds / lap)))
+    for turn in range(turns):
+        if guard is not None and turn % math.ceil(turns / LOOKS) == 0:
             guard.look()
         for name in names if turn % 2 == 0 else reversed(names):
             sleep(pause)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,6 @@ from bptt.flow import _compare
 from bptt.flow._allocations import peak_bytes
 from bptt.flow._compare import Comparison, compare, contraction
 from bptt.flow._recording import record
-
-QUICK = {"repeats": 1}
 
 
 def linear(W: torch.Tensor) -> bptt.nn.RNN:
@@ -43,14 +42,16 @@ def last(y: torch.Tensor) -> torch.Tensor:
 
 
 def only(comparison: Comparison) -> _compare.Row:
-    (row,) = comparison.rows
+    """The one that was asked for; the layer's own comes after it."""
+    row, *own = comparison.rows
+    assert [other.policy for other in own] in ([], [comparison.own])
     return row
 
 
 @pytest.mark.parametrize(("a", "p"), [(0.5, 0.8), (0.3, 0.3), (0.7, 0.6)])
 def test_scalar_chain_is_the_recursion_and_tends_to_its_limit(a: float, p: float) -> None:
     T = 12
-    row = only(compare(chain(a), still(T), last, policies=[f"randomized:{p}"], **QUICK))
+    row = only(compare(chain(a), still(T), last, policies=[f"randomized:{p}"]))
     assert row.exact
     assert row.bias < 1e-12
     mean, moment = randomized.second_moments(np.ones((T, 1)), np.full((T, 1, 1), a), p)
@@ -60,7 +61,7 @@ def test_scalar_chain_is_the_recursion_and_tends_to_its_limit(a: float, p: float
 
 
 def test_long_chain_sampled_is_the_limit() -> None:
-    row = only(compare(chain(0.5), still(120), last, policies=["randomized:0.8"], draws=2000, **QUICK))
+    row = only(compare(chain(0.5), still(120), last, policies=["randomized:0.8"], draws=2000))
     mean, variance = randomized.scalar_chain(0.5, 0.8)
     assert not row.exact
     assert row.draws == 2000
@@ -71,7 +72,7 @@ def test_long_chain_sampled_is_the_limit() -> None:
 
 def test_variance_stays_finite_only_above_the_critical_p() -> None:
     variances = {
-        (p, T): only(compare(chain(0.7), still(T), last, policies=[f"randomized:{p}"], **QUICK)).variance
+        (p, T): only(compare(chain(0.7), still(T), last, policies=[f"randomized:{p}"])).variance
         for p in (0.3, 0.9)
         for T in (6, 10)
     }
@@ -85,7 +86,7 @@ def test_linear_net_of_vectors() -> None:
     generator = torch.Generator().manual_seed(1)
     W = torch.randn(H, H, dtype=torch.float64, generator=generator) * 0.4
     e = torch.randn(H, dtype=torch.float64, generator=generator)
-    row = only(compare(linear(W), still(T), lambda y: y[-1, 0] @ e, policies=[f"randomized:{p}"], **QUICK))
+    row = only(compare(linear(W), still(T), lambda y: y[-1, 0] @ e, policies=[f"randomized:{p}"]))
     variance = square = 0.0
     for unit in np.eye(H):  # the gradient of one bias, at every step
         mean, moment = randomized.second_moments(np.tile(unit, (T, 1)), np.tile(W.numpy(), (T, 1, 1)), p)
@@ -113,7 +114,7 @@ def test_chunked_is_detach() -> None:
     layer, x = torch.nn.LSTM(3, 4, num_layers=2, dtype=torch.float64), torch.randn(11, 2, 3, dtype=torch.float64)
     loss = torch.Tensor.norm
     full, cut = by_hand(layer, x, loss, 11), by_hand(layer, x, loss, 3)
-    found = compare(layer, x, loss, policies=["full", "chunked:3"], **QUICK)
+    found = compare(layer, x, loss, policies=["full", "chunked:3"])
     assert_allclose(found.full_norm, full.norm().item(), rtol=1e-12)
     assert_allclose(found.rows[1].bias, ((cut - full).norm() / full.norm()).item(), rtol=1e-10)
     assert_allclose(found.rows[1].cosine, (cut @ full / cut.norm() / full.norm()).item(), rtol=1e-12)
@@ -133,7 +134,7 @@ def test_truncated_reaches_each_loss_by_itself() -> None:
         grads = torch.autograd.grad(y[-1].square().sum(), list(layer.parameters()))
         total += torch.cat([g.flatten() for g in grads])
     full = by_hand(layer, x, lambda y: y.square().sum(), 8)
-    row = only(compare(layer, x, lambda y: y.square().sum(), policies=[bptt.Truncated(3)], **QUICK))
+    row = only(compare(layer, x, lambda y: y.square().sum(), policies=[bptt.Truncated(3)]))
     assert_allclose(row.bias, ((total - full).norm() / full.norm()).item(), rtol=1e-10)
 
 
@@ -160,7 +161,7 @@ def test_lanes_enumerated_one_by_one_are_all_lanes_jointly() -> None:
             loss = loss + h.pow(3).sum()
         g = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
         first, second = first + probability * g, second + probability * g.square().sum().item()
-    row = only(compare(layer, x, lambda y: y.pow(3).sum(), policies=[f"randomized:{p}"], **QUICK))
+    row = only(compare(layer, x, lambda y: y.pow(3).sum(), policies=[f"randomized:{p}"]))
     assert row.draws == B * 2 ** (T - 1)
     assert_allclose(row.variance, second / first.square().sum().item() - 1, rtol=1e-10)
 
@@ -169,9 +170,9 @@ def test_lanes_enumerated_one_by_one_are_all_lanes_jointly() -> None:
 def test_sampled_agrees_with_exact(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
     recording = record(bptt.nn.GRU(2, 4), torch.randn(6, 3, 2), lambda y: y.sum())
-    exact = only(compare(recording, policies=[policy], **QUICK))
+    exact = only(compare(recording, policies=[policy]))
     monkeypatch.setattr(_compare, "PATTERNS", 0)
-    sampled = only(compare(recording, policies=[policy], draws=600, **QUICK))
+    sampled = only(compare(recording, policies=[policy], draws=600))
     assert (exact.exact, sampled.exact) == (True, False)
     assert exact.bias < 1e-12
     assert abs(sampled.variance - exact.variance) < 4 * sampled.variance_error
@@ -183,9 +184,7 @@ def test_noise_is_not_taken_for_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """About half of the estimates of a squared bias of 0 are below 0; |m - g|^2 never is."""
     monkeypatch.setattr(_compare, "PATTERNS", 0)
     recording = record(chain(0.5), still(30), last)
-    found = [
-        only(compare(recording, policies=["randomized:0.8"], draws=20, seed=seed, **QUICK)).bias for seed in range(10)
-    ]
+    found = [only(compare(recording, policies=["randomized:0.8"], draws=20, seed=seed)).bias for seed in range(10)]
     assert 2 <= sum(bias == 0 for bias in found) <= 9
 
 
@@ -195,7 +194,7 @@ def test_a_bias_is_found_beneath_the_noise(monkeypatch: pytest.MonkeyPatch) -> N
     weights = bptt.Randomized.weights
     monkeypatch.setattr(bptt.Randomized, "weights", lambda self, uniform: 0.8 * weights(self, uniform))
     T, a = 40, 0.9
-    row = only(compare(chain(a), still(T), last, policies=["randomized:0.9"], draws=500, **QUICK))
+    row = only(compare(chain(a), still(T), last, policies=["randomized:0.9"], draws=500))
     biased, full = (sum(factor**k for k in range(T)) for factor in (0.8 * a, a))
     assert abs(row.bias - (1 - biased / full)) < 3 * row.bias_error
 
@@ -211,7 +210,7 @@ def test_a_bias_is_found_beneath_the_noise(monkeypatch: pytest.MonkeyPatch) -> N
     ids=["bidirectional", "two bidirectional", "projected", "packed"],
 )
 def test_every_kind_of_layer_is_unbiased(layer: torch.nn.Module, x: torch.Tensor) -> None:
-    row = only(compare(layer, x, policies=["randomized:0.5"], **QUICK))
+    row = only(compare(layer, x, policies=["randomized:0.5"]))
     assert row.exact
     assert row.bias < 1e-12
     assert row.variance > 0
@@ -219,7 +218,7 @@ def test_every_kind_of_layer_is_unbiased(layer: torch.nn.Module, x: torch.Tensor
 
 def test_contraction() -> None:
     for a in (0.5, 1.1):
-        found = compare(chain(a), still(30), last, policies=["full"], **QUICK)
+        found = compare(chain(a), still(30), last, policies=["full"])
         assert_allclose([found.contraction, found.critical_p], [a, a * a], rtol=1e-6)
     stacked = bptt.nn.RNN(2, 2, num_layers=2, nonlinearity="identity", dtype=torch.float64)
     with torch.no_grad():
@@ -230,7 +229,7 @@ def test_contraction() -> None:
 
 
 def test_without_a_fit_the_contraction_is_nan() -> None:
-    found = compare(chain(0.5), still(1), last, policies=["full", "randomized:0.5"], **QUICK)
+    found = compare(chain(0.5), still(1), last, policies=["full", "randomized:0.5"])
     assert np.isnan(found.contraction)
     assert [row.variance for row in found.rows] == [0, 0]  # no edge, nothing drawn
 
@@ -240,7 +239,7 @@ def test_nothing_is_touched() -> None:
     own = torch.get_rng_state().clone(), generator.get_state().clone()
     before = [p.detach().clone() for p in layer.parameters()]
     x = torch.ones(20, 2, 2)
-    rows = [compare(layer, x, policies=[bptt.Randomized(0.9, generator=generator)], draws=5, **QUICK).rows[0]] * 2
+    rows = [compare(layer, x, policies=[bptt.Randomized(0.9, generator=generator)], draws=5).rows[0]] * 2
     assert rows[0].variance == rows[1].variance
     torch.testing.assert_close(torch.get_rng_state(), own[0])
     torch.testing.assert_close(generator.get_state(), own[1])
@@ -253,21 +252,18 @@ def test_nothing_is_touched() -> None:
 def test_a_seed_repeats_itself_and_another_differs() -> None:
     x = torch.ones(30, 2, 2)
     layer = bptt.nn.RNN(2, 3)
-    variance = [
-        only(compare(layer, x, policies=["randomized:0.9"], draws=5, seed=seed, **QUICK)).variance for seed in (1, 1, 2)
-    ]
+    variance = [only(compare(layer, x, policies=["randomized:0.9"], draws=5, seed=seed)).variance for seed in (1, 1, 2)]
     assert variance[0] == variance[1] != variance[2]
 
 
 def test_times_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine where a step takes as long whenever it is walked."""
-    monkeypatch.setattr("bptt.flow._compare.perf_counter", Clock(monkeypatch, ahead=1.0, back=2.0))
+    Clock(monkeypatch, ahead=1.0, back=2.0)
     found = compare(
         bptt.nn.LSTM(4, 16, num_layers=2, kernel="cpu"),
         torch.randn(60, 4, 4),
         policies=["full", "chunked:10", "truncated:30", "randomized:0.9"],
         draws=2,
-        repeats=3,
     )
     rows = {row.policy: row for row in found.rows}
     assert (found.T, found.B) == (60, 4)
@@ -279,6 +275,47 @@ def test_times_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 4 * 2 * 60  # lanes, layers, T
     assert rows["full"].seconds == rows["chunked:10"].seconds == rows["randomized:0.9"].seconds == 3 * steps
     assert rows["truncated:30"].seconds == steps + 2 * 4 * 2 * (30 * 60 - 30 * 29 / 2)  # less before the first step
+
+
+def test_the_layers_own_policy_is_among_them() -> None:
+    layer, x = bptt.nn.GRU(2, 3, gradient="chunked:7"), torch.randn(20, 1, 2)
+    found = compare(layer, x, policies=["full", "truncated:4"])
+    assert [row.policy for row in found.rows] == ["full", "truncated:4", "chunked:7"]
+    assert (found.own, found.trained_with) == ("chunked:7", found.rows[2])
+    named = compare(layer, x, policies=["chunked:7", "full"])
+    assert [row.policy for row in named.rows] == ["chunked:7", "full"]
+    assert compare(torch.nn.GRU(2, 3), x, policies=["chunked:7"]).own == "full"
+
+
+def test_policies_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is ten times as slow for a while makes no policy look slow."""
+    clock, passed = Clock(monkeypatch), _compare._pass
+    order: list[str] = []
+
+    def noted(recording: Any, policy: Any, seed: int) -> Callable[[], torch.Tensor]:
+        run = passed(recording, policy, seed)
+
+        def once() -> torch.Tensor:
+            before = clock.now
+            result = run()
+            order.append(str(policy))
+            clock.now += 9 * (clock.now - before) if 8 < len(order) <= 14 else 0
+            return result
+
+        return once
+
+    monkeypatch.setattr(_compare, "_pass", noted)
+    found = compare(bptt.nn.GRU(2, 8, kernel="cpu"), torch.randn(50, 2, 2), policies=["full", "chunked:10"], repeats=9)
+    assert [row.time.samples for row in found.rows] == [9, 9]
+    assert found.rows[0].seconds == pytest.approx(found.rows[1].seconds)
+    assert not found.rows[0].time.apart(found.rows[1].time)
+
+
+def test_a_disturbed_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, cores=0.6)
+    found = compare(bptt.nn.GRU(2, 8, kernel="cpu"), torch.randn(50, 2, 2), policies=["full", "chunked:10"])
+    assert (found.threads, found.cores, found.disturbed) == (1, 0.6, True)
+    assert "nothing is said of time: the machine was disturbed" in bptt.flow.conclusion(found)
 
 
 def test_peak_bytes() -> None:
@@ -303,8 +340,8 @@ def test_bad_arguments() -> None:
         compare(layer, x, policies=[])
     with pytest.raises(ValueError, match=r"draws must be at least 2.*got 1"):
         compare(layer, x, draws=1)
-    with pytest.raises(ValueError, match=r"repeats must be at least 1: got 0"):
-        compare(layer, x, repeats=0)
+    with pytest.raises(ValueError, match=r"repeats must be at least 5, for a median with its quartiles: got 4"):
+        compare(layer, x, repeats=4)
     with pytest.raises(ValueError, match=r"gradient must be one of.*got 'half'"):
         compare(layer, x, policies=["half"])
     with pytest.raises(ValueError, match=r"the full gradient must be finite and not 0.*its norm is 0"):
@@ -314,7 +351,7 @@ def test_bad_arguments() -> None:
 def test_an_adaptive_policy_gets_the_window_that_the_batch_asks_for():
     torch.manual_seed(0)
     layer, x = bptt.nn.RNN(3, 8), torch.randn(40, 4, 3)
-    (row,) = compare(layer, x, policies="adaptive:0.5,max=30").rows
+    row = only(compare(layer, x, policies="adaptive:0.5,max=30"))
     window = bptt.flow.adapted(layer, x, policy=bptt.Adaptive(0.5, 30)).window
     assert row.policy == f"adaptive:0.5,max=30,window={window}"
     assert window < 30
@@ -327,4 +364,4 @@ def test_a_sample_of_infinite_variance_is_marked():
     rows = compare(
         layer, torch.ones(60, 1, 1, dtype=torch.float64), policies=["randomized:0.5", "randomized:0.95"]
     ).rows
-    assert [row.reliable for row in rows] == [False, True]
+    assert [row.reliable for row in rows] == [False, True, True]

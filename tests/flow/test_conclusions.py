@@ -12,7 +12,6 @@ import bptt
 from bptt.equations.policies import edge_factors
 from bptt.flow import conclusion, pairs, verdict
 from bptt.flow._coarser import coarser
-from bptt.flow._conclusions import total_error
 from bptt.flow._wording import exponential, half_life, number, percent
 
 SAYS = {
@@ -73,7 +72,7 @@ SAYS = {
     "edge": (made.lyapunov(0.003), "At the edge"),
     "policies": (
         made.comparison(),
-        "chunked:35 is the fastest within 10 % of the full gradient: 6 % off, in 51 %",
+        "chunked:35 takes 51 % of the time of full (2.6 ms against 5.1 ms; quartiles apart) and is 6 % off",
     ),
     "training": (
         made.records(),
@@ -86,16 +85,6 @@ SAYS = {
 def test_conclusion(name):
     measure, words = SAYS[name]
     assert words in conclusion(measure)
-
-
-def test_policies_that_cannot_be_recommended():
-    full, fast = made.row("full", 0.0, 0.0, 2.0), made.row("chunked:2", 0.5, 0.0, 1.0)
-    slow = made.row("truncated:9", 0.01, 0.0, 8.0)
-    assert conclusion(made.comparison(rows=(full,))) == "Nothing to compare with the full gradient"
-    assert conclusion(made.comparison(rows=(full, fast))).endswith("chunked:2 errs least, by 50 %")
-    said = conclusion(made.comparison(rows=(full, fast, slow)))
-    assert said.startswith("No policy within 10 % of the full gradient is faster than it")
-    assert said.endswith("chunked:2 takes 50 % of the time and is 50 % off")
 
 
 def test_the_map_names_the_losses_that_reach_least_and_farthest():
@@ -119,10 +108,6 @@ def test_anything_else_is_refused():
         verdict("lags")
     with pytest.raises(ValueError, match=r"^measures must"):
         verdict()
-
-
-def test_total_error_is_the_root_mean_square():
-    assert total_error(made.row("x", 0.3, 0.16, 1.0)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +173,9 @@ def test_nothing_to_change():
 
 def test_other_advice():
     assert "smaller initial weights" in verdict(made.gates(0.6, 0.1)).advice[0]
-    assert 'gradient="chunked:35" saves time' in verdict(made.comparison()).advice[0]
-    assert "finite variance" in verdict(made.comparison(critical_p=1.2)).advice[1]
+    assert 'gradient="chunked:35" saves 49 % of the time of full' in verdict(made.comparison()).advice[0]
+    assert "finite variance" in verdict(made.comparison(critical_p=1.2, own="randomized:0.9")).advice[-1]
+    assert len(verdict(made.comparison(critical_p=1.2)).advice) == 1  # whoever draws nothing need not know
     assert "raise clip" in verdict([r | {"clipped": 0.9} for r in made.records()]).advice[0]
     assert "radius 1.8" in verdict(made.spectrum(1.8)).advice[0]
 

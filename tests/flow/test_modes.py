@@ -19,7 +19,7 @@ X = torch.randn(12, 2, 3, generator=torch.Generator().manual_seed(0))
 
 MEASURES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "survey": lambda *of: survey(*of, policies=["full", "chunked:3", "randomized:0.5"]),
-    "compare": lambda *of: bptt.flow.compare(*of, policies=["truncated:3", "randomized:0.9"], draws=2, repeats=1),
+    "compare": lambda *of: bptt.flow.compare(*of, policies=["truncated:3", "randomized:0.9"], draws=2),
     "adapted": lambda *of: bptt.flow.adapted(*of, policy=bptt.Adaptive(0.5, 8)),
     **{
         name: getattr(bptt.flow, name)

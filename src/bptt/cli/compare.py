@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from .. import policies
 from ..flow import POLICIES, Comparison, Row, conclusion
 from ..flow import compare as compared
+from ..flow._costs import disturbance, duration, mebibytes, memory_of_all
 from ..train import InputError
 from ..train.extras import require
 from .subject import (
@@ -47,13 +49,15 @@ def compare(
     steps: StepsOption = None,
     lanes: LanesOption = None,
     draws: Annotated[int, typer.Option(help="of a random policy, where its cuts are too many to enumerate")] = 200,
-    repeats: Annotated[int, typer.Option(help="timings of each policy")] = 5,
+    repeats: Annotated[int, typer.Option(help="samples of each policy's time, at least 5")] = 5,
     seed: SeedOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="where comparison.png goes (default: RUN/flow, or flow)")
     ] = None,
 ) -> None:
     """Compare gradient policies: bias, cosine, variance, time and memory, as a table and a picture.
+
+    The policy that the network is trained with is always among them, and marked with a star.
 
     Of a run's network on its own text, or of a fresh layer (--cell) on noise. Policies follow --gradient:
     bptt compare RUN --gradient full chunked:35 truncated:20 randomized:0.9
@@ -80,8 +84,8 @@ def compare(
         shown = Console(width=120)
     shown.print(f"{of.name}: {found.T} steps, {found.B} lanes", highlight=False, markup=False)
     shown.print(_table(found))
-    shown.print(conclusion(found), highlight=False, markup=False)
-    shown.print(_condition(found), highlight=False, markup=False)
+    for text in _conditions(found):
+        shown.print(text, highlight=False, markup=False)
     directory = of.directory if out is None else out
     directory.mkdir(parents=True, exist_ok=True)
     picture = directory / "comparison.png"
@@ -94,13 +98,16 @@ def _table(found: Comparison) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         caption="bias, variance: relative to the full gradient's norm and its square; exact, or ± a standard error; "
-        "in brackets: sampled though the variance is infinite on long sequences, so that neither means much",
+        "in brackets: sampled though the variance is infinite on long sequences, so that neither means much; "
+        "time: median and quartiles" + ("" if found.own is None else "; *: the network's own policy"),
     )
     table.add_column("gradient", no_wrap=True)
-    for name in ("bias", "cosine", "variance", "time", "memory"):
+    memory = memory_of_all(found) is None
+    for name in ("bias", "cosine", "variance", "time, ms", *(("memory, MiB",) if memory else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found.rows:
-        table.add_row(*_cells(row))
+        own = " *" if row.policy == found.own else ""
+        table.add_row(row.policy + own, *_cells(row), *((mebibytes(row),) if memory else ()))
     return table
 
 
@@ -108,11 +115,22 @@ def _cells(row: Row) -> tuple[str, ...]:
     def number(value: float, error: float) -> str:
         return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
 
-    memory = "-" if row.bytes is None else f"{row.bytes / 2**20:.3g} MiB"
     bias, variance = number(row.bias, row.bias_error), number(row.variance, row.variance_error)
     if not row.reliable:
         bias, variance = f"({bias})", f"({variance})"
-    return row.policy, bias, f"{row.cosine:.4f}", variance, f"{1000 * row.seconds:.3g} ms", memory
+    return bias, f"{row.cosine:.4f}", variance, duration(row)
+
+
+def _conditions(found: Comparison) -> Iterator[str]:
+    """What the table shows, and what it is subject to."""
+    said = conclusion(found)
+    yield said
+    memory = memory_of_all(found)
+    if memory is not None:
+        yield f"memory of one forward and backward: {memory} MiB under each"
+    if found.disturbed and disturbance(found) not in said:
+        yield f"the times are not to be trusted: {disturbance(found)}"
+    yield _condition(found)
 
 
 def _condition(found: Comparison) -> str:

@@ -5,17 +5,17 @@ Legend: T steps, B lanes, N parameters of the layer as one vector, g its gradien
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..clock import Guard, Timing, disturbed, interleaved
 from ..policies import Adaptive, Full, Policy, Randomized, parse
 from ._adaptive import adapted, contributions
 from ._allocations import peak_bytes
@@ -45,6 +45,12 @@ FAR = 10**6
 PATTERNS = 2**11
 """Cut patterns, over all lanes, up to which all are walked: about the time of as many small walks."""
 
+LEAST = 5
+"""Samples of each policy's time, at least: fewer have no quartiles to speak of."""
+
+SECONDS = 0.5
+"""For which timing goes on at least, where the samples asked for take less."""
+
 LAGS, LOSSES = 128, 16
 """What the contraction is measured on, at most: lags, and steps with a loss."""
 
@@ -60,11 +66,11 @@ class Row:
     policy: its text form, of an adaptive one with the window in use. bias: |E[g] - g_full| / |g_full|; bias_error: its
     standard error, 0 where exact. cosine: between E[g] and g_full. variance: E|g - E[g]|^2 / |g_full|^2, 0 for a policy
     that draws nothing; variance_error: its standard error, 0 where exact. exact: by enumeration of all cuts (or nothing
-    is drawn) rather than by sampling. draws: how many were sampled or enumerated; 1 where nothing is drawn. seconds: of
-    one forward and backward, median. bytes: kept and written in one backward beyond the inputs (peak), None where not
-    measured. reliable: False where the policy was sampled though its variance is infinite on long sequences (p at most
-    `Comparison.critical_p`): a few rare draws, which a sample lacks, then make up mean and variance, and neither they
-    nor their errors mean much.
+    is drawn) rather than by sampling. draws: how many were sampled or enumerated; 1 where nothing is drawn. time: of
+    one forward and backward, `seconds` its median. bytes: kept and written in one backward beyond the inputs (peak),
+    None where not measured. reliable: False where the policy was sampled though its variance is infinite on long
+    sequences (p at most `Comparison.critical_p`): a few rare draws, which a sample lacks, then make up mean and
+    variance, and neither they nor their errors mean much.
     """
 
     policy: str
@@ -75,9 +81,14 @@ class Row:
     variance_error: float
     exact: bool
     draws: int
-    seconds: float
+    time: Timing
     bytes: int | None
     reliable: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """The median of the time."""
+        return self.time.median
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,9 @@ class Comparison:
     """Several policies on the same batch.
 
     layer: its repr. T, B: steps and lanes. rows: one per policy, in the order given. full_norm: |g_full|.
+    own: the policy that the layer has and was trained with, always among the rows; None where that is not known.
+    threads, cores: torch's threads, and how many cores a product on so many got beside the timings; fewer where other
+    programs took their part. NaN where nobody looked.
     contraction: factor per step by which the norm of an adjoint changes in this batch, fitted as `Lags.rate` is, all
     layers together; NaN where it cannot be. critical_p: contraction^2: the keep probability above which the variance of
     randomized truncation stays finite as T grows; at least 1 where no keep probability does.
@@ -97,6 +111,19 @@ class Comparison:
     full_norm: float
     contraction: float
     critical_p: float
+    own: str | None = None
+    threads: int = 1
+    cores: float = math.nan
+
+    @property
+    def trained_with(self) -> Row | None:
+        """The row of the subject's own policy."""
+        return next((row for row in self.rows if row.policy == self.own), None)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took so much of the machine that the times say little."""
+        return disturbed(self.cores, self.threads)
 
 
 def compare(
@@ -106,15 +133,15 @@ def compare(
     *,
     policies: Sequence[str | Policy] = POLICIES,
     draws: int = 200,
-    repeats: int = 5,
+    repeats: int = LEAST,
     seed: int = 0,
 ) -> Comparison:
     """Every policy's gradient against the full one, on the same batch and the same errors: its bias, variance and cost.
 
     subject, batch, loss: as in `record`, or a Recording alone. policies: or their text forms. draws: of each random
     policy, at least 2, where there are too many ways to cut to walk them all (above 2048 over all lanes). repeats:
-    timings of each policy, taken in turn. seed: of a generator that only this call uses; a generator of the policy's
-    own is not touched.
+    samples of each policy's time, at least 5; more are taken where they are short. seed: of a generator that only this
+    call uses; a generator of the policy's own is not touched.
 
     The gradient of the parameters is computed in float64, with no dropout between layers. From n draws with mean m and
     sample variance s^2 (sums over the N parameters), bias^2 = |m - g_full|^2 - s^2 / n, which is unbiased, or 0 where
@@ -122,18 +149,22 @@ def compare(
     shows a bias within about twice that, unless its variance is infinite (`Row.reliable`). Lanes draw independently, so
     that their exact variances add up.
 
+    The layer's own policy is always among those compared, as the last where it was not named.
+
     Time and bytes are of one forward and backward in the recording's own precision, the draw included, for the
-    gradients of the parameters alone. Bytes are the peak of what torch holds: not the inputs, not a kernel's own
+    gradients of the parameters alone. All policies are timed in turn, round by round, beside a product that tells
+    whether other programs take their part of the machine (`Comparison.disturbed`); where one time is less than another,
+    see `bptt.clock.Timing.apart`. Bytes are the peak of what torch holds: not the inputs, not a kernel's own
     scratch.
 
-    Raises ValueError for no policies, draws below 2, repeats below 1, a full gradient that is 0 or not finite; else
+    Raises ValueError for no policies, draws below 2, repeats below 5, a full gradient that is 0 or not finite; else
     what `record` raises.
 
     >>> import torch, bptt
-    >>> layer = bptt.nn.RNN(2, 3)
+    >>> layer = bptt.nn.RNN(2, 3)  # its own policy is full
     >>> found = bptt.flow.compare(layer, torch.randn(8, 1, 2), policies=("chunked:4", "randomized:0.9"))
     >>> [row.policy for row in found.rows if row.bias < 1e-12]  # all 2**7 ways to cut
-    ['randomized:0.9']
+    ['randomized:0.9', 'full']
 
     Source: equations/README.md, 6.2 for what is biased, (6.13) for what is not, (6.16) to (6.18) for the variance.
     """
@@ -143,17 +174,23 @@ def compare(
     parsed = [_in_use(parse(policy), recording) for policy in policies]
     if not parsed:
         raise ValueError("policies must name at least one: got none")
+    own = _in_use(recording.layer.gradient, recording)
+    if own not in parsed:
+        parsed.append(own)
     if _count("draws", draws, 2) < 2:
         raise ValueError(f"draws must be at least 2, for a variance: got {draws}")
+    if _count("repeats", repeats, LEAST) < LEAST:
+        raise ValueError(f"repeats must be at least {LEAST}, for a median with its quartiles: got {repeats}")
     gradient = PolicyGradient(recording.to(torch.float64))
     full = gradient(Full())
     norm = float(full.norm())
     if not 0 < norm < float("inf"):
         raise NotComparable(f"the full gradient must be finite and not 0, to compare with: its norm is {norm}")
-    seconds = _seconds(recording, parsed, _count("repeats", repeats, 1), seed)
+    guard = Guard()
+    times = _times(recording, parsed, repeats, seed, guard)
     rate = contraction(recording)
     rows = []
-    for policy, time in zip(parsed, seconds, strict=True):
+    for policy, time in zip(parsed, times, strict=True):
         found = _measured(gradient, policy, full / norm, norm, draws, seed)
         rows.append(
             Row(
@@ -165,12 +202,23 @@ def compare(
                 variance_error=found.variance_error,
                 exact=found.exact,
                 draws=found.draws,
-                seconds=time,
+                time=time,
                 bytes=peak_bytes(_pass(recording, policy, seed)),
                 reliable=found.exact or not isinstance(policy, Randomized) or not policy.keep(FAR) <= rate**2,
             )
         )
-    return Comparison(repr(recording.layer), recording.T, recording.B, tuple(rows), norm, rate, rate**2)
+    return Comparison(
+        layer=repr(recording.layer),
+        T=recording.T,
+        B=recording.B,
+        rows=tuple(rows),
+        full_norm=norm,
+        contraction=rate,
+        critical_p=rate**2,
+        own=str(own),
+        threads=guard.threads,
+        cores=guard.got,
+    )
 
 
 def _in_use(policy: Policy, recording: Recording) -> Policy:
@@ -246,7 +294,7 @@ def _cuts(policy: Randomized, T: int, draws: int) -> Iterator[tuple[tuple[Tensor
         yield tuple(xi for xi, _ in outcome), float(np.prod([p for _, p in outcome]))
 
 
-def _pass(recording: Recording, policy: Policy, seed: int) -> Callable[[], object]:
+def _pass(recording: Recording, policy: Policy, seed: int) -> Callable[[], Tensor]:
     """One forward and backward, as in training."""
     if isinstance(policy, Randomized):
         policy = replace(policy, generator=torch.Generator("cpu").manual_seed(seed))
@@ -262,16 +310,16 @@ def _pass(recording: Recording, policy: Policy, seed: int) -> Callable[[], objec
     return run
 
 
-def _seconds(recording: Recording, policies: Sequence[Policy], repeats: int, seed: int) -> list[float]:
-    """Median seconds of one forward and backward under each policy, measured in turn."""
-    calls = [_pass(recording, policy, seed) for policy in policies]
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):  # the first one warms up
-        for call, taken in zip(calls, times, strict=True):
-            start = perf_counter()
-            result = call()
-            if isinstance(result, Tensor) and result.is_cuda:
+def _times(recording: Recording, policies: Sequence[Policy], repeats: int, seed: int, guard: Guard) -> list[Timing]:
+    """The time of one forward and backward under each policy, measured in turn."""
+
+    def timed(run: Callable[[], Tensor]) -> Callable[[], object]:
+        def call() -> None:
+            result = run()
+            if result.is_cuda:
                 torch.cuda.synchronize(result.device)
-            if turn > 0:
-                taken.append(perf_counter() - start)
-    return [median(taken) for taken in times]
+
+        return call
+
+    calls = {str(i): timed(_pass(recording, policy, seed)) for i, policy in enumerate(policies)}
+    return list(interleaved(calls, SECONDS, repeats, guard=guard).values())

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._cell_path import CellPath
-from ._compare import Comparison, Row
+from ._compare import Comparison
+from ._costs import CLOSE, sentence
 from ._gates import Gates
 from ._horizon import horizon, left, settled
 from ._jacobians import Jacobians, Products
@@ -20,14 +21,12 @@ from ._lyapunov import Lyapunov
 from ._spectrum import Spectrum
 from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
 
-__all__ = ["NO_LOSS", "conclusion", "reach_of", "steepest", "stuck", "total_error"]
+__all__ = ["NO_LOSS", "conclusion", "reach_of", "steepest", "stuck"]
 
 Floats = npt.NDArray[np.float64]
 
 GONE = 100.0
 """The factor by which a product shrinks or grows from which on it is said to vanish or explode."""
-CLOSE = 0.1
-"""The relative error up to which a gradient is called close to the full one."""
 KEEPS = ("f", "z")
 """The gates that keep the state where they are 1: open for long is how a net remembers, and no fault."""
 SATURATED = 0.5
@@ -302,37 +301,9 @@ def _(measure: Lyapunov, layer: int | None = None) -> str:
     return f"Stable: perturbations halve every {life(math.exp(largest))} ({value})"
 
 
-def total_error(row: Row) -> float:
-    """Root mean square distance from the full gradient, relative to its norm: sqrt(bias^2 + variance)."""
-    return math.sqrt(row.bias**2 + max(row.variance, 0.0))
-
-
 @conclusion.register
 def _(measure: Comparison, layer: int | None = None) -> str:
-    full = next((row for row in measure.rows if row.policy == "full"), None)
-    rows = [row for row in measure.rows if row.policy != "full" and math.isfinite(total_error(row))]
-    rows = [row for row in rows if row.reliable and not (row.exact and total_error(row) == 0)]
-    if not rows:
-        return "Nothing to compare with the full gradient"
-    close = [row for row in rows if total_error(row) <= CLOSE]
-    if not close:
-        best = min(rows, key=total_error)
-        error = percent(total_error(best))
-        return f"None comes within {percent(CLOSE)} of the full gradient: {best.policy} errs least, by {error}"
-    best = min(close, key=lambda row: row.seconds)
-    off = percent(total_error(best))
-    text = f"{best.policy} is the fastest within {percent(CLOSE)} of the full gradient: {off} off"
-    if full is None or not full.seconds > 0:
-        return text
-    if best.seconds < full.seconds:
-        return f"{text}, in {percent(best.seconds / full.seconds)} of the time"
-    fastest = min(rows, key=lambda row: row.seconds)
-    return f"No policy within {percent(CLOSE)} of the full gradient is faster than it" + (
-        f"; {fastest.policy} takes {percent(fastest.seconds / full.seconds)} of the time and is "
-        f"{percent(total_error(fastest))} off"
-        if fastest.seconds < full.seconds
-        else ""
-    )
+    return sentence(measure)
 
 
 @conclusion.register(list)

@@ -206,6 +206,6 @@ def _exponents(chain: LayerChain, count: int) -> Lyapunov | None:
 def _compared(recording: Recording, policies: Sequence[str | Policy]) -> Comparison | None:
     """None where the full gradient is 0 or not finite: the other measurements say why."""
     try:
-        return compare(recording, policies=policies, draws=DRAWS, repeats=3)
+        return compare(recording, policies=policies, draws=DRAWS)
     except NotComparable:
         return None

@@ -11,7 +11,8 @@ import numpy as np
 
 from ._cell_path import CellPath
 from ._compare import Comparison
-from ._conclusions import CLOSE, SATURATED, conclusion, steepest, stuck, total_error
+from ._conclusions import SATURATED, conclusion, steepest, stuck
+from ._costs import advice
 from ._gates import Gates
 from ._horizon import left
 from ._jacobians import Jacobians, Products
@@ -239,11 +240,9 @@ def _on_lags(lags: Lags, cell: str | None) -> Iterator[tuple[int, str]]:
 
 
 def _on_policies(comparison: Comparison) -> Iterator[str]:
-    full = next((row for row in comparison.rows if row.policy == "full"), None)
-    near = [row for row in comparison.rows if row.policy != "full" and 0 < total_error(row) <= CLOSE]
-    if full is not None and near:
-        best = min(near, key=lambda row: row.seconds)
-        if best.seconds < 0.9 * full.seconds:
-            yield f'gradient="{best.policy}" saves time and costs {percent(total_error(best))} of the gradient'
-    if np.isfinite(comparison.critical_p) and comparison.critical_p >= 1:
+    text = advice(comparison)
+    if text is not None:
+        yield text
+    own = comparison.own
+    if (own is None or own.startswith("randomized")) and comparison.critical_p >= 1:
         yield "No randomized policy keeps a finite variance on long sequences here: adjoints do not shrink"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from operator import index
-from time import perf_counter
 
 import torch
 
+from ..clock import Guard, Timing, now
 from ..engine import BothWays, Checkpointed, Stack
 from ..kernels import Columns, Frames, columns_at_once
 from ..memory import Checkpoints, Memory, parse
@@ -25,8 +25,11 @@ __all__ = ["Plan", "plan"]
 Keeper = Stack | Checkpointed | BothWays
 """What `taped` returns."""
 
-ENOUGH, MOST = 0.05, 0.2
+ENOUGH, MOST = 0.05, 0.1
 """Seconds after which a run is long enough to be scaled: the first if it covers two windows, the second if not."""
+
+SAMPLES = 5
+"""Runs of the longest length, whose median and quartiles are scaled."""
 
 GROUPS = 64
 """Groups of columns whose segments are counted; where there are more, about so many stand for them."""
@@ -41,7 +44,9 @@ class Plan:
     much of it as there is at a time: the tape of a segment in work, gates that are rebuilt. segments: of the layer that
     is cut most, 1 without checkpoints; steps: of the longest one.
     recomputed: forward steps that the backward call runs again, over T. seconds: of forward and backward, x's gradient
-    included, estimated from the call's first steps.
+    included, estimated from several runs of the call's first steps: from their median; low and high: from their
+    quartiles (of several layers: the sums). disturbed: whether other programs took so much of the machine meanwhile
+    that the seconds say little.
     """
 
     memory: str
@@ -50,11 +55,16 @@ class Plan:
     steps: int
     recomputed: float
     seconds: float
+    low: float
+    high: float
+    disturbed: bool
 
     def __str__(self) -> str:
+        doubt = ", on a disturbed machine" if self.disturbed else ""
         return (
             f"memory={self.memory}: a tape of {self.tape_bytes / 2**20:.3g} MiB in {self.segments} segment(s), "
-            f"{self.recomputed:.0%} of the steps run again, about {self.seconds:.3g} s"
+            f"{self.recomputed:.0%} of the steps run again, about {self.seconds:.3g} s "
+            f"({self.low:.3g} to {self.high:.3g}{doubt})"
         )
 
 
@@ -64,9 +74,10 @@ def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | Non
     model: a layer, or a model with several, which are taken to be run one after the other, each over T steps and B
     lanes without packing, resets or a given state. memory: a tape policy; default each layer's own.
 
-    Sizes are counted. Time is measured on the first steps of random input, in segments of their real length, and taken
-    to grow with T; where blocks overlap, with the steps that they walk: of a window too long to be run, that is a
-    guess. Nothing of the model changes, nor a generator.
+    Sizes are counted. Time is measured on the first steps of random input, five times, in segments of their real
+    length, and taken to grow with T; where blocks overlap, with the steps that they walk: of a window too long to be
+    run, that is a guess. The quartiles are those of the five runs: they hold for the machine as it is now, and not what
+    the guess adds. Nothing of the model changes, nor a generator.
 
     Raises TypeError for a model without such a layer and for T or B that is no whole number, ValueError for T or B
     below 1 and for a budget that is too small.
@@ -79,7 +90,12 @@ def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | Non
     if not layers:
         raise TypeError(f"model must hold a bptt.nn layer: got {type(model).__name__} without one")
     T, B = _count("T", T), _count("B", B)
-    parts = [_of_layer(layer, T, B, layer.memory if memory is None else parse(memory)) for layer in layers]
+    guard = Guard()
+    guard.look()
+    parts = []
+    for layer in layers:
+        parts.append(_of_layer(layer, T, B, layer.memory if memory is None else parse(memory)))
+        guard.look()
     return Plan(
         memory=", ".join(dict.fromkeys(part.memory for part in parts)),
         tape_bytes=sum(part.tape_bytes for part in parts),
@@ -87,6 +103,9 @@ def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | Non
         steps=max(part.steps for part in parts),
         recomputed=sum(part.recomputed for part in parts) / len(parts),
         seconds=sum(part.seconds for part in parts),
+        low=sum(part.low for part in parts),
+        high=sum(part.high for part in parts),
+        disturbed=guard.disturbed,
     )
 
 
@@ -118,8 +137,18 @@ def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
         given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // few.x.shape[0]
         tape = _tape(keeper, call) * B * weight.element_size()
         edges, again = _edges(keeper, T), _again(keeper, call)
-        seconds = _seconds(own, keeper, call, again)
-    return Plan(str(memory), given + tape, len(edges) - 1, _longest(edges), again, seconds)
+        time = _seconds(own, keeper, call, again)
+    return Plan(
+        memory=str(memory),
+        tape_bytes=given + tape,
+        segments=len(edges) - 1,
+        steps=_longest(edges),
+        recomputed=again,
+        seconds=time.median,
+        low=time.low,
+        high=time.high,
+        disturbed=False,
+    )
 
 
 def _twin(layer: Recurrent, memory: Memory) -> Recurrent:
@@ -206,8 +235,11 @@ def _steps(actions: Iterable[Action], edges: tuple[int, ...]) -> int:
 # Time ----------------------------------------------------------------------------------------------------------------
 
 
-def _seconds(layer: Recurrent, keeper: Keeper, call: Call, again: float) -> float:
-    """Seconds of forward and backward, from runs of the first steps, each about twice as long as the one before."""
+def _seconds(layer: Recurrent, keeper: Keeper, call: Call, again: float) -> Timing:
+    """Seconds of forward and backward, from runs of the first steps, each about twice as long as the one before.
+
+    The first length is run twice, since a first call pays for more than its steps; the last one as often as it takes.
+    """
     T, B, _ = call.x.shape
     stack = keeper if isinstance(keeper, Stack) else keeper.stack
     gates = stack.tapes_gates(call.x, stack.weights(call.tensors))  # as of all steps
@@ -217,20 +249,26 @@ def _seconds(layer: Recurrent, keeper: Keeper, call: Call, again: float) -> floa
         reach = replace(reach, window=2 * reach.window - reach.every)  # to both sides
     full = through and isinstance(keeper, Stack)  # columns that are walked together are padded to equal length
     n, ran, rate, density = min(T, 8), 0, 0.0, 0.0
+    _timed(layer, keeper, stack, call, n)
     while True:
         whole = edges[bisect_right(edges, n) - 1]
         n = whole if whole > ran else n
-        ahead, back, again_first = _timed(layer, keeper, stack, call, n)
+        ahead, back, _ = _timed(layer, keeper, stack, call, n)
         ran, rate_before, density_before = n, rate, density
         rate, density = back / n, _walked(reach, n, full)
         if n == T or ahead + back > MOST or (ahead + back > ENOUGH and n >= 2 * (reach.window or 0)):
             break
         n = min(2 * n, T)
     more = _walked(reach, T, full) - density
-    if more > 0 and density > density_before > 0:
-        slope = (rate - rate_before) / (density - density_before)
-        rate += more * min(max(slope, 0), rate / density)
-    return T * (ahead / n * (1 + max(again - again_first, 0)) + rate)
+
+    def of_all(ahead: float, back: float, again_first: float) -> float:
+        rate = back / n
+        if more > 0 and density > density_before > 0:
+            slope = (rate - rate_before) / (density - density_before)
+            rate += more * min(max(slope, 0), rate / density)
+        return T * (ahead / n * (1 + max(again - again_first, 0)) + rate)
+
+    return Timing.of([of_all(*_timed(layer, keeper, stack, call, n)) for _ in range(SAMPLES)])
 
 
 def _walked(reach: Reach, n: int, full: bool) -> float:
@@ -248,7 +286,7 @@ def _timed(layer: Recurrent, keeper: Keeper, stack: Stack, call: Call, n: int) -
     """Seconds of forward and of backward over the first n steps; the steps that were run again, over n."""
     x = torch.randn(n, *call.x.shape[1:], device="cpu").to(call.x)
     short = replace(call, x=x)
-    start = _now(x)
+    start = now(x.device)
     drawn = program(layer, short, layer.gradient, differentiated=True)
     stack = replace(stack, masks=drawn.masks, xi=drawn.xi)
     run: Keeper = stack
@@ -256,15 +294,8 @@ def _timed(layer: Recurrent, keeper: Keeper, stack: Stack, call: Call, n: int) -
         edges = (*(a for a in keeper.edges if a < n), n)
         run = replace(keeper, stack=stack, edges=edges, schedule=binomial(len(edges) - 1, len(edges) - 2))
     outputs, tape = run.forward(short.tensors, keep=True)
-    middle = _now(x)
+    middle = now(x.device)
     dy = torch.ones_like(outputs[0])
     needs = (True, *(False for _ in call.hx), *(True for _ in call.weights))
     run.backward(short.tensors, outputs, tape, (dy, *(None for _ in call.hx)), needs)
-    return middle - start, _now(x) - middle, _again(run, short)
-
-
-def _now(x: torch.Tensor) -> float:
-    """The time in seconds, when all that was asked of x's device is done."""
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return perf_counter()
+    return middle - start, now(x.device) - middle, _again(run, short)

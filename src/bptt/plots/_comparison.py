@@ -7,8 +7,10 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..clock import Timing
 from ..flow import conclusion
 from ..flow._compare import Comparison
+from ..flow._costs import memory_of_all
 from ..flow._wording import number
 from ._style import BLACK, BLUE, GREY, VERMILLION, empty, logarithmic, styled, title
 
@@ -19,15 +21,18 @@ __all__ = ["comparison"]
 def comparison(measure: Comparison) -> Figure:
     """Bias and standard deviation of every policy, relative to |full gradient|, beside its time and memory.
 
-    measure: what `bptt.flow.compare` gives. Policies stand in the order of their time, the fastest on top.
+    measure: what `bptt.flow.compare` gives. Policies stand in the order of their time, the fastest on top; the layer's
+    own has a star. Times are medians, with a line from quartile to quartile. Memory that is the same for all is told
+    once.
 
     >>> import torch, bptt, bptt.plots
     >>> compared = bptt.flow.compare(bptt.nn.RNN(2, 4), torch.randn(20, 3, 2), policies=["full", "chunked:5"])
     >>> sorted(label.get_text() for label in bptt.plots.comparison(compared).axes[0].get_yticklabels())
-    ['chunked:5', 'full']
+    ['chunked:5', 'full *']
     """
     rows = sorted(measure.rows, key=lambda row: row.seconds)
-    memory = any(row.bytes is not None for row in rows)
+    same = memory_of_all(measure)
+    memory = same is None and any(row.bytes is not None for row in rows)
     figure = Figure(figsize=(8.0, max(3.2, 1.7 + 0.34 * len(rows))), layout="constrained")
     errors, time, *more = figure.subplots(
         1, 3 if memory else 2, sharey=True, width_ratios=[3, 1.5, 1.3] if memory else [3, 1.8]
@@ -47,11 +52,14 @@ def comparison(measure: Comparison) -> Figure:
     errors.plot([], [], "o", color=VERMILLION, label="bias")
     errors.plot([], [], "s", color=BLUE, markerfacecolor="white", label="standard deviation")
     errors.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handletextpad=0.1)
-    errors.set_xlabel("error / |full gradient|")
-    errors.set_yticks(range(len(rows)), [row.policy for row in rows])
+    errors.set_xlabel("error / |full gradient|" + ("" if measure.own is None else "\n(*: the layer's own policy)"))
+    errors.set_yticks(range(len(rows)), [row.policy + (" *" if row.policy == measure.own else "") for row in rows])
     errors.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if rows:
-        _bars(time, [1e3 * row.seconds for row in rows], "time, ms")
+        beside = "" if same is None else f"\n(memory: {same} MiB under each)"
+        doubt = "\n(on a disturbed machine)" if measure.disturbed else ""
+        _bars(time, [1e3 * row.seconds for row in rows], f"time, ms{doubt}{beside}")
+        _quartiles(time, [row.time for row in rows])
     else:
         empty(errors, "no policies")
         time.set_axis_off()
@@ -90,3 +98,14 @@ def _bars(ax: Axes, values: list[float | None], label: str) -> None:
     ax.set_xlim(0, 1.45 * most)
     ax.set_xlabel(label)
     ax.tick_params(left=False)
+
+
+def _quartiles(ax: Axes, times: list[Timing]) -> None:
+    """A line from quartile to quartile over the bars; the numbers stand behind it."""
+    for y, (time, text) in enumerate(zip(times, ax.texts, strict=True)):
+        ends = [1e3 * time.low, 1e3 * time.high]
+        if all(map(math.isfinite, ends)):
+            ax.plot(ends, [y, y], color=BLACK, linewidth=1.2, solid_capstyle="butt")
+            at, _ = text.get_position()
+            text.set_x(max(at, ends[1] + 0.03 * ax.get_xlim()[1]))
+    ax.set_xlim(0, max(ax.get_xlim()[1], *(1.45e3 * time.high for time in times if math.isfinite(time.high)), 0.0))

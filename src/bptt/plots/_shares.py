@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..flow import Shares, conclusion
-from ..flow._conclusions import CLOSE
+from ..flow._costs import CLOSE
 from ._style import BLUE, GREY, LINES, styled, title
 
 __all__ = ["shares"]

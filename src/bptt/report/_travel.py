@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from ..flow import Comparison, LagMap, Lags, Shares
 from ..flow._coarser import coarser
-from ..flow._conclusions import reach_of, total_error
+from ..flow._conclusions import reach_of
+from ..flow._costs import total_error
 from ._chart import COLOURS, LINES, chart, drawable, finish, positive
 
 __all__ = ["comparison", "decay", "lag_map", "shares"]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ..flow import Comparison, LagMap, Lags, Shares, Survey, conclusion
-from ..flow._conclusions import total_error
+from ..flow._costs import total_error
 from ..flow._wording import number, percent
 from . import _net, _travel
 from ._page import Section, page, table
