@@ -148,3 +148,43 @@ def test_what_only_one_command_refuses(capsys: pytest.CaptureFixture[str]) -> No
     assert "draws must be at least 2" in error_of(
         bptt(capsys, "compare", *FRESH[:4], "--gradient", "randomized:0.5", "--draws", 1)
     )
+
+
+OWN = """
+import torch, bptt
+
+def looped():
+    w = torch.full((), 0.5, requires_grad=True)
+    return bptt.flow.scanned(
+        lambda h, _: (w * h + 1, None), torch.zeros(()), loss=lambda h, _: h, length=6, gradient="truncated:2"
+    )
+
+def nothing():
+    return 3
+"""
+
+
+def test_compare_a_scan_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_own_loops.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    of = ("compare", "--scan", "my_own_loops:looped")
+    result = bptt(capsys, *of, "--gradient", "full", "chunked:3")
+    assert result.status == 0, result.err
+    assert "my_own_loops:looped: 6 steps, 1 lanes" in result.out
+    rows = [
+        line.split()[:2] for line in result.out.splitlines() if line.strip().startswith(("full ", "chunk", "trunc"))
+    ]
+    assert [row[0] for row in rows[:3]] == ["full", "chunked:3", "truncated:2"]
+    assert rows[2][1] == "*"
+    assert (tmp_path / "flow" / "comparison.png").exists()
+
+    def error(*arguments: object) -> str:
+        return error_of(bptt(capsys, "compare", *arguments))
+
+    assert "leave out steps, cell" in error(*of[1:], "--steps", 3, "--cell", "gru")
+    assert "must be MODULE:FUNCTION" in error("--scan", "my_own_loops")
+    assert "no attribute 'missing'" in error("--scan", "my_own_loops:missing")
+    assert "No module named 'nowhere_to_be_found'" in error("--scan", "nowhere_to_be_found:x")
+    assert "my_own_loops:nothing gave 3" in error("--scan", "my_own_loops:nothing")

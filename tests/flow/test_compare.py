@@ -13,9 +13,10 @@ from torch.nn.utils.rnn import pack_sequence
 
 import bptt
 from bptt.equations import randomized
-from bptt.flow import _compare
+from bptt.flow import _compare, _moments
 from bptt.flow._allocations import peak_bytes
-from bptt.flow._compare import Comparison, compare, contraction
+from bptt.flow._comparable import OfLayer, contraction
+from bptt.flow._compare import Comparison, compare
 from bptt.flow._recording import record
 
 
@@ -171,7 +172,7 @@ def test_sampled_agrees_with_exact(policy: str, monkeypatch: pytest.MonkeyPatch)
     torch.manual_seed(5)
     recording = record(bptt.nn.GRU(2, 4), torch.randn(6, 3, 2), lambda y: y.sum())
     exact = only(compare(recording, policies=[policy]))
-    monkeypatch.setattr(_compare, "PATTERNS", 0)
+    monkeypatch.setattr(_moments, "PATTERNS", 0)
     sampled = only(compare(recording, policies=[policy], draws=600))
     assert (exact.exact, sampled.exact) == (True, False)
     assert exact.bias < 1e-12
@@ -182,7 +183,7 @@ def test_sampled_agrees_with_exact(policy: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_noise_is_not_taken_for_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     """About half of the estimates of a squared bias of 0 are below 0; |m - g|^2 never is."""
-    monkeypatch.setattr(_compare, "PATTERNS", 0)
+    monkeypatch.setattr(_moments, "PATTERNS", 0)
     recording = record(chain(0.5), still(30), last)
     found = [only(compare(recording, policies=["randomized:0.8"], draws=20, seed=seed)).bias for seed in range(10)]
     assert 2 <= sum(bias == 0 for bias in found) <= 9
@@ -190,7 +191,7 @@ def test_noise_is_not_taken_for_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bias_is_found_beneath_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors that are not 1 on average: the estimate of the bias is the true one, not that plus the noise."""
-    monkeypatch.setattr(_compare, "PATTERNS", 0)
+    monkeypatch.setattr(_moments, "PATTERNS", 0)
     weights = bptt.Randomized.weights
     monkeypatch.setattr(bptt.Randomized, "weights", lambda self, uniform: 0.8 * weights(self, uniform))
     T, a = 40, 0.9
@@ -289,11 +290,11 @@ def test_the_layers_own_policy_is_among_them() -> None:
 
 def test_policies_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is ten times as slow for a while makes no policy look slow."""
-    clock, passed = Clock(monkeypatch), _compare._pass
+    clock, passed = Clock(monkeypatch), OfLayer.training_pass
     order: list[str] = []
 
-    def noted(recording: Any, policy: Any, seed: int) -> Callable[[], torch.Tensor]:
-        run = passed(recording, policy, seed)
+    def noted(of: OfLayer, policy: Any, seed: int) -> Callable[[], torch.Tensor]:
+        run = passed(of, policy, seed)
 
         def once() -> torch.Tensor:
             before = clock.now
@@ -304,7 +305,7 @@ def test_policies_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return once
 
-    monkeypatch.setattr(_compare, "_pass", noted)
+    monkeypatch.setattr(OfLayer, "training_pass", noted)
     found = compare(bptt.nn.GRU(2, 8, kernel="cpu"), torch.randn(50, 2, 2), policies=["full", "chunked:10"], repeats=9)
     assert [row.time.samples for row in found.rows] == [9, 9]
     assert found.rows[0].seconds == pytest.approx(found.rows[1].seconds)

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import policies
-from ..flow import POLICIES, Comparison, Row, conclusion
+from ..flow import POLICIES, Comparison, Recording, Row, Scanned, conclusion
 from ..flow import compare as compared
 from ..flow._costs import disturbance, duration, mebibytes, memory_of_all
 from ..train import InputError
 from ..train.extras import require
+from .scanned import load
 from .subject import (
     CellOption,
     HiddenOption,
@@ -41,6 +42,14 @@ def compare(
     gradient: Annotated[
         list[str] | None, typer.Option("--gradient", help=f"policies to compare (default: {' '.join(POLICIES)})")
     ] = None,
+    scan: Annotated[
+        str | None,
+        typer.Option(
+            "--scan",
+            metavar="MODULE:FUNCTION",
+            help="a scan of your own instead: a function that returns bptt.flow.scanned(...)",
+        ),
+    ] = None,
     cell: CellOption = None,
     hidden: HiddenOption = None,
     layers: LayersOption = None,
@@ -59,34 +68,43 @@ def compare(
 
     The policy that the network is trained with is always among them, and marked with a star.
 
-    Of a run's network on its own text, or of a fresh layer (--cell) on noise. Policies follow --gradient:
+    Of a run's network on its own text, of a fresh layer (--cell) on noise, or of a step of your own (--scan). Policies
+    follow --gradient:
     bptt compare RUN --gradient full chunked:35 truncated:20 randomized:0.9
     """
     require("matplotlib", "plots")
     named = [*(gradient or []), *(more or [])]
-    if run is not None and cell is not None and not run.exists():  # without a run, the first policy stands in its place
+    alone = cell is not None or scan is not None
+    if run is not None and alone and not run.exists():  # without a run, the first policy stands in its place
         run, named = None, [*(gradient or []), str(run), *(more or [])]
     try:
         chosen = [policies.parse(text) for text in named or POLICIES]
     except ValueError as error:
         raise InputError(str(error)) from None
-    of = subject(
-        run, steps, lanes, cell=cell, hidden=hidden, layers=layers, nonlinearity=nonlinearity, radius=radius, seed=seed
-    )
+    fresh = {"cell": cell, "hidden": hidden, "layers": layers, "nonlinearity": nonlinearity, "radius": radius}
+    if scan is None:
+        of = subject(run, steps, lanes, **fresh, seed=seed)
+        name, directory = of.name, of.directory
+        measured: Recording | Scanned = of.recording
+    else:
+        given = {"steps": steps, "lanes": lanes, **fresh, "a run": run}
+        if named_too := [option for option, value in given.items() if value is not None]:
+            raise InputError(f"a scan has its own step and batch: leave out {', '.join(named_too)}")
+        measured, name, directory = load(scan), scan, Path("flow")
     console = Console(stderr=True)
     try:
         with console.status(f"comparing {len(chosen)} policies"):
-            found = compared(of.recording, policies=chosen, draws=draws, repeats=repeats, seed=seed or 0)
+            found = compared(measured, policies=chosen, draws=draws, repeats=repeats, seed=seed or 0)
     except ValueError as error:
         raise InputError(str(error)) from None
     shown = Console()
     if not shown.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
         shown = Console(width=120)
-    shown.print(f"{of.name}: {found.T} steps, {found.B} lanes", highlight=False, markup=False)
+    shown.print(f"{name}: {found.T} steps, {found.B} lanes", highlight=False, markup=False)
     shown.print(_table(found))
     for text in _conditions(found):
         shown.print(text, highlight=False, markup=False)
-    directory = of.directory if out is None else out
+    directory = directory if out is None else out
     directory.mkdir(parents=True, exist_ok=True)
     picture = directory / "comparison.png"
     plots = require("bptt.plots", "plots")

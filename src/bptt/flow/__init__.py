@@ -39,6 +39,8 @@ from ._lyapunov import lyapunov as lyapunov
 from ._pairs import pairs as pairs
 from ._recording import Recording as Recording
 from ._recording import record as record
+from ._scanned import Scanned as Scanned
+from ._scanned import scanned as scanned
 from ._spectrum import Directions as Directions
 from ._spectrum import Spectrum as Spectrum
 from ._spectrum import directions as directions

@@ -37,9 +37,14 @@ class PolicyGradient:
         """Edges of a lane that are cut independently."""
         return (self.T - 1) * self.draws
 
-    def lane(self, lane: int) -> PolicyGradient:
+    @property
+    def parts(self) -> int:
+        """Lanes: each draws for itself."""
+        return self.B
+
+    def part(self, i: int) -> PolicyGradient:
         """That of one lane's losses alone."""
-        return PolicyGradient(self.recording.lanes(slice(lane, lane + 1)))
+        return PolicyGradient(self.recording.lanes(slice(i, i + 1)))
 
     @torch.no_grad()
     def __call__(self, policy: Policy, xi: tuple[Tensor, ...] | None = None) -> Tensor:

@@ -405,14 +405,19 @@ def _obstacle(replay: Replay, walked: _Walked, xs: list[Tensor]) -> str | None:
     return None
 
 
+def drawn_lanes(carry: list[Tensor]) -> int:
+    """For how many lanes a policy draws: the first dimension that all tensors with a gradient share, or 1."""
+    sizes = {c.shape[0] if c.dim() else None for c in carry if differentiable(c)}
+    return sizes.pop() or 1 if len(sizes) == 1 else 1
+
+
 def _edge_factors(policy: Policy, T: int, carry: list[Tensor], resets: Tensor | None) -> Tensor | None:
     """What multiplies the adjoint from step t to step t-1, `[T, B]` or `[T, 1]`: xi, and 0 at a reset."""
     floats = [c for c in carry if differentiable(c)]
     if not floats:
         return None
-    sizes = {c.shape[0] if c.dim() else None for c in floats}
     with torch.device("cpu"):  # as a policy's factors are, whatever the default device is
-        xi = policy.draw(T, sizes.pop() or 1 if len(sizes) == 1 else 1)
+        xi = policy.draw(T, drawn_lanes(carry))
     if xi is None and resets is None:
         return None
     dtype = reduce(torch.promote_types, (c.dtype for c in floats))

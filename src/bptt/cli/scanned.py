@@ -1,0 +1,36 @@
+"""A scan of the user's own, for `bptt compare --scan MODULE:FUNCTION`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from ..flow import Scanned
+from ..train import InputError
+
+__all__ = ["load"]
+
+
+def load(text: str) -> Scanned:
+    """What the function of a module returns, the present folder's modules included.
+
+    Raises InputError for text of another form, for what cannot be imported, and for what is no scan.
+    """
+    module, _, name = text.partition(":")
+    if not (module and name):
+        raise InputError(
+            f"scan must be MODULE:FUNCTION, of a function that returns bptt.flow.scanned(...): got {text!r}"
+        )
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"scan must name a function that can be imported: {error}") from None
+    finally:
+        sys.path.remove(here)
+    made = found() if callable(found) else found
+    if not isinstance(made, Scanned):
+        raise InputError(f"scan must name a function that returns bptt.flow.scanned(...): {text} gave {made!r}")
+    return made

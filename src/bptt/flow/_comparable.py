@@ -1,0 +1,114 @@
+"""What policies are compared on: a training step that can be taken under any of them.
+
+Legend: T steps, B lanes, N parameters as one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..policies import Adaptive, Full, Policy
+from ._adaptive import adapted, contributions
+from ._horizon import fit_decay
+from ._moments import Gradient, seeded
+from ._policy_gradient import PolicyGradient, gradient_vector, under
+from ._recording import Recording
+
+__all__ = ["LAGS", "LOSSES", "Comparable", "OfLayer", "contraction"]
+
+LAGS, LOSSES = 128, 16
+"""What the contraction is measured on, at most: lags, and steps with a loss."""
+
+
+class Comparable(Protocol):
+    """A training step under any policy. label: what it is of. own: the policy that it is trained with."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def T(self) -> int: ...
+
+    @property
+    def B(self) -> int: ...
+
+    @property
+    def own(self) -> Policy: ...
+
+    def in_use(self, policy: Policy) -> Policy:
+        """A policy as this batch sets it."""
+        ...
+
+    def gradient(self) -> Gradient:
+        """The gradient under any policy."""
+        ...
+
+    def training_pass(self, policy: Policy, seed: int) -> Callable[[], Tensor]:
+        """One forward and backward, as in training; what is drawn comes from a generator with that seed."""
+        ...
+
+    def contraction(self) -> float:
+        """The factor per step by which the norm of an adjoint changes; NaN where no line can be fitted."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OfLayer:
+    """The recorded call of a layer. Gradients are those of its parameters, in float64, without dropout."""
+
+    recording: Recording
+
+    @property
+    def label(self) -> str:
+        return repr(self.recording.layer)
+
+    @property
+    def T(self) -> int:
+        return self.recording.T
+
+    @property
+    def B(self) -> int:
+        return self.recording.B
+
+    @property
+    def own(self) -> Policy:
+        return self.recording.layer.gradient
+
+    def in_use(self, policy: Policy) -> Policy:
+        """An adaptive policy without a window gets the one that this batch asks for."""
+        if not isinstance(policy, Adaptive) or policy.window is not None:
+            return policy
+        return replace(policy, window=max(adapted(self.recording, policy=policy).window, policy.every))
+
+    def gradient(self) -> Gradient:
+        return PolicyGradient(self.recording.to(torch.float64))
+
+    def training_pass(self, policy: Policy, seed: int) -> Callable[[], Tensor]:
+        policy, recording = seeded(policy, seed), self.recording
+        plain, tensors = recording.stack(Full()), recording.call.tensors
+        cotangents = (recording.dy, *recording.dfinal)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            stack = under(plain, policy, recording.T, recording.B, tensors)
+            outputs, tape = stack.forward(tensors, keep=True)
+            return gradient_vector(stack, tensors, outputs, tape, cotangents)
+
+        return run
+
+    def contraction(self) -> float:
+        return contraction(self.recording)
+
+
+def contraction(recording: Recording) -> float:
+    """The factor per step by which the norm of an adjoint changes, all layers and directions together.
+
+    Fitted as `Lags.rate` is, on at most the last 16 steps with a loss and 128 lags; NaN where no line can be fitted.
+    """
+    phi, _, losses = contributions(recording, LAGS, LOSSES)
+    return fit_decay(phi, losses)[0]
