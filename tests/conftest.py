@@ -39,7 +39,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is timed is timed in five samples, and no guard sees who else runs; a test of either moves its own clock."""
+    """What is timed is timed in few samples, and no guard sees who else runs; a test of either moves its own clock."""
     monkeypatch.setattr("bptt.flow._compare.SECONDS", 0.0)
     monkeypatch.setattr("bptt.clock.sleep", lambda seconds: None)
     monkeypatch.setattr("bptt.clock.product", lambda order: Product(1e9, float(torch.get_num_threads())))

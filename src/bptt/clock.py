@@ -25,6 +25,9 @@ REPEATS = 1000
 MOST = 200
 """Samples of each at most."""
 
+APART = 5.0
+"""Ranges between quartiles, over the root of the number of samples, by which medians differ that are told apart."""
+
 ORDER = 2048
 """Of the square matrices whose product is the machine's own rate."""
 
@@ -68,14 +71,19 @@ class Timing:
 
     def apart(self, other: Timing) -> bool:
         """Whether the clock tells the two from one another: the ranges between the quartiles do not meet, and the
-        medians differ by more than either range is wide.
+        medians differ by more than either range is wide, times 5 / sqrt(samples) where that is more.
+
+        That is about four standard errors of the difference between two medians, so that of eight rivals that take as
+        long, one is called faster in one comparison of a hundred (nine samples each, noise of 10 %), in one of twenty
+        with five.
 
         >>> one = Timing(1.0, 0.9, 1.1, 5)
         >>> one.apart(Timing(1.5, 1.4, 1.6, 5)), one.apart(Timing(1.5, 1.2, 1.8, 5))
         (True, False)
         """
         one, two = sorted((self, other), key=lambda timing: timing.median)
-        return not one.overlaps(two) and two.median - one.median > max(one.spread, two.spread)
+        widest = max(one.spread, two.spread) * max(1.0, APART / math.sqrt(min(one.samples, two.samples)))
+        return not one.overlaps(two) and two.median - one.median > widest
 
 
 def interleaved(

@@ -58,7 +58,7 @@ def compare(
     steps: StepsOption = None,
     lanes: LanesOption = None,
     draws: Annotated[int, typer.Option(help="of a random policy, where its cuts are too many to enumerate")] = 200,
-    repeats: Annotated[int, typer.Option(help="samples of each policy's time, at least 5")] = 5,
+    repeats: Annotated[int, typer.Option(help="samples of each policy's time, at least 5")] = 9,
     seed: SeedOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="where comparison.png goes (default: RUN/flow, or flow)")

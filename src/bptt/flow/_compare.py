@@ -40,8 +40,8 @@ POLICIES = (
 FAR = 10**6
 """Steps from the last cut at which a keep probability has reached its limit."""
 
-LEAST = 5
-"""Samples of each policy's time, at least: fewer have no quartiles to speak of."""
+REPEATS, LEAST = 9, 5
+"""Samples of each policy's time: by default, and at least, since fewer have no quartiles to speak of."""
 
 SECONDS = 0.5
 """For which timing goes on at least, where the samples asked for take less."""
@@ -125,7 +125,7 @@ def compare(
     *,
     policies: Sequence[str | Policy] = POLICIES,
     draws: int = 200,
-    repeats: int = LEAST,
+    repeats: int = REPEATS,
     seed: int = 0,
 ) -> Comparison:
     """Every policy's gradient against the full one, on the same batch and the same errors: its bias, variance and cost.
@@ -177,7 +177,7 @@ def compare(
         parsed.append(own)
     if _count("draws", draws, 2) < 2:
         raise ValueError(f"draws must be at least 2, for a variance: got {draws}")
-    if _count("repeats", repeats, LEAST) < LEAST:
+    if _count("repeats", repeats, REPEATS) < LEAST:
         raise ValueError(f"repeats must be at least {LEAST}, for a median with its quartiles: got {repeats}")
     gradient = of.gradient()
     full = gradient(Full())
