@@ -47,11 +47,8 @@ def test_the_default_goes_to_a_million(memory):
     assert memory.chosen("rnn", ["7,2,3,4"], None) == [Case("rnn", 7, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("name", ["torch.nn", "gates", "states"])
-def test_malloc_and_the_hooks_agree(memory, name):
-    case = Case("lstm", 1000, 4, 8, 64)
-    layer, x = memory.network(case), memory.inputs(case, case.T)
-    layer = layer if name == "torch.nn" else bptt.convert(layer, memory=name)
+def saved(layer, x):
+    """y, and the bytes that autograd's hooks see saved beside x, y and the parameters."""
     found = {}
 
     def pack(t):
@@ -61,7 +58,15 @@ def test_malloc_and_the_hooks_agree(memory, name):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         y = layer(x)[0]
     own = {t.untyped_storage().data_ptr() for t in (x, y, *layer.parameters())}
-    hooks = sum(size for at, size in found.items() if at not in own)
+    return y, sum(size for at, size in found.items() if at not in own)
+
+
+@pytest.mark.parametrize("name", ["torch.nn", "gates", "states"])
+def test_malloc_and_the_hooks_agree(memory, name):
+    case = Case("lstm", 1000, 4, 8, 64)
+    layer, x = memory.network(case), memory.inputs(case, case.T)
+    layer = layer if name == "torch.nn" else bptt.convert(layer, memory=name)
+    y, hooks = saved(layer, x)
     assert memory.left_by(lambda: layer(x)[0]) - y.nbytes == pytest.approx(hooks, rel=0.01)
 
 
@@ -134,8 +139,11 @@ def test_in_processes_of_their_own(memory, tmp_path):
 
 def test_what_would_keep_too_much_is_not_run(memory, monkeypatch):
     monkeypatch.setattr(memory, "tapes_of", lambda program, method: [])
-    found = memory.contender("torch.nn", Case("lstm", 640, 2, 3, 64), repeats=1, most=0.0, reference="")
-    assert found == {"expected": pytest.approx(15 * 4 * 640 * 2 * 64, rel=0.3)}
+    case = Case("lstm", 640, 2, 3, 64)
+    # A forecast from 64 steps. oneDNN keeps it in one workspace: 15 numbers for each of y in torch 2.13, 19 in 2.8.
+    y, hooks = saved(memory.network(case), memory.inputs(case, case.T))
+    found = memory.contender("torch.nn", case, repeats=1, most=0.0, reference="")
+    assert found == {"expected": pytest.approx(hooks + y.nbytes, rel=0.1)}
 
 
 def measured(error=1e-7):

@@ -4,6 +4,7 @@
 layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4), `parameters` its last stage, `restart`
 the way of an adjoint into a given state at a reset. `ops` is the boundary for a compiler: the stack as operators of
 torch; `tracing` says who else needs them. `tangents` refuses forward-mode derivatives.
+`device` says what torch's default device is.
 """
 
 from .bothways import BothWays as BothWays
@@ -12,6 +13,7 @@ from .boundary import Program as Program
 from .boundary import Tensors as Tensors
 from .boundary import given as given
 from .boundary import run as run
+from .device import default_device as default_device
 from .ops import draw as draw
 from .ops import through_operators as through_operators
 from .segments import Checkpointed as Checkpointed

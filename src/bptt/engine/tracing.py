@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._C import _get_tracing_state as recorder
 from torch._C import _len_torch_dispatch_stack as modes
 from torch._C._autograd import _profiler_enabled as is_profiled
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.jit._trace import TracerWarning
 from torch.utils._python_dispatch import _get_current_dispatch_mode as innermost_mode
 
@@ -75,4 +75,6 @@ _UNNAMED: AbstractContextManager[Any] = nullcontext()
 
 def named(program: str, stage: str) -> AbstractContextManager[Any]:
     """What runs inside appears in torch.profiler as `bptt::<program>_<stage>`; without a profiler, nothing happens."""
-    return torch.profiler.record_function(f"bptt::{program}_{stage}") if is_profiled() else _UNNAMED
+    if is_dynamo_compiling() or not is_profiled():  # Dynamo of torch 2.8 cannot trace the question of is_profiled
+        return _UNNAMED
+    return torch.profiler.record_function(f"bptt::{program}_{stage}")

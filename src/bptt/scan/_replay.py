@@ -21,8 +21,10 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_is_leaf, tree_leaves, tree_map, tree_unflatten
 
+from ..engine import default_device
+
 __all__ = ["Form", "Replay", "States", "Step", "Surroundings", "Visit"]
-__all__ += ["added", "alias", "calls_functions", "differentiable", "fresh", "generator_states"]
+__all__ += ["added", "alias", "alive", "calls_functions", "differentiable", "fresh", "generator_states"]
 __all__ += ["random_kept", "reaches", "split", "split_y", "unseen"]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -131,7 +133,7 @@ class Surroundings:
     def current(cls, devices: Iterable[torch.device]) -> Surroundings:
         types = {device.type for device in devices if torch.amp.is_autocast_available(device.type)}
         autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types}
-        return cls(autocast, torch.get_default_device())
+        return cls(autocast, default_device())
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -145,7 +147,7 @@ class Surroundings:
 
     def on_default_device(self) -> AbstractContextManager[Any]:
         """The default device of the forward, which factory calls of a step use."""
-        return nullcontext() if torch.get_default_device() == self.device else self.device
+        return nullcontext() if default_device() == self.device else self.device
 
 
 @contextmanager
@@ -359,6 +361,14 @@ def fresh(t: Tensor, wanted: bool) -> Tensor:
 def alias(t: Tensor) -> Tensor:
     """The same values as a tensor of its own, behind a node of its own. Sparse tensors have no views."""
     return t.view_as(t) if t.layout is torch.strided else t.clone()
+
+
+def alive(ref: weakref.ref[Tensor]) -> Tensor | None:
+    """The tensor that ref refers to, or None. Not ref() alone: up to torch 2.8, what only C++ holds would be lost."""
+    t = ref()
+    if t is not None:
+        t._fix_weakref()  # type: ignore[attr-defined]
+    return t
 
 
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:

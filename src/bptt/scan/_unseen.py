@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ._leaked import refuse_gradients
-from ._replay import Replay, Visit, calls_functions, fresh, random_kept, reaches, unseen
+from ._replay import Replay, Visit, alive, calls_functions, fresh, random_kept, reaches, unseen
 
 __all__ = ["complete"]
 
@@ -43,10 +43,10 @@ def complete(
             made += made_again
             del again
         # A leaf that the step itself made, to differentiate something inside, is none that it captured.
-        inside = {id(ref()) for ref in made}
+        inside = {id(alive(ref)) for ref in made}
         found = [t for t in found if id(t) not in inside]
     del visit
-    leaked = {id(t): t for t in [ref() for ref in made] if t is not None and t.requires_grad}
+    leaked = {id(t): t for t in map(alive, made) if t is not None and t.requires_grad}
     made.clear()  # a tensor that is referred to weakly cannot be exchanged
     replay = replace(replay, captured=(*replay.captured, *found), opaque=opaque)
     refuse_gradients(list(leaked.values()), (*inputs, *replay.captured))

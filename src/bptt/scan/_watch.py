@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..engine import refuse_tangents
 from ._located import located
-from ._replay import Form, Replay, States, Step, Surroundings, differentiable, generator_states
+from ._replay import Form, Replay, States, Step, Surroundings, alive, differentiable, generator_states
 
 __all__ = ["Watch", "forward_mode", "hidden"]
 
@@ -137,7 +137,7 @@ class Watch(TorchFunctionMode):
     def leaked(self) -> list[Tensor]:
         """Tensors that steps made, that are still held by someone, and that would have had a gradient."""
         self._keep()
-        made = [(entry.level, entry.ref()) for entry in list(self._earlier.values())]
+        made = [(entry.level, alive(entry.ref)) for entry in list(self._earlier.values())]
         self._earlier.clear()
         return [
             t
@@ -273,7 +273,7 @@ class Watch(TorchFunctionMode):
         step = len(self.states) - 1
         made, self._latest_made = self._latest_made, []
         for ref, call, level in made:
-            t = ref()
+            t = alive(ref)
             if t is not None:
                 i = id(t)
                 self._earlier[i] = _Made(weakref.ref(t, _forgets(self._earlier, i)), call, step, level)

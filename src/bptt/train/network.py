@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from ..engine import default_device
 from .config import Config, bad_device
 from .errors import InputError
 from .model import LanguageModel
@@ -15,7 +16,7 @@ __all__ = ["build_model", "on_cpu"]
 
 def on_cpu() -> AbstractContextManager[object]:
     """Inside `with`, what torch makes without naming a device lies on the CPU, whatever the default device is."""
-    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    return nullcontext() if default_device().type == "cpu" else torch.device("cpu")
 
 
 def build_model(config: Config, size: int) -> LanguageModel:
