@@ -1,11 +1,12 @@
 """Resets to a given state: forward's keyword `reset_state`, and the gradient into it."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from reference import NETS, Case, as_hx, as_tuple, build, case, gradients, measure, ours
+from reference import CELLS, NETS, Case, as_hx, as_tuple, build, case, gradients, measure, ours
 from sweeps import LENGTHS, RESETS, Agree, T, each_cell, each_net, some_policies
 from torch import Tensor
 
@@ -27,17 +28,47 @@ def expected(theirs: Any, data: Case, policy: Any, **kw: Any) -> dict[str, Any]:
     return gradients(theirs, data.x, data.initial, data.dy, data.dfinal, policy, **kw).values()
 
 
+def posed(cell: str, net: str, form: str, packed: bool) -> tuple[Any, Case, dict[str, Any]]:
+    """A layer of torch.nn, what goes in, and the resets with their states.
+
+    packed: with rows beyond the end of a sequence, and, of a state for each step, NaN where there is no reset.
+    """
+    theirs = build(cell, **NETS[net])
+    data = case(theirs, T=T, B=4)
+    resets, state = RESETS, restart(data, form)
+    if packed:
+        resets = RESETS | (torch.arange(T)[:, None] % 3 == 2)
+    if packed and form == "each_step":
+        used = resets & (torch.arange(T)[:, None] < torch.tensor(LENGTHS))
+        for z in state:
+            z.transpose(1, 2)[~used] = torch.nan
+    return theirs, data, {"resets": resets, "reset_state": state}
+
+
+@cache
+def answers(cell: str, net: str, form: str, packed: bool) -> list[dict[str, Any]]:
+    """What is expected under each of some policies. The same for every kernel and memory, and slow to compute."""
+    theirs, data, kw = posed(cell, net, form, packed)
+    if packed:
+        kw["lengths"] = LENGTHS
+    return [expected(theirs, data, policy, **kw) for policy in some_policies(net, B=4)]
+
+
+def judge(cell: str, net: str, form: str, agree: Agree, packed: bool = False, **settings: Any) -> None:
+    """A layer with these settings against the reference, under each of some policies."""
+    theirs, data, kw = posed(cell, net, form, packed)
+    if packed:
+        kw["packed"] = LENGTHS
+    for policy, answer in zip(some_policies(net, B=4), answers(cell, net, form, packed), strict=True):
+        agree(measure(ours(theirs, gradient=policy, **settings), data, **kw).values(), answer, str(policy))
+
+
 @each_cell
 @each_net
 @each_form
 @pytest.mark.parametrize("kernel", ["cpu", "eager"])
 def test_every_policy(cell: str, net: str, form: str, kernel: str, agree: Agree) -> None:
-    theirs = build(cell, **NETS[net])
-    data = case(theirs, T=T, B=4)
-    kw = {"resets": RESETS, "reset_state": restart(data, form)}
-    for policy in some_policies(net, B=4):
-        mine = ours(theirs, gradient=policy, kernel=kernel)
-        agree(measure(mine, data, **kw).values(), expected(theirs, data, policy, **kw), str(policy))
+    judge(cell, net, form, agree, kernel=kernel)
 
 
 @each_cell
@@ -54,12 +85,7 @@ def test_every_policy(cell: str, net: str, form: str, kernel: str, agree: Agree)
     ],
 )
 def test_every_memory(cell: str, net: str, form: str, memory: str, agree: Agree) -> None:
-    theirs = build(cell, **NETS[net])
-    data = case(theirs, T=T, B=4)
-    kw = {"resets": RESETS, "reset_state": restart(data, form)}
-    for policy in some_policies(net, B=4):
-        mine = ours(theirs, gradient=policy, memory=memory)
-        agree(measure(mine, data, **kw).values(), expected(theirs, data, policy, **kw), str(policy))
+    judge(cell, net, form, agree, memory=memory)
 
 
 def test_checkpoints_of_a_budget(agree: Agree) -> None:
@@ -83,19 +109,7 @@ def test_checkpoints_of_a_budget(agree: Agree) -> None:
 @pytest.mark.parametrize(("memory", "kernel"), [("gates", "eager"), ("gates", "cpu"), ("checkpoints:steps=3", "cpu")])
 def test_packed(cell: str, net: str, form: str, memory: str, kernel: str, agree: Agree) -> None:
     """Rows beyond the end of a sequence, and where there is no reset, are nobody's, whatever they hold."""
-    theirs = build(cell, **NETS[net])
-    data = case(theirs, T=T, B=4)
-    resets = RESETS | (torch.arange(T)[:, None] % 3 == 2)
-    state = restart(data, form)
-    if form == "each_step":
-        used = resets & (torch.arange(T)[:, None] < torch.tensor(LENGTHS))
-        for z in state:
-            z.transpose(1, 2)[~used] = torch.nan
-    kw = {"resets": resets, "reset_state": state}
-    for policy in some_policies(net, B=4):
-        mine = ours(theirs, gradient=policy, memory=memory, kernel=kernel)
-        actual = measure(mine, data, packed=LENGTHS, **kw).values()
-        agree(actual, expected(theirs, data, policy, lengths=LENGTHS, **kw), str(policy))
+    judge(cell, net, form, agree, packed=True, memory=memory, kernel=kernel)
 
 
 @each_cell
@@ -268,11 +282,13 @@ def functional(layer: Any, x: Tensor, count: int) -> Callable[..., tuple[Tensor,
     return function
 
 
-@each_cell
-@each_form
-@pytest.mark.parametrize(("net", "memory"), [("two", "gates"), ("bi", "checkpoints:steps=2")])
-def test_gradcheck_and_double_backward(cell: str, form: str, net: str, memory: str) -> None:
-    theirs = build(cell, 3, 3, **NETS[net])
+@pytest.mark.parametrize(
+    ("cell", "form", "net"),  # every two of the three together
+    [(cell, form, ("two", "bi")[(i + j) % 2]) for i, cell in enumerate(CELLS) for j, form in enumerate(FORMS)],
+)
+def test_gradcheck_and_double_backward(cell: str, form: str, net: str) -> None:
+    memory = {"two": "gates", "bi": "checkpoints:steps=2"}[net]
+    theirs = build(cell, 2, 3 if cell == "lstm_proj" else 2, **NETS[net])
     data = case(theirs, T=4, B=2)
     states = [*(z.requires_grad_() for z in data.initial), *(z.requires_grad_() for z in restart(data, form))]
     function = functional(ours(theirs, memory=memory), data.x, len(data.initial))
