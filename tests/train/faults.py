@@ -15,6 +15,11 @@ CREATES = {"open", "mkdir", "write", "pwrite"}
 """What needs space."""
 
 
+def not_waiting(file: int) -> None:
+    """In the place of os.fsync: a process that is killed loses nothing of what it wrote, only a machine would."""
+    os.fstat(file)
+
+
 class Disk:
     """Counts what is done to the disk: files made, written, flushed, renamed, removed.
 

@@ -1,10 +1,10 @@
 """Runs that are killed: a server that imports once and forks a process for every life of a run.
 
-    python -m train.killing moments FOLDER KILLS    # at random moments
-    python -m train.killing writes FOLDER           # at every second thing that is done to the disk
-    python -m train.killing overwrites FOLDER       # at every thing done to it as a new run takes an old one's place
+    python -m train.killing FOLDER KILLS
 
-Prints the directories of the runs that came to their end.
+Works in FOLDER/moments: killed at random moments; FOLDER/writes: at every second thing that is done to the disk;
+FOLDER/overwrites: at every thing done to it as a new run takes an old one's place. Prints the directories of the runs
+that came to their end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 
 from bptt.train import InputError, fit, resume, start
 
-from .faults import Disk, failing
+from .faults import Disk, failing, not_waiting
 from .tiny import TEXT, tiny
 
 DRAWN: dict[str, Any] = {"dropout": 0.2, "gradient": "randomized:0.8"}
@@ -132,7 +132,16 @@ def overwrites(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder = Path(sys.argv[2])
-    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    live(folder / "first", SHORT)  # what torch imports when it is needed is then there in every life
-    {"moments": moments, "writes": writes, "overwrites": overwrites}[sys.argv[1]](folder, *map(int, sys.argv[3:]))
+    os.fsync = not_waiting
+    within = Path(sys.argv[1])
+    (within / "text.txt").write_text(TEXT, encoding="utf-8")
+    live(within / "first", SHORT)  # what torch imports when it is needed is then there in every life
+    for name, work in (
+        ("moments", partial(moments, kills=int(sys.argv[2]))),
+        ("writes", writes),
+        ("overwrites", overwrites),
+    ):
+        folder = within / name
+        folder.mkdir()
+        (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+        work(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from bptt.train import RunDirectory, Step, fit, lock, resume, start
 
-from .faults import Disk, failing
+from .faults import Disk, failing, not_waiting
 from .killing import LONG, OTHER, SHORT
 from .outcomes import assert_same, outcome
 from .tiny import tiny, write_text
@@ -26,9 +27,17 @@ WARNINGS = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
 """From Python 3.12 on forking warns where a library has threads; the server's have nothing to do then."""
 
 
-def served(*arguments: object) -> list[Path]:
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", not_waiting)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """The runs that were killed and came to their end, by the way they were killed; one process imports for all."""
+    folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [sys.executable, *WARNINGS, "-m", "train.killing", *map(str, arguments)],
+        [sys.executable, *WARNINGS, "-m", "train.killing", str(folder), str(KILLS // len(LONG))],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -36,7 +45,10 @@ def served(*arguments: object) -> list[Path]:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    return [Path(line) for line in done.stdout.splitlines()]
+    runs: dict[str, list[Path]] = {}
+    for path in map(Path, done.stdout.splitlines()):
+        runs.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    return runs
 
 
 NEW = {
@@ -54,32 +66,33 @@ def contents(path: Path) -> dict[Path, bytes]:
     return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
-def test_killed_at_random_moments(tmp_path: Path):
-    runs = served("moments", tmp_path, KILLS // len(LONG))
+def test_killed_at_random_moments(served: dict[str, list[Path]]):
+    runs = served["moments"]
     assert {run.parent.name for run in runs} == {str(kind) for kind in range(len(LONG))}
     for run in runs:
         assert_same(outcome(run), outcome(run.parent / "whole"), f"{run.parent.name}: {run.name}")
 
 
-def test_killed_at_what_is_done_to_the_disk(tmp_path: Path):
-    runs = served("writes", tmp_path)
-    expected = outcome(tmp_path / "whole")
+def test_killed_at_what_is_done_to_the_disk(served: dict[str, list[Path]]):
+    runs = served["writes"]
+    expected = outcome(runs[0].parent / "whole")
     assert len(runs) > 25
     for run in runs:
         assert_same(outcome(run), expected, run.name)
         assert not [path for path in run.rglob("*") if path.name.endswith((".part", ".lock"))]
 
 
-def test_a_run_killed_as_it_takes_another_s_place(tmp_path: Path):
+def test_a_run_killed_as_it_takes_another_s_place(served: dict[str, list[Path]]):
     """Up to some moment the old one is there, from then on the new one: whole, and nothing else."""
-    runs = served("overwrites", tmp_path)
-    outcomes = {name: outcome(tmp_path / name) for name in ("old", "new")}
+    runs = served["overwrites"]
+    folder = runs[0].parent
+    outcomes = {name: outcome(folder / name) for name in ("old", "new")}
     there = ["new" if RunDirectory.open(run).config().cell == OTHER["cell"] else "old" for run in runs]
     assert there == sorted(there, reverse=True)
     assert min(map(there.count, outcomes)) > 5
     for run, which in zip(runs, there, strict=True):
         assert_same(outcome(run), outcomes[which], run.name)
-        assert names(run) == names(tmp_path / which)
+        assert names(run) == names(folder / which)
 
 
 @pytest.mark.parametrize("fault", ["full", "error", "interrupt"])
