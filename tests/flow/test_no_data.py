@@ -80,9 +80,8 @@ def test_lanes_of_very_different_lengths_show_the_planted_rate(lengths: list[int
     assert_allclose(found.lags.norm[0], size * 0.8 ** np.arange(max(lengths)), rtol=1e-9)
     assert_allclose(found.jacobians.norm[found.jacobians.there], 0.8, rtol=1e-9)
     assert_allclose(found.lyapunov.exponents, np.log(0.8), rtol=1e-9)
-    assert found.verdict.headline.startswith(
-        "Gradients vanish: half is lost every 3.11 steps; 90 % arises within 10 st"
-    )
+    assert found.verdict.headline.startswith("Gradients vanish: half is lost every 3.11 steps")
+    assert "90 % arises within 10 st" in found.verdict.headline
 
 
 def test_every_loss_weighs_the_same_whatever_its_lane() -> None:
@@ -107,7 +106,8 @@ def test_all_losses_at_one_step(step: int) -> None:
     if step == 0:
         assert found.verdict.headline.startswith("Only lag 0 was measured")
     elif step == 29:
-        assert found.verdict.headline.startswith("Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps")
+        assert found.verdict.headline.startswith("Gradients vanish: each step keeps 50 %")
+        assert "90 % arises within 3 steps" in found.verdict.headline
 
 
 def test_a_loss_that_no_stride_meets_is_found() -> None:

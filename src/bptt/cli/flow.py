@@ -68,7 +68,12 @@ def flow(
         of = make(steps)
         found = measured(of, of.recording.T if lags is None else lags, console)
     written = write_report(found, of.directory if out is None else out)
-    typer.echo(f"{of.name}\n\n{found.verdict}\n\nreport: {written}, pictures beside it")
+    typer.echo(f"{of.name}\n{opening(found)}\n\n{found.verdict}\n\nreport: {written}, pictures beside it")
+
+
+def opening(found: Survey) -> str:
+    """What was measured on what, a line each."""
+    return "\n".join(f"  {name:<8}  {words}" for name, words in found.setting.entries)
 
 
 def require_pictures() -> None:
@@ -94,6 +99,8 @@ def measured(of: Subject, lags: int | None, console: Console) -> Survey:
             name=of.name,
             lags=lags,
             records=of.records,
+            data=of.data,
+            seed=of.seed,
             on_stage=lambda stage: bar.update(task, description=stage, completed=STAGES.index(stage)),
         )
     notes = of.notes

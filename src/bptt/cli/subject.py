@@ -14,7 +14,7 @@ from ..flow import Recording, record
 from ..nn import init
 from ..train import InputError, RunDirectory
 from ..train.config import Config
-from ..train.inspection import LANES, record_run
+from ..train.inspection import LANES, record_text
 
 __all__ = [
     "CellOption",
@@ -58,13 +58,16 @@ class Subject:
     """What is measured.
 
     name: for titles. directory: where results go unless said otherwise. records: of the run's training, if it is one.
-    notes: what the verdict is to say of the way it is measured.
+    data, seed: what it is measured on, and what that was drawn with, in words. notes: what the verdict is to say of the
+    way it is measured.
     """
 
     recording: Recording
     name: str
     directory: Path
     records: list[dict[str, Any]]
+    data: str
+    seed: str
     notes: tuple[str, ...] = ()
 
     def with_note(self, note: str) -> Subject:
@@ -84,8 +87,10 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
             names = ", ".join(f"--{name}" for name in given)
             raise InputError(f"a run has its own network: leave out {names}, or give --cell without a run")
         directory = RunDirectory.open(run)
-        recording = record_run(directory, steps, lanes)
-        return Subject(recording, f"{run.name}: {_described(directory.config())}", run / "flow", directory.metrics())
+        recording, data = record_text(directory, steps, lanes)
+        config = directory.config()
+        name, seed = f"{run.name}: {_described(config)}", f"{config.seed}, the run's"
+        return Subject(recording, name, run / "flow", directory.metrics(), data, seed)
     if "cell" not in given:
         raise InputError("give a run directory, or --cell rnn, gru or lstm for a fresh layer")
     return _fresh(steps, lanes, **given)
@@ -128,4 +133,5 @@ def _fresh(
     scaled = "" if radius is None else f", spectral radius {radius:g}"
     kind = cell if nonlinearity is None else f"{cell} ({nonlinearity})"
     stacked = f"{layers} layers of " if layers > 1 else ""
-    return Subject(recording, f"fresh {kind}, {stacked}{hidden} units{scaled}", Path("flow"), [])
+    name, drawn = f"fresh {kind}, {stacked}{hidden} units{scaled}", f"{seed}, of weights and input"
+    return Subject(recording, name, Path("flow"), [], "normal noise as input", drawn)

@@ -41,6 +41,7 @@ from ._recording import Recording as Recording
 from ._recording import record as record
 from ._scanned import Scanned as Scanned
 from ._scanned import scanned as scanned
+from ._setting import Setting as Setting
 from ._spectrum import Directions as Directions
 from ._spectrum import Spectrum as Spectrum
 from ._spectrum import directions as directions

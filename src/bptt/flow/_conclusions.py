@@ -19,9 +19,10 @@ from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags, Shares
 from ._lyapunov import Lyapunov
 from ._spectrum import Spectrum
+from ._spread import lost, rest, steadily
 from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
 
-__all__ = ["NO_LOSS", "conclusion", "reach_of", "steepest", "stuck"]
+__all__ = ["NO_LOSS", "conclusion", "end_rate", "reach_of", "steady_change", "steepest", "stuck"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,6 +32,8 @@ KEEPS = ("f", "z")
 """The gates that keep the state where they are 1: open for long is how a net remembers, and no fault."""
 SATURATED = 0.5
 """The fraction of a gate's values at its ends from which on it is called saturated."""
+OFF = 1.25
+"""The factor by which lag 0 may lie off a straight line from lag 1 on, of which it is then said to be a part."""
 ROUNDING = 1e-6
 """How far from 1 a norm may lie to be called 1."""
 ON_CIRCLE = 0.01
@@ -120,31 +123,44 @@ def _(measure: Lags, layer: int | None = None) -> str:
     elif math.isnan(rate):
         text = f"gradients end at lag {measure.lag[np.flatnonzero(norm > 0)[-1]]}: nothing arrives behind it"
     else:
-        text = _course(norm, rate, bool(measure.straight[i]))
+        text = _course(measure, i)
         if not text.startswith(("gradients explode", "gradients grow")):
             text += f"; 90 % arises within {reach_of(measure, i)}"
     return _say(measure.layers, i, text)
 
 
-def _course(norm: Floats, rate: float, straight: bool) -> str:
-    """What becomes of gradients on their way back: a rate where one describes it, else what is left of them."""
+def _course(lags: Lags, i: int) -> str:
+    """What becomes of gradients on their way back, with its spread over lanes and losses: a rate where one describes
+    it, else what is left of them.
+    """
+    norm, rate = lags.curve(i)[0], float(lags.rate[i])
     last = len(norm) - 1
-    half, rest = left(norm)
-    kind = trend(rate, last) if straight else ""
+    half, part = left(norm)
+    kind = trend(rate, last) if lags.straight[i] else ""
     if kind == "hold":
-        return f"gradients hold: {change(rate)}"
-    if kind == "explode" and rest > 2:
-        return f"gradients explode: on the way back {change(rate)}"
-    if kind == "vanish" and rest < 0.5:
-        return f"gradients vanish: {change(rate)}"
+        return f"gradients hold: {steady_change(lags, i)}"
+    if kind == "explode" and part > 2:
+        return f"gradients explode: on the way back {steady_change(lags, i)}"
+    if kind == "vanish" and part < 0.5:
+        return f"gradients vanish: {steady_change(lags, i)}"
     after = f"after {steps(last)}"
-    if not rest <= 2:
-        return f"gradients grow, at no steady rate: {number(rest)} times as large {after}"
-    if half is not None and rest <= 0.5:
+    if not part <= 2:
+        return f"gradients grow, at no steady rate: {number(part)} times as large {after}{rest(lags, i, number)}"
+    if half is not None and part <= 0.5:
         return (
-            f"gradients vanish, at no steady rate: half is lost within {steps(half)}, {percent(rest)} is left {after}"
+            f"gradients vanish, at no steady rate: half is lost within {steps(half)}{lost(lags, i)}, {percent(part)} "
+            f"is left {after}"
         )
-    return f"gradients {'fade' if rest < 1 else 'grow'} slowly: {percent(rest)} is left {after}"
+    return f"gradients {'fade' if part < 1 else 'grow'} slowly: {percent(part)} is left {after}{rest(lags, i, percent)}"
+
+
+def steady_change(lags: Lags, i: int, them: str = "they") -> str:
+    """What a straight decay amounts to, with its spread over lanes and over losses. It begins at lag 1: where lag 0
+    lies off that line, that is said. them: "they", or "it" for one gradient.
+    """
+    rate, norm = float(lags.rate[i]), lags.curve(i)[0]
+    first = "from lag 1 on " if len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF else ""
+    return f"{first}{change(rate, them)}{steadily(lags, i)}"
 
 
 def reach_of(lags: Lags, i: int, part: float = 0.9) -> str:
@@ -202,12 +218,21 @@ def _(measure: Products, layer: int | None = None) -> str:
     if np.isneginf(log[0]):
         first = int(measure.n[np.argmax(np.isneginf(measure.log_singular[:, 0]))])
         return f"Nothing passes {steps(first)}: the product of the Jacobians is 0"
-    middle = int(measure.n[n // 2])  # the rate of the later half: a product may grow first and then hold
-    rate = math.exp(min((log[0] - measure.log_singular[n // 2, 0]) / (n - middle), 700.0))
     smallest = f"; its smallest singular value is {exponential(log[-1])}" if len(log) > 1 else ""
-    norm = f"its norm is {exponential(log[0])}, at the end {number(rate)} a step"
+    norm = f"its norm is {exponential(log[0])}, at the end {number(end_rate(measure))} a step"
     where = f" (along lane {measure.lane})"
     return f"The product of {n} Jacobians {_becomes(float(log[0]))}: {norm}{smallest}{where}{until}"
+
+
+def end_rate(measure: Products) -> float:
+    """The factor per step of a product's norm over its later half, since it may grow first and then hold; NaN where it
+    has none.
+    """
+    n = int(measure.n[-1]) if measure.reset is None else measure.reset - 1
+    ends = measure.log_singular[[n // 2, n], 0]
+    if n == 0 or not np.isfinite(ends).all():
+        return math.nan
+    return math.exp(min((ends[1] - ends[0]) / (n - n // 2), 700.0))
 
 
 def _becomes(log: float) -> str:

@@ -48,6 +48,9 @@ class LagMap:
 
     Where none sends there is no data, which is no error: the sequences have ended or not begun, the step has no loss
     (an error of 0), or a reset lies between. A norm that is not finite where a lane sends is one.
+
+    lane_norm: `[L, B, K]` the same norms as means over the losses of each lane, NaN where there is no data; None where
+    it was not measured.
     """
 
     layers: tuple[str, ...]
@@ -59,6 +62,7 @@ class LagMap:
     B: int
     present: Ints | None = None
     sending: Ints | None = None
+    lane_norm: Floats | None = None
 
     @property
     def counts(self) -> tuple[Ints, Ints]:
@@ -93,6 +97,9 @@ class Lags:
     horizon_90, horizon_99: `[L]` the lag within which 90 and 99 % of the sum over the lags measured arise: `settled`
     says whether more lags would move it. complete: `[L]` whether nothing of this batch is left out: all lags were
     measured, or the tail beyond the last one, continued at `rate`, would add less than 1 %.
+
+    The spread of `rate` and `norm`: lane_norm: `[L, B, K]` the mean norm of each lane over its losses, NaN where there
+    is no data; loss_norm: `[L, N, K]` that of each loss over its lanes. None where they are not known.
     """
 
     layers: tuple[str, ...]
@@ -105,6 +112,8 @@ class Lags:
     horizon_99: Ints
     complete: Bools
     sending: Ints | None = None
+    lane_norm: Floats | None = None
+    loss_norm: Floats | None = None
 
     @property
     def counts(self) -> Ints:
@@ -210,7 +219,9 @@ def lag_map(
     _check_one_way(recording)
     T, names = recording.T, recording.names
     K, last = _lags(lags, T), _losses(every, at, T)
+    B = recording.B if lanes is None else min(lanes, recording.B)
     total, sending = np.zeros((len(names), len(last), K)), np.zeros((len(names), len(last), K), dtype=np.int64)
+    own, sent = np.zeros((len(names), B, K)), np.zeros((len(names), B, K))  # of each lane
     row = np.full(T, -1)
     row[last] = np.arange(len(last))
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
@@ -227,12 +238,14 @@ def lag_map(
             at_lag = (row[t.numpy()[seen]], lag.numpy()[seen])
             np.add.at(total[k], at_lag, norm[seen])
             np.add.at(sending[k], at_lag, 1)
-    B = recording.B if lanes is None else min(lanes, recording.B)
+            in_lane = (frames.lane.expand_as(lag).numpy()[seen], lag.numpy()[seen])
+            np.add.at(own[k], in_lane, norm[seen])
+            np.add.at(sent[k], in_lane, 1)
     lengths = recording.lengths.numpy()[:B]
     present = np.array([_present(lengths, last, np.arange(K), name) for name in names])
     norm = total / np.where(present > 0, present, np.nan)
     state = "(h, c)" if recording.cell.states == 2 else "h"
-    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending)
+    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending, _mean(own, sent))
 
 
 def by_lag(map: LagMap) -> Lags:
@@ -265,7 +278,8 @@ def by_lag(map: LagMap) -> Lags:
         horizons.append([horizon(curve, part) if len(curve) else 0 for part in (0.9, 0.99)])
     ninety, rest = np.array(horizons).T
     number = np.count_nonzero(sending, axis=1).max(0)
-    return Lags(map.layers, map.lag, norm, number, rate, error, ninety, rest, np.array(complete), lanes)
+    known = map.layers, map.lag, norm, number, rate, error, ninety, rest, np.array(complete), lanes
+    return Lags(*known, lane_norm=map.lane_norm, loss_norm=map.each)
 
 
 def shares(
@@ -377,6 +391,7 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
     if chain.errors is None:
         raise ValueError(f"the losses of {chain.name} come from the layers above it: measure the whole recording")
     norm, sending = np.full((1, len(last), K), np.nan), np.zeros((1, len(last), K), dtype=np.int64)
+    lane_norm, lane_sends = np.zeros((1, B, K)), np.zeros((1, B, K))
     walking: list[int] = []  # losses by number, the latest first
     rows = chain.errors.new_empty(0, chain.B, chain.S)
     open = torch.zeros(0, chain.B, dtype=torch.bool, device=rows.device)  # whether a loss is not behind a reset
@@ -392,10 +407,18 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         at_lag = (0, walking, last[walking] - t)
         sending[at_lag] = own.sum(1).cpu().numpy()
         norm[at_lag] = (size.where(own, 0).sum(1) / B).cpu().numpy()
+        lane_norm[0][:, at_lag[2]] += size.where(own, 0).T.cpu().numpy()
+        lane_sends[0][:, at_lag[2]] += own.T.cpu().numpy()
         if t in chain.edges and walking:
             rows, open = chain.pull(t, rows), open & chain.open(t)
     present = _present(np.full(B, chain.T), last, np.arange(K), chain.name)[None]
-    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending)
+    means = _mean(lane_norm, lane_sends)
+    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, means)
+
+
+def _mean(total: Floats, count: Floats) -> Floats:
+    """NaN where nothing is counted."""
+    return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
 def _lags(lags: int | None, T: int) -> int:

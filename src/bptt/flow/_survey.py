@@ -19,6 +19,7 @@ from ._lags import LAGS, LagMap, Lags, Shares, by_lag, lag_map, shares
 from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
 from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
+from ._setting import Setting
 from ._spectrum import Spectrum, spectrum
 from ._verdict import Verdict, verdict
 
@@ -52,7 +53,7 @@ DRAWS = 50
 EXPONENTS = 16
 """Lyapunov exponents, at most."""
 
-_CONDITIONS = ("name", "dropout", "lanes", "batch", "notes")
+_CONDITIONS = ("name", "dropout", "lanes", "batch", "notes", "setting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class Survey:
     the layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says so. lanes,
     batch: how many lanes the map, the lags and the policies were measured on, and how many there are; the Jacobians,
     their products, the exponents and the cell path are those of one. notes: what else the verdict is to say of the way
-    it was measured.
+    it was measured. setting: what was measured, on what, for the head of a report.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Survey:
     lanes: int = 0
     batch: int = 0
     notes: Sequence[str] = field(default=())
+    setting: Setting = field(default=Setting())  # it is frozen
 
     @property
     def measures(self) -> tuple[Any, ...]:
@@ -117,13 +119,16 @@ def survey(
     lags: int | None = None,
     policies: Sequence[str | Policy] = POLICIES,
     records: Sequence[dict[str, Any]] = (),
+    data: str | None = None,
+    seed: int | str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Survey:
     """Everything there is to measure, in one call: what `bptt flow` and the report show.
 
     subject, batch, loss: as in `record`, or a Recording alone. name: default the layer's own text form. lags: as in
-    `lag_map`. policies: to compare; none to leave that out. records: of a training run, to go with it. on_stage: called
-    with the name of each measurement, out of `STAGES`, before it begins.
+    `lag_map`. policies: to compare; none to leave that out. records: of a training run, to go with it. data, seed: what
+    the batch is and what it was drawn with, in words, for `Survey.setting`. on_stage: called with the name of each
+    measurement, out of `STAGES`, before it begins.
 
     What grows with the sequence is bounded: the map is that of at most 8 lanes and, on long sequences, of every so many
     losses; the shares are those of fewer lanes there. The Jacobians are those of one lane, on long sequences at every
@@ -173,6 +178,7 @@ def survey(
         dropout=recording.dropout,
         lanes=few.B,
         batch=recording.B,
+        setting=Setting.of(recording, few.B, data, seed),
     )
 
 

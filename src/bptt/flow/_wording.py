@@ -75,14 +75,19 @@ def life(rate: float) -> str:
     return steps(half_life(rate))
 
 
-def change(rate: float) -> str:
-    """A factor per step in words: as a half-life where that is longer than a step."""
+def change(rate: float, them: str = "they") -> str:
+    """A factor per step in words: as a half-life where that is longer than a step. them: what changes, "they" or "it".
+
+    >>> change(0.9), change(1.1, "it"), change(3.0)
+    ('half is lost every 6.58 steps', 'it doubles every 7.27 steps', 'they grow 3-fold per step')
+    """
+    s = "s" if them == "it" else ""
     if 0.5 < rate < 2:
         per = half_life(rate)
         if per > 10 * STEADY:
-            return f"they change by {percent(abs(rate - 1))} per step"
-        return f"half is lost every {steps(per)}" if rate < 1 else f"they double every {steps(per)}"
-    return f"each step keeps {percent(rate)}" if rate < 1 else f"they grow {number(rate)}-fold per step"
+            return f"{them} change{s} by {percent(abs(rate - 1))} per step"
+        return f"half is lost every {steps(per)}" if rate < 1 else f"{them} double{s} every {steps(per)}"
+    return f"each step keeps {percent(rate)}" if rate < 1 else f"{them} grow{s} {number(rate)}-fold per step"
 
 
 def exponential(log: float) -> str:

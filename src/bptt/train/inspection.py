@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..flow import Recording
+from .corpus import DEFAULT
 from .dataset import in_order, prepare, token_count
 from .errors import InputError
 from .loop import Trainer
@@ -12,7 +13,7 @@ from .model import record_window
 from .rundir import RunDirectory
 from .sampling import load
 
-__all__ = ["LANES", "record_next", "record_run"]
+__all__ = ["LANES", "record_next", "record_run", "record_text"]
 
 LANES = 8
 """Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
@@ -26,6 +27,13 @@ def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = 
 
     Raises InputError for a text too short for a window, and for files that do not belong together.
     """
+    return record_text(run, steps, lanes, device)[0]
+
+
+def record_text(
+    run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu"
+) -> tuple[Recording, str]:
+    """(what `record_run` gives, what it was measured on in words)."""
     model, vocabulary, config = load(run, device)
     dataset = prepare(config)
     if dataset.vocabulary != vocabulary:
@@ -41,13 +49,15 @@ def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = 
             f"the text to measure on is too short: {tokens} tokens, of which {lanes} lanes of {steps} steps need "
             f"{steps * lanes + 1}; give fewer --steps or --lanes"
         )
+    which = "text" if dataset.heldout is None else "held-out part"
+    said = f"{config.corpus or config.text or DEFAULT}, its {which} of {tokens:,} {config.tokens}s"
     windows = in_order(part, lanes, steps)
     first = windows.window(0, 0)
     if config.batching != "sequential" or tokens < 2 * steps * lanes + 1 or windows.windows(0) < 2:
-        return record_window(model, first, None)
+        return record_window(model, first, None), said
     with torch.no_grad():
         _, state = model(first.inputs.to(device), None, None if first.resets is None else first.resets.to(device))
-    return record_window(model, windows.window(0, 1), state)
+    return record_window(model, windows.window(0, 1), state), said
 
 
 def record_next(trainer: Trainer) -> Recording:

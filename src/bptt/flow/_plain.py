@@ -1,0 +1,71 @@
+"""The verdict for a reader who trains nets: what happens to the gradient of a loss, without a word of the theory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._conclusions import steady_change, steepest
+from ._horizon import left
+from ._lags import Lags
+from ._spread import lost, rest
+from ._wording import number, percent, steps, trend
+
+__all__ = ["in_words"]
+
+
+def in_words(lags: Lags) -> str:
+    """What becomes of the gradient of a loss on its way back to earlier steps, how far it reaches, and what follows.
+
+    Of the steepest layer where there are several. What it says of the batch is a mean over its losses and lanes.
+    """
+    i = steepest(lags)
+    where = f"In {lags.layers[i]}: " if len(lags.layers) > 1 else ""
+    norm, rate = lags.curve(i)[0], float(lags.rate[i])
+    last = len(norm) - 1
+    if not len(norm):
+        return (
+            f"{where}The loss of this batch does not depend on the recurrent layer, so that it learns nothing from it."
+        )
+    if not np.isfinite(norm).all():
+        at = int(lags.lag[lags.there[i]][np.argmax(~np.isfinite(norm))])
+        return (
+            f"{where}The gradient of a loss is infinite or not a number {steps(at)} before the loss: a training step "
+            "would put that into the weights."
+        )
+    if not np.any(norm > 0):
+        return f"{where}The gradient is 0 at every step of this batch, so that nothing is learnt from it."
+    if last == 0:
+        return f"{where}Only the step of the loss itself was measured, which tells nothing about earlier steps."
+    if math.isnan(rate):
+        end = int(lags.lag[np.flatnonzero(norm > 0)[-1]])
+        return f"{where}The gradient of a loss ends {steps(end)} before it: what happened earlier is not learnt."
+    half, part = left(norm)
+    back, after = f"{where}Going back in time from a loss, its gradient", f"{steps(last)} before the loss"
+    kind = trend(rate, last) if lags.straight[i] else ""
+    if part > 2:
+        steady = f"{steady_change(lags, i, 'it')}; " if kind == "explode" else ""
+        grows = f"{back} grows: {steady}{after} it is {number(part)} times as large"
+        then = "Early steps then rule each update, and longer sequences make it overflow."
+        return f"{grows}{'' if steady else rest(lags, i, number)}. {then}"
+    if kind == "hold" or half is None or part > 0.5:
+        holds = f"{back} hardly changes: {after} {percent(part)} of it is left{rest(lags, i, percent)}"
+        return f"{holds}. So it reaches at least as far back as was measured."
+    if kind == "vanish":
+        return f"{back} fades: {steady_change(lags, i, 'it')}. {_reach(lags, i)}"
+    return f"{back} fades: half is lost within {steps(half)}{lost(lags, i)}. {_reach(lags, i)}"
+
+
+def _reach(lags: Lags, i: int) -> str:
+    """How far the gradient of a loss reaches, and what that means for training."""
+    far, farther = int(lags.horizon_90[i]), int(lags.horizon_99[i])
+    window = f"{steps(int(lags.measured[i]))} were measured"
+    if not lags.settled()[i]:
+        return (
+            f"90 % of it reaches back over {steps(far)} at least; {window}, too few to tell how much farther it goes."
+        )
+    text = f"90 % of it stays within {steps(far)} of the loss"
+    if lags.settled(0.99)[i]:
+        return f"{text}, 99 % within {farther} ({window}): what depends on events longer ago is hardly learnt."
+    return f"{text} ({window}): events longer ago have little weight in what is learnt."

@@ -1,0 +1,77 @@
+"""What was measured, on what: the net, the data, the window, and what ran it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import date
+
+import torch
+
+from ._recording import Recording
+
+__all__ = ["Setting"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a report opens with, each entry in words; "" for what is not known.
+
+    net: cell, sizes, parameters. data: name, size, and on which day it was measured. window: steps. lanes: how many of
+    how many. policy: how far gradients reach when the net is trained, and what was measured instead. seed: of what was
+    drawn. versions: of this package and of torch.
+
+    >>> Setting(net="GRU", window="64 steps").entries
+    (('net', 'GRU'), ('window', '64 steps'))
+    """
+
+    net: str = ""
+    data: str = ""
+    window: str = ""
+    lanes: str = ""
+    policy: str = ""
+    seed: str = ""
+    versions: str = ""
+
+    @property
+    def entries(self) -> tuple[tuple[str, str], ...]:
+        """(name, words) of what is known."""
+        named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        return tuple((name, words) for name, words in named if words)
+
+    @classmethod
+    def of(cls, recording: Recording, lanes: int, data: str | None = None, seed: int | str | None = None) -> Setting:
+        """What a recording tells. lanes: how many were measured. data, seed: in words, where the caller knows them."""
+        from .. import __version__
+
+        if data is None:
+            data = "a batch of the caller's"
+        if recording.loss is None:
+            data += ", random errors of norm 1 at every step in place of a loss"
+        return cls(
+            net=net_of(recording),
+            data=f"{data}; measured {date.today().isoformat()}",
+            window=_window(recording),
+            lanes=f"{lanes} of {recording.B}" if lanes < recording.B else f"{lanes}",
+            policy=f"gradient={recording.layer.gradient} in training; what is told below is the full gradient's",
+            seed="" if seed is None else str(seed),
+            versions=f"bptt {__version__}, torch {torch.__version__}",
+        )
+
+
+def net_of(recording: Recording) -> str:
+    """Cell, sizes and parameters of the recurrent layer."""
+    layer = recording.layer
+    cell = type(layer).__name__ + (f" ({layer.nonlinearity})" if hasattr(layer, "nonlinearity") else "")
+    layers = f"{layer.num_layers} layers of " if layer.num_layers > 1 else ""
+    ways = " in each direction" if layer.bidirectional else ""
+    projected = f" projected to {layer.proj_size}" if layer.proj_size else ""
+    parameters = sum(p.numel() for p in layer.parameters())
+    name = f" `{recording.name}`" if recording.name else ""
+    sizes = f"{layers}{layer.hidden_size} units{projected}{ways} on {layer.input_size} inputs"
+    return f"{cell}{name}: {sizes}, {parameters:,} parameters"
+
+
+def _window(recording: Recording) -> str:
+    """How many steps, and those of the lanes where they differ."""
+    low, high = int(recording.lengths.min()), int(recording.lengths.max())
+    return f"{high} steps" if low == high else f"{high} steps, lanes of {low} to {high}"
