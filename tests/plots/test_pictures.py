@@ -194,6 +194,45 @@ def test_the_fit_lies_on_an_exact_decay():
     np.testing.assert_allclose(lines["fit: 0.7 a step"].get_ydata(), measure.norm[0], rtol=1e-9)
 
 
+def test_the_lanes_range_is_drawn():
+    lags = made.lags(0.7)
+    spread = replace(lags, lane_norm=lags.norm[:, None] * np.array([0.5, 2.0])[:, None])
+    (band,) = plots.decay(spread).axes[0].collections
+    assert band.get_label() == "its lanes"
+    low, high = band.get_paths()[0].get_extents().get_points()[:, 1]
+    np.testing.assert_allclose((low, high), (0.5 * lags.norm[0, -1], 2 * lags.norm[0, 0]))
+
+
+def test_the_unit_circle_is_drawn_over_the_points():
+    ax = plots.eigenvalues(made.spectrum(2.5)).axes[0]
+    circle = max(ax.get_lines(), key=lambda line: len(line.get_xdata()))
+    (points,) = ax.collections
+    assert circle.get_zorder() > points.get_zorder()
+    assert points.get_alpha() < 1
+
+
+@pytest.mark.parametrize(("rate", "K"), [(0.9, 60), (1e-3, 60), (30.0, 60)])
+def test_the_products_axis_ends_where_float64_does(rate, K):
+    measure = made.products(rate, K, bound=None)
+    low, high = plots.products(measure).axes[0].get_ylim()
+    ends = measure.singular[[0, -1], 0]
+    assert np.log10(low) > np.log10(ends.min()) - 16 - 0.07 * np.log10(high / low)
+    assert high >= ends.max()
+
+
+def test_names_of_bins_do_not_meet():
+    figure = plots.shares(made.shares(edges=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)))
+    figure.draw_without_rendering()
+    labels = [label.get_window_extent() for label in figure.axes[1].get_xticklabels()]
+    assert len(labels) == 10
+    assert all(left.x1 < right.x0 for left, right in pairwise(labels))
+
+
+def test_a_logarithmic_axis_of_a_training_says_so():
+    labels = [ax.get_ylabel() for ax in plots.training(made.records()).axes]
+    assert labels[:2] == ["perplexity (log)", "gradient norm (log)"]
+
+
 def test_turning_writes_a_frame_per_power(tmp_path):
     path = plots.turning([[1.0, 0.5], [0.5, 1.0]], [[1.0, -0.9], [0.2, 1.0]], 4, tmp_path / "turning.gif")
     with Image.open(path) as gif:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AHEAD", "FAR", "beyond", "fit_decay", "horizon", "left", "settled", "straight"]
+__all__ = ["AHEAD", "FAR", "beyond", "fit_decay", "fitted", "horizon", "left", "settled", "straight"]
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[Any]
@@ -46,6 +46,19 @@ def fit_decay(norm: Floats, weights: Weights, part: float = 0.5) -> tuple[float,
     spread = np.sum(w * residual**2) / np.sum(w) * len(lag) / (len(lag) - 2) if len(lag) > 2 else 0.0
     rate = float(np.exp(slope))
     return rate, rate * float(np.sqrt(spread * np.sum(w) / len(lag) / np.sum(w * x * x)))
+
+
+def fitted(norm: Floats, rate: float) -> Floats:
+    """The line of a decay at this rate `[K]`, through the middle of the later half of what is above 0, which it was
+    fitted to; NaN where nothing is.
+    """
+    lag = np.arange(len(norm))
+    seen = lag[np.isfinite(norm) & (norm > 0)]
+    tail = seen[len(seen) // 2 :]
+    offset = float(np.median(np.log(norm[tail]) - tail * np.log(rate)))
+    line = np.full(len(norm), np.nan)
+    line[seen] = np.exp(np.clip(offset + seen * np.log(rate), -690, 690))
+    return line
 
 
 def horizon(norm: Floats, part: float, more: float = 0.0) -> int:

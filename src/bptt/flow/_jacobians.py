@@ -74,6 +74,14 @@ class Products:
     beta_h: float | None
     reset: int | None = None
 
+    @property
+    def least(self) -> float:
+        """The natural logarithm of the smallest singular value worth a picture: beside the largest one of the same
+        product, float64 would round away what is smaller.
+        """
+        largest = self.log_singular[:, 0]
+        return float(np.min(largest, where=np.isfinite(largest), initial=0.0) + np.log(np.finfo(np.float64).eps))
+
 
 def jacobians(
     subject: Subject,

@@ -21,28 +21,30 @@ def in_words(lags: Lags) -> str:
     Of the steepest layer where there are several. What it says of the batch is a mean over its losses and lanes.
     """
     i = steepest(lags)
-    where = f"In {lags.layers[i]}: " if len(lags.layers) > 1 else ""
+    said = _of_layer(lags, i)
+    return said if len(lags.layers) == 1 else f"In {lags.layers[i]}: {said[0].lower()}{said[1:]}"
+
+
+def _of_layer(lags: Lags, i: int) -> str:
     norm, rate = lags.curve(i)[0], float(lags.rate[i])
     last = len(norm) - 1
     if not len(norm):
-        return (
-            f"{where}The loss of this batch does not depend on the recurrent layer, so that it learns nothing from it."
-        )
+        return "The loss of this batch does not depend on the recurrent layer, so that it learns nothing from it."
     if not np.isfinite(norm).all():
         at = int(lags.lag[lags.there[i]][np.argmax(~np.isfinite(norm))])
         return (
-            f"{where}The gradient of a loss is infinite or not a number {steps(at)} before the loss: a training step "
+            f"The gradient of a loss is infinite or not a number {steps(at)} before the loss: a training step "
             "would put that into the weights."
         )
     if not np.any(norm > 0):
-        return f"{where}The gradient is 0 at every step of this batch, so that nothing is learnt from it."
+        return "The gradient is 0 at every step of this batch, so that nothing is learnt from it."
     if last == 0:
-        return f"{where}Only the step of the loss itself was measured, which tells nothing about earlier steps."
+        return "Only the step of the loss itself was measured, which tells nothing about earlier steps."
     if math.isnan(rate):
         end = int(lags.lag[np.flatnonzero(norm > 0)[-1]])
-        return f"{where}The gradient of a loss ends {steps(end)} before it: what happened earlier is not learnt."
+        return f"The gradient of a loss ends {steps(end)} before it: what happened earlier is not learnt."
     half, part = left(norm)
-    back, after = f"{where}Going back in time from a loss, its gradient", f"{steps(last)} before the loss"
+    back, after = "Going back in time from a loss, its gradient", f"{steps(last)} before the loss"
     kind = trend(rate, last) if lags.straight[i] else ""
     if part > 2:
         steady = f"{steady_change(lags, i, 'it')}; " if kind == "explode" else ""

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from ..flow import Lags, conclusion
 from ..flow._conclusions import steepest
+from ..flow._horizon import fitted
 from ..flow._jacobians import Products
 from ..flow._wording import number, trend
-from ._style import GREY, LINES, blank, empty, logarithmic, sparse, styled, title
+from ._style import BLUE, GREY, LINES, blank, empty, logarithmic, sparse, styled, title
 
 __all__ = ["decay"]
 
@@ -22,10 +23,10 @@ __all__ = ["decay"]
 def decay(measure: Lags, *, bound: float | Products | None = None, ax: Axes | None = None) -> Figure:
     """The mean norm by lag on a logarithmic scale, its fitted rate, the horizons, and the bound if there is one.
 
-    measure: what `bptt.flow.by_lag` gives; every layer is a line, the steepest has its horizons drawn, and its fit
-    where the decay is a straight line. A horizon that the window may have cut short is labelled "at least".
-    bound: beta_W beta_h, the factor per step that no norm can exceed, or the `Products` that hold it. ax: where to
-    draw; a new figure by default.
+    measure: what `bptt.flow.by_lag` gives; every layer is a line, the steepest has the range of its lanes and its
+    horizons drawn, and its fit where the decay is a straight line. A horizon that the window may have cut short is
+    labelled "at least". bound: beta_W beta_h, the factor per step that no norm can exceed, or the `Products` that hold
+    it. ax: where to draw; a new figure by default.
 
     >>> import torch, bptt, bptt.plots
     >>> rnn, x = bptt.nn.RNN(2, 4), torch.randn(20, 3, 2)
@@ -49,6 +50,7 @@ def decay(measure: Lags, *, bound: float | Products | None = None, ax: Axes | No
         empty(axes, "no lag has a finite norm above 0")
     else:
         logarithmic(axes, measure.norm)
+        _lanes(axes, measure, main)
         if math.isfinite(rate) and rate > 0 and measure.straight[main]:
             _fit(axes, lag, norm, rate)
         if bound is not None:
@@ -64,13 +66,20 @@ def _positive(norm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(np.isfinite(norm) & (norm > 0), norm, np.nan)
 
 
+def _lanes(ax: Axes, measure: Lags, layer: int) -> None:
+    """From the lane that keeps least to the one that keeps most."""
+    if measure.lane_norm is None or measure.lane_norm.shape[1] < 2:
+        return
+    lanes = _positive(measure.lane_norm[layer])
+    seen = ~np.all(np.isnan(lanes), axis=0)
+    low, high = np.nanmin(lanes[:, seen], axis=0), np.nanmax(lanes[:, seen], axis=0)
+    ax.fill_between(measure.lag[seen], low, high, color=BLUE, alpha=0.2, linewidth=0, label="its lanes", zorder=1)
+
+
 def _fit(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], rate: float) -> None:
-    """The fitted slope, laid through the middle of the later half, which it was fitted to."""
-    seen = np.flatnonzero(~np.isnan(norm))
-    tail = seen[len(seen) // 2 :]
-    offset = float(np.median(np.log(norm[tail]) - lag[tail] * math.log(rate)))
-    line = np.exp(np.clip(offset + lag[seen] * math.log(rate), -690, 690))
-    ax.plot(lag[seen], line, color=GREY, linewidth=5, alpha=0.45, label=f"fit: {number(rate)} a step", zorder=2)
+    """The fitted slope."""
+    line = fitted(norm, rate)
+    ax.plot(lag, line, color=GREY, linewidth=5, alpha=0.45, label=f"fit: {number(rate)} a step", zorder=2)
 
 
 def _bound(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], bound: float | Products) -> None:

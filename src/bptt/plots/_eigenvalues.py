@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..flow import conclusion
 from ..flow._spectrum import Spectrum
 from ..flow._wording import number
-from ._style import BLUE, GREY, empty, styled, title
+from ._style import BLUE, GREY, VERMILLION, empty, styled, title
 
 __all__ = ["eigenvalues"]
 
@@ -36,12 +36,12 @@ def eigenvalues(measure: Spectrum) -> Figure:
         ax = panels[i // columns][i % columns]
         values = measure.eigenvalues[i]
         values = values[np.isfinite(values)]
-        ax.plot(np.cos(angle), np.sin(angle), color=GREY, linewidth=1.2)
+        ax.plot(np.cos(angle), np.sin(angle), color=VERMILLION, linewidth=2, zorder=4)  # over the points, to be seen
         ax.axhline(0, color=GREY, linewidth=0.5)
         ax.axvline(0, color=GREY, linewidth=0.5)
         ax.set_aspect("equal")
         if len(values):
-            ax.scatter(values.real, values.imag, s=16, color=BLUE, edgecolor="black", linewidth=0.4, zorder=3)
+            ax.scatter(values.real, values.imag, s=14, color=BLUE, alpha=0.6, linewidth=0, zorder=3)
             sizes = f"radius {number(measure.radius[i])}, norm {number(measure.norm[i])}"
             ax.set_title(f"W_hh: {sizes}" if gates == 1 else f"gate {gate}:\n{sizes}", fontsize=10.5)
         else:

@@ -22,7 +22,8 @@ LINES_AT_MOST = 32
 def products(measure: Products, *, ax: Axes | None = None) -> Figure:
     """The singular values of J_(k+n) ... J_(k+1) against n on a logarithmic scale, with the bound if there is one.
 
-    measure: what `bptt.flow.products` gives. ax: where to draw; a new figure by default.
+    measure: what `bptt.flow.products` gives. What float64 would round away beside the largest leaves the picture.
+    ax: where to draw; a new figure by default.
 
     >>> import torch, bptt, bptt.plots
     >>> figure = bptt.plots.products(bptt.flow.products(bptt.nn.RNN(2, 4), torch.randn(20, 3, 2)))
@@ -49,7 +50,8 @@ def products(measure: Products, *, ax: Axes | None = None) -> Figure:
     if np.all(np.isnan(values)):
         empty(axes, "no product is finite")
     else:
-        logarithmic(axes, values)
+        least = max(measure.least, math.log(1e-300))
+        logarithmic(axes, values[measure.log_singular >= least])
         if measure.bound is not None:
             low, high = axes.get_ylim()
             bound = np.where(measure.bound <= 1e6 * high, measure.bound, np.nan)

@@ -29,7 +29,7 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
     >>> import bptt.plots
     >>> record = dict(step=10, steps=10, perplexity=9.0, heldout_perplexity=None, grad_norm=2.0, clipped=0.1)
     >>> [ax.get_ylabel() for ax in bptt.plots.training([record]).axes]
-    ['perplexity', 'gradient norm', 'steps clipped']
+    ['perplexity (log)', 'gradient norm (log)', 'steps clipped']
     """
     if not records:
         raise ValueError("records must hold at least one record: got none")
@@ -44,13 +44,13 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
         if there.any():
             loss.plot(step[there], values[there], **line, **sparse(int(there.sum()), 15), label=name)
     logarithmic(loss, list(curves.values()), least=2.0)
-    loss.set_ylabel("perplexity")
+    loss.set_ylabel("perplexity (log)")
     if loss.get_legend_handles_labels()[0]:
         loss.legend(loc="best")
     size = _column(records, "grad_norm")
     norm.plot(step, size, **LINES[0], **sparse(len(step), 15))
     logarithmic(norm, size, least=4.0)
-    norm.set_ylabel("gradient norm")
+    norm.set_ylabel("gradient norm (log)")
     clipped = norm.twinx()
     clipped.spines.right.set_visible(True)
     clipped.fill_between(step, _column(records, "clipped"), color=BLUE, alpha=0.2, linewidth=0, step="mid")
@@ -67,7 +67,7 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
                 ax.plot(step[kept & there], horizon[kept & there], **marks)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="best")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.15 * float(np.nanmax(horizon)) or 1.0)
         ax.set_ylabel("horizon, steps")
     for record in records:
         if record.get("skipped"):

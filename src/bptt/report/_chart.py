@@ -9,7 +9,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-__all__ = ["COLOURS", "FAINT", "LINES", "chart", "drawable", "finish", "positive"]
+__all__ = ["COLOURS", "FAINT", "LINES", "Panels", "chart", "drawable", "finish", "logarithmic", "positive"]
 
 COLOURS = ("#0f86c9", "#d55e00", "#12a37b", "#c77daa")
 """Okabe and Ito's blue, vermillion, green and purple, moved to where they read on white and on near-black alike."""
@@ -23,6 +23,10 @@ LINES: tuple[dict[str, Any], ...] = tuple(
 
 FAINT = "rgba(128, 128, 128, 0.8)"
 GRID = "rgba(128, 128, 128, 0.25)"
+
+
+Panels = list[tuple[str, go.Figure]]
+"""Charts that stand side by side where there is room, one below the other where not, each under its title."""
 
 
 def chart(rows: int = 1, columns: int = 1, **options: Any) -> go.Figure:
@@ -43,7 +47,9 @@ def finish(figure: go.Figure, height: int = 400) -> go.Figure:
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": COLOURS[0]},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
     )
-    figure.update_xaxes(gridcolor=GRID, zerolinecolor=GRID, linecolor=FAINT, ticks="outside", tickcolor=FAINT)
+    figure.update_xaxes(
+        gridcolor=GRID, zerolinecolor=GRID, linecolor=FAINT, ticks="outside", tickcolor=FAINT, automargin=True
+    )
     figure.update_yaxes(
         gridcolor=GRID,
         zerolinecolor=GRID,
@@ -55,6 +61,31 @@ def finish(figure: go.Figure, height: int = 400) -> go.Figure:
         title_standoff=8,
     )
     return figure
+
+
+def logarithmic(
+    figure: go.Figure, values: npt.ArrayLike, axis: str = "y", title: str = "", low: bool = False, **cell: int
+) -> None:
+    """Make an axis logarithmic over the finite values above 0, half a decade wide or more, every tick with its number.
+
+    title: of the axis, which is told to be logarithmic. low: whether the panel is, with room for few numbers. cell: row
+    and col of the panel.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers) & (numbers > 0)]
+    least, most = np.log10([numbers.min(), numbers.max()]) if numbers.size else (0.0, 1.0)
+    wider = max(0.0, 0.5 - (most - least)) / 2 + 0.06 * max(most - least, 0.5)
+    least, most = least - wider, most + wider
+    form = "~g" if least >= -3 and most <= 5 else ".1~e"
+    # No step between ticks is set: the browser's own choice has ticks in any range, zoomed into or not.
+    options = {
+        "type": "log",
+        "range": [least, most],
+        "tickformat": form,
+        "nticks": 4 if low else 0,
+        "title": f"{title}{' ' if axis == 'x' else '<br>'}(log scale)",
+    }
+    (figure.update_xaxes if axis == "x" else figure.update_yaxes)(**options, **cell)
 
 
 def drawable(values: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -9,8 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..flow import CellPath, Gates, Jacobians, Lyapunov, Products, Spectrum
-from ..flow._wording import percent
-from ._chart import COLOURS, FAINT, LINES, chart, drawable, finish, positive
+from ..flow._wording import number, percent
+from ._chart import COLOURS, FAINT, LINES, Panels, chart, drawable, finish, logarithmic, positive
 
 __all__ = ["cell_path", "eigenvalues", "gates", "jacobians", "lyapunov", "products", "training"]
 
@@ -36,7 +36,7 @@ def jacobians(measure: Jacobians) -> go.Figure:
 
 
 def products(measure: Products) -> go.Figure:
-    """Singular values along the product, with the bound."""
+    """Singular values along the product, with the bound, down to where float64 would round them away."""
     figure = chart()
     count = measure.singular.shape[1]
     for j in np.unique(np.linspace(0, count - 1, min(count, LINES_AT_MOST)).astype(int)):
@@ -54,40 +54,46 @@ def products(measure: Products) -> go.Figure:
     if measure.bound is not None:
         look = {"color": COLOURS[1], "dash": "dot"}
         figure.add_scatter(x=measure.n, y=positive(measure.bound), mode="lines", line=look, name="bound")
+    shown = measure.singular[measure.log_singular >= measure.least]
+    logarithmic(figure, shown, title="singular values of the product")
     figure.update_xaxes(title="n, factors in the product")
-    figure.update_yaxes(title="singular values of the product", type="log")
     return finish(figure)
 
 
-def eigenvalues(measure: Spectrum) -> go.Figure:
-    """Every gate's eigenvalues, with the unit circle."""
-    figure = chart()
+def eigenvalues(measure: Spectrum) -> Panels:
+    """A chart for every gate: its eigenvalues, and the unit circle over them."""
     angle = np.linspace(0, 2 * np.pi, 181)
-    circle = {"color": FAINT, "width": 1.5}
-    figure.add_scatter(
-        x=np.cos(angle), y=np.sin(angle), mode="lines", line=circle, name="unit circle", hoverinfo="skip"
-    )
-    for i, gate in enumerate(measure.gates):
-        values = measure.eigenvalues[i]
+    there = np.abs(measure.eigenvalues[np.isfinite(measure.eigenvalues)])
+    limit = 1.08 * max(1.0, float(there.max(initial=0.0)))
+    charts: Panels = []
+    for gate, values, radius in zip(measure.gates, measure.eigenvalues, measure.radius, strict=True):
+        figure = chart()
+        name = "W_hh" if len(measure.gates) == 1 else f"gate {gate}"
         figure.add_scatter(
             x=drawable(values.real),
             y=drawable(values.imag),
             customdata=drawable(np.abs(values)),
             mode="markers",
-            name="W_hh" if len(measure.gates) == 1 else f"gate {gate}",
-            marker=LINES[i % len(LINES)]["marker"],
+            name=name,
+            showlegend=False,
+            marker={"color": COLOURS[0], "size": 5, "opacity": 0.55},
             hovertemplate="%{x:.3f} %{y:+.3f} i<br>magnitude %{customdata:.3f}<extra></extra>",
         )
-    figure.update_xaxes(title="real part")
-    figure.update_yaxes(title="imaginary part", scaleanchor="x")
-    return finish(figure, 520)
+        circle = {"color": COLOURS[1], "width": 2.5}  # over the points, which would hide it
+        figure.add_scatter(
+            x=np.cos(angle), y=np.sin(angle), mode="lines", line=circle, name="unit circle", hoverinfo="skip"
+        )
+        figure.update_xaxes(title="real part", range=[-limit, limit], constrain="domain")
+        figure.update_yaxes(title="imaginary part", range=[-limit, limit], scaleanchor="x", constrain="domain")
+        charts.append((f"{name}: radius {number(float(radius))}", finish(figure, 380)))
+    return charts
 
 
-def lyapunov(measure: Lyapunov) -> go.Figure:
+def lyapunov(measure: Lyapunov) -> Panels:
     """The exponents with their errors, and the estimates step by step."""
-    figure = chart(1, 2, horizontal_spacing=0.12)
+    spectrum, running = chart(), chart()
     index = np.arange(1, len(measure.exponents) + 1)
-    figure.add_scatter(
+    spectrum.add_scatter(
         x=index,
         y=drawable(measure.exponents),
         error_y={"array": drawable(measure.error)},
@@ -95,19 +101,19 @@ def lyapunov(measure: Lyapunov) -> go.Figure:
         marker=LINES[0]["marker"],
         showlegend=False,
         hovertemplate="number %{x}: %{y:.4f} ± %{error_y.array:.4f}<extra></extra>",
-        row=1,
-        col=1,
     )
     steps = np.arange(1, len(measure.running) + 1)
     chosen = np.unique(np.linspace(0, len(index) - 1, min(len(index), len(LINES))).round().astype(int))
     for look, j in zip(LINES, chosen, strict=False):
         path, name = drawable(measure.running[:, j]), f"number {j + 1}"
-        figure.add_scatter(x=steps, y=path, mode="lines", line=look["line"], name=name, row=1, col=2)
-    figure.add_hline(y=0, line={"color": FAINT, "width": 1})
-    figure.update_xaxes(title="index, descending", row=1, col=1)
-    figure.update_xaxes(title="steps averaged over", row=1, col=2)
-    figure.update_yaxes(title="exponent, nats per step", row=1, col=1)
-    return finish(figure)
+        running.add_scatter(x=steps, y=path, mode="lines", line=look["line"], name=name)
+    for figure in (spectrum, running):
+        figure.add_hline(y=0, line={"color": FAINT, "width": 1})
+    spectrum.update_xaxes(title="index, descending", rangemode="tozero")
+    spectrum.update_yaxes(title="exponent, nats per step")
+    running.update_xaxes(title="steps averaged over")
+    running.update_yaxes(title="estimate, nats per step")
+    return [("the exponents", finish(spectrum, 380)), ("their estimates", finish(running, 380))]
 
 
 def cell_path(measure: CellPath) -> go.Figure:
@@ -125,19 +131,15 @@ def cell_path(measure: CellPath) -> go.Figure:
             x=measure.n, y=positive(values), mode="lines", line=look["line"], name=name, hovertemplate=said
         )
     figure.update_xaxes(title=f"n, steps after step {measure.start}")
-    figure.update_yaxes(title="factor that is left (spectral norm)", type="log")
+    logarithmic(figure, list(curves.values()), title="factor that is left")
     return finish(figure)
 
 
-def gates(measure: Gates) -> go.Figure:
-    """A histogram per gate, the ends in another colour."""
-    count = len(measure.names)
-    titles = [
-        f"{name}: {percent(float(low))} low, {percent(float(high))} high" if measure.bounded else name
-        for name, low, high in zip(measure.names, measure.low, measure.high, strict=True)
-    ]
-    figure = chart(1, count, subplot_titles=titles, horizontal_spacing=0.06)
+def gates(measure: Gates) -> Panels:
+    """A histogram for every gate, the ends in another colour."""
+    charts: Panels = []
     for i, name in enumerate(measure.names):
+        figure = chart()
         edges, counts = drawable(measure.edges[i]), measure.counts[i]
         middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
         margin = measure.margin * (edges[-1] - edges[0])
@@ -149,15 +151,13 @@ def gates(measure: Gates) -> go.Figure:
             marker={"color": np.where(end, COLOURS[1], COLOURS[0]), "line": {"width": 0}},
             hovertemplate="value %{x:.3f}: %{y:.2%}<extra>" + name + "</extra>",
             showlegend=False,
-            row=1,
-            col=i + 1,
         )
-        figure.update_xaxes(title="value", row=1, col=i + 1)
-    figure.update_annotations(font_size=13)
-    figure.update_yaxes(title="fraction of values", row=1, col=1)
-    figure.update_yaxes(tickformat=".0%")
-    finish(figure, 380).update_layout(margin_t=70)
-    return figure
+        figure.update_xaxes(title="value")
+        figure.update_yaxes(title="fraction of values", tickformat=".0%")
+        ends = f": {percent(float(measure.low[i]))} low, {percent(float(measure.high[i]))} high"
+        of = "state h" if len(measure.names) == 1 else f"gate {name}"
+        charts.append((of + (ends if measure.bounded else ""), finish(figure, 300)))
+    return charts
 
 
 def training(records: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -193,9 +193,11 @@ def training(records: Sequence[Mapping[str, Any]]) -> go.Figure:
                 text = ["" if settled else "at least " for settled in known]
                 said = "step %{x}: %{text}%{y}<extra>" + title + "</extra>"
                 figure.data[-1].update(marker_symbol=symbols, text=text, mode="lines+markers", hovertemplate=said)
-        figure.update_yaxes(
-            title=title, type="log" if row <= 2 else "linear", dtick="D2" if row <= 2 else None, row=row, col=1
-        )
+        if row <= 2:
+            shown = [record[key] for record in records for key in keys if record.get(key) is not None]
+            logarithmic(figure, shown, title=title, low=True, row=row, col=1)
+        else:
+            figure.update_yaxes(title=title, rangemode="tozero", row=row, col=1)
     figure.update_yaxes(tickformat=".0%", range=[0, 1], row=3, col=1)
     figure.update_xaxes(title="optimiser step", row=len(panels), col=1)
-    return finish(figure, 140 * len(panels) + 160)
+    return finish(figure, 170 * len(panels) + 130)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from string import Template
 
-from ..flow import Verdict
+from ..flow import Setting, Verdict
 from ..flow._verdict import NOTHING
 
 __all__ = ["Section", "page", "table"]
@@ -25,9 +25,11 @@ PAGE = Template("""<!doctype html>
 </head>
 <body>
 <header>
-<p class="name">$name</p>
-<h1>$headline</h1>
-$conditions
+<h1>$name</h1>
+<dl>$setting</dl>
+<h2>Verdict</h2>
+<p class="verdict">$verdict</p>
+<p class="name">$conditions</p>
 $advice
 <nav>$contents</nav>
 </header>
@@ -41,7 +43,7 @@ SECTION = Template("""<section id="$key">
 <h2>$heading</h2>
 $conclusions
 <p>$explanation</p>
-$chart
+<div class="panels" style="--least: $least">$charts</div>
 $table
 </section>
 """)
@@ -56,9 +58,14 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 60rem; padding: 1rem 1.25rem 4rem; font: 16px/1.5 system-ui, sans-serif;
   color: var(--text); background: var(--back); }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.2rem 0 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.2rem 0 0.8rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0 0 1.2rem; font-size: 0.95rem; }
+dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
+.verdict { font-size: 1.2rem; margin: 0.3rem 0 0.6rem; max-width: 52rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(var(--least), 100%), 1fr)); }
+.panels figure { min-width: 0; margin: 0; } figcaption { margin: 0.4rem 0 0; padding-left: 20px; font-weight: 600; }
 h2 { font-size: 1.1rem; margin: 0; color: var(--dim); font-weight: 600; }
-.name { margin: 0; color: var(--dim); overflow-wrap: anywhere; }
+.name { margin: 0 0 0.8rem; color: var(--dim); max-width: 52rem; }
 .conclusion { font-size: 1.15rem; font-weight: 600; margin: 0.3rem 0; }
 .advice { background: var(--card); border-left: 4px solid #d55e00; padding: 0.6rem 1rem; border-radius: 4px; }
 .advice ul { margin: 0.3rem 0 0; padding-left: 1.2rem; }
@@ -66,7 +73,7 @@ nav { margin: 1rem 0; } nav a { margin-right: 1rem; } a { color: var(--link); }
 section { border-top: 1px solid var(--card); padding: 1.5rem 0 0.5rem; }
 section p { max-width: 48rem; }
 table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-top: 1rem; }
 th, td { padding: 0.25rem 0.6rem; white-space: nowrap; text-align: right; border-bottom: 1px solid var(--card); }
 th:first-child, td:first-child { text-align: left; }
 .js-plotly-plot .infolayer text, .js-plotly-plot [class*="tick"] text, .js-plotly-plot .textpoint text,
@@ -78,28 +85,32 @@ th:first-child, td:first-child { text-align: left; }
 
 @dataclass(frozen=True)
 class Section:
-    """One measurement: its heading, what to conclude, what is shown, the chart and the table as HTML."""
+    """One measurement: its heading, what to conclude, what is shown; charts, each with its title, and table as HTML."""
 
     key: str
     heading: str
     conclusions: tuple[str, ...]
     explanation: str
-    chart: str
+    charts: tuple[tuple[str, str], ...]
     table: str = ""
 
 
-def page(name: str, verdict: Verdict, sections: Sequence[Section], plotly: str) -> str:
-    """The whole file. plotly: the library itself, once."""
+def page(name: str, setting: Setting, verdict: Verdict, sections: Sequence[Section], plotly: str) -> str:
+    """The whole file: what was measured on what, the verdict, what to change, and the sections. plotly: the library
+    itself, once.
+    """
     advice = "".join(f"<li>{escape(text, quote=False)}</li>" for text in verdict.advice)
-    conditions = "".join(f'<p class="name">{escape(text, quote=False)}</p>' for text in verdict.conditions)
+    entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in setting.entries)
+    conditions = "".join(f"{text}. " for text in verdict.conditions)
     change = f"What to change</strong><ul>{advice}</ul>" if advice else f"{NOTHING}</strong>"
     return PAGE.substitute(
         title=escape(f"Gradient flow: {name}"),
         css=CSS,
         plotly=plotly,
         name=escape(name),
-        headline=escape(verdict.headline, quote=False),
-        conditions=conditions,
+        setting=entries,
+        verdict=escape(verdict.plain or verdict.headline, quote=False),
+        conditions=escape(conditions.strip(), quote=False),
         advice=ADVICE.substitute(advice=change),
         contents="".join(f'<a href="#{section.key}">{escape(section.heading)}</a> ' for section in sections),
         sections="".join(_section(section) for section in sections),
@@ -113,7 +124,11 @@ def _section(section: Section) -> str:
         heading=escape(section.heading),
         conclusions=said,
         explanation=escape(section.explanation, quote=False),
-        chart=section.chart,
+        charts="".join(
+            f"<figure>{f'<figcaption>{escape(title)}</figcaption>' * bool(title)}{chart}</figure>"
+            for title, chart in section.charts
+        ),
+        least="17rem" if len(section.charts) % 3 == 0 else "24rem",  # no row of three with one below
         table=section.table,
     )
 

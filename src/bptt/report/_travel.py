@@ -9,9 +9,11 @@ import plotly.graph_objects as go
 
 from ..flow import Comparison, LagMap, Lags, Shares
 from ..flow._coarser import coarser
-from ..flow._conclusions import reach_of
+from ..flow._conclusions import reach_of, steepest
 from ..flow._costs import total_error
-from ._chart import COLOURS, LINES, chart, drawable, finish, positive
+from ..flow._horizon import fitted
+from ..flow._wording import number
+from ._chart import COLOURS, FAINT, LINES, Panels, chart, drawable, finish, logarithmic, positive
 
 __all__ = ["comparison", "decay", "lag_map", "shares"]
 
@@ -39,8 +41,12 @@ def lag_map(measure: LagMap) -> go.Figure:
             zmin=min(low, high - 0.3),
             zmax=high,
             colorscale="Cividis",
-            colorbar={
-                "title": {"text": f"|dL<sub>t</sub> / d{measure.state}|", "side": "right"},
+            colorbar={  # below, for a narrow screen has no room beside the map
+                "title": {"text": f"|dL<sub>t</sub> / d{measure.state}|, loss per unit of state", "side": "bottom"},
+                "orientation": "h",
+                "thickness": 12,
+                "y": -0.2,
+                "yanchor": "top",
                 "tickvals": ticks,
                 "ticktext": [f"1e{tick:.0f}" for tick in ticks],
             },
@@ -71,12 +77,14 @@ def lag_map(measure: LagMap) -> go.Figure:
         figure.update_layout(updatemenus=[menu])
     figure.update_xaxes(title="t, step of the loss")
     figure.update_yaxes(title="lag, steps back")
-    return finish(figure, 440)
+    finish(figure, 500).update_layout(margin_b=120)
+    return figure
 
 
 def decay(measure: Lags) -> go.Figure:
-    """Norm by lag of every layer, with the horizons on hover."""
+    """Norm by lag of every layer, with the lanes' range and the fit of the steepest, and the horizons."""
     figure = chart()
+    _lanes(figure, measure, steepest(measure))
     for i, name in enumerate(measure.layers):
         label = name if len(measure.layers) > 1 else "measured"
         look = LINES[i % len(LINES)]
@@ -97,15 +105,52 @@ def decay(measure: Lags) -> go.Figure:
                 x=[at[i]],
                 y=[y],
                 mode="markers+text",
-                text=[text],
-                textposition="top right",
+                text=[text if i == steepest(measure) else ""],  # of several layers the words would meet
+                textposition="top right" if at[i] < measure.lag[-1] / 2 else "bottom left",  # away from the edge
                 marker={"symbol": "line-ns-open", "size": 22, "color": look["marker"]["color"], "line": {"width": 3}},
                 hovertemplate=f"{part:.0%} arises within {reach_of(measure, i, part)}<extra>{label}</extra>",
                 showlegend=False,
             )
+    _fit(figure, measure, steepest(measure))
     figure.update_xaxes(title="lag, steps back from the loss")
-    figure.update_yaxes(title="mean norm, loss per unit of state", type="log")
+    logarithmic(figure, measure.norm, title="mean norm, loss per unit of state")
     return finish(figure)
+
+
+def _lanes(figure: go.Figure, measure: Lags, layer: int) -> None:
+    """From the lane that keeps least to the one that keeps most, where there are several."""
+    if measure.lane_norm is None or measure.lane_norm.shape[1] < 2:
+        return
+    lanes = positive(measure.lane_norm[layer])
+    seen = ~np.all(np.isnan(lanes), axis=0)
+    edges = {"least": np.nanmin(lanes[:, seen], axis=0), "most": np.nanmax(lanes[:, seen], axis=0)}
+    for name, values in edges.items():
+        figure.add_scatter(
+            x=measure.lag[seen],
+            y=values,
+            mode="lines",
+            line={"width": 0},
+            name="its lanes",
+            fill="tonexty" if name == "most" else None,
+            fillcolor="rgba(15, 134, 201, 0.2)",
+            showlegend=name == "most",
+            hoverinfo="skip",
+        )
+
+
+def _fit(figure: go.Figure, measure: Lags, layer: int) -> None:
+    """The line whose rate the sentence tells, where there is one."""
+    rate = float(measure.rate[layer])
+    if not (measure.straight[layer] and rate > 0):
+        return
+    figure.add_scatter(
+        x=measure.lag,
+        y=fitted(measure.norm[layer], rate),
+        mode="lines",
+        line={"color": FAINT, "width": 2, "dash": "dash"},
+        name=f"fit: {number(rate)} a step",
+        hoverinfo="skip",
+    )
 
 
 def shares(measure: Shares) -> go.Figure:
@@ -129,32 +174,40 @@ def shares(measure: Shares) -> go.Figure:
     return finish(figure, 480)
 
 
-def comparison(measure: Comparison) -> go.Figure:
-    """Error against time, a point per policy."""
+def comparison(measure: Comparison) -> Panels:
+    """Error, and time: a row per policy, its name over it, so that no name meets another on any screen."""
     rows = [row for row in measure.rows if math.isfinite(total_error(row))]
     errors = np.array([total_error(row) for row in rows])
     seen = errors[errors > 1e-9]
     floor = float(seen.min()) / 4 if seen.size else 1e-3
-    ranks = np.argsort(np.argsort([row.seconds for row in rows]))
-    figure = chart()
-    figure.add_scatter(
-        x=[1e3 * row.seconds for row in rows],
-        y=np.maximum(errors, floor),
+    said = [
+        f"{row.policy}: error {number(e)}<br>bias {number(row.bias)}, "
+        f"standard deviation {number(math.sqrt(max(row.variance, 0)))}<br>{number(1e3 * row.seconds)} ms"
+        for e, row in zip(errors, rows, strict=True)
+    ]
+    at, look = np.arange(len(rows)), {"hovertext": said, "hoverinfo": "text", "showlegend": False}
+    error, time = chart(), chart()
+    error.add_scatter(
+        x=np.maximum(errors, floor),
+        y=at,
         mode="markers+text",
-        text=[row.policy + (" (no error)" if e <= floor else "") for row, e in zip(rows, errors, strict=True)],
-        textposition=[("top center", "bottom center")[rank % 2] for rank in ranks],  # neighbours apart
+        text=["" if e > floor else "no error" for e in errors],
+        textposition="middle right",
         marker={
             "size": 11,
             "color": COLOURS[0],
-            "symbol": ["circle" if e > floor else "triangle-down" for e in errors],
+            "symbol": ["circle" if e > floor else "triangle-left" for e in errors],
         },
-        customdata=np.array(
-            [[e, row.bias, math.sqrt(max(row.variance, 0))] for e, row in zip(errors, rows, strict=True)]
-        ),
-        hovertemplate="%{text}<br>%{x:.3g} ms<br>error %{customdata[0]:.3g}: bias %{customdata[1]:.3g}, "
-        "standard deviation %{customdata[2]:.3g}<extra></extra>",
-        cliponaxis=False,
+        **look,
     )
-    figure.update_xaxes(title="time of one forward and backward, ms", type="log", dtick="D2", tickformat=".3~g")
-    figure.update_yaxes(title="error / |full gradient|", type="log", dtick=1)
-    return finish(figure)
+    logarithmic(error, np.maximum(errors, floor), "x", "error / |full gradient|")
+    times = [1e3 * row.seconds for row in rows]
+    time.add_bar(x=times, y=at, width=0.35, orientation="h", marker_color=COLOURS[0], **look)
+    time.update_xaxes(title="time of one forward and backward, ms", rangemode="tozero")
+    for figure in (error, time):
+        name = {"xref": "paper", "x": 0.01, "xanchor": "left", "yshift": 15, "showarrow": False, "font": {"size": 12}}
+        for y, row in enumerate(rows):
+            figure.add_annotation(y=y, text=row.policy, **name)
+        finish(figure, 110 + 40 * max(len(rows), 2)).update_layout(margin_l=20)
+        figure.update_yaxes(range=[max(len(rows), 1) - 0.5, -0.8], showticklabels=False, ticks="", showgrid=False)
+    return [("error", error), ("time", time)]

@@ -22,15 +22,17 @@ __all__ = ["write"]
 EXPLAINED = {
     "lag_map": (
         "By loss",
-        "How large the part of the adjoint is that the loss of step t sends back to step t - lag. A colour that fades "
-        "upwards is a gradient that vanishes; columns that fade less are losses that reach farther. Where there is no "
-        "cell there is no data: no step, no loss, or a reset between. Point at a cell for its number.",
+        "How large the gradient is that the loss of step t sends back to the state so many steps (the lag) before it. "
+        "A colour that fades upwards is a gradient that vanishes; columns that fade less are losses that reach "
+        "farther. Where there is no cell there is no data: no step, no loss, or a reset between. Point at a cell for "
+        "its number.",
     ),
     "lags": (
         "By lag",
-        "The mean over losses of the map, in this batch. A straight line is a constant factor per step. The ticks mark "
-        "the lags within which 90 and 99 % of the sum arise: what lies behind them hardly steers training. Where more "
-        "lags than were measured would move them, they are at least so far.",
+        "The mean over losses of the map, in this batch, with the range of its lanes. A straight line is a constant "
+        "factor per step, and only then is a rate told and its fit drawn. The ticks mark the lags within which 90 and "
+        "99 % of the sum arise: what lies behind them hardly steers training. Where more lags than were measured would "
+        "move them, they are at least so far.",
     ),
     "shares": (
         "Weights",
@@ -40,7 +42,7 @@ EXPLAINED = {
     "comparison": (
         "Policies",
         "Every policy against the full gradient on the same batch. The error is the root mean square: bias and spread "
-        "together. Lower left is better.",
+        "together. Farther left is better, in both panels.",
     ),
     "jacobians": (
         "Steps",
@@ -49,18 +51,19 @@ EXPLAINED = {
     ),
     "products": (
         "Products",
-        "Singular values of the product of n step Jacobians: by how much a perturbation has grown or shrunk after n "
-        "steps, along the directions that fare best and worst.",
+        "Singular values of the product of n step Jacobians (J_t is the derivative of a state in the one before it): "
+        "by how much a perturbation has grown or shrunk after n steps, along the directions that fare best and worst. "
+        "Directions leave the picture where they are too small beside the largest to matter in float64.",
     ),
     "spectrum": (
         "W_hh",
-        "Magnitudes above 1 make powers of a matrix explode, below 1 vanish. In a net the slope of the activation and "
-        "the gates come on top: the steps and products above are exact.",
+        "Eigenvalues of the recurrent weights. Magnitudes above 1 make powers of a matrix explode, below 1 vanish. In "
+        "a net the slope of the activation and the gates come on top: the steps and products above are exact.",
     ),
     "lyapunov": (
         "Exponents",
         "Mean growth of perturbations in nats per step: below 0 a net that forgets, above 0 an unstable one (chaotic, "
-        "if its states stay bounded). The right "
+        "if its states stay bounded). The second "
         "panel shows whether the estimates have settled.",
     ),
     "cell_path": (
@@ -82,6 +85,9 @@ EXPLAINED = {
 }
 """Heading and explanation, in the order of the page."""
 
+BUTTONS = [["toImage", "resetScale2d"]]
+"""Of a chart: dragging and double clicking do what the others do, and on a narrow screen they would hide the legend."""
+
 CHARTS: dict[str, Any] = {
     "lag_map": _travel.lag_map,
     "lags": _travel.decay,
@@ -95,6 +101,7 @@ CHARTS: dict[str, Any] = {
     "gates": _net.gates,
     "records": _net.training,
 }
+"""What draws each measurement: one chart, or panels."""
 
 
 def write(path: str | Path, survey: Survey) -> Path:
@@ -114,7 +121,7 @@ def write(path: str | Path, survey: Survey) -> Path:
     """
     if not isinstance(survey, Survey):
         raise TypeError(f"survey must be a bptt.flow.Survey: got {type(survey).__name__}")
-    text = page(survey.name, survey.verdict, list(_sections(survey)), get_plotlyjs())
+    text = page(survey.name, survey.setting, survey.verdict, list(_sections(survey)), get_plotlyjs())
     target = Path(path)
     new = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -135,13 +142,17 @@ def _sections(survey: Survey) -> Iterator[Section]:
         else:
             said = (conclusion(measure),)
         rows = _policies(measure) if isinstance(measure, Comparison) else ""
-        yield Section(key, heading, said, explanation, _html(key, CHARTS[key](measure)), rows)
+        drawn = CHARTS[key](measure)
+        panels = [("", drawn)] if isinstance(drawn, go.Figure) else drawn
+        names = [key] if isinstance(drawn, go.Figure) else [f"{key}-{i}" for i in range(len(panels))]
+        charts = tuple((title, _html(name, figure)) for name, (title, figure) in zip(names, panels, strict=True))
+        yield Section(key, heading, said, explanation, charts, rows)
 
 
 def _html(key: str, figure: go.Figure) -> str:
     """The chart's part of the page; the library comes once, before all of them."""
     # Without plotly's button that would send a chart to its company's server.
-    config = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
+    config = {"responsive": True, "displaylogo": False, "showSendToCloud": False, "modeBarButtons": BUTTONS}
     text: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"chart-{key}", config=config)
     return text
 

@@ -15,6 +15,9 @@ from .sampling import load
 
 __all__ = ["LANES", "record_next", "record_run", "record_text"]
 
+UNITS = {"char": "characters", "word": "words"}
+"""What a text is counted in, by what a token is."""
+
 LANES = 8
 """Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
 
@@ -50,7 +53,7 @@ def record_text(
             f"{steps * lanes + 1}; give fewer --steps or --lanes"
         )
     which = "text" if dataset.heldout is None else "held-out part"
-    said = f"{config.corpus or config.text or DEFAULT}, its {which} of {tokens:,} {config.tokens}s"
+    said = f"{config.corpus or config.text or DEFAULT}, its {which} of {tokens:,} {UNITS[config.tokens]}"
     windows = in_order(part, lanes, steps)
     first = windows.window(0, 0)
     if config.batching != "sequential" or tokens < 2 * steps * lanes + 1 or windows.windows(0) < 2:
