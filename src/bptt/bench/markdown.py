@@ -70,7 +70,7 @@ def _layers(rows: Sequence[Row]) -> str:
     others = "".join(f" · {rival}'s time over it" for rival in rivals)
     lines = [
         f"{threads_in_words(rows[0].threads).capitalize()}, forward + backward: bptt's time{others} · useful FLOP/s as "
-        f"a share of a 2048 x 2048 x 2048 product's ({rate:.0f} GFLOP/s).",
+        f"a share of a 2048 x 2048 x 2048 product's by torch's faster library ({rate:.0f} GFLOP/s).",
         "",
         f"| T, B, I, H | {' | '.join(cell.upper() for cell in cells)} |",
         "|---|" + "---|" * len(cells),
