@@ -98,7 +98,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 def _experiments() -> str:
     text = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
     text = text.replace("](figures/", "](experiments/")
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)?[\w/]+\.py\)", lambda link: f"`{link[1].strip('`')}`", text)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)?[\w/]+\.(?:py|ipynb)\)", lambda link: f"`{link[1].strip('`')}`", text)
 
 
 def _equations(numbers: str) -> str:

@@ -32,5 +32,5 @@ def test_example_runs_and_gives_the_derivative_it_claims(tmp_path, capsys):
 
     exec(seen, names)
     out = capsys.readouterr().out.splitlines()
-    assert "gradients vanish" in out[0]
+    assert "its gradient fades" in out[0]
     assert out[-1] == "None"

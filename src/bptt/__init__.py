@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from . import flow as flow
 from . import nn as nn
+from .flow._shown import draw_with as _draw_with
 from .kernels import explain as explain
 from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert
@@ -72,6 +73,17 @@ def __getattr__(name: str) -> "_ModuleType":
     if name in _LATER:
         return _import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _html(measure: object) -> str | None:
+    """A measurement as a notebook shows it: by `bptt.plots`, which is loaded then. None, and the repr, without it."""
+    if any(not _find_spec(package) for package in _LATER["plots"]):
+        return None
+    html: str | None = __getattr__("plots").html(measure)
+    return html
+
+
+_draw_with(_html)
 
 
 def __dir__() -> list[str]:

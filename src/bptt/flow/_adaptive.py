@@ -21,6 +21,7 @@ from ..policies import Adaptive, Reach
 from ._horizon import fit_decay
 from ._lags import _count, _tail
 from ._recording import Loss, Recording, recorded
+from ._shown import Shown
 
 __all__ = ["Adapted", "adapt", "adapted", "contributions", "smallest_window"]
 
@@ -30,8 +31,8 @@ LOSSES = 8
 """Steps whose losses are measured: over the lanes of a batch they make a few hundred samples."""
 
 
-@dataclass(frozen=True, eq=False)
-class Adapted:
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapted(Shown):
     """A window chosen by its estimated bias.
 
     window: steps, the smallest good enough; the largest allowed where none is. satisfied: whether it is good enough.

@@ -16,12 +16,13 @@ from ..cells import LSTM
 from ._chain import LayerChain, jacobian, lengths_of
 from ._jacobians import checked_span
 from ._recording import Loss, Recording, recorded
+from ._shown import Shown
 
 __all__ = ["CellPath", "cell_path"]
 
 
-@dataclass(frozen=True, eq=False)
-class CellPath:
+@dataclass(frozen=True, eq=False, repr=False)
+class CellPath(Shown):
     """How a perturbation of the state at step `start` fares, by the cell alone and by all paths.
 
     Mean over the lanes that last so long without a reset.

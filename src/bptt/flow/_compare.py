@@ -21,6 +21,7 @@ from ._lags import _count
 from ._moments import moments
 from ._recording import Loss, Recording, recorded
 from ._scanned import Scanned
+from ._shown import Shown
 
 __all__ = ["POLICIES", "Comparison", "Row", "compare"]
 
@@ -83,8 +84,8 @@ class Row:
         return self.time.median
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Several policies on the same batch.
 
     layer: its repr; of a scan, the name of its step. T, B: steps and lanes. rows: one per policy, in the order given.

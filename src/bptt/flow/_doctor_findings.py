@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ._lags import Lags
+from ._shown import Shown
 
 __all__ = ["Diagnosis", "Examination", "Finding", "Kind", "Place", "Stage"]
 
@@ -75,11 +76,19 @@ class Finding:
         return self.kind, self.stage, self.module, self.layer or "", self.gate or ""
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     """What is not finite in a step. findings: the first in the order of computation, which is the cause of the rest."""
 
     findings: tuple[Finding, ...]
+
+    def __repr__(self) -> str:
+        if not self.findings:
+            return "Diagnosis: everything is finite"
+        more = len(self.findings) - 1
+        return f"Diagnosis: {self.findings[0].message}" + (
+            f"\n(and {more} more; print it to read them)" if more else ""
+        )
 
     def __str__(self) -> str:
         return " ".join(finding.message for finding in self.findings)

@@ -12,6 +12,7 @@ import torch
 
 from ._chain import LayerChain
 from ._recording import Loss, Recording, recorded
+from ._shown import Shown
 from ._spectrum import GATES
 
 __all__ = ["Gates", "gates"]
@@ -34,8 +35,8 @@ HUGE = 1e150
 """Values from here on are in no histogram, as NaN: their range would have no width that a float can hold."""
 
 
-@dataclass(frozen=True, eq=False)
-class Gates:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gates(Shown):
     """The values of every gate over all steps, lanes and units.
 
     layer: whose. names: G ("h" of a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). low, high: `[G]` fraction of values

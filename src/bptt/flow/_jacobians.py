@@ -16,6 +16,7 @@ from ..equations.bounds import BETA_H, beta_w
 from ._chain import Chain, LayerChain, Subject, chain_of, jacobian, lengths_of
 from ._graded import Product, log_singular_values
 from ._recording import Loss
+from ._shown import Shown
 
 __all__ = ["FACTORS", "Jacobians", "Products", "checked_span", "jacobians", "products", "singular_values", "stretch"]
 
@@ -29,8 +30,8 @@ FACTORS = 100
 _VALUES = 2**22  # of the products decomposed at once
 
 
-@dataclass(frozen=True, eq=False)
-class Jacobians:
+@dataclass(frozen=True, eq=False, repr=False)
+class Jacobians(Shown):
     """Singular values of every J_t.
 
     layer: whose ("layer 0", "carry"). t: `[T]`. norm, smallest: `[T, B]` the largest and the smallest singular value
@@ -52,8 +53,8 @@ class Jacobians:
         return np.ones(self.norm.shape, dtype=bool) if self.passes is None else self.passes
 
 
-@dataclass(frozen=True, eq=False)
-class Products:
+@dataclass(frozen=True, eq=False, repr=False)
+class Products(Shown):
     """Singular values of J_{k+n} ... J_{k+1}, for n = 0..K factors, of one lane.
 
     layer, start (k), lane. n: `[K+1]`. singular: `[K+1, S]` descending, all 1 at n = 0, NaN from the first factor on

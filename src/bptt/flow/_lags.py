@@ -22,6 +22,7 @@ from ..policies import Full, Reach
 from ._chain import Chain, Subject, chain_of
 from ._horizon import fit_decay, horizon, settled, straight
 from ._recording import Loss, Recording, recorded
+from ._shown import Shown
 
 __all__ = ["LAGS", "LagMap", "Lags", "Shares", "by_lag", "lag_map", "shares"]
 
@@ -36,8 +37,8 @@ LAGS = 256
 """Lags measured where none are asked for: the walk takes as many times the work of the full gradient's."""
 
 
-@dataclass(frozen=True, eq=False)
-class LagMap:
+@dataclass(frozen=True, eq=False, repr=False)
+class LagMap(Shown):
     """|contribution of the loss at step t to the adjoint at step t - lag|.
 
     layers: L names ("layer 0", "layer 0 reversed", ...; "carry" for a scan). t: `[N]` steps of the losses, from 0.
@@ -85,8 +86,8 @@ class LagMap:
         return np.where(sending > 0, self.norm, np.nan) * (present / np.maximum(sending, 1))
 
 
-@dataclass(frozen=True, eq=False)
-class Lags:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lags(Shown):
     """A map summed up by lag.
 
     lag: `[K]`. norm: `[L, K]` mean over the losses that reach so far back, every lane's its own; NaN where none does.
@@ -162,8 +163,8 @@ class Lags:
         return self.norm[layer][there], self.counts[layer][there]
 
 
-@dataclass(frozen=True, eq=False)
-class Shares:
+@dataclass(frozen=True, eq=False, repr=False)
+class Shares(Shown):
     """dL/dW_hh by lag: the part of the weights' gradient that travelled so many steps.
 
     edges: `[M+1]` bin m holds the lags edges[m] <= lag < edges[m+1]. norm: `[L, M]` |G_m|, Frobenius norm of a bin's

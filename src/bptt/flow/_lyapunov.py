@@ -12,6 +12,7 @@ import torch
 
 from ._chain import Chain, Subject, chain_of
 from ._recording import Loss
+from ._shown import Shown
 
 __all__ = ["Lyapunov", "NothingToMeasure", "lyapunov"]
 
@@ -24,8 +25,8 @@ class NothingToMeasure(ValueError):  # noqa: N818  # it says what the batch is
     """Resets or the ends of lanes close every step."""
 
 
-@dataclass(frozen=True, eq=False)
-class Lyapunov:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lyapunov(Shown):
     """The mean growth rates of perturbations of the state, in nats per step.
 
     layer: whose. exponents: `[n]` descending, mean over lanes; -inf for a direction that a Jacobian takes to 0.

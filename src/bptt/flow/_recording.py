@@ -30,7 +30,7 @@ Loss = Callable[[Any], Tensor]
 _SEED = 0  # of the errors that stand in for a loss
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recording:
     """One call of one recurrent layer, in the engine's terms.
 
@@ -46,6 +46,11 @@ class Recording:
     dy: Tensor
     dfinal: tuple[Tensor | None, ...]
     loss: float | None
+
+    def __repr__(self) -> str:
+        whose = f" in {self.name!r}" if self.name else ""
+        loss = "random errors" if self.loss is None else f"loss {self.loss:.4g}"
+        return f"Recording of {self.layer}{whose}: {self.T} steps, {self.B} lanes, {loss}"
 
     @property
     def T(self) -> int:

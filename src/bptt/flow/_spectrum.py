@@ -12,6 +12,7 @@ import torch
 
 from ..equations.bounds import power_directions
 from ._recording import Recording, _layer_of
+from ._shown import Shown
 
 __all__ = ["GATES", "Directions", "Spectrum", "directions", "spectrum"]
 
@@ -21,8 +22,8 @@ GATES: dict[str, tuple[str, ...]] = {"GRU": ("r", "z", "n"), "LSTM": ("i", "f", 
 """The names of the gates by the mode of a layer, in the order of its weights; a simple RNN has only "h"."""
 
 
-@dataclass(frozen=True, eq=False)
-class Spectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class Spectrum(Shown):
     """W_hh, gate by gate.
 
     With a projection (`proj_size`), W_hh W_hr in its place: what a gate sees of the unprojected o tanh(c).
@@ -40,8 +41,8 @@ class Spectrum:
     norm: npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class Directions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions(Shown):
     """v, W v, ..., W^n v, each at length 1, and where they turn to.
 
     n: `[n+1]`. vectors: `[n+1, H]`. eigenvalue: the one that is largest in magnitude. eigenvector: its own `[H]`, of

@@ -20,6 +20,7 @@ from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
 from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
 from ._setting import Setting
+from ._shown import Shown
 from ._spectrum import Spectrum, spectrum
 from ._verdict import Verdict, verdict
 
@@ -56,8 +57,8 @@ EXPONENTS = 16
 _CONDITIONS = ("name", "dropout", "lanes", "batch", "notes", "setting")
 
 
-@dataclass(frozen=True, eq=False)
-class Survey:
+@dataclass(frozen=True, eq=False, repr=False)
+class Survey(Shown):
     """What `survey` has measured; None for what this layer does not have, or was left out.
 
     Several bidirectional layers have no map, lags or shares, since a loss reaches both ways there; a gradient that is 0
@@ -88,6 +89,11 @@ class Survey:
     batch: int = 0
     notes: Sequence[str] = field(default=())
     setting: Setting = field(default=Setting())  # it is frozen
+
+    def __repr__(self) -> str:
+        there = [entry.name for entry in fields(self) if entry.name not in _CONDITIONS and getattr(self, entry.name)]
+        said = f"\n{self.verdict.headline}" if self.measures else ""
+        return f"Survey of {self.name}: {', '.join(there) or 'nothing measured'}{said}"
 
     @property
     def measures(self) -> tuple[Any, ...]:

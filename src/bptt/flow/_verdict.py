@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags, Shares
 from ._lyapunov import Lyapunov
 from ._plain import in_words
+from ._shown import Shown
 from ._spectrum import Spectrum
 from ._wording import STEADY, number, percent, steps, trend
 
@@ -51,15 +52,15 @@ NOTHING = "Nothing to change"
 """What a verdict without advice says."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Shown):
     """What to conclude from several measurements.
 
-    headline: the most telling conclusion. plain: what it means, for a reader who trains nets; "" where the lags were
-    not measured. findings: (topic, conclusion) of each measurement, the headline's included.
-    advice: what to change, each with the measurement behind it: first what breaks training, then what it cannot learn,
-    then what it costs; empty where there is nothing to change. conditions: how it was measured, where that
-    is not how the net is trained. `str` writes all of it, for a screen.
+    headline: the most telling conclusion; of: the measurement that it is of. plain: what it means, for a reader who
+    trains nets; "" where the lags were not measured. findings: (topic, conclusion) of each measurement, the headline's
+    included. advice: what to change, each with the measurement behind it: first what breaks training, then what it
+    cannot learn, then what it costs; empty where there is nothing to change. conditions: how it was measured, where
+    that is not how the net is trained. `str` writes all of it, for a screen; a notebook shows it with its picture.
     """
 
     headline: str
@@ -67,6 +68,11 @@ class Verdict:
     advice: tuple[str, ...]
     conditions: tuple[str, ...] = ()
     plain: str = ""
+    of: Any = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        change = f"{len(self.advice)} to change" if self.advice else NOTHING.lower()
+        return f"Verdict: {self.headline}\n({len(self.findings)} findings, {change}; print it to read them)"
 
     def __str__(self) -> str:
         width = max(len(topic) for topic, _ in self.findings)
@@ -116,6 +122,7 @@ def verdict(*measures: Any) -> Verdict:
         findings=tuple(findings),
         advice=tuple(dict.fromkeys(text for _, text in ordered)),
         plain="" if lags is None else in_words(lags),
+        of=first,
     )
 
 

@@ -1,6 +1,7 @@
 """Pictures of what `bptt.flow` measures: each function returns a matplotlib Figure whose title says what to conclude.
 
-Nothing is shown and no pyplot state is touched: `figure.savefig("map.png")` writes a picture, a notebook shows it.
+No pyplot state is touched: `figure.savefig("map.png")` writes a picture, a notebook shows it without
+`%matplotlib inline`, and the measurement itself with its sentence (`html`).
 `bptt.plots` needs matplotlib (`pip install 'bptt[plots]'`) and is imported by its own name.
 """
 
@@ -12,6 +13,7 @@ try:
     from ._figures import figures as figures
     from ._gates import gates as gates
     from ._graph import graph as graph
+    from ._html import html as html
     from ._jacobians import jacobians as jacobians
     from ._lag_map import lag_map as lag_map
     from ._lyapunov import lyapunov as lyapunov

@@ -12,7 +12,7 @@ from ..flow import conclusion
 from ..flow._compare import Comparison
 from ..flow._costs import memory_of_all
 from ..flow._wording import number
-from ._style import BLACK, BLUE, GREY, VERMILLION, empty, logarithmic, styled, title
+from ._style import BLACK, BLUE, GREY, VERMILLION, Picture, empty, logarithmic, styled, title
 
 __all__ = ["comparison"]
 
@@ -33,7 +33,7 @@ def comparison(measure: Comparison) -> Figure:
     rows = sorted(measure.rows, key=lambda row: row.seconds)
     same = memory_of_all(measure)
     memory = same is None and any(row.bytes is not None for row in rows)
-    figure = Figure(figsize=(8.0, max(3.2, 1.7 + 0.34 * len(rows))), layout="constrained")
+    figure = Picture(figsize=(8.0, max(3.2, 1.7 + 0.34 * len(rows))), layout="constrained")
     errors, time, *more = figure.subplots(
         1, 3 if memory else 2, sharey=True, width_ratios=[3, 1.5, 1.3] if memory else [3, 1.8]
     )

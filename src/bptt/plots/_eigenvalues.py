@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..flow import conclusion
 from ..flow._spectrum import Spectrum
 from ..flow._wording import number
-from ._style import BLUE, GREY, VERMILLION, empty, styled, title
+from ._style import BLUE, GREY, VERMILLION, Picture, empty, styled, title
 
 __all__ = ["eigenvalues"]
 
@@ -27,7 +27,7 @@ def eigenvalues(measure: Spectrum) -> Figure:
     gates = len(measure.gates)
     columns = gates if gates <= 3 else 2
     rows = -(-gates // columns)
-    figure = Figure(figsize=(8.0, 4.6 if gates == 1 else 4.0 if rows == 1 else 6.8), layout="constrained")
+    figure = Picture(figsize=(8.0, 4.6 if gates == 1 else 4.0 if rows == 1 else 6.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     angle = np.linspace(0, 2 * np.pi, 361)
     there = np.abs(measure.eigenvalues[np.isfinite(measure.eigenvalues)])

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from ..flow import conclusion
 from ..flow._gates import Gates
 from ..flow._wording import percent
-from ._style import BLUE, ORANGE, empty, styled, title
+from ._style import BLUE, ORANGE, Picture, empty, styled, title
 
 __all__ = ["gates"]
 
@@ -26,7 +26,7 @@ def gates(measure: Gates) -> Figure:
     ['i', 'f', 'g', 'o']
     """
     count = len(measure.names)
-    figure = Figure(figsize=(8.0, 3.3), layout="constrained")
+    figure = Picture(figsize=(8.0, 3.3), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
     for i, (ax, name) in enumerate(zip(panels, measure.names, strict=True)):
         edges, counts = measure.edges[i], measure.counts[i].astype(np.float64)

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..flow import conclusion
 from ..flow._lyapunov import Lyapunov
-from ._style import BLACK, GREY, LINES, empty, sparse, styled, title
+from ._style import BLACK, GREY, LINES, Picture, empty, sparse, styled, title
 
 __all__ = ["lyapunov"]
 
@@ -24,7 +24,7 @@ def lyapunov(measure: Lyapunov) -> Figure:
     >>> [ax.get_xlabel() for ax in figure.axes]
     ['index, descending', 'steps averaged over']
     """
-    figure = Figure(figsize=(8.0, 3.8), layout="constrained")
+    figure = Picture(figsize=(8.0, 3.8), layout="constrained")
     spectrum, running = figure.subplots(1, 2)
     values = np.where(np.isfinite(measure.exponents), measure.exponents, np.nan)
     index = np.arange(1, len(values) + 1)

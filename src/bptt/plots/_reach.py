@@ -14,7 +14,7 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from ..flow import pairs
 from ..flow._wording import number, percent
 from ..policies import Chunked, Full, Policy, Randomized, Truncated, parse
-from ._style import HEAT, styled, title
+from ._style import HEAT, Picture, styled, title
 
 __all__ = ["reach"]
 
@@ -40,7 +40,7 @@ def reach(policies: Sequence[Policy | str] = POLICIES, T: int = 15, *, seed: int
     weights = [pairs(policy, T, seed=seed) for policy in chosen]
     columns = min(len(chosen), 4)
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(8.0, 0.9 + 2.3 * rows), layout="constrained")
+    figure = Picture(figsize=(8.0, 0.9 + 2.3 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     # Without the brightest colours, which the white of what gets no gradient would swallow.
     shades = ListedColormap(colormaps[HEAT](np.linspace(0, 0.85, 256)))

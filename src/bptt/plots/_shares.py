@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..flow import Shares, conclusion
 from ..flow._costs import CLOSE
-from ._style import BLUE, GREY, LINES, styled, title
+from ._style import BLUE, GREY, LINES, Picture, styled, title
 
 __all__ = ["shares"]
 
@@ -25,7 +25,7 @@ def shares(measure: Shares, *, layer: int | None = None) -> Figure:
     >>> [ax.get_ylabel() for ax in figure.axes]
     ['share of dL/dW_hh', 'error when cut behind']
     """
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    figure = Picture(figsize=(8.0, 5.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     i = int(np.argmax(np.nan_to_num(measure.bias[:, 0]))) if layer is None else layer
     at = np.arange(measure.share.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from io import BytesIO
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
@@ -26,6 +27,7 @@ __all__ = [
     "LINES",
     "PALE",
     "STYLE",
+    "Picture",
     "blank",
     "empty",
     "logarithmic",
@@ -95,10 +97,19 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return inside
 
 
+class Picture(Figure):
+    """A figure that a notebook shows as it is: without pyplot, and without `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        self.savefig(content, format="png", dpi=self.dpi)
+        return content.getvalue()
+
+
 def blank(ax: Axes | None, size: tuple[float, float] = (8.0, 4.0)) -> tuple[Figure, Axes]:
     """The axes given with their figure, or new ones, in a figure that belongs to no pyplot state."""
     if ax is None:
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Picture(figsize=size, layout="constrained")
         return figure, figure.add_subplot()
     own = ax.get_figure(root=True)
     if own is None:

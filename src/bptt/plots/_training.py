@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..flow import conclusion
-from ._style import BLUE, GREY, LINES, logarithmic, sparse, styled, title
+from ._style import BLUE, GREY, LINES, Picture, logarithmic, sparse, styled, title
 
 __all__ = ["training"]
 
@@ -36,7 +36,7 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
     step = np.array([record["step"] for record in records])
     horizon = _column(records, "horizon")
     rows = 2 + bool(np.any(np.isfinite(horizon)))
-    figure = Figure(figsize=(8.0, 1.0 + 1.75 * rows), layout="constrained")
+    figure = Picture(figsize=(8.0, 1.0 + 1.75 * rows), layout="constrained")
     loss, norm, *more = figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1, 0.9][:rows])
     curves = {"training": _column(records, "perplexity"), "held out": _column(records, "heldout_perplexity")}
     for line, (name, values) in zip(LINES, curves.items(), strict=False):

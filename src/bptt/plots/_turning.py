@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..equations.bounds import power_directions
 from ..flow._wording import number
-from ._style import COLOURS, GREY, styled
+from ._style import COLOURS, GREY, Picture, styled
 
 __all__ = ["turning"]
 
@@ -43,7 +42,7 @@ def turning(W: npt.ArrayLike, v: npt.ArrayLike, steps: int, path: str | Path, *,
     if not np.all(np.isfinite(turned)):
         raise ValueError(f"v must hold vectors that powers of W do not map to 0: got {vectors.tolist()}")
     target = Path(path)
-    figure = Figure(figsize=(5.6, 5.8), layout="constrained")
+    figure = Picture(figsize=(5.6, 5.8), layout="constrained")
     ax = figure.add_subplot()
     writer = PillowWriter(fps=per_second)
     with writer.saving(figure, str(target), dpi=90):
