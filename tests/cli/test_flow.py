@@ -31,6 +31,15 @@ def test_a_run_gets_a_verdict_a_report_and_pictures(run: Path, capsys: pytest.Ca
     assert result.status == 0, result.err
     assert "run: gru, 8 units, trained with gradient=full" in result.out
     assert re.search(r"90 % arises within \d+ steps", result.out)
+    head, _, rest = result.out.partition("\n\n")
+    said = dict(line.split(maxsplit=1) for line in head.splitlines()[1:])
+    assert list(said) == ["net", "data", "window", "lanes", "policy", "seed", "versions"]
+    assert re.match(r"GRU `recurrent`: 8 units on \d+ inputs, \d+ parameters", said["net"])
+    assert re.search(r"its held-out part of \d+ characters; measured \d{4}-\d\d-\d\d", said["data"])
+    assert "gradient=full in training" in said["policy"]
+    assert (
+        rest.index("gradient") < max(rest.find("What to change"), rest.find("Nothing to change")) < rest.index("by lag")
+    )
     assert "  training " in result.out
     folder = run / "flow"
     assert f"report: {folder / 'report.html'}" in result.out

@@ -68,7 +68,7 @@ def demo(
             Text(
                 f"held-out perplexity  {held:.2f}  after {trainer.step} steps of {config.gradient} gradients\n"
                 f"guessing by frequency {unigram(trainer):.2f}  (unigram, the same held-out text)\n\n"
-                f"{found.verdict.headline}\n"
+                f"{found.verdict.plain or found.verdict.headline}\n"
                 f"how far gradients travel, in pictures: open {report} in a browser\n\n"
                 f"everything lies in {run.path}/\n"
                 f"more text:   bptt sample {run.path} --prompt 'The ' --temperature 0.5\n"

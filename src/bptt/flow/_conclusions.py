@@ -159,8 +159,9 @@ def steady_change(lags: Lags, i: int, them: str = "they") -> str:
     lies off that line, that is said. them: "they", or "it" for one gradient.
     """
     rate, norm = float(lags.rate[i]), lags.curve(i)[0]
-    first = "from lag 1 on " if len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF else ""
-    return f"{first}{change(rate, them)}{steadily(lags, i)}"
+    behind = len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF
+    begin = "from one step back on " if them == "it" else "from lag 1 on "
+    return f"{begin * behind}{change(rate, them)}{steadily(lags, i)}"
 
 
 def reach_of(lags: Lags, i: int, part: float = 0.9) -> str:

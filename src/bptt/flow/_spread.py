@@ -6,6 +6,7 @@ Legend: K lags; a curve is a mean norm `[K]`, NaN where there is no data.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,87 +15,119 @@ from ._horizon import fit_decay, left
 from ._lags import Lags
 from ._wording import STEADY, half_life, number, percent
 
-__all__ = ["halves", "lost", "rates", "rest", "steadily"]
+__all__ = ["Range", "halves", "lost", "rates", "rest", "steadily"]
 
 Floats = npt.NDArray[np.float64]
 
 MIDDLE = 0.8
 """The part of the losses that a range is told for, "8 in 10": a single one says little."""
 
-ENOUGH = 0.5
-"""The part of the lags measured that a lane or a loss must reach for its decay to be told."""
+FAR = 0.5
+"""The part of the lags behind a fit, or behind the lag at which half is left, that a lane or a loss must reach too."""
 
 
-def rates(curves: Floats | None, lags: Lags, layer: int) -> Floats:
-    """The factor per step of each curve of a layer, fitted as `Lags.rate` is; of those that reach far enough."""
-    return _each(curves, lags, layer, lambda norm: fit_decay(norm, np.ones(len(norm)))[0])
+@dataclass(frozen=True)
+class Range:
+    """What the lanes and the losses make of a number, those that reach far enough: the long lanes and the late losses.
+    all_lanes, all_losses: whether all do.
+    """
+
+    lanes: Floats
+    losses: Floats
+    all_lanes: bool
+    all_losses: bool
+
+    def each(self, change: Callable[[Floats], Floats]) -> Range:
+        """The same numbers in another unit."""
+        return replace(self, lanes=change(self.lanes), losses=change(self.losses))
 
 
-def halves(curves: Floats | None, lags: Lags, layer: int) -> Floats:
-    """The lag at which at most half of each curve of a layer is left, infinite where more is left at the last one."""
+def rates(lags: Lags, layer: int) -> Range:
+    """The factor per step of each lane and loss, fitted over the lags over which `Lags.rate` is."""
+    lag = np.flatnonzero(np.nan_to_num(lags.norm[layer]) > 0)
+    lag = lag[lag > 0] if len(lag) > 2 else lag
+    first = int(lag[-max(2, -(-len(lag) // 2))]) if len(lag) > 1 else 0  # as in `fit_decay`
 
-    def half(norm: Floats) -> float:
-        at = left(norm)[0]
+    def rate(norm: Floats) -> float:
+        return fit_decay(norm, (np.arange(len(norm)) >= first).astype(float), part=1.0)[0]
+
+    return _over(lags, layer, first + int(FAR * (lags.measured[layer] - first)), rate)
+
+
+def halves(lags: Lags, layer: int) -> Range:
+    """The lag at which at most half is left of each lane and loss, infinite where more is left at twice the lag at
+    which half of their mean is.
+    """
+    half = left(lags.curve(layer)[0])[0]
+    need = _twice(half, lags, layer)
+
+    def first(norm: Floats) -> float:
+        at = left(norm[:need])[0]
         return np.inf if at is None else float(at)
 
-    return _each(curves, lags, layer, half)
+    return _over(lags, layer, need, first)
 
 
 def steadily(lags: Lags, layer: int) -> str:
     """In parentheses, behind `change(rate)` and in its unit: the range of the rate over lanes and over losses."""
-    found = [rates(curves, lags, layer) for curves in (lags.lane_norm, lags.loss_norm)]
-    rate, every = float(lags.rate[layer]), np.concatenate(found)
+    found, rate = rates(lags, layer), float(lags.rate[layer])
     if not 0.5 < rate < 2:
         return _said(found, percent if rate < 1 else number)
+    every = np.concatenate([found.lanes, found.losses])
     if half_life(rate) > 10 * STEADY or np.any((every >= 1) if rate < 1 else (every <= 1)):
-        return _said(
-            [values - 1 for values in found], lambda value: f"{'+' if value > 0 else ''}{percent(value)} a step"
-        )
-    return _said([np.array([half_life(r) for r in values]) for values in found], number)
+        return _said(found.each(lambda rate: rate - 1), lambda value: f"{'+' * (value > 0)}{percent(value)} a step")
+    return _said(found.each(lambda rate: np.array([half_life(r) for r in rate])), number)
 
 
 def lost(lags: Lags, layer: int) -> str:
     """In parentheses: the range over lanes and over losses of the lag at which half is left."""
-    last = f"more than {lags.lag[-1]}"
-    found = [halves(curves, lags, layer) for curves in (lags.lane_norm, lags.loss_norm)]
-    return _said(found, lambda value: number(value) if np.isfinite(value) else last)
+    beyond = f"more than {_twice(left(lags.curve(layer)[0])[0], lags, layer) - 1}"
+    return _said(halves(lags, layer), lambda value: number(value) if np.isfinite(value) else beyond)
 
 
 def rest(lags: Lags, layer: int, say: Callable[[float], str]) -> str:
     """In parentheses: the range over lanes of the part that is left at the last lag, of those that reach it."""
-    parts = _each(lags.lane_norm, lags, layer, lambda norm: left(norm)[1], enough=1.0)
-    return _said([parts, parts[:0]], say)
+    found = _over(lags, layer, int(lags.measured[layer]), lambda norm: left(norm)[1])
+    return _said(replace(found, losses=found.losses[:0]), say)
 
 
-def _each(
-    curves: Floats | None, lags: Lags, layer: int, of: Callable[[Floats], float], enough: float = ENOUGH
-) -> Floats:
-    """What a function makes of each curve that reaches far enough and has anything to lose."""
-    values = []
-    for curve in () if curves is None else curves[layer]:
-        norm = curve[~np.isnan(curve)]
-        if len(norm) > 1 and len(norm) >= enough * lags.measured[layer] and norm[0] > 0 and np.isfinite(norm).all():
-            values.append(of(norm))
-    found = np.array(values)
-    return found[~np.isnan(found)]
+def _twice(half: int | None, lags: Lags, layer: int) -> int:
+    """Lags that show where half is lost, of a lane or loss that may take twice as long as the mean."""
+    most = int(lags.measured[layer])
+    return most if half is None else min(most, 2 * half + 1)
 
 
-def _said(found: list[Floats], say: Callable[[float], str]) -> str:
+def _over(lags: Lags, layer: int, need: int, of: Callable[[Floats], float]) -> Range:
+    """What a function makes of each lane and loss that reaches so many lags and has anything to lose."""
+    values: list[list[float]] = [[], []]
+    whole = [True, True]
+    for i, curves in enumerate((lags.lane_norm, lags.loss_norm)):
+        for curve in () if curves is None else curves[layer]:
+            norm = curve[~np.isnan(curve)]
+            if not len(norm):
+                continue
+            if len(norm) > 1 and len(norm) >= need and norm[0] > 0 and np.isfinite(norm).all():
+                values[i].append(of(norm))
+            else:
+                whole[i] = False
+    lanes, losses = (np.array(found)[~np.isnan(found)] for found in values)
+    return Range(lanes, losses, *whole)
+
+
+def _said(found: Range, say: Callable[[float], str]) -> str:
     """The ranges of lanes and of losses in words; "" where there is but one of each."""
-    lanes, losses = found
+    lanes, losses = "lanes" if found.all_lanes else "long lanes", "losses" if found.all_losses else "late losses"
+    named = [(name, values) for name, values in ((lanes, found.lanes), (losses, found.losses)) if len(values) > 1]
+    if not named:
+        return ""
+    if len({say(float(value)) for _, values in named for value in values}) == 1:
+        return f" (mean of this batch, {' and '.join(name for name, _ in named)} alike)"
     parts = []
-    of = [name for name, values in (("lanes", lanes), ("losses", losses)) if len(values) > 1]
-    if of and len({say(float(value)) for value in np.concatenate(found)}) == 1:
-        return f" (mean of this batch, {' and '.join(of)} alike)"
-    if len(lanes) > 1:
-        parts.append(f"lanes {_range(lanes, say)}")
-    if len(losses) > 1:
-        middle = np.quantile(losses, [(1 - MIDDLE) / 2, (1 + MIDDLE) / 2], method="nearest")
-        parts.append(f"8 in 10 losses {_range(middle, say)}")
-    return f" (mean of this batch; {', '.join(parts)})" if parts else ""
-
-
-def _range(values: Floats, say: Callable[[float], str]) -> str:
-    """The smallest and the largest, once where they read alike."""
-    low, high = say(float(values.min())), say(float(values.max()))
-    return low if low == high else f"{low} to {high}"
+    for name, values in named:
+        ends, who = values, name
+        if name == losses:
+            ends = np.quantile(values, [(1 - MIDDLE) / 2, (1 + MIDDLE) / 2], method="nearest")
+            who = f"8 in 10 {name}"
+        low, high = say(float(ends.min())), say(float(ends.max()))
+        parts.append(f"{who} {low if low == high else f'{low} to {high}'}")
+    return f" (mean of this batch; {', '.join(parts)})"
