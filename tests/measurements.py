@@ -9,8 +9,9 @@ from bptt.flow._cell_path import CellPath
 from bptt.flow._compare import Comparison, Row
 from bptt.flow._gates import Gates
 from bptt.flow._jacobians import Jacobians, Products
-from bptt.flow._lags import LagMap, Lags, Shares
+from bptt.flow._lags import LagMap, Lags
 from bptt.flow._lyapunov import Lyapunov
+from bptt.flow._shares import Shares
 from bptt.flow._spectrum import Spectrum
 
 NAN, INF = float("nan"), float("inf")

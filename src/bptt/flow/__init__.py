@@ -30,10 +30,8 @@ from ._jacobians import jacobians as jacobians
 from ._jacobians import products as products
 from ._lags import LagMap as LagMap
 from ._lags import Lags as Lags
-from ._lags import Shares as Shares
 from ._lags import by_lag as by_lag
 from ._lags import lag_map as lag_map
-from ._lags import shares as shares
 from ._lyapunov import Lyapunov as Lyapunov
 from ._lyapunov import lyapunov as lyapunov
 from ._pairs import pairs as pairs
@@ -42,6 +40,8 @@ from ._recording import record as record
 from ._scanned import Scanned as Scanned
 from ._scanned import scanned as scanned
 from ._setting import Setting as Setting
+from ._shares import Shares as Shares
+from ._shares import shares as shares
 from ._spectrum import Directions as Directions
 from ._spectrum import Spectrum as Spectrum
 from ._spectrum import directions as directions

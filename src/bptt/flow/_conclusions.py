@@ -16,8 +16,9 @@ from ._costs import CLOSE, sentence
 from ._gates import Gates
 from ._horizon import horizon, left, settled
 from ._jacobians import Jacobians, Products
-from ._lags import LagMap, Lags, Shares
+from ._lags import LagMap, Lags
 from ._lyapunov import Lyapunov
+from ._shares import Shares
 from ._spectrum import Spectrum
 from ._spread import lost, rest, steadily
 from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import index
 from typing import Any
 
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from ..engine import Walk
 from ..kernels import Columns, Frames, Swept, Wanted
-from ..policies import Full, Reach
+from ..policies import Reach
 from ._chain import Chain, Subject, chain_of
 from ._horizon import fit_decay, horizon, settled, straight
 from ._recording import Loss, Recording, recorded
 from ._shown import Shown
 
-__all__ = ["LAGS", "LagMap", "Lags", "Shares", "by_lag", "lag_map", "shares"]
+__all__ = ["LAGS", "LagMap", "Lags", "by_lag", "check_one_way", "lag_map", "sweeps_by_loss"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -163,23 +162,6 @@ class Lags(Shown):
         return self.norm[layer][there], self.counts[layer][there]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Shares(Shown):
-    """dL/dW_hh by lag: the part of the weights' gradient that travelled so many steps.
-
-    edges: `[M+1]` bin m holds the lags edges[m] <= lag < edges[m+1]. norm: `[L, M]` |G_m|, Frobenius norm of a bin's
-    part. share: `[L, M]` <G_m, G> / |G|^2, which adds up to 1 over bins and may be negative. bias: `[L, M]`
-    |G_0 + ... + G_m - G| / |G|, the relative error of cutting behind bin m. total: `[L]` |G|, G the sum over all bins.
-    """
-
-    layers: tuple[str, ...]
-    edges: Ints
-    norm: Floats
-    share: Floats
-    bias: Floats
-    total: Floats
-
-
 def lag_map(
     subject: Subject,
     batch: Any = None,
@@ -217,7 +199,7 @@ def lag_map(
     if not isinstance(subject, torch.nn.Module | Recording):
         return _map_of_chain(chain_of(subject, batch, loss), lags, every, lanes, at)
     recording = recorded(subject, batch, loss)
-    _check_one_way(recording)
+    check_one_way(recording)
     T, names = recording.T, recording.names
     K, last = _lags(lags, T), _losses(every, at, T)
     B = recording.B if lanes is None else min(lanes, recording.B)
@@ -227,7 +209,7 @@ def lag_map(
     row[last] = np.arange(len(last))
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
     with torch.no_grad():
-        for k, frames, swept, lag, open in _by_loss(recording, K, last, lanes):
+        for k, frames, swept, lag, open in sweeps_by_loss(recording, K, last, lanes):
             assert swept.adjoint is not None
             squares = swept.adjoint.double().square().sum(-1)
             if swept.adjoint_c is not None:
@@ -283,68 +265,7 @@ def by_lag(map: LagMap) -> Lags:
     return Lags(*known, lane_norm=map.lane_norm, loss_norm=map.each)
 
 
-def shares(
-    subject: torch.nn.Module | Recording,
-    batch: Any = None,
-    loss: Loss | None = None,
-    *,
-    edges: Sequence[int] | None = None,
-) -> Shares:
-    """The gradient of the recurrent weights by the number of steps it has travelled: short range against long range.
-
-    dL/dW_hh = sum_k G_k,  G_k = sum_t da_{t-k}^(t) h_{t-k-1}',  da^(t) what the loss at t sends to the pre-activations
-
-    subject, batch, loss: as in `record`, or a Recording alone. edges: of the bins, lags counted from 0, ascending;
-    default 0, 1, 2, 4, 8, ... to at most 256. A last bin holds all lags beyond the last edge, by difference from the
-    full gradient, so that nothing is missing.
-
-    Raises ValueError for edges that do not ascend from 0, and as `lag_map` does.
-
-    >>> import torch, bptt
-    >>> s = bptt.flow.shares(bptt.nn.GRU(2, 3), torch.randn(20, 4, 2), lambda y: y.square().mean())
-    >>> s.edges.tolist(), round(float(s.share[0].sum()), 6)
-    ([0, 1, 2, 4, 8, 16, 20], 1.0)
-    """
-    recording = recorded(subject, batch, loss)
-    _check_one_way(recording)
-    T = recording.T
-    if edges is None:
-        bounds = [0, *(2**i for i in range(9) if 2**i < T)]
-    else:
-        bounds = [index(edge) for edge in edges]
-        if bounds[:1] != [0] or any(b <= a for a, b in pairwise(bounds)):
-            raise ValueError(f"edges must ascend from 0: got {list(edges)}")
-        bounds = [b for b in bounds if b < T]
-    K, L = bounds[-1] or 1, len(recording.names)
-    shapes = [w.hh.shape for w in recording.weights]
-    parts = [torch.zeros(len(bounds), *shape, dtype=torch.float64, device="cpu") for shape in shapes]
-    bins = torch.bucketize(torch.arange(K, device="cpu"), torch.tensor(bounds[1:], device="cpu"), right=True)
-    with torch.no_grad():
-        walk = recording.walk()
-        for k, frames, swept, lag, _ in _by_loss(recording, K, None, None, walk):
-            tape, cell = walk.tapes[k], recording.cell
-            gates = swept.da if tape.gates is None else frames.spread(tape.gates)
-            da, h = cell.recurrent(swept.da, gates), frames.spread(tape.prev[0])
-            bin = torch.where(lag >= 0, bins[lag.clamp(min=0)], -1)
-            for m in bin.unique().tolist():
-                if m >= 0:
-                    rows = bin == m
-                    parts[k][m] += (da[rows].double().T @ h[rows].double()).cpu()
-        total = _full(recording)
-    for k, G in enumerate(total):
-        parts[k][-1] += G - parts[k].sum(0)  # the last bin: what lies beyond the lags walked
-    size = np.array([float(G.norm()) for G in total])
-    norm, share, bias = (np.zeros((L, len(bounds))) for _ in range(3))
-    for k, G in enumerate(total):
-        flat, whole = parts[k].flatten(1), G.flatten()
-        norm[k] = flat.norm(dim=1).numpy()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share[k] = (flat @ whole).numpy() / size[k] ** 2
-            bias[k] = (flat.cumsum(0) - whole).norm(dim=1).numpy() / size[k]
-    return Shares(recording.names, np.array([*bounds, T]), norm, share, bias, size)
-
-
-def _by_loss(
+def sweeps_by_loss(
     recording: Recording, K: int, at: Ints | None, lanes: int | None, walk: Walk | None = None
 ) -> Iterator[tuple[int, Frames, Swept, Tensor, Tensor]]:
     """The sweeps of the walk in which every loss is a block: (k, frames, what came back, lag `[R, N]`, whether no reset
@@ -379,7 +300,7 @@ def _by_loss(
         yield k, frames, swept, torch.where((lag >= 0) & (lag < K) & sent, lag, -1), reached
 
 
-def _check_one_way(recording: Recording) -> None:
+def check_one_way(recording: Recording) -> None:
     """Raise ValueError where a loss reaches both ways, so that it has no lag."""
     if recording.layer.bidirectional and recording.layer.num_layers > 1:
         raise ValueError("a loss reaches both ways in several bidirectional layers: measure one bidirectional layer")
@@ -446,15 +367,6 @@ def _present(lengths: Ints, t: Ints, lag: Ints, name: str) -> Ints:
     alive = np.searchsorted(np.sort(lengths), last, side="right")
     inside = np.ones_like(last, dtype=bool) if reverse else t[:, None] >= lag
     return np.where(inside, len(lengths) - alive, 0)
-
-
-def _full(recording: Recording) -> list[Tensor]:
-    """dL/dW_hh of every layer and direction, float64."""
-    stack, tensors = recording.stack(Full()), recording.call.tensors
-    outputs, tape = stack.forward(tensors, keep=True)
-    cotangents = (recording.dy, *recording.dfinal)
-    grads, _ = stack.gradients(tensors, outputs, tape, cotangents, (True,) * len(tensors), want_adjoints=False)
-    return [w.hh.double().cpu() for w in stack.weights(grads)]
 
 
 def _tail(norm: Floats, rate: float) -> float:

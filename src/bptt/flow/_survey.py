@@ -15,11 +15,12 @@ from ._chain import LayerChain
 from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
-from ._lags import LAGS, LagMap, Lags, Shares, by_lag, lag_map, shares
+from ._lags import LAGS, LagMap, Lags, by_lag, lag_map
 from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
 from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
 from ._setting import Setting
+from ._shares import Shares, shares
 from ._shown import Shown
 from ._spectrum import Spectrum, spectrum
 from ._verdict import Verdict, verdict

@@ -16,9 +16,10 @@ from ._costs import advice
 from ._gates import Gates
 from ._horizon import left
 from ._jacobians import Jacobians, Products
-from ._lags import LagMap, Lags, Shares
+from ._lags import LagMap, Lags
 from ._lyapunov import Lyapunov
 from ._plain import in_words
+from ._shares import Shares
 from ._shown import Shown
 from ._spectrum import Spectrum
 from ._wording import STEADY, number, percent, steps, trend

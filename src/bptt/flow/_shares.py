@@ -1,0 +1,114 @@
+"""The gradient of the recurrent weights by lag: short range against long range.
+
+Legend: T steps, L layers (and directions, as torch.nn orders them), M bins of lags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import index
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..policies import Full
+from ._lags import check_one_way, sweeps_by_loss
+from ._recording import Loss, Recording, recorded
+from ._shown import Shown
+
+__all__ = ["Shares", "shares"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shares(Shown):
+    """dL/dW_hh by lag: the part of the weights' gradient that travelled so many steps.
+
+    edges: `[M+1]` bin m holds the lags edges[m] <= lag < edges[m+1]. norm: `[L, M]` |G_m|, Frobenius norm of a bin's
+    part. share: `[L, M]` <G_m, G> / |G|^2, which adds up to 1 over bins and may be negative. bias: `[L, M]`
+    |G_0 + ... + G_m - G| / |G|, the relative error of cutting behind bin m. total: `[L]` |G|, G the sum over all bins.
+    """
+
+    layers: tuple[str, ...]
+    edges: Ints
+    norm: Floats
+    share: Floats
+    bias: Floats
+    total: Floats
+
+
+def shares(
+    subject: torch.nn.Module | Recording,
+    batch: Any = None,
+    loss: Loss | None = None,
+    *,
+    edges: Sequence[int] | None = None,
+) -> Shares:
+    """The gradient of the recurrent weights by the number of steps it has travelled: short range against long range.
+
+    dL/dW_hh = sum_k G_k,  G_k = sum_t da_{t-k}^(t) h_{t-k-1}',  da^(t) what the loss at t sends to the pre-activations
+
+    subject, batch, loss: as in `record`, or a Recording alone. edges: of the bins, lags counted from 0, ascending;
+    default 0, 1, 2, 4, 8, ... to at most 256. A last bin holds all lags beyond the last edge, by difference from the
+    full gradient, so that nothing is missing.
+
+    Raises ValueError for edges that do not ascend from 0, and as `lag_map` does.
+
+    >>> import torch, bptt
+    >>> s = bptt.flow.shares(bptt.nn.GRU(2, 3), torch.randn(20, 4, 2), lambda y: y.square().mean())
+    >>> s.edges.tolist(), round(float(s.share[0].sum()), 6)
+    ([0, 1, 2, 4, 8, 16, 20], 1.0)
+    """
+    recording = recorded(subject, batch, loss)
+    check_one_way(recording)
+    T = recording.T
+    if edges is None:
+        bounds = [0, *(2**i for i in range(9) if 2**i < T)]
+    else:
+        bounds = [index(edge) for edge in edges]
+        if bounds[:1] != [0] or any(b <= a for a, b in pairwise(bounds)):
+            raise ValueError(f"edges must ascend from 0: got {list(edges)}")
+        bounds = [b for b in bounds if b < T]
+    K, L = bounds[-1] or 1, len(recording.names)
+    shapes = [w.hh.shape for w in recording.weights]
+    parts = [torch.zeros(len(bounds), *shape, dtype=torch.float64, device="cpu") for shape in shapes]
+    bins = torch.bucketize(torch.arange(K, device="cpu"), torch.tensor(bounds[1:], device="cpu"), right=True)
+    with torch.no_grad():
+        walk = recording.walk()
+        for k, frames, swept, lag, _ in sweeps_by_loss(recording, K, None, None, walk):
+            tape, cell = walk.tapes[k], recording.cell
+            gates = swept.da if tape.gates is None else frames.spread(tape.gates)
+            da, h = cell.recurrent(swept.da, gates), frames.spread(tape.prev[0])
+            bin = torch.where(lag >= 0, bins[lag.clamp(min=0)], -1)
+            for m in bin.unique().tolist():
+                if m >= 0:
+                    rows = bin == m
+                    parts[k][m] += (da[rows].double().T @ h[rows].double()).cpu()
+        total = _full(recording)
+    for k, G in enumerate(total):
+        parts[k][-1] += G - parts[k].sum(0)  # the last bin: what lies beyond the lags walked
+    size = np.array([float(G.norm()) for G in total])
+    norm, share, bias = (np.zeros((L, len(bounds))) for _ in range(3))
+    for k, G in enumerate(total):
+        flat, whole = parts[k].flatten(1), G.flatten()
+        norm[k] = flat.norm(dim=1).numpy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share[k] = (flat @ whole).numpy() / size[k] ** 2
+            bias[k] = (flat.cumsum(0) - whole).norm(dim=1).numpy() / size[k]
+    return Shares(recording.names, np.array([*bounds, T]), norm, share, bias, size)
+
+
+def _full(recording: Recording) -> list[Tensor]:
+    """dL/dW_hh of every layer and direction, float64."""
+    stack, tensors = recording.stack(Full()), recording.call.tensors
+    outputs, tape = stack.forward(tensors, keep=True)
+    cotangents = (recording.dy, *recording.dfinal)
+    grads, _ = stack.gradients(tensors, outputs, tape, cotangents, (True,) * len(tensors), want_adjoints=False)
+    return [w.hh.double().cpu() for w in stack.weights(grads)]
