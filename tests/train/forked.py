@@ -22,9 +22,9 @@ SECONDS = 300
 
 
 def server() -> multiprocessing.context.ForkServerContext:
-    """What forks processes off a server that has imported the package once."""
+    """What forks processes off a server that has imported the package once, and what an optimizer imports when made."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "bptt.cli.app", __name__])
+    context.set_forkserver_preload(["pytest", "bptt.cli.app", "torch._dynamo", __name__])
     return context
 
 
