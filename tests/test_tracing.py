@@ -326,6 +326,7 @@ def test_an_exported_window_may_be_longer_than_the_sequence(gradient: str) -> No
         torch.testing.assert_close(module(x), layer(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_an_ahead_of_time_compiled_layer_runs() -> None:
     """Called with none, with one and with several of what a layer holds besides its inputs."""
