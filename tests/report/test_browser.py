@@ -182,6 +182,13 @@ def test_text_stands_out_from_the_page(opened, scheme):
     )
     for text in texts:
         assert contrast(text, back) > 4.5
+    buttons = opened.execute_script(
+        "return [...document.querySelectorAll('.updatemenu-button')].map(b => [b.querySelector('rect'), "
+        "b.querySelector('text')].map(e => [getComputedStyle(e).fill, getComputedStyle(e).fillOpacity]))"
+    )
+    assert len(buttons) == 2
+    for (ground, opacity), (text, _) in buttons:
+        assert contrast(text, ground if float(opacity) == 1 else back) > 4.5
 
 
 def contrast(one: str, other: str) -> float:

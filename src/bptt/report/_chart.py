@@ -45,7 +45,7 @@ def finish(figure: go.Figure, height: int = 400) -> go.Figure:
         margin={"l": 70, "r": 20, "t": 40, "b": 55},
         font={"family": "system-ui, sans-serif", "size": 13},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": FAINT, "activecolor": COLOURS[0]},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "traceorder": "normal"},
     )
     figure.update_xaxes(
         gridcolor=GRID, zerolinecolor=GRID, linecolor=FAINT, ticks="outside", tickcolor=FAINT, automargin=True

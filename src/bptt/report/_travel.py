@@ -74,6 +74,7 @@ def lag_map(measure: LagMap) -> go.Figure:
             for i, name in enumerate(measure.layers)
         ]
         menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.16, "xanchor": "left"}
+        menu["bgcolor"] = "#e3e8ee"  # its words are dark on either page
         figure.update_layout(updatemenus=[menu])
     figure.update_xaxes(title="t, step of the loss")
     figure.update_yaxes(title="lag, steps back")
