@@ -5,6 +5,7 @@ import base64
 import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import measurements as made
@@ -46,6 +47,18 @@ def test_a_measurement_has_a_short_repr_and_its_picture(name):
     found = PNG.search(measure._repr_html_())
     assert conclusion(measure).replace("<", "&lt;").replace(">", "&gt;") == found[1]
     assert base64.b64decode(found[2]).startswith(b"\x89PNG")
+
+
+def test_no_measurement_prints_its_arrays_and_each_has_a_picture():
+    from bptt.flow._shown import Shown
+    from bptt.flow._verdict import TOPICS
+    from bptt.plots._html import DRAWN
+
+    kinds = [kind for kind in vars(bptt.flow).values() if isinstance(kind, type) and is_dataclass(kind)]
+    arrays = [kind for kind in kinds if any(re.search("NDArray|Floats|Ints", f.type) for f in fields(kind))]
+    assert len(arrays) > 9
+    assert [kind for kind in arrays if not issubclass(kind, Shown)] == []
+    assert set(TOPICS) - {list, tuple} == set(DRAWN)
 
 
 def test_a_survey_and_its_verdict_say_what_matters():
