@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bptt.kernels import _walks, cpu
 
-CODES = {name: cpu.CODES[name] for name in ("tanh", "relu", "identity", "sigmoid")}
+CODES = {name: cpu.CODES[f"RNN_{name.upper()}"] for name in ("tanh", "relu", "identity", "sigmoid")}
 
 ULPS = {  # with fused multiply-add, and without
     ("sigmoid", np.float32): (2.46, 2.67),

@@ -1,4 +1,4 @@
-"""What a cell is: four formulas, each over any number of rows at once.
+"""What a cell is: its facts, and four formulas, each over any number of rows at once.
 
 Legend: H hidden units, P size of h (H, or `proj_size`), G gates, I input features. "..." stands for any leading
 shape: one step `[B]`, all steps `[T, B]`, or the rows of a block sweep.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,15 +45,48 @@ class Pullback(NamedTuple):
 
 
 class Cell(ABC):
-    """One recurrent cell, as formulas. Stateless: parameters arrive as `Weights`."""
+    """One recurrent cell: what is true of it, and its formulas. Stateless: parameters arrive as `Weights`.
+
+    Whatever anybody asks of a cell stands here, so that nobody else keeps a table of cells or tells them by a number.
+    """
 
     name: ClassVar[str]
+    """Of its layer in `bptt.nn.LAYERS`, of its equations, and in words."""
+    mode: str
+    """Its name in `CELLS`, and the mode of a layer that repeats it; torch.nn's where torch has the cell."""
+    gate_names: ClassVar[tuple[str, ...]]
+    """The G gates, in the order of the weights' rows; of a cell without gates the state itself."""
+    activations: tuple[str, ...]
+    """Of each gate, a name in `ACTIVATIONS`."""
+    tape_names: ClassVar[tuple[str, ...]] = ()
+    """The gate that each taped part belongs to: the gates' own values in the order of the rows, then what else is kept.
+    None: the state is the tape, and its values are the gate's."""
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+    """("h",) or ("h", "c")."""
+    keeps: ClassVar[str | None] = None
+    """The gate that multiplies the state of before, the last one of `state_names`: near 1 it remembers."""
+    admits: ClassVar[str | None] = None
+    """The gate that multiplies what is new, where that is not 1 minus `keeps`."""
+    inner: ClassVar[str | None] = None
+    """The last gate, where its recurrent product, bias included, stands inside a product with another gate: there
+    `recurrent` differs from `da`."""
+    projects: ClassVar[bool] = False
+    """Whether h may be projected, by `Weights.hr`."""
+    slope: float | None = None
+    """beta_h, the largest |f'|, of a cell that is h_t = f(W_hh h_{t-1} + ...) and no more."""
+
+    # Derived from the names, once for each class: a call of a small net asks for them often.
     gates_per_unit: ClassVar[int]
     """G: rows of the weights per hidden unit."""
     taped_per_unit: ClassVar[int]
     """Gate values kept per hidden unit and step."""
-    states: ClassVar[int] = 1
+    states: ClassVar[int]
     """1: the state is h. 2: it is (h, c)."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.gates_per_unit, cls.taped_per_unit = len(cls.gate_names), len(cls.tape_names)
+        cls.states = len(cls.state_names)
 
     def taped(self, w: Weights) -> int:
         """F: gate values kept per lane and step."""

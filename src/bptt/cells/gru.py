@@ -14,9 +14,11 @@ __all__ = ["GRU"]
 class GRU(Cell):
     """Taped: r, z, n and m = W_hn h_{t-1} + b_hn, in this order."""
 
-    name = "gru"
-    gates_per_unit = 3
-    taped_per_unit = 4
+    name, mode = "gru", "GRU"
+    gate_names = ("r", "z", "n")
+    activations = ("sigmoid", "sigmoid", "tanh")
+    tape_names = ("r", "z", "n", "n")
+    keeps, inner = "z", "n"
 
     def project(self, x: Tensor, w: Weights) -> Tensor:
         # b_hn is inside the reset gate's product (4.3), so only the other recurrent biases may join beforehand.

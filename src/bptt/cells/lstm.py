@@ -14,10 +14,11 @@ __all__ = ["LSTM"]
 class LSTM(Cell):
     """Taped: i, f, g, o, in this order (torch's)."""
 
-    name = "lstm"
-    gates_per_unit = 4
-    taped_per_unit = 4
-    states = 2
+    name, mode = "lstm", "LSTM"
+    gate_names = tape_names = ("i", "f", "g", "o")
+    activations = ("sigmoid", "sigmoid", "tanh", "sigmoid")
+    state_names = ("h", "c")
+    keeps, admits, projects = "f", "i", True
 
     def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
         a_i, a_f, a_g, a_o = parts(gx + functional.linear(h, w.hh), 4)

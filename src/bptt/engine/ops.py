@@ -124,7 +124,7 @@ def text(stack: Stack, memory: Memory) -> str:
     reach = stack.reach
     return " ".join(
         [
-            *[mode for mode, cell in CELLS.items() if cell == stack.cell],  # torch 2.8 traces no cell as a key
+            stack.cell.mode,
             stack.kernel.name,
             str(stack.layers),
             str(stack.directions),

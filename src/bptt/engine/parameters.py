@@ -24,12 +24,12 @@ def parameter_gradients(
     ih, hh = walked.ih, walked.hh
     needs_bias = biased and (needs[2] or needs[3])
     parts = [da]
-    if cell.gates_per_unit == 3 and ((needs[1] and hh is None) or (needs_bias and walked.bias is None)):
-        # A GRU's gate n sees the recurrent product through the reset gate: the last third has an error of its own.
+    if cell.inner is not None and ((needs[1] and hh is None) or (needs_bias and walked.bias is None)):
+        # As a GRU's gate n sees the recurrent product through the reset gate: its rows have an error of their own.
         if walked.inner is None:
             parts = [cell.recurrent(da, given(tape.gates))]
         else:
-            parts = [da[..., : 2 * w.hh.shape[1]], walked.inner]
+            parts = [da[..., : -walked.inner.shape[-1]], walked.inner]
     if needs[0] and ih is None:
         ih = product(steps_of(da, present).t(), steps_of(x, present).t())
     if needs[1] and hh is None:

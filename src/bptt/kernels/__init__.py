@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..cells import RNN, Cell
+from ..cells import Cell
 from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Full, Policy
 from .cpu import Cpu as Cpu
@@ -40,11 +40,12 @@ KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "eager": Eager()}
 
 
 BY_TORCH: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], int, float]] = {
-    "tanh": (torch.rnn_tanh, 2, math.inf),
-    "relu": (torch.rnn_relu, 2, math.inf),
-    "gru": (torch.gru, 1, 1),
+    "RNN_TANH": (torch.rnn_tanh, 2, math.inf),
+    "RNN_RELU": (torch.rnn_relu, 2, math.inf),
+    "GRU": (torch.gru, 1, 1),
 }
-"""By cell: torch's own function for a differentiated call of one layer, and the most steps and lanes it is called for.
+"""By the mode of the cell: torch's own function for a differentiated call of one layer, and the most steps and lanes it
+is called for.
 
 Autograd's record of its two products and few element-wise operations takes less time than a function with a gradient of
 its own, which by then has hardly been of use: measured at H = 32 to 1024."""
@@ -121,8 +122,7 @@ def torch_layer(layer: Layer, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]
 
     That is of one layer in one direction, under a policy that cuts nothing in so few steps. None: a kernel runs.
     """
-    cell = layer.cell()
-    function, steps, lanes = BY_TORCH.get(cell.nonlinearity if isinstance(cell, RNN) else cell.name, NOT_BY_TORCH)
+    function, steps, lanes = BY_TORCH.get(layer.cell().mode, NOT_BY_TORCH)
     T, B, _ = x.shape
     fits = layer.kernel == "auto" and steps >= T and lanes >= B and x.device.type == "cpu"
     if not fits or layer.num_layers > 1 or layer.bidirectional:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cells import RNN, Cell, Weights
+from ..cells import Cell, Weights
 from . import _walks
 from .frames import Frames
 from .kernel import Request, Swept, Tape, Walked, Wanted
@@ -23,8 +23,8 @@ SWEEP = {torch.float32: _walks.sweep_float32, torch.float64: _walks.sweep_float6
 Products = tuple[Tensor | None, Tensor | None, Tensor | None]
 """dL/dx, dL/dW_ih, dL/dW_hh, each None where not wanted."""
 
-CODES = {"tanh": 0, "relu": 1, "identity": 2, "sigmoid": 3, "gru": 4, "lstm": 5}
-"""The enum Cell of csrc/walks.hpp."""
+CODES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_IDENTITY": 2, "RNN_SIGMOID": 3, "GRU": 4, "LSTM": 5}
+"""The enum Cell of csrc/walks.hpp, by the mode of the cell: those that have a walk."""
 
 SMALL = 15_000_000
 """Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
@@ -64,6 +64,8 @@ class Cpu:
             return f"it runs on the CPU, not on {request.device}"
         if request.dtype not in FORWARD:
             return f"it computes float32 and float64, not {request.dtype}"
+        if request.cell.mode not in CODES:
+            return f"it has no walk for {request.cell.name}"
         return None
 
     def forward(
@@ -84,8 +86,8 @@ class Cpu:
         h = x.new_empty(T + 1, B, P)
         c = x.new_empty(T + 1, B, H) if cell.states == 2 else None
         stride = cell.taped(w) if tape_gates else GH
-        # The input product comes first, into what the walk makes gates or, for a simple RNN, states of.
-        into = h[1:] if cell.gates_per_unit == 1 else None
+        # The input product comes first, into what the walk makes gates of or, where the state is the tape, states.
+        into = None if cell.tape_names else h[1:]
         small = lengths is None and _is_small(x, w, FEW_ROWS)
         if into is None and (small or stride > GH or lengths is not None):
             into = x.new_empty(T, B, stride)
@@ -112,7 +114,7 @@ class Cpu:
         at = list(map(_at, held))
         sizes = (T, B, inputs, H, P, *distances)
         if B:
-            FORWARD[x.dtype](self._variant, _code(cell), *sizes, stride, tape_gates, *at, torch.get_num_threads())
+            FORWARD[x.dtype](self._variant, CODES[cell.mode], *sizes, stride, tape_gates, *at, torch.get_num_threads())
         return (h,) if c is None else (h, c), gates if tape_gates else None
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
@@ -128,7 +130,7 @@ class Cpu:
         if any(t is not None and (not t.is_contiguous() or t.is_neg()) for t in given):
             given = tuple(map(_dense, given))  # alive until the call is over
         at = [0 if t is None else t.data_ptr() for t in (*given, *outputs, None)[:11]]
-        INFER[x.dtype](self._variant, _code(cell), T, B, inputs, H, P, *at, torch.get_num_threads())
+        INFER[x.dtype](self._variant, CODES[cell.mode], T, B, inputs, H, P, *at, torch.get_num_threads())
         return tuple(outputs)
 
     def walk(
@@ -158,7 +160,7 @@ class Cpu:
             dx = product(da.view(T * B, -1)[:, -len(w.ih) :], w.ih.t()).view(x.shape)
         initial = frames.collect_initial(leaving) if wanted.initial else ()
         H = w.hh.shape[1]
-        if cell.gates_per_unit == 3:
+        if cell.inner is not None:
             return Walked(da[..., H:], lam, initial, bias, ih, hh, dx, leaving, inner=da[..., :H])
         return Walked(da, lam, initial, bias, ih, hh, dx, leaving, adjoint_c=lam_c)
 
@@ -176,7 +178,7 @@ class Cpu:
         da, lam, lam_c, _, initial = self._sweep(
             cell, w, tape, frames, (*errors, None)[:2], (None, None), edges, wanted, None, framed=True
         )
-        return Swept(da[..., w.hh.shape[1] :] if cell.gates_per_unit == 3 else da, lam, initial, lam_c)
+        return Swept(da if cell.inner is None else da[..., w.hh.shape[1] :], lam, initial, lam_c)
 
     def _sweep(
         self,
@@ -193,16 +195,16 @@ class Cpu:
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
         """(da, lambda of h, of c, gradients of the biases, what reaches the initial state), the last by column.
 
-        By step and lane or, where framed, by position and column. The rows of a GRU's da begin with (4.10).
+        By step and lane or, where framed, by position and column. The rows of da begin with (4.10), if there is an
+        inner gate.
         small: x and where to put the products over all steps, if they are to be done here.
         """
         GH, P = w.hh.shape
-        G, N = cell.gates_per_unit, len(frames.start)
-        H = GH // G
+        N, H = len(frames.start), GH // cell.gates_per_unit
         walks = frames.walks
         rows = (frames.R, N) if framed else (frames.T, frames.B)
         new = tape.states[0].new_empty if walks.covers and not framed else tape.states[0].new_zeros
-        da = new(*rows, 4 * H if G == 3 else GH)
+        da = new(*rows, GH if cell.inner is None else GH + H)
         lam = new(*rows, P) if wanted.adjoint else None
         lam_c = new(*rows, H) if wanted.adjoint_c and cell.states == 2 else None
         bias = (da.new_empty if N else da.new_zeros)(2, GH) if wanted.bias else None
@@ -231,7 +233,7 @@ class Cpu:
         at = list(map(_at, held))
         sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R, *distances)
         overlaps = walks.overlaps and not framed
-        SWEEP[da.dtype](self._variant, _code(cell), *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
+        SWEEP[da.dtype](self._variant, CODES[cell.mode], *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
         return da, lam, lam_c, bias, reached
 
 
@@ -298,10 +300,6 @@ def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor |
         present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
         out.index_copy_(0, present, product(rows.index_select(0, present), w.ih))
     return into
-
-
-def _code(cell: Cell) -> int:
-    return CODES[cell.nonlinearity if isinstance(cell, RNN) else cell.name]
 
 
 def _at(tensor: Tensor | None) -> int:

@@ -81,7 +81,7 @@ class Walked(NamedTuple):
     hh: Tensor | None = None
     dx: Tensor | None = None  # [T, B, I], where the kernel has it
     leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] what leaves each column at its first step, with `initial`
-    inner: Tensor | None = None  # [T, B, H] a GRU's (4.10), where the kernel has it: da of n as W_hn h sees it
+    inner: Tensor | None = None  # [T, B, H] da of `Cell.inner` as W_hh h sees it, (4.10), where the kernel has it
     adjoint_c: Tensor | None = None  # [T, B, H] lambda of c, for a state (h, c), where asked for
 
     def plus(self, other: Walked) -> Walked:

@@ -1,4 +1,5 @@
 """Drop-in recurrent layers whose gradient is chosen: `RNN`, `GRU`, `LSTM`, and what one does with them.
+`LAYERS` has them by the name of their cell: "rnn", "gru", "lstm".
 
 They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and argument checks are torch's own.
 """
@@ -9,6 +10,7 @@ from ._convert import revert as revert
 from ._gradients import Gradients as Gradients
 from ._gradients import gradients as gradients
 from ._layers import GRU as GRU
+from ._layers import LAYERS as LAYERS
 from ._layers import LSTM as LSTM
 from ._layers import RNN as RNN
 from ._plan import Plan as Plan
@@ -19,6 +21,7 @@ from ._using import using as using
 
 __all__ = [
     "GRU",
+    "LAYERS",
     "LSTM",
     "RNN",
     "Gradients",

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.overrides import has_torch_function
 
 from .. import kernels, policies
-from ..cells import Cell, Weights
+from ..cells import CELLS, Cell, Weights
 from ..engine import BothWays, Checkpointed, Stack, draw, named, recorder, refuse_recording, refuse_tangents, seen
 from ..engine import taped as with_checkpoints
 from ..kernels import Kernel, Request
@@ -81,7 +81,7 @@ class Call:
         autocast = torch._C._is_any_autocast_enabled()
         if not cls._fits(layer, flat, () if hx is None else states, weights[0].dtype, sizes):
             layer._update_flat_weights()
-            layer.check_forward_args(flat, bare(states), sizes)  # type: ignore[arg-type]  # an LSTM takes the pair
+            layer.check_forward_args(flat, bare(states), sizes)
             for state in states:
                 if state.dtype != flat.dtype and not autocast:
                     raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
@@ -127,7 +127,7 @@ class Call:
         layer: Recurrent, flat: Tensor, hx: Hidden | None, batched: bool, sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The initial states, zeros where none were given, with torch.nn's errors for a wrong number of dimensions."""
-        count = 2 if layer.mode == "LSTM" else 1
+        count = CELLS[layer.mode].states
         if hx is None:
             if sizes is None:
                 B: Any = flat.shape[0 if layer.batch_first else 1]
@@ -194,7 +194,7 @@ class Call:
             got = ", ".join(type(r).__name__ for r in found)
             raise TypeError(f"{name}: reset_state must be {form}: got {type(given).__name__} of ({got})")
         of_each = len(found[0].shape) > (3 if batched else 2)
-        for part, r, state in zip("hc", found, states, strict=False):
+        for part, r, state in zip(CELLS[layer.mode].state_names, found, states, strict=True):
             which = f"reset_state's {part}" if len(states) == 2 else "reset_state"
             shape = tuple(state.shape if batched else (state.shape[0], state.shape[2]))
             if tuple(r.shape) != ((len(x), *shape) if of_each else shape):

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .. import policies
 from ..memory import Checkpoints
-from ._layers import GRU, LSTM, RNN, Recurrent
+from ._layers import _BUILT_BY_TORCH, LAYERS, Recurrent
 from ._swap import label, obstacle, put_in_place, sharing, wrappers
 from ._using import settings
 
@@ -24,8 +24,9 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 Subclasses = Mapping[type[torch.nn.RNNBase], type[Recurrent]]
 
-_DROP_IN: dict[type[torch.nn.RNNBase], type[Recurrent]] = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
-_BACK: dict[type[Recurrent], type[torch.nn.RNNBase]] = {ours: theirs for theirs, ours in _DROP_IN.items()}
+_DROP_IN: dict[type[torch.nn.RNNBase], type[Recurrent]] = {
+    layer.torchs: layer for layer in LAYERS.values() if layer.torchs is not None
+}
 _OURS_ALONE = ("_gradient", "_memory", "_kernel", "_subclass")
 """Attributes that torch's layers lack; `_subclass`: the subclass of torch's layer that a layer was made from."""
 
@@ -79,7 +80,7 @@ def convert(
     for name, module in model.named_modules():
         if isinstance(module, Recurrent):
             layers[name] = module
-        elif isinstance(module, torch.nn.RNN | torch.nn.GRU | torch.nn.LSTM):
+        elif isinstance(module, torch.nn.RNNBase) and isinstance(module, tuple(_DROP_IN)):
             cls = type_before_parametrizations(module)
             why = obstacle(name, module, wrapped, "convert") or (None if cls in table else _unnamed(cls))
             if why is not None:
@@ -121,7 +122,7 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
     them again, to train under a policy. torch's layers take no `resets=`. Returns the model (the new layer, when the
     model is itself one); a model without a layer of ours is returned as it is.
 
-    Raises ValueError for an RNN whose nonlinearity torch.nn lacks (sigmoid, identity), naming all of them, and
+    Raises ValueError for layers whose cell torch.nn lacks (an RNN of sigmoid or identity), naming all of them, and
     TypeError for a model that is no module, a subclass of ours that is not named, and layers that cannot be swapped
     as in `convert`; nothing is swapped then.
 
@@ -133,7 +134,7 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
     )
     """
     _check_module(model)
-    table = {**{ours: theirs for theirs, ours in _checked(subclasses).items()}, **_BACK}
+    table = {ours: theirs for theirs, ours in (*_checked(subclasses).items(), *_DROP_IN.items())}
     wrapped = wrappers(model)
     classes: dict[torch.nn.Module, type[torch.nn.RNNBase]] = {}
     refused, lacking = [], []
@@ -143,18 +144,24 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
         cls = type_before_parametrizations(module)
         theirs = getattr(module, "_subclass", None) or table.get(cls)
         why = obstacle(name, module, wrapped, "revert")
-        if why is None and theirs is None:
+        known = module.mode in _BUILT_BY_TORCH
+        if why is None and theirs is None and known:
             why = f"a subclass of ours: name torch's in its place, subclasses={{Theirs: {cls.__name__}}}"
-        if why is not None or theirs is None:
+        if why is not None:
             refused.append(f"{label(name, module)}: {why}")
-        elif isinstance(module, RNN) and module.nonlinearity not in ("tanh", "relu"):
-            lacking.append(f"{label(name, module)} has nonlinearity={module.nonlinearity!r}")
+        elif theirs is None or not known:
+            own = getattr(module, "nonlinearity", None)
+            lacking.append(
+                f"{label(name, module)} has " + (f"nonlinearity={own!r}" if own else f"cell {module.cell().name}")
+            )
         else:
             classes[module] = theirs
     if refused:
         raise TypeError(f"revert cannot swap {'; '.join([*refused, *lacking])}")
     if lacking:
-        raise ValueError(f"torch.nn.RNN knows nonlinearity 'tanh' and 'relu' only: {'; '.join(lacking)}")
+        raise ValueError(
+            "torch.nn has LSTM, GRU, and RNN with nonlinearity 'tanh' and 'relu' only: " + "; ".join(lacking)
+        )
     new = {layer: _plain(layer, theirs) for layer, theirs in classes.items()}
     put_in_place(model, new)
     LOG.info("revert swapped %d layers", len(new))

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import policies
 from ..engine import refuse_tangents
 from ._call import Call, Hidden, program, taped
-from ._layers import GRU, LSTM, RNN, Recurrent
+from ._layers import Recurrent
 
 __all__ = ["Gradients", "gradients"]
 
@@ -39,7 +39,7 @@ class Gradients:
 
 @torch.no_grad()
 def gradients(
-    layer: RNN | GRU | LSTM,
+    layer: Recurrent,
     x: Tensor | PackedSequence,
     dy: Tensor | PackedSequence | None,
     hx: Hidden | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,11 +16,20 @@ from ..memory import parse as parse_memory
 from ._call import Call, Hidden, at_once, by_torch, program, taped
 from ._symbolic import fx_node
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+__all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
+
+_BUILT_BY_TORCH = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
+"""The modes that torch.nn.RNNBase knows."""
 
 
 class Recurrent(torch.nn.RNNBase):
-    """What the three layers share: our keywords, torch's argument conventions, and the call of the engine."""
+    """What the layers share: our keywords, torch's argument conventions, and the call of the engine.
+
+    mode: the cell that the layer repeats, a name in `cells.CELLS`; then torch.nn.RNNBase's arguments, and ours.
+    """
+
+    torchs: ClassVar[type[torch.nn.RNNBase] | None] = None
+    """torch.nn's layer whose place it takes, with the same parameters; None where torch has none."""
 
     def __init__(
         self,
@@ -31,7 +40,21 @@ class Recurrent(torch.nn.RNNBase):
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
-        super().__init__(mode, *args, **kwargs)
+        if mode not in cells.CELLS:
+            raise ValueError(f"mode must be one of {', '.join(map(repr, cells.CELLS))}: got {mode!r}")
+        cell = cells.CELLS[mode]
+        if "proj_size" in kwargs and not cell.projects:  # torch.nn says so too, more than of an unexpected keyword
+            able = dict.fromkeys(other.name.upper() for other in cells.CELLS.values() if other.projects)
+            raise ValueError(f"proj_size is for {' or '.join(able)} only, not for {type(self).__name__}")
+        # torch builds a layer of its own modes only, of which the simple RNN has one row of weights a unit.
+        super().__init__(mode if mode in _BUILT_BY_TORCH else "RNN_TANH", *args, **kwargs)
+        self.mode = mode
+        if mode not in _BUILT_BY_TORCH and cell.gates_per_unit > 1:
+            for name, weight in self.named_parameters():
+                rows = cell.gates_per_unit * self.hidden_size
+                if "weight_hr" not in name:
+                    setattr(self, name, torch.nn.Parameter(weight.new_empty(rows, *weight.shape[1:])))
+            self.reset_parameters()
         self.gradient, self.memory, self.kernel = gradient, memory, kernel
 
     @property
@@ -80,6 +103,21 @@ class Recurrent(torch.nn.RNNBase):
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script asks of a module first."""
         raise refusal(f"torch.jit.script cannot compile a bptt layer: got {self}")
+
+    def flatten_parameters(self) -> None:
+        """As torch.nn's, for the modes that cuDNN knows."""
+        if self.mode in _BUILT_BY_TORCH:
+            super().flatten_parameters()
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        self.check_input(input, batch_sizes)
+        if isinstance(hidden, Tensor):
+            self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
+            return
+        h_size = self.get_expected_hidden_size(input, batch_sizes)
+        sizes = (h_size, self.get_expected_cell_size(input, batch_sizes))
+        for i, size in enumerate(sizes):
+            self.check_hidden_size(hidden[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
 
     def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
         layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
@@ -195,6 +233,7 @@ class RNN(Recurrent):
     Source: Elman 1990, "Finding structure in time"; equations/README.md, chapter 3.
     """
 
+    torchs = torch.nn.RNN
     nonlinearity: str
 
     def __init__(
@@ -215,15 +254,13 @@ class RNN(Recurrent):
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
-        if nonlinearity not in cells.NONLINEARITIES:
-            names = ", ".join(map(repr, cells.NONLINEARITIES))
+        if nonlinearity not in cells.ACTIVATIONS:
+            names = ", ".join(map(repr, cells.ACTIVATIONS))
             raise ValueError(f"nonlinearity must be one of {names}: got {nonlinearity!r}")
-        _refuse_projection("RNN", kwargs)
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         where = {"device": device, "dtype": dtype, **kwargs}
-        # torch knows the modes of tanh and relu; all have the same parameters.
-        super().__init__("RNN_TANH", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
-        self.mode = f"RNN_{nonlinearity.upper()}"
+        mode = f"RNN_{nonlinearity.upper()}"
+        super().__init__(mode, *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
         self.nonlinearity = nonlinearity
 
 
@@ -242,6 +279,8 @@ class GRU(Recurrent):
     Source: Cho et al. 2014 (arXiv 1406.1078, equations 5 to 8); equations/README.md, chapter 4.
     """
 
+    torchs = torch.nn.GRU
+
     def __init__(
         self,
         input_size: int,
@@ -259,7 +298,6 @@ class GRU(Recurrent):
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
-        _refuse_projection("GRU", kwargs)
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         where = {"device": device, "dtype": dtype, **kwargs}
         super().__init__("GRU", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
@@ -280,6 +318,8 @@ class LSTM(Recurrent):
     Source: Gers, Schmidhuber and Cummins 2000, "Learning to forget"; projection: Sak et al. 2014 (arXiv 1402.1128);
     equations/README.md, chapter 5.
     """
+
+    torchs = torch.nn.LSTM
 
     def __init__(
         self,
@@ -302,17 +342,6 @@ class LSTM(Recurrent):
         where = {"device": device, "dtype": dtype}
         super().__init__("LSTM", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
 
-    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
-        self.check_input(input, batch_sizes)
-        h_size, c_size = (
-            self.get_expected_hidden_size(input, batch_sizes),
-            self.get_expected_cell_size(input, batch_sizes),
-        )
-        self.check_hidden_size(hidden[0], h_size, "Expected hidden[0] size {}, got {}")
-        self.check_hidden_size(hidden[1], c_size, "Expected hidden[1] size {}, got {}")
 
-
-def _refuse_projection(name: str, kwargs: dict[str, Any]) -> None:
-    """As torch.nn does, whose error tells more than an unexpected keyword would."""
-    if "proj_size" in kwargs:
-        raise ValueError(f"proj_size is for LSTM only, not for {name}")
+LAYERS: dict[str, type[Recurrent]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+"""The layer of each cell, by the cell's name: what the trainer, the bench and the commands choose from."""

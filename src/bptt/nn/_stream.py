@@ -16,7 +16,7 @@ from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
 from ._call import Call, Hidden, program
-from ._layers import GRU, LSTM, RNN, Recurrent
+from ._layers import Recurrent
 from ._pieces import Laid, rechunked
 
 __all__ = ["StreamGradients", "stream_gradients"]
@@ -52,7 +52,7 @@ class StreamGradients:
 
 @torch.no_grad()
 def stream_gradients(
-    layer: RNN | GRU | LSTM,
+    layer: Recurrent,
     x: Sliced | Tensor | Iterable[Any],
     loss: Loss,
     hx: Hidden | None = None,

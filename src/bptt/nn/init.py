@@ -8,18 +8,17 @@ b_ih takes the value and b_hh becomes zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
 
+from ..cells import CELLS, Cell
+
 __all__ = ["chrono_", "forget_bias_", "identity_", "orthogonal_", "radius_"]
 
 L = TypeVar("L", bound=torch.nn.RNNBase)
-
-_GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
-"""In the order of a weight's rows; a simple RNN has no gate."""
 
 
 @torch.no_grad()
@@ -37,10 +36,10 @@ def forget_bias_(layer: L, value: float = 1.0) -> L:
     Source: Gers, Schmidhuber and Cummins 2000, "Learning to forget", section 3; Jozefowicz, Zaremba and Sutskever 2015,
     "An empirical exploration of recurrent network architectures".
     """
-    _check_mode(layer, "forget_bias_", "LSTM")
+    cell = _cell(layer, "forget_bias_", "an LSTM", lambda cell: cell.keeps is not None and cell.states == 2)
     value = _number("value", value)
     for b_ih, b_hh in _biases(layer):
-        _set_bias(layer, b_ih, b_hh, "f", value)
+        _set_bias(layer, b_ih, b_hh, cell.keeps, value)
     return layer
 
 
@@ -64,17 +63,15 @@ def chrono_(layer: L, longest: float, *, generator: Generator | None = None) -> 
     Source: Tallec and Ollivier 2018, "Can recurrent neural networks warp time?" (arXiv 1804.11188), section
     "Time warpings and gate initialization".
     """
-    _check_mode(layer, "chrono_", "LSTM", "GRU")
+    cell = _cell(layer, "chrono_", "an LSTM or a GRU", lambda cell: cell.keeps is not None)
     longest = _number("longest", longest)
     if longest <= 2:
         raise ValueError(f"longest must be above 2: got {longest:g}")
     for b_ih, b_hh in _biases(layer):
         b = torch.empty_like(b_ih[: layer.hidden_size]).uniform_(1, longest - 1, generator=generator).log_()
-        if layer.mode == "GRU":
-            _set_bias(layer, b_ih, b_hh, "z", b)
-        else:
-            _set_bias(layer, b_ih, b_hh, "f", b)
-            _set_bias(layer, b_ih, b_hh, "i", -b)
+        _set_bias(layer, b_ih, b_hh, cell.keeps, b)
+        if cell.admits is not None:
+            _set_bias(layer, b_ih, b_hh, cell.admits, -b)
     return layer
 
 
@@ -119,8 +116,7 @@ def identity_(layer: L, scale: float = 1.0) -> L:
     Source: Le, Jaitly and Hinton 2015, "A simple way to initialize recurrent networks of rectified linear units"
     (arXiv 1504.00941), section 3.
     """
-    if not isinstance(layer, torch.nn.RNNBase) or layer.mode in _GATES:
-        raise TypeError(f"identity_ is for a simple RNN, which has no gates: got {type(layer).__name__}")
+    _cell(layer, "identity_", "a simple RNN, which has no gates", lambda cell: len(cell.gate_names) == 1)
     scale = _number("scale", scale)
     for block in _blocks(layer, "identity_"):
         block.zero_().fill_diagonal_(scale)  # torch.nn.init.eye_ fails where another default device is set
@@ -160,9 +156,12 @@ def radius_(layer: L, radius: float) -> L:
     return layer
 
 
-def _check_mode(layer: object, name: str, *modes: str) -> None:
-    if not isinstance(layer, torch.nn.RNNBase) or layer.mode not in modes:
-        raise TypeError(f"{name} is for an {' or a '.join(modes)}: got {type(layer).__name__}")
+def _cell(layer: object, name: str, whom: str, suits: Callable[[Cell], bool]) -> Cell:
+    """What a layer repeats, if it suits. whom: those that do, in words."""
+    cell = CELLS.get(layer.mode) if isinstance(layer, torch.nn.RNNBase) else None
+    if cell is None or not suits(cell):
+        raise TypeError(f"{name} is for {whom}: got {type(layer).__name__}")
+    return cell
 
 
 def _suffixes(layer: torch.nn.RNNBase) -> Iterator[str]:
@@ -194,8 +193,9 @@ def _parameter(layer: torch.nn.RNNBase, name: str) -> Tensor:
     return getattr(layer, name)
 
 
-def _set_bias(layer: torch.nn.RNNBase, b_ih: Tensor, b_hh: Tensor, gate: str, value: Tensor | float) -> None:
-    H, i = layer.hidden_size, _GATES[layer.mode].index(gate)
+def _set_bias(layer: torch.nn.RNNBase, b_ih: Tensor, b_hh: Tensor, gate: str | None, value: Tensor | float) -> None:
+    assert gate is not None  # of a cell that suits
+    H, i = layer.hidden_size, CELLS[layer.mode].gate_names.index(gate)
     b_ih[i * H : (i + 1) * H] = value
     b_hh[i * H : (i + 1) * H] = 0
 
