@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from bptt.cells import CELLS
 from bptt.clock import Timing
 from bptt.flow._cell_path import CellPath
 from bptt.flow._compare import Comparison, Row
@@ -83,14 +84,26 @@ def spectrum(*radii: float, H: int = 32) -> Spectrum:
         values.append(both[np.argsort(-np.abs(both))])
     names = {1: ("h",), 3: ("r", "z", "n"), 4: ("i", "f", "g", "o")}[len(radii)]
     size = np.sort(np.abs(values), axis=1)[:, ::-1] * 1.4
-    return Spectrum("layer 0", names, np.array(values), size, np.array(radii), size[:, 0])
+    return Spectrum("layer 0", names, np.array(values), size, np.array(radii), size[:, 0], mode_of(names))
+
+
+def mode_of(names: tuple[str, ...]) -> str:
+    return next((mode for mode, cell in CELLS.items() if cell.gate_names == names), "")
 
 
 def cell_path(forget: float = 0.97, K: int = 60, through_h: float = 1.0) -> CellPath:
     n = np.arange(K + 1)
     path = forget**n
     return CellPath(
-        "layer 0", 0, n, path, path * 0.9**n, path * through_h, path * through_h * 1.5, np.full(8, 1 / 0.03)
+        "layer 0",
+        0,
+        n,
+        path,
+        path * 0.9**n,
+        path * through_h,
+        path * through_h * 1.5,
+        np.full(8, 1 / 0.03),
+        cell="LSTM",
     )
 
 
@@ -104,7 +117,8 @@ def gates(low: float = 0.02, high: float = 0.1, names: tuple[str, ...] = ("i", "
         counts.append(np.histogram(middle, edge)[0])
     count = len(names)
     spread = np.linspace(1, 0.3, count)
-    return Gates("layer 0", names, low * spread, high * spread, np.full(count, 0.5), edges, np.array(counts), 0.05)
+    middles, cell = np.full(count, 0.5), mode_of(names)
+    return Gates("layer 0", names, low * spread, high * spread, middles, edges, np.array(counts), 0.05, cell=cell)
 
 
 def lyapunov(largest: float = -0.05, error: float = 0.004, n: int = 24, steps: int = 400) -> Lyapunov:

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cells import LSTM
+from ..cells import Cell
 from ._chain import LayerChain, jacobian, lengths_of
 from ._jacobians import checked_span
 from ._recording import Loss, Recording, recorded
 from ._shown import Shown
 
-__all__ = ["CellPath", "cell_path"]
+__all__ = ["CellPath", "cell_path", "has_cell_path"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +31,7 @@ class CellPath(Shown):
     that the path through the cell alone is. path_mean: `[K+1]` its mean over units. full_c: `[K+1]` spectral norm of
     dc_{k+n}/dc_k by all paths. full: `[K+1]` that of d(h, c)_{k+n}/d(h, c)_k. What over- or underflows a float is inf
     or 0: `products` has logarithms. memory: `[H]` 1/(1 - mean f), the steps that each unit remembers, over all lanes
-    and steps.
+    and steps. cell: what recurs, by its name in `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -43,6 +43,7 @@ class CellPath(Shown):
     full: npt.NDArray[np.float64]
     memory: npt.NDArray[np.float64]
     lanes: npt.NDArray[np.int64] | None = None
+    cell: str = ""
 
 
 def cell_path(
@@ -80,7 +81,7 @@ def cell_path(
     Source: Hochreiter and Schmidhuber 1997; equations/README.md, (8.7) to (8.9).
     """
     chain = LayerChain(recorded(subject, batch, loss).to(torch.float64), layer)
-    if not isinstance(chain.cell, LSTM):
+    if not has_cell_path(chain.cell):
         raise TypeError(f"subject must hold an LSTM: got {chain.recording.layer.mode}, whose state has no cell")
     start, _, steps = checked_span(chain, start, steps)
     if lanes is not None and index(lanes) < 1:
@@ -98,7 +99,13 @@ def cell_path(
         full=_mean(by_all, passes),
         memory=_memory(chain),
         lanes=passes.sum(1).cpu().numpy(),
+        cell=chain.cell.mode,
     )
+
+
+def has_cell_path(cell: Cell) -> bool:
+    """Whether the state has a c that a gate keeps."""
+    return cell.states == 2 and cell.keeps is not None
 
 
 def _passes(chain: LayerChain, start: int, steps: int) -> Tensor:
@@ -111,8 +118,10 @@ def _passes(chain: LayerChain, start: int, steps: int) -> Tensor:
 
 def _forget(chain: LayerChain) -> Tensor:
     """f_t `[T, B, H]`."""
+    cell = chain.cell
     assert chain.tape.gates is not None
-    return chain.tape.gates.chunk(4, -1)[1]
+    assert cell.keeps is not None
+    return chain.tape.gates.chunk(cell.taped_per_unit, -1)[cell.gate_names.index(cell.keeps)]
 
 
 def _log_path(chain: LayerChain, start: int, steps: int) -> Tensor:

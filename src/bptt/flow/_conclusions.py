@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..cells import CELLS
 from ._cell_path import CellPath
 from ._compare import Comparison
 from ._costs import CLOSE, sentence
@@ -29,8 +30,6 @@ Floats = npt.NDArray[np.float64]
 
 GONE = 100.0
 """The factor by which a product shrinks or grows from which on it is said to vanish or explode."""
-KEEPS = ("f", "z")
-"""The gates that keep the state where they are 1: open for long is how a net remembers, and no fault."""
 SATURATED = 0.5
 """The fraction of a gate's values at its ends from which on it is called saturated."""
 OFF = 1.25
@@ -293,11 +292,11 @@ def _(measure: Gates, layer: int | None = None) -> str:
     keeps = [
         f"; {percent(float(high))} of the values of gate {name} lie near 1: there the state is kept, which is memory"
         for name, high in zip(measure.names, measure.high, strict=True)
-        if name in KEEPS and high >= SATURATED
+        if name == _keeper(measure) and high >= SATURATED
     ]
     kept = "".join(keeps)
     if ends[i] >= SATURATED:
-        side = "lower" if measure.low[i] > measure.high[i] or measure.names[i] in KEEPS else "upper"
+        side = "lower" if measure.low[i] > measure.high[i] or measure.names[i] == _keeper(measure) else "upper"
         return f"Saturated: {percent(ends[i])} of {of} lie at its ends, most at the {side} one{kept}"
     if ends[i] == 0:
         return f"No value is saturated{kept}"
@@ -308,8 +307,13 @@ def _(measure: Gates, layer: int | None = None) -> str:
 
 def stuck(measure: Gates) -> Floats:
     """The fraction of each gate's values at an end, but for the end at which a gate keeps the state."""
-    keeps = np.isin(measure.names, KEEPS)
+    keeps = np.array([name == _keeper(measure) for name in measure.names])
     return np.asarray(measure.low + np.where(keeps, 0.0, measure.high))
+
+
+def _keeper(measure: Gates) -> str | None:
+    """The gate that keeps the state where it is 1: open for long is how a net remembers, and no fault."""
+    return CELLS[measure.cell].keeps if measure.cell in CELLS else None
 
 
 @conclusion.register

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..engine import Stack
+from ..nn import LAYERS
 from ..nn._call import Call, program
 from ..nn._layers import Recurrent
 from ..policies import Randomized
@@ -104,7 +105,7 @@ class Called:
     @property
     def recurrent(self) -> bool:
         """Whether it is an RNN, GRU or LSTM whose steps can be looked at: ours, or torch's own."""
-        return isinstance(self.module, Recurrent) or type(self.module) in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM)
+        return isinstance(self.module, Recurrent) or type(self.module) in {layer.torchs for layer in LAYERS.values()}
 
     @property
     def finals(self) -> tuple[Tensor, ...]:

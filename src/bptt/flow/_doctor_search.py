@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..cells import Cell
+from ..cells import CELLS, Cell
 from ..engine import Walk
 from ..kernels import Tape, Walked
 from ..nn._call import Call
@@ -23,9 +23,6 @@ from ._doctor_calls import Called, tensors_in
 from ._doctor_findings import Finding, Kind, Place, Stage
 
 __all__ = ["first_not_finite"]
-
-GATES = {"rnn": ("h",), "gru": ("r", "z", "n", "n"), "lstm": ("i", "f", "g", "o")}
-"""What each part of a tape or of a weight's rows belongs to. A GRU tapes two parts of its gate n."""
 
 _RESTORE = "go back to weights from before, and lower the learning rate or clip the gradient"
 _SHRINK = (
@@ -146,9 +143,9 @@ def _first_in_tape(cell: Cell, tape: Tape) -> tuple[int, int, str, float] | None
     """(step, lane, gate, value): the earliest step; in it gates before states, as they are computed."""
     parts: list[tuple[str, Tensor]] = []
     if tape.gates is not None:
-        labels = GATES[cell.name]
+        labels = cell.tape_names
         parts += zip(labels, tape.gates.chunk(len(labels), -1), strict=True)
-    parts += reversed(list(zip(("h", "c"), tape.state, strict=False)))
+    parts += reversed(list(zip(cell.state_names, tape.state, strict=True)))
     hits = []
     for order, (label, part) in enumerate(parts):
         if (index := _first(part)) is not None:
@@ -190,7 +187,7 @@ def _backward(call: Called) -> Iterator[Finding]:
     walk = _Watched(stack, engine.tensors, outputs, taped, (recording.dy, *recording.dfinal))
     _, adjoints = walk.run((True,) * len(engine.tensors), want_adjoints=True)
     names = _names(layer)
-    labels = GATES[stack.cell.name][: stack.cell.gates_per_unit]
+    labels = stack.cell.gate_names
     for i in reversed(range(stack.layers)):
         found = []
         for d in range(stack.directions):
@@ -232,9 +229,8 @@ def _place_of(model: torch.nn.Module, name: str, index: tuple[int, ...]) -> Plac
     owner = model.get_submodule(module) if module else model
     if match is None or not isinstance(owner, torch.nn.RNNBase):
         return Place(module, parameter=name)
-    cell = {"GRU": "gru", "LSTM": "lstm"}.get(owner.mode, "rnn")
     projected = "_hr_" in match["own"]
-    gate = "h" if projected else GATES[cell][index[0] // owner.hidden_size]
+    gate = "h" if projected else CELLS[owner.mode].gate_names[index[0] // owner.hidden_size]
     layer = f"layer {match['layer']}{' reversed' if match['back'] else ''}"
     return Place(module, layer, gate=gate, parameter=name)
 

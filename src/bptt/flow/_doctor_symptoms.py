@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cells import ACTIVATIONS
 from ._doctor_findings import Finding, Place
-from ._doctor_search import GATES
 from ._lags import Lags, by_lag, lag_map
 from ._recording import Recording
 
@@ -67,13 +67,10 @@ def symptoms(recording: Recording, lags: Lags | None) -> Iterator[Finding]:
         assert lags is not None
         yield from _by_lag(recording, lags, i, Place(recording.name, name))
     for name, tape in zip(recording.names, recording.tapes(), strict=True):
-        labels = GATES[recording.cell.name]
-        if tape.gates is not None:
-            parts = tape.gates.chunk(len(labels), -1)
-        else:
-            labels, parts = ("h",), (tape.state[0],)
-        for label, values in list(zip(labels, parts, strict=True))[: recording.cell.gates_per_unit]:
-            yield from _saturated(recording, Place(recording.name, name, gate=label), values)
+        cell = recording.cell
+        parts = (tape.state[0],) if tape.gates is None else tape.gates.chunk(cell.taped_per_unit, -1)
+        for label, activation, values in zip(cell.gate_names, cell.activations, parts, strict=False):
+            yield from _saturated(recording, Place(recording.name, name, gate=label), activation, values)
 
 
 def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[Finding]:
@@ -96,26 +93,28 @@ def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[
             f"the gradient vanishes: 99 % of it arises within {horizon} of {window} steps "
             f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.2f} times per step"
         )
-        advice = {
-            "lstm": "start with open forget gates (bptt.nn.init.forget_bias_, chrono_), or use shorter windows",
-            "gru": "start with update gates that keep (bptt.nn.init.chrono_), or use shorter windows",
-        }.get(recording.cell.name, "take gru or lstm, start from bptt.nn.init.orthogonal_, or use shorter windows")
+        if recording.cell.keeps is None:
+            start = "take gru or lstm, start from bptt.nn.init.orthogonal_"
+        elif recording.cell.states == 2:
+            start = "start with open forget gates (bptt.nn.init.forget_bias_, chrono_)"
+        else:
+            start = "start with update gates that keep (bptt.nn.init.chrono_)"
+        advice = f"{start}, or use shorter windows"
         yield Finding.at("vanishing", "adjoint", place, float(horizon), what, advice)
 
 
-def _saturated(recording: Recording, place: Place, values: Tensor) -> Iterator[Finding]:
+def _saturated(recording: Recording, place: Place, activation: str, values: Tensor) -> Iterator[Finding]:
     """A gate at an end of its range. The upper end of what keeps the state (f, z) is memory, not a fault."""
-    name = getattr(recording.cell, "nonlinearity", None)
-    if name in ("relu", "identity"):
+    ends = ACTIVATIONS[activation].ends
+    if ends is None:
         return
-    low_end = -1.0 if place.gate in ("g", "n") or name == "tanh" else 0.0
-    margin = MARGIN * (1 - low_end)
+    margin = MARGIN * (ends[1] - ends[0])
     if recording.call.lengths is not None:
         steps = torch.arange(len(values), device="cpu")[:, None] < recording.call.lengths
         values = values[steps.to(values.device)]
-    low = float((values <= low_end + margin).double().mean())
-    high = float((values >= 1 - margin).double().mean())
-    counted = low if place.gate in ("f", "z") else low + high
+    low = float((values <= ends[0] + margin).double().mean())
+    high = float((values >= ends[1] - margin).double().mean())
+    counted = low if place.gate == recording.cell.keeps else low + high
     if counted > SATURATED:
         what = f"saturated: {counted:.0%} of its values lie within {MARGIN:.0%} of an end of its range"
         advice = "no gradient passes there: scale its weights or input down, set its bias nearer 0"

@@ -10,26 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..cells import ACTIVATIONS, Activation
 from ._chain import LayerChain
 from ._recording import Loss, Recording, recorded
 from ._shown import Shown
-from ._spectrum import GATES
 
 __all__ = ["Gates", "gates"]
-
-Ends = tuple[float, float]
-
-_SIGMOID, _TANH = (0.0, 1.0), (-1.0, 1.0)
-
-_ENDS: dict[str, tuple[Ends | None, ...]] = {
-    "RNN_TANH": (_TANH,),
-    "RNN_SIGMOID": (_SIGMOID,),
-    "RNN_RELU": (None,),
-    "RNN_IDENTITY": (None,),
-    "GRU": (_SIGMOID, _SIGMOID, _TANH),
-    "LSTM": (_SIGMOID, _SIGMOID, _TANH, _SIGMOID),
-}
-
 
 HUGE = 1e150
 """Values from here on are in no histogram, as NaN: their range would have no width that a float can hold."""
@@ -44,7 +30,8 @@ class Gates(Shown):
     0, and high is 0; for identity both are 0. NaN counts as neither. mean: `[G]`. edges: `[G, bins+1]` and counts
     `[G, bins]`: a histogram, over the activation's range, for relu and identity over that of the finite values.
     margin: as a fraction of the activation's range. bounded: whether the
-    activation has ends (tanh and sigmoid have, relu and identity have not).
+    activation has ends (tanh and sigmoid have, relu and identity have not). cell: what recurs, by its name in
+    `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -56,6 +43,7 @@ class Gates(Shown):
     counts: npt.NDArray[np.int64]
     margin: float
     bounded: bool = True
+    cell: str = ""
 
 
 def gates(
@@ -91,31 +79,29 @@ def gates(
     if index(bins) < 1:
         raise ValueError(f"bins must be at least 1: got {bins}")
     chain = LayerChain(recorded(subject, batch, loss).to(torch.float64), layer)
-    recording, mode = chain.recording, chain.recording.layer.mode
+    recording, cell = chain.recording, chain.cell
     values = chain.tape.state[0] if chain.tape.gates is None else chain.tape.gates
     lengths = recording.call.lengths
     if lengths is not None:
         values = values[torch.arange(chain.T, device="cpu")[:, None] < lengths]
     per_gate = values.reshape(-1, values.shape[-1]).cpu().numpy()
-    H, ends = recording.layer.hidden_size, _ENDS[mode]
-    rows = [_spread(per_gate[:, g * H : (g + 1) * H].ravel(), end, margin, bins) for g, end in enumerate(ends)]
+    H, kinds = recording.layer.hidden_size, [ACTIVATIONS[name] for name in cell.activations]
+    rows = [_spread(per_gate[:, g * H : (g + 1) * H].ravel(), kind, margin, bins) for g, kind in enumerate(kinds)]
     low, high, mean, edges, counts = (np.array(column) for column in zip(*rows, strict=True))
-    if mode == "RNN_RELU":
-        low = np.array([np.mean(per_gate == 0)])
-    bounded = all(end is not None for end in ends)
-    return Gates(chain.name, GATES.get(mode, ("h",)), low, high, mean, edges, counts, margin, bounded)
+    bounded = all(kind.ends is not None for kind in kinds)
+    return Gates(chain.name, cell.gate_names, low, high, mean, edges, counts, margin, bounded, cell.mode)
 
 
 def _spread(
-    values: npt.NDArray[np.float64], ends: Ends | None, margin: float, bins: int
+    values: npt.NDArray[np.float64], activation: Activation, margin: float, bins: int
 ) -> tuple[float, float, float, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """(low, high, mean, edges, counts) of one gate."""
     finite = values[np.abs(values) < HUGE]  # and NaN left out
-    total = max(1, len(values))
+    total, ends = max(1, len(values)), activation.ends
     if ends is None:
         lowest, highest = (float(f(initial=0.0)) for f in (finite.min, finite.max))
         counts, edges = np.histogram(finite, bins, (lowest, highest if highest > lowest else lowest + 1))
-        low, high = 0.0, 0.0
+        low, high = 0.0 if activation.flat is None else np.count_nonzero(values == activation.flat) / total, 0.0
     else:
         counts, edges = np.histogram(finite, bins, ends)
         near = margin * (ends[1] - ends[0])

@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..cells import RNN
-from ..equations.bounds import BETA_H, beta_w
+from ..equations.bounds import beta_w
 from ._chain import Chain, LayerChain, Subject, chain_of, jacobian, lengths_of
 from ._graded import Product, log_singular_values
 from ._recording import Loss
@@ -183,9 +182,9 @@ def products(
 
 def stretch(chain: Chain) -> tuple[float, float] | None:
     """(beta_W, beta_h) of a simple RNN: J_t stretches no vector more than by their product; None for other chains."""
-    if not isinstance(chain, LayerChain) or not isinstance(chain.cell, RNN):
+    if not isinstance(chain, LayerChain) or chain.cell.slope is None:
         return None
-    return beta_w(chain.w.hh.double().cpu().numpy()), BETA_H[chain.cell.nonlinearity]
+    return beta_w(chain.w.hh.double().cpu().numpy()), chain.cell.slope
 
 
 def checked_span(chain: Chain, start: int, steps: int | None, lane: int | None = None) -> tuple[int, int, int]:

@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..cells import CELLS
 from ..equations.bounds import power_directions
 from ._recording import Recording, _layer_of
 from ._shown import Shown
 
-__all__ = ["GATES", "Directions", "Spectrum", "directions", "spectrum"]
+__all__ = ["Directions", "Spectrum", "directions", "spectrum"]
 
 Floats = npt.NDArray[np.float64]
-
-GATES: dict[str, tuple[str, ...]] = {"GRU": ("r", "z", "n"), "LSTM": ("i", "f", "g", "o")}
-"""The names of the gates by the mode of a layer, in the order of its weights; a simple RNN has only "h"."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +28,7 @@ class Spectrum(Shown):
 
     layer: whose. gates: G names ("h" for a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). eigenvalues: `[G, H]`
     complex, by descending magnitude. singular: `[G, H]` descending. radius: `[G]` largest |eigenvalue|. norm: `[G]`
-    largest singular value.
+    largest singular value. cell: what recurs, by its name in `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -39,6 +37,7 @@ class Spectrum(Shown):
     singular: npt.NDArray[np.float64]
     radius: npt.NDArray[np.float64]
     norm: npt.NDArray[np.float64]
+    cell: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,7 +89,7 @@ def spectrum(subject: torch.nn.Module | Recording, *, layer: int = 0, name: str 
     W = _array(getattr(rnn, f"weight_hh{suffix}"))
     if rnn.proj_size:
         W = W @ _array(getattr(rnn, f"weight_hr{suffix}"))
-    gates = GATES.get(rnn.mode, ("h",))
+    gates = CELLS[rnn.mode].gate_names
     blocks = W.reshape(len(gates), rnn.hidden_size, rnn.hidden_size)
     finite = np.array([[bool(np.isfinite(block).all())] for block in blocks])
     blocks = np.where(finite[..., None], blocks, 0)
@@ -98,9 +97,8 @@ def spectrum(subject: torch.nn.Module | Recording, *, layer: int = 0, name: str 
     order = np.argsort(-np.abs(values), axis=1, kind="stable")
     values = np.where(finite, np.take_along_axis(values, order, 1), np.nan)
     singular = np.where(finite, np.linalg.svd(blocks, compute_uv=False), np.nan)
-    return Spectrum(
-        f"layer {i}{' reversed' if d else ''}", gates, values, singular, np.abs(values[:, 0]), singular[:, 0]
-    )
+    name = f"layer {i}{' reversed' if d else ''}"
+    return Spectrum(name, gates, values, singular, np.abs(values[:, 0]), singular[:, 0], rnn.mode)
 
 
 def directions(W: torch.Tensor | npt.ArrayLike, v: torch.Tensor | npt.ArrayLike, steps: int) -> Directions:

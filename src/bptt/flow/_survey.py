@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..policies import Policy
-from ._cell_path import CellPath, cell_path
+from ._cell_path import CellPath, cell_path, has_cell_path
 from ._chain import LayerChain
 from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
@@ -177,7 +177,7 @@ def survey(
         lyapunov=None if chain is None else run("exponents", lambda: _exponents(chain, min(S, EXPONENTS))),
         cell_path=(
             run("cell path", lambda: cell_path(one, layer=top))
-            if recording.cell.states == 2 and chain is not None
+            if has_cell_path(recording.cell) and chain is not None
             else None
         ),
         comparison=run("policies", lambda: _compared(compared, policies)) if policies else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cells import CELLS, Cell
 from ._cell_path import CellPath
 from ._compare import Comparison
 from ._conclusions import SATURATED, conclusion, end_rate, steepest, stuck
@@ -190,7 +191,7 @@ def _advice(measures: list[Any]) -> Iterator[tuple[int, str]]:
                 yield BREAKS, f"The gradient of W_hh is not finite: {_WATCH}"
             case Lyapunov() if measure.exponents[0] > 2 * np.nan_to_num(measure.error[0]) and not broken:
                 yield BREAKS, f"{_TAME} (exponents: the largest is {number(float(measure.exponents[0]))})"
-            case Spectrum() if measure.gates == ("h",) and measure.radius[0] > 1.5:
+            case Spectrum() if cell is not None and cell.slope is not None and measure.radius[0] > 1.5:
                 yield (
                     BREAKS,
                     f"W_hh is large for a simple RNN (radius {number(measure.radius[0])}): bptt.nn.init.orthogonal_",
@@ -227,18 +228,12 @@ def _short(lags: Lags, i: int) -> bool:
     return bool(lags.settled()[i]) and lags.horizon_90[i] < SHORT * math.log2(10)
 
 
-def _cell(measures: list[Any]) -> str | None:
+def _cell(measures: list[Any]) -> Cell | None:
     """Which cell it is, where a measurement tells."""
-    for measure in measures:
-        names = measure.names if isinstance(measure, Gates) else getattr(measure, "gates", ())
-        if "f" in names or isinstance(measure, CellPath):
-            return "lstm"
-        if names:
-            return "gru" if "z" in names else "rnn"
-    return None
+    return next((CELLS[m.cell] for m in measures if getattr(m, "cell", "") in CELLS), None)
 
 
-def _on_lags(lags: Lags, cell: str | None) -> Iterator[tuple[int, str]]:
+def _on_lags(lags: Lags, cell: Cell | None) -> Iterator[tuple[int, str]]:
     i = steepest(lags)
     norm = lags.curve(i)[0]
     if not np.all(np.isfinite(norm)):
@@ -251,11 +246,10 @@ def _on_lags(lags: Lags, cell: str | None) -> Iterator[tuple[int, str]]:
         return
     half = left(norm)[0]
     if half is not None:
-        remedy = {
-            "lstm": "bptt.nn.init.chrono_(layer, longest), or bptt.nn.init.forget_bias_(layer, 1)",
-            "gru": "bptt.nn.init.chrono_(layer, longest)",
-            "rnn": "bptt.nn.init.orthogonal_(layer), or an LSTM",
-        }[cell or "rnn"]
+        remedy = "bptt.nn.init.orthogonal_(layer), or an LSTM"
+        if cell is not None and cell.keeps is not None:
+            remedy = "bptt.nn.init.chrono_(layer, longest)"
+            remedy += ", or bptt.nn.init.forget_bias_(layer, 1)" if cell.states == 2 else ""
         why = f"half is lost within {steps(half)}"
         yield UNLEARNT, f"To learn over more than {steps(float(lags.horizon_90[i]))} ({why}): {remedy}"
     if np.all(lags.settled(0.99)):

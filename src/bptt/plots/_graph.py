@@ -8,12 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from ..cells import of_name
 from ._style import BLACK, GREY, PALE, VERMILLION, blank, styled, title
 
 __all__ = ["graph"]
 
-STATES = {"rnn": ("h",), "gru": ("h",), "lstm": ("c", "h")}
-"""The rows of state variables, bottom up."""
 Place = tuple[float, float]
 
 
@@ -30,25 +29,24 @@ def graph(T: int = 3, cell: str = "rnn", *, ax: Axes | None = None) -> Figure:
     >>> bptt.plots.graph(T=2, cell="lstm").get_suptitle().split(":")[0]
     'One w_h acts at all 2 steps'
     """
-    if cell not in STATES:
-        raise ValueError(f"cell must be one of {', '.join(map(repr, STATES))}: got {cell!r}")
+    states = of_name(cell).state_names[::-1]  # bottom up
     if not 1 <= T <= 8:
         raise ValueError(f"T must be 1 to 8 steps: got {T}")
-    figure, axes = blank(ax, (8.0, 4.9 if cell != "lstm" else 5.8))
-    rows = ["x", *STATES[cell], "o", "l"]
+    figure, axes = blank(ax, (8.0, 4.0 + 0.9 * len(states)))
+    rows = ["x", *states, "o", "l"]
     places = {(row, t): (float(t), float(y)) for y, row in enumerate(rows) for t in range(1, T + 1)}
-    places |= {(row, 0): (0.4, float(rows.index(row))) for row in STATES[cell]}
+    places |= {(row, 0): (0.4, float(rows.index(row))) for row in states}
     top = ((T + 1) / 2, float(len(rows)))
     for (row, t), place in places.items():
         _node(axes, place, f"${_symbol(row)}_{{{t}}}$", "white" if row in "xo" or t == 0 else PALE)
     _node(axes, top, "$L$", PALE)
-    for start, end, bend in _edges(T, cell):
+    for start, end, bend in _edges(T, states):
         _edge(axes, places[start], places[end], bend, backward=start[0] != "x" and start[1] > 0)
     for t in range(1, T + 1):
         _edge(axes, places["l", t], top, 0.0, backward=True)
         x, y = places["h", t]
         axes.text(x + 0.09, y + 0.42, rf"$\lambda_{{{t}}}$", color=VERMILLION, fontsize=12, ha="center", va="center")
-    _weights(axes, places, T, "w_h", STATES[cell][0])
+    _weights(axes, places, T, "w_h", states[0])
     _weights(axes, places, T, "w_o", "o")
     axes.plot([], [], color=BLACK, label="forward")
     axes.plot([], [], color=VERMILLION, linestyle="--", label=r"backward; $\lambda_t = dL/dh_t$")
@@ -66,11 +64,11 @@ def _symbol(row: str) -> str:
     return r"\ell" if row == "l" else row
 
 
-def _edges(T: int, cell: str) -> list[tuple[tuple[str, int], tuple[str, int], float]]:
+def _edges(T: int, states: tuple[str, ...]) -> list[tuple[tuple[str, int], tuple[str, int], float]]:
     """(from, to, bend) of every forward edge but those from the weights and to L."""
     edges: list[tuple[tuple[str, int], tuple[str, int], float]] = []
     for t in range(1, T + 1):
-        if cell == "lstm":
+        if "c" in states:
             edges += [(("x", t), ("c", t), 0.0), (("x", t), ("h", t), 0.4), (("c", t), ("h", t), 0.0)]
             edges += [(("c", t - 1), ("c", t), 0.0), (("h", t - 1), ("c", t), 0.0)]
         else:
