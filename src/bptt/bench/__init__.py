@@ -5,7 +5,6 @@
 `measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
 """
 
-from .cases import GATES as GATES
 from .cases import SHAPES as SHAPES
 from .cases import Case as Case
 from .contest import TOLERANCE as TOLERANCE

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GATES", "SHAPES", "Case"]
+from ..cells import of_name
 
-GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-"""G of each cell."""
+__all__ = ["SHAPES", "Case"]
 
 SHAPES = (
     (100, 1, 32, 32),
@@ -24,7 +23,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A cell ("rnn", "gru", "lstm") on T steps, B lanes, I inputs and H units, float32.
+    """A cell, by its name in `nn.LAYERS`, on T steps, B lanes, I inputs and H units, float32.
 
     >>> case = Case("lstm", 100, 32, 128, 128, "chunked:10")
     >>> str(case), case.flop
@@ -49,7 +48,7 @@ class Case:
 
         6 T B G H (I + H); biases and activations are not counted.
         """
-        return 6 * self.T * self.B * GATES[self.cell] * self.H * (self.I + self.H)
+        return 6 * self.T * self.B * of_name(self.cell).gates_per_unit * self.H * (self.I + self.H)
 
     def __str__(self) -> str:
         return f"{self.cell.upper()} {self.shape}" + (f" {self.gradient}" if self.gradient != "full" else "")

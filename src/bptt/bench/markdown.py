@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from .cases import GATES
+from ..nn import LAYERS
 from .results import Results, Row
 from .tables import TABLES
 from .words import digits, threads_in_words
@@ -37,7 +37,7 @@ def short_markdown(results: Results) -> str:
     """
     machine = results.machine
     disturbed = "; other programs were running beside it" if any(row.disturbed for row in results.rows) else ""
-    cells = [cell for cell in GATES if any(row.case.cell == cell for row in results.rows)]
+    cells = [cell for cell in LAYERS if any(row.case.cell == cell for row in results.rows)]
     parts = [
         f"{machine.processor}, {machine.instructions}; torch {machine.torch}; float32, I = H, "
         f"`kernel={results.kernel!r}`, {machine.date}{disturbed}. torch.nn's time over bptt's for "
@@ -64,7 +64,7 @@ def _marked(row: Row, rival: str = "torch.nn") -> str:
 
 def _layers(rows: Sequence[Row]) -> str:
     """A line per shape, a column per cell."""
-    cells = [cell for cell in GATES if any(row.case.cell == cell for row in rows)]
+    cells = [cell for cell in LAYERS if any(row.case.cell == cell for row in rows)]
     rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
     rate = statistics.median(row.gemm for row in rows) / 1e9
     others = "".join(f" · {rival}'s time over it" for rival in rivals)

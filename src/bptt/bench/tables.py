@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ..clock import interleaved, product
-from .cases import GATES, SHAPES, Case
+from ..nn import LAYERS
+from .cases import SHAPES, Case
 from .contest import TOLERANCE, Contest
 from .layers import PEERS, layer_contest
 from .results import Row
@@ -31,7 +32,7 @@ class Plan:
     """
 
     tables: tuple[str, ...] = ("layers", "windows", "scan", "train")
-    cells: tuple[str, ...] = tuple(GATES)
+    cells: tuple[str, ...] = tuple(LAYERS)
     shapes: tuple[tuple[int, int, int, int], ...] = SHAPES
     peers: tuple[str, ...] = tuple(PEERS)
     kernel: str = "auto"
@@ -76,7 +77,7 @@ TABLES = {
     "train": Table(
         "training step",
         lambda case, plan: training_contest(case, plan.kernel),
-        tuple(Case(cell, 64, 32, 64, 256) for cell in GATES),
+        tuple(Case(cell, 64, 32, 64, 256) for cell in LAYERS),
     ),
     "inference": Table("a few steps, no_grad", lambda case, plan: inference_contest(case, plan.kernel), SHORT),
     "short": Table("a few steps, forward + backward", lambda case, plan: short_contest(case, plan.kernel), SHORT),

@@ -12,6 +12,7 @@ from ..flow import watch
 from ..train import Config, Dataset, Trainer, Vocabulary
 from .cases import Case
 from .contest import Call, Contest
+from .loop import rival, rival_of
 
 __all__ = ["TOKENS", "training_contest"]
 
@@ -23,7 +24,7 @@ WINDOWS = 8
 
 
 def training_contest(case: Case, kernel: str = "auto") -> Contest:
-    """A trainer on bptt and one on torch.nn: windows of T steps, B lanes, embeddings of I, H units.
+    """A trainer on bptt and one on its rival's layer (`loop.rival_of`): windows of T steps, B lanes, embeddings of I.
 
     The check is of the first step: its loss and every gradient. Seeds torch's generator, as trainers do.
 
@@ -35,11 +36,11 @@ def training_contest(case: Case, kernel: str = "auto") -> Contest:
     ids = torch.randint(len(vocabulary), (WINDOWS * case.T * case.B + 1,))
     text = Dataset(vocabulary, ids, heldout=None, sha256="")
     ours = Trainer(_config(case, kernel), text)
-    theirs = _on_torch(Trainer(_config(case), text))
-    exact = _on_torch(Trainer(_config(case, dtype="float64"), text))
+    theirs = _on_rival(Trainer(_config(case), text))
+    exact = _on_rival(Trainer(_config(case, dtype="float64"), text))
     names = ("loss", *(name for name, _ in exact.model.named_parameters()))
     truth = [np.asarray(value, dtype=np.float64) for value in _call(exact)()]
-    return Contest(names, {"bptt": _call(ours), "torch.nn": _call(theirs)}, truth)
+    return Contest(names, {"bptt": _call(ours), rival_of(case.cell): _call(theirs)}, truth)
 
 
 def _config(case: Case, kernel: str = "auto", dtype: str = "float32") -> Config:
@@ -57,10 +58,10 @@ def _config(case: Case, kernel: str = "auto", dtype: str = "float32") -> Config:
     )
 
 
-def _on_torch(trainer: Trainer) -> Trainer:
-    """The same trainer with torch.nn's layer in place of ours: its parameters are the same objects."""
+def _on_rival(trainer: Trainer) -> Trainer:
+    """The same trainer with the rival's layer in place of ours: its parameters are the same objects."""
     ours = trainer.model.recurrent
-    theirs = getattr(torch.nn, trainer.config.cell.upper())(ours.input_size, ours.hidden_size)
+    theirs = rival(trainer.config.cell)(ours.input_size, ours.hidden_size)
     for name, parameter in ours.named_parameters():
         setattr(theirs, name, parameter)
     trainer.model.recurrent = theirs

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from .. import nn
-from ..equations import gru, lstm, policies, recurrence, rnn
+from ..equations import CELLS, policies, recurrence, rnn
 from ..equations.chain import Array
 from ..policies import Chunked, Truncated, parse
 from .cases import Case
@@ -25,11 +25,10 @@ from .layers import NAMES, Problem, layer_call
 
 __all__ = ["TwoLoops", "window_contest"]
 
-CELLS = {"rnn": rnn.RNN, "gru": gru.GRU, "lstm": lstm.LSTM}
-
 
 def window_contest(case: Case, kernel: str = "auto") -> Contest:
-    """A case whose gradient is "truncated:k" (the rnn cell, B = 1) or "chunked:k" (any cell), against its rivals.
+    """A case whose gradient is "truncated:k" (the rnn cell, B = 1) or "chunked:k" (any cell of the
+    equations), against its rivals.
 
     Raises ValueError for a case of another kind.
 
@@ -41,6 +40,8 @@ def window_contest(case: Case, kernel: str = "auto") -> Contest:
     if isinstance(policy, Truncated) and policy.every == 1 and case.cell == "rnn" and case.B == 1:
         return _truncated(case, policy.window, kernel)
     if isinstance(policy, Chunked):
+        if case.cell not in CELLS:
+            raise ValueError(f"case must be of a cell that the equations have, {', '.join(CELLS)}: got {case}")
         return _chunked(case, policy.k, kernel)
     raise ValueError(f"case must be a chunked one, or an rnn with B = 1 and truncated:k: got {case}")
 

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ..equations import gru, lstm, rnn, stacks
+from .. import equations
+from ..cells import of_name
+from ..equations import stacks
 from ..train import InputError
 
 __all__ = ["DTYPES", "Audited", "audit", "load"]
@@ -30,8 +32,8 @@ DROPOUT = 0.5
 DTYPES = {"float64": 1e-10, "float32": 1e-5}
 """The precisions a layer is run in, and the largest relative error that counts as agreement."""
 WEIGHTS = {"W_ih": "weight_ih", "W_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh", "W_hr": "weight_hr"}
-CELLS: dict[int, tuple[str, Callable[..., Any]]] = {1: ("RNN", rnn.RNN), 3: ("GRU", gru.GRU), 4: ("LSTM", lstm.LSTM)}
-"""What the cell is, and its equations, by gates per hidden unit."""
+CELLS = {of_name(name).gates_per_unit: name for name in equations.CELLS}
+"""What the cell is by gates per hidden unit, which is all that the parameters of somebody's layer tell."""
 
 Answer = dict[str, Any]
 """NumPy arrays by name; None for a gradient that should be there and is not."""
@@ -90,9 +92,8 @@ CASES = (
     Case("dropout, evaluated", DEEP | {"dropout": DROPOUT}, trains=False),
 )
 OF_ONE_CELL = {
-    "RNN": (Case("nonlinearity relu", {"nonlinearity": "relu"}),),
-    "GRU": (),
-    "LSTM": (Case("projection", {"proj_size": P}), Case("projection, two layers", DEEP | {"proj_size": P})),
+    "rnn": (Case("nonlinearity relu", {"nonlinearity": "relu"}),),
+    "lstm": (Case("projection", {"proj_size": P}), Case("projection, two layers", DEEP | {"proj_size": P})),
 }
 
 
@@ -136,7 +137,7 @@ def audit(kind: Callable[..., torch.nn.Module], device: torch.device, dtype: tor
     """Every case in turn. Raises InputError for a class that is no recurrent layer with torch.nn's call form."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         cell = _cell_of(kind)
-        for case in (*CASES, *OF_ONE_CELL[cell]):
+        for case in (*CASES, *OF_ONE_CELL.get(cell, ())):
             try:
                 with warnings.catch_warnings():  # that a fast path is not taken is nothing wrong
                     warnings.simplefilter("ignore")
@@ -157,11 +158,12 @@ def _cell_of(kind: Callable[..., torch.nn.Module]) -> str:
     shapes = {key: tuple(value.shape) for key, value in layer.named_parameters()}
     rows = shapes.get("weight_hh_l0", (0, 0))[0]
     if rows % H or rows // H not in CELLS or shapes.get("weight_ih_l0") != (rows, INPUTS):
+        gates = " or ".join(", ".join(map(str, CELLS)).rsplit(", ", 1))
         raise InputError(
-            f"{expected}, with parameters weight_ih_l0 [G*H, I] and weight_hh_l0 [G*H, H] of G = 1, 3 or 4 gates: "
+            f"{expected}, with parameters weight_ih_l0 [G*H, I] and weight_hh_l0 [G*H, H] of G = {gates} gates: "
             f"{name}({INPUTS}, {H}) has {shapes or 'none'}"
         )
-    return CELLS[rows // H][0]
+    return CELLS[rows // H]
 
 
 class _Audit:
@@ -188,7 +190,7 @@ class _Audit:
         with torch.no_grad():
             for parameter in self.layer.parameters():
                 parameter.copy_(0.5 * random(*parameter.shape))
-        states = (self.P, H) if cell == "LSTM" else (self.P,)
+        states = (self.P, H)[: of_name(cell).states]
         steps, lanes = case.steps, case.lanes
         self.x, self.dy = random(steps, lanes, INPUTS), random(steps, lanes, self.P * case.directions)
         self.initial = [random(self.K, lanes, size) * case.starts for size in states]
@@ -266,11 +268,13 @@ class _Audit:
                 gates = parameter.zero_().view(-1, H, *parameter.shape[1:])  # [G, H, ..]
                 reads = name.startswith("weight_ih_l1")
                 if name.startswith("bias_ih"):
-                    # Of a GRU z = 0, of an LSTM f = 0 and i = o = 1; n, g and a simple RNN's h of the first layer 1.
-                    saturated = {"RNN": [0.0], "GRU": [0.0, -40.0, 0.0], "LSTM": [40.0, -40.0, 0.0, 40.0]}[self.cell]
-                    gates += torch.tensor(saturated, dtype=self.dtype, device=self.device)[:, None]
-                    if "_l0" in name:
-                        gates[self._candidate] += 1
+                    # What keeps the state is 0 (z, f), all else that opens 1; n, g, a simple RNN's h of layer 0 tanh 1.
+                    cell = of_name(self.cell)
+                    for i, gate in enumerate(cell.gate_names):
+                        if i != self._candidate:
+                            gates[i] += -40.0 if gate == cell.keeps else 40.0
+                        elif "_l0" in name:
+                            gates[i] += 1
                 if reads:
                     half = H if name.endswith("_reverse") else 0
                     gates[self._candidate, :, half : half + H] = torch.eye(H)
@@ -283,7 +287,7 @@ class _Audit:
     @property
     def _candidate(self) -> int:
         """Which gate is the candidate: all there is, n, or g."""
-        return {"RNN": 0, "GRU": 2, "LSTM": 2}[self.cell]
+        return of_name(self.cell).activations.index("tanh")
 
     # The equations ---------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,7 @@ class _Audit:
             for key, end in (("final", "_n"), ("s_0", "_0")):
                 rows = np.concatenate([state for row in out[key] for state in row])  # [K, S]
                 answer["h" + end][:, b] = rows[:, : self.P]
-                if self.cell == "LSTM":
+                if len(self.initial) == 2:
                     answer["c" + end][:, b] = rows[:, self.P :]
             for k in range(self.K):
                 for name, gradient in out["weights"][k // D][k % D].items():
@@ -326,7 +330,6 @@ class _Audit:
 
     def _cells(self) -> list[list[Any]]:
         found = {name: value.detach().cpu().double().numpy() for name, value in self.layer.named_parameters()}
-        equations = next(made for name, made in CELLS.values() if name == self.cell)
         cells: list[list[Any]] = []
         for layer in range(self.case.layers):
             cells.append([])
@@ -334,11 +337,11 @@ class _Audit:
                 named: dict[str, Any] = {ours: found.get(f"{name}_l{layer}{suffix}") for ours, name in WEIGHTS.items()}
                 rows = len(named["W_hh"])
                 named |= {name: np.zeros(rows) for name in ("b_ih", "b_hh") if named[name] is None}
-                if self.cell != "LSTM":
+                if not of_name(self.cell).projects:
                     del named["W_hr"]
-                if self.cell == "RNN":
+                if self.cell == "rnn":
                     named["activation"] = getattr(self.layer, "nonlinearity", "tanh")
-                cells[-1].append(equations(**named))
+                cells[-1].append(equations.CELLS[self.cell](**named))
         return cells
 
 

@@ -19,7 +19,6 @@ from rich.table import Table
 
 from .. import kernels, nn
 from ..bench import (
-    GATES,
     SHAPES,
     TABLES,
     TOLERANCE,
@@ -51,7 +50,7 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="[TABLE]...", help=f"{', '.join(TABLES)} (default: the first four)", show_default=False),
     ] = None,
-    cell: Annotated[str, typer.Option(metavar="CELL,...", help="which cells")] = ",".join(GATES),
+    cell: Annotated[str, typer.Option(metavar="CELL,...", help="which cells")] = ",".join(nn.LAYERS),
     shape: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +84,7 @@ def bench(
         console = Console(width=140)
     plan = Plan(
         tables=_names("table", tables, TABLES) if tables else ("layers",) if quick else Plan.tables,
-        cells=_names("cell", cell.split(","), GATES),
+        cells=_names("cell", cell.split(","), nn.LAYERS),
         shapes=tuple(map(_shape, shape)) if shape else QUICK if quick else SHAPES,
         peers=_peers(peers, console),
         kernel=kernel,

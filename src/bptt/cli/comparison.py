@@ -9,15 +9,16 @@ Nets: two layers, T = 7 steps, B = 3 lanes, random cotangents on the outputs and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import kernels, nn
-from ..equations import gru, lstm, rnn, stacks
+from .. import equations, kernels, nn
+from ..cells import of_name
+from ..equations import stacks
 from ..policies import Chunked, Full, Policy, Randomized, Truncated
 
 __all__ = ["Row", "compare", "largest_error", "sources", "tolerance"]
@@ -33,20 +34,32 @@ DIFFERENCE = 1e-5
 
 @dataclass(frozen=True)
 class Net:
-    """One kind of layer: ours, torch's, the equations' cell, and the constructor arguments the layers share."""
+    """One kind of layer, which ours, torch's and the equations have: its cell, and the constructor's arguments."""
 
-    ours: Callable[..., nn.RNN | nn.GRU | nn.LSTM]
-    torchs: Callable[..., torch.nn.RNNBase]
-    equations: Callable[..., Any]
-    arguments: Mapping[str, Any]
+    cell: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> Callable[..., Any]:
+        return nn.LAYERS[self.cell]
+
+    @property
+    def torchs(self) -> Callable[..., torch.nn.RNNBase]:
+        found = nn.LAYERS[self.cell].torchs
+        assert found is not None
+        return found
+
+    @property
+    def equations(self) -> Callable[..., Any]:
+        return equations.CELLS[self.cell]
 
 
 NETS = {
-    "rnn tanh": Net(nn.RNN, torch.nn.RNN, rnn.RNN, {"nonlinearity": "tanh"}),
-    "rnn relu": Net(nn.RNN, torch.nn.RNN, rnn.RNN, {"nonlinearity": "relu"}),
-    "gru": Net(nn.GRU, torch.nn.GRU, gru.GRU, {}),
-    "lstm": Net(nn.LSTM, torch.nn.LSTM, lstm.LSTM, {}),
-    "lstm projected": Net(nn.LSTM, torch.nn.LSTM, lstm.LSTM, {"proj_size": P}),
+    "rnn tanh": Net("rnn", {"nonlinearity": "tanh"}),
+    "rnn relu": Net("rnn", {"nonlinearity": "relu"}),
+    "gru": Net("gru"),
+    "lstm": Net("lstm"),
+    "lstm projected": Net("lstm", {"proj_size": P}),
 }
 
 
@@ -125,7 +138,7 @@ class _Case:
         def random(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-        self.net, self.states = net, 2 if net.torchs is torch.nn.LSTM else 1
+        self.net, self.states = net, of_name(net.cell).states
         self.output = net.arguments.get("proj_size", H)
         self.torch = net.torchs(INPUTS, H, num_layers=LAYERS, dtype=torch.float64, **net.arguments)
         with torch.no_grad():
@@ -148,7 +161,7 @@ class _Case:
             return []
         return [self._run(layer, memory, dtype) for memory in ("gates", "states")]
 
-    def _run(self, layer: nn.RNN | nn.GRU | nn.LSTM, memory: str, dtype: torch.dtype) -> Answer:
+    def _run(self, layer: Any, memory: str, dtype: torch.dtype) -> Answer:
         if isinstance(layer.gradient, Randomized) and layer.gradient.generator is not None:
             layer.gradient.generator.manual_seed(SEED)
         layer.memory = memory

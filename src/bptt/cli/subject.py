@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from .. import nn
 from ..flow import Recording, record
-from ..nn import init
+from ..nn import LAYERS, init
 from ..train import InputError, RunDirectory
 from ..train.config import Config
 from ..train.inspection import LANES, record_text
@@ -30,10 +29,11 @@ __all__ = [
     "subject",
 ]
 
+NAMES = " or ".join(", ".join(LAYERS).rsplit(", ", 1))
 RunArgument = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="run directory of bptt train", show_default=False)
 ]
-CellOption = Annotated[str | None, typer.Option("--cell", help="a fresh layer instead of a run: rnn, gru or lstm")]
+CellOption = Annotated[str | None, typer.Option("--cell", help=f"a fresh layer instead of a run: {NAMES}")]
 HiddenOption = Annotated[int | None, typer.Option("--hidden", help="units of the fresh layer (default: 64)")]
 LayersOption = Annotated[int | None, typer.Option("--layers", help="layers of the fresh net (default: 1)")]
 NonlinearityOption = Annotated[
@@ -49,7 +49,6 @@ StepsOption = Annotated[
 LanesOption = Annotated[int | None, typer.Option("--lanes", help=f"B (default: at most {LANES})")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="of a fresh layer and its input (default: 0)")]
 
-CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 FRESH_STEPS = 100
 
 
@@ -92,7 +91,7 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
         name, seed = f"{run.name}: {_described(config)}", f"{config.seed}, the run's"
         return Subject(recording, name, run / "flow", directory.metrics(), data, seed)
     if "cell" not in given:
-        raise InputError("give a run directory, or --cell rnn, gru or lstm for a fresh layer")
+        raise InputError(f"give a run directory, or --cell {NAMES} for a fresh layer")
     return _fresh(steps, lanes, **given)
 
 
@@ -116,15 +115,16 @@ def _fresh(
     for name, value in {"hidden": hidden, "layers": layers, "steps": T, "lanes": B}.items():
         if value < 1:
             raise InputError(f"{name} must be at least 1: got {value}")
-    if cell not in CELLS:
-        raise InputError(f"cell must be one of {', '.join(CELLS)}: got {cell!r}")
+    if cell not in LAYERS:
+        raise InputError(f"cell must be one of {', '.join(LAYERS)}: got {cell!r}")
     if nonlinearity is not None and cell != "rnn":
         raise InputError(f"nonlinearity is for --cell rnn: got {nonlinearity!r} with --cell {cell}")
     options = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            layer = CELLS[cell](hidden, hidden, num_layers=layers, **options)
+            kind: Any = LAYERS[cell]
+            layer = kind(hidden, hidden, num_layers=layers, **options)
             if radius is not None:
                 init.radius_(layer, radius)
         except ValueError as error:

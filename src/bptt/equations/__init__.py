@@ -9,3 +9,11 @@ Legend: T time steps, B lanes, I inputs, H hidden units, P numbers in an output 
 S numbers in a state (P, or P + H for an LSTM's pair). Formulas count steps from 1 and call the initial state h_0;
 arrays count from 0, so that h[t] belongs to formula step t + 1 and the initial state is an argument of its own.
 """
+
+from collections.abc import Callable
+from typing import Any
+
+from . import gru, lstm, rnn
+
+CELLS: dict[str, Callable[..., Any]] = {"rnn": rnn.RNN, "gru": gru.GRU, "lstm": lstm.LSTM}
+"""The cells of chapters 3 to 5, by name."""

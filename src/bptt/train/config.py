@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from .. import kernels, memory, policies
+from ..nn import LAYERS
 from .corpus import CORPORA, DEFAULT, PREPROCESSORS
 from .errors import InputError
 from .extras import require
@@ -52,6 +53,7 @@ _RATE = _Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in i
 )
 _NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 _FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
+_CELL = _Check(f"one of {', '.join(LAYERS)}", lambda value: value in LAYERS)
 _TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
 _SPLIT = _Check(
     "lines, paragraphs, files or jsonl:FIELD",
@@ -92,7 +94,7 @@ class Config:
     limit: int = _option(0, _at_least(0), "use the first so many tokens only; 0: all")
     heldout: float = _option(0.1, _FRACTION, "fraction held out, the end of the text; 0: none")
 
-    cell: str = _option("lstm", _one_of("rnn", "gru", "lstm"), "what recurs")
+    cell: str = _option("lstm", _CELL, "what recurs")
     nonlinearity: str | None = _option(None, _one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
     layers: int = _option(1, _at_least(1, 1000), "recurrent layers")
     hidden: int = _option(256, _at_least(1, _SIDE), "units per recurrent layer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ State = Tensor | tuple[Tensor, Tensor] | None
 class LanguageModel(torch.nn.Module):
     """o_t = V dropout(h_t) + c, with h_t from recurrent layers over an embedding (or the one-hot code) of token t.
 
-    size: tokens in the vocabulary. cell: "rnn", "gru" or "lstm". nonlinearity: of the rnn cell; None: tanh.
+    size: tokens in the vocabulary. cell: a name in `bptt.nn.LAYERS`. nonlinearity: of the rnn cell; None: tanh.
     embedding: its size; 0 feeds one-hot vectors.
     dropout: probability of zeroing an entry of the embedding, between layers, and before the output.
     gradient, memory, kernel: the recurrent layer's.
@@ -46,7 +47,7 @@ class LanguageModel(torch.nn.Module):
         self.size = size
         self.embedding = torch.nn.Embedding(size, embedding) if embedding else None
         self.dropout = torch.nn.Dropout(dropout)
-        kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        kind: Any = nn.LAYERS[cell]
         self.recurrent = kind(
             embedding or size,
             hidden,
