@@ -202,6 +202,8 @@ def test_the_layer_has_torchs_manners(cell: str):
     again.load_state_dict(layer.state_dict(), strict=True)
     with pytest.raises(ValueError, match="proj_size is for LSTM only, not for"):
         build(cell, proj_size=2)
+    with pytest.raises(ValueError, match="proj_size is for LSTM only, not for"):
+        LAYERS[cell](5, 4, 1, True, False, 0.0, False, 2)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 3, 4\)"):
         layer(torch.randn(7, 3, 5, dtype=torch.float64), torch.zeros(1, 3, 4, dtype=torch.float64))
     model = torch.nn.Sequential(layer)

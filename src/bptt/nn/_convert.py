@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .. import policies
 from ..memory import Checkpoints
-from ._layers import _BUILT_BY_TORCH, LAYERS, Recurrent
+from ._layers import LAYERS, TORCH_MODES, Recurrent
 from ._swap import label, obstacle, put_in_place, sharing, wrappers
 from ._using import settings
 
@@ -144,7 +144,7 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
         cls = type_before_parametrizations(module)
         theirs = getattr(module, "_subclass", None) or table.get(cls)
         why = obstacle(name, module, wrapped, "revert")
-        known = module.mode in _BUILT_BY_TORCH
+        known = module.mode in TORCH_MODES
         if why is None and theirs is None and known:
             why = f"a subclass of ours: name torch's in its place, subclasses={{Theirs: {cls.__name__}}}"
         if why is not None:

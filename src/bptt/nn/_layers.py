@@ -18,7 +18,7 @@ from ._symbolic import fx_node
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
 
-_BUILT_BY_TORCH = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
+TORCH_MODES = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
 """The modes that torch.nn.RNNBase knows."""
 
 
@@ -44,16 +44,18 @@ class Recurrent(torch.nn.RNNBase):
             raise ValueError(f"mode must be one of {', '.join(map(repr, cells.CELLS))}: got {mode!r}")
         cell = cells.CELLS[mode]
         if "proj_size" in kwargs and not cell.projects:  # torch.nn says so too, more than of an unexpected keyword
-            able = dict.fromkeys(other.name.upper() for other in cells.CELLS.values() if other.projects)
-            raise ValueError(f"proj_size is for {' or '.join(able)} only, not for {type(self).__name__}")
+            raise _no_projection(type(self).__name__)
         # torch builds a layer of its own modes only, of which the simple RNN has one row of weights a unit.
-        super().__init__(mode if mode in _BUILT_BY_TORCH else "RNN_TANH", *args, **kwargs)
+        super().__init__(mode if mode in TORCH_MODES else "RNN_TANH", *args, **kwargs)
         self.mode = mode
-        if mode not in _BUILT_BY_TORCH and cell.gates_per_unit > 1:
+        if self.proj_size and not cell.projects:
+            raise _no_projection(type(self).__name__)
+        if mode not in TORCH_MODES and cell.gates_per_unit > 1:
             for name, weight in self.named_parameters():
                 rows = cell.gates_per_unit * self.hidden_size
                 if "weight_hr" not in name:
                     setattr(self, name, torch.nn.Parameter(weight.new_empty(rows, *weight.shape[1:])))
+            self._init_flat_weights()
             self.reset_parameters()
         self.gradient, self.memory, self.kernel = gradient, memory, kernel
 
@@ -106,7 +108,7 @@ class Recurrent(torch.nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """As torch.nn's, for the modes that cuDNN knows."""
-        if self.mode in _BUILT_BY_TORCH:
+        if self.mode in TORCH_MODES:
             super().flatten_parameters()
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
@@ -341,6 +343,11 @@ class LSTM(Recurrent):
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         where = {"device": device, "dtype": dtype}
         super().__init__("LSTM", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
+
+
+def _no_projection(name: str) -> ValueError:
+    able = dict.fromkeys(cell.name.upper() for cell in cells.CELLS.values() if cell.projects)
+    return ValueError(f"proj_size is for {' or '.join(able)} only, not for {name}")
 
 
 LAYERS: dict[str, type[Recurrent]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
