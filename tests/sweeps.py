@@ -42,9 +42,11 @@ def some_policies(net: str, B: int) -> list[Policy]:
     return [Full(), Chunked(3), Truncated(2), Truncated(4, every=3), Fixed(*xi)]
 
 
-def judge(theirs: nn.RNNBase, data: Case, policy: Policy, agree: Agree, *, memory: str = "auto", **kw: Any) -> None:
-    """The engine against the reference. kw: resets or lengths."""
+def judge(theirs: nn.RNNBase, data: Case, policy: Policy, agree: Agree, *memories: str, **kw: Any) -> None:
+    """The engine, once for each of the memories, against the reference, which takes longer. kw: resets or lengths."""
     expected = gradients(theirs, data.x, data.initial, data.dy, data.dfinal, policy, **kw)
     if "lengths" in kw:
         kw["packed"] = kw.pop("lengths")
-    agree(measure(ours(theirs, gradient=policy, memory=memory), data, **kw).values(), expected.values(), str(policy))
+    for memory in memories or ("auto",):
+        actual = measure(ours(theirs, gradient=policy, memory=memory), data, **kw)
+        agree(actual.values(), expected.values(), f"{policy}, {memory}")

@@ -121,38 +121,35 @@ def test_chunked_is_detaching(cell: str, net: str, k: int, agree: Agree) -> None
 def test_truncated(cell: str, net: str, window: int, every: int, agree: Agree) -> None:
     theirs = build(cell, **NETS[net])
     memory = ("gates", "states")[(window + every) % 2]
-    judge(theirs, case(theirs, STEPS[net]), Truncated(window, every=every), agree, memory=memory)
+    judge(theirs, case(theirs, STEPS[net]), Truncated(window, every=every), agree, memory)
 
 
 @each_cell
 @each_net
-@pytest.mark.parametrize("memory", ["gates", "states"])
-def test_chunked(cell: str, net: str, memory: str, agree: Agree) -> None:
+def test_chunked(cell: str, net: str, agree: Agree) -> None:
     theirs = build(cell, **NETS[net])
     data = case(theirs, T=T)
     for k in (1, 2, 3, 4, 6, 7, 8):
-        judge(theirs, data, Chunked(k), agree, memory=memory)
+        judge(theirs, data, Chunked(k), agree, "gates", "states")
 
 
 @each_cell
 @each_net
-@pytest.mark.parametrize("memory", ["gates", "states"])
-def test_given_factors(cell: str, net: str, memory: str, agree: Agree) -> None:
+def test_given_factors(cell: str, net: str, agree: Agree) -> None:
     theirs = build(cell, **NETS[net])
     policy = some_policies(net, B=3)[-1]
-    judge(theirs, case(theirs, T=T), policy, agree, memory=memory)
+    judge(theirs, case(theirs, T=T), policy, agree, "gates", "states")
     assert isinstance(policy, Fixed)
-    assert policy.calls == [(T, 3)] * len(policy.xi)
+    assert policy.calls == [(T, 3)] * 2 * len(policy.xi)
 
 
 @each_cell
 @each_net
-@pytest.mark.parametrize("memory", ["gates", "states"])
-def test_resets(cell: str, net: str, memory: str, agree: Agree) -> None:
+def test_resets(cell: str, net: str, agree: Agree) -> None:
     theirs = build(cell, **NETS[net])
     data = case(theirs, T=T, B=4)
     for policy in some_policies(net, B=4):
-        judge(theirs, data, policy, agree, memory=memory, resets=RESETS)
+        judge(theirs, data, policy, agree, "gates", "states", resets=RESETS)
 
 
 @each_cell
@@ -175,8 +172,7 @@ def test_packed(cell: str, net: str, agree: Agree) -> None:
     data = case(theirs, T=T, B=4)
     fixed = some_policies(net, B=4)[-1]
     for policy in (Full(), Chunked(2), Truncated(4, every=3), fixed):
-        for memory in ("gates", "states"):
-            judge(theirs, data, policy, agree, memory=memory, lengths=LENGTHS)
+        judge(theirs, data, policy, agree, "gates", "states", lengths=LENGTHS)
 
 
 @pytest.mark.parametrize("cell", ["tanh", "lstm"])
