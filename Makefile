@@ -29,10 +29,10 @@ demo: setup      ## train on real text for a minute or two, sample, say where ev
 	$(BIN)/bptt demo
 
 test: setup      ## run the tests
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 quick: setup     ## run those that are not marked slow
-	$(BIN)/python -m pytest -n 2 -q -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q -m 'not slow'
 
 oldest:          ## run the tests with the lowest versions of torch and NumPy that pyproject.toml allows
 	PYTHON=$(PYTHON) cmake/oldest
