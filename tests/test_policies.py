@@ -91,6 +91,7 @@ def loaded(value: object) -> object:
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_by_a_process_that_has_only_imported_the_package(tmp_path) -> None:
     torch.save({"gradient": Truncated(20, every=5), "memory": Checkpoints(steps=9)}, tmp_path / "state.pt")
     program = f"import torch, bptt; print(torch.load({str(tmp_path / 'state.pt')!r}, weights_only=True))"

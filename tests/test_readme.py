@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_generated_parts_are_up_to_date():
     check = subprocess.run(
         [sys.executable, ROOT / "docs" / "readme.py", "--check"], capture_output=True, text=True, check=False

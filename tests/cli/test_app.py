@@ -26,6 +26,7 @@ def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]):
     assert "Usage: bptt" in result.out
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     result = subprocess.run([sys.executable, "-m", "bptt", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"bptt {importlib.metadata.version('bptt')}\n"

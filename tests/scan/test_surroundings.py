@@ -96,6 +96,7 @@ def test_the_whole_graph_cannot_be_had(compiler: Any) -> None:
         model(torch.ones(T, B))
 
 
+@pytest.mark.slow
 def test_import_does_not_load_the_compiler() -> None:
     code = "import sys, bptt; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -107,6 +107,7 @@ def test_the_lock_is_the_process_s_and_goes_at_the_end_of_fit(path: Path):
     run.release()  # once more: nothing happens
 
 
+@pytest.mark.slow
 def test_a_forked_child_does_not_keep_its_dead_parent_s_lock(path: Path):
     with subprocess.Popen([sys.executable, "-c", FORK, str(path)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
