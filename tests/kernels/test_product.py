@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from bptt.kernels import product
+import bptt
+from bptt.kernels import product, summed_product
 
-SIZES = [(1, 1200, 1100), (1300, 1000, 3), (700, 3, 1300), (129, 257, 131), (64, 512, 300)]
+module = sys.modules["bptt.kernels.product"]  # of the name of its function
+
+SIZES = [(1, 1200, 1100), (1300, 1000, 3), (700, 3, 1300), (129, 257, 131), (64, 512, 300), (9001, 70, 40)]
 
 
 def layouts(x: Tensor) -> list[Tensor]:
@@ -34,11 +40,62 @@ def test_layouts(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
             assert found.dtype == dtype
             assert found.shape == (N, M)
             assert (found.double() - expected).abs().max() < bound
+            out = torch.full((N, M + 2), torch.nan, dtype=dtype)
+            assert product(a, b, out[:, 1:-1]).data_ptr() == out[:, 1:].data_ptr()
+            assert (out[:, 1:-1].double() - expected).abs().max() < bound
+            assert out[:, [0, -1]].isnan().all()
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_over_rows(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    N, K, M = sizes
+    a, b = torch.randn(N, K, dtype=dtype), torch.randn(N, M, dtype=dtype)
+    expected = a.double().t() @ b.double()
+    bound = (1e-5 if dtype == torch.float32 else 1e-13) * expected.abs().max()
+    for p in layouts(a):
+        for q in layouts(b):
+            found = summed_product(p, q)
+            assert found.dtype == dtype
+            assert found.shape == (K, M)
+            assert (found.double() - expected).abs().max() < bound
+
+
+@pytest.mark.skipif(module.ONEDNN_LINEAR is None, reason="this build of torch has no oneDNN")
+def test_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps compiled code for every size: sequences of many lengths must not fill the memory with it."""
+    sizes = set()
+
+    def counted(x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+        sizes.add((*x.shape, len(w)))
+        return linear(x, w, *rest)
+
+    linear = module.ONEDNN_LINEAR
+    monkeypatch.setattr(module, "ONEDNN_LINEAR", counted)
+    layer = bptt.nn.LSTM(128, 128)
+    for T in range(100, 150):
+        y, _ = layer(torch.zeros(T, 16, 128).requires_grad_())
+        y.sum().backward()
+    # The input's product, its gradient and those of two weights, in at most four sizes an octave.
+    assert 3 <= len(sizes) <= 4 * 4 * 5
+
+
+@pytest.mark.skipif(module.ONEDNN_LINEAR is None, reason="this build of torch has no oneDNN")
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ONEDNN_LINEAR", pytest.fail)
+    torch._C._set_mkldnn_enabled(False)  # as torch.backends.mkldnn.flags does, which warns of what else it sets
+    try:
+        product(torch.zeros(300, 200), torch.zeros(300, 200))
+        summed_product(torch.zeros(300, 200), torch.zeros(300, 200))
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 def test_nothing_to_multiply() -> None:
     assert product(torch.zeros(0, 2000), torch.zeros(2000, 2000)).shape == (0, 2000)
     assert not product(torch.zeros(2000, 0), torch.zeros(2000, 0)).any()
+    assert not summed_product(torch.zeros(0, 2000), torch.zeros(0, 2000)).any()
+    assert summed_product(torch.zeros(2000, 0), torch.zeros(2000, 2000)).shape == (0, 2000)
 
 
 def test_not_finite() -> None:
@@ -58,6 +115,7 @@ def test_recorded_by_autograd() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     (dx,) = torch.autograd.grad(found.sum(), x)
     torch.testing.assert_close(dx, w.detach().sum(0).expand(300, 200))
+    assert summed_product(x, w).requires_grad
 
 
 def test_in_a_transform() -> None:

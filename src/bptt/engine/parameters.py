@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import Tape, Walked, product
+from ..kernels import Tape, Walked, summed_product
 from .boundary import given
 
 __all__ = ["parameter_gradients", "steps_of"]
@@ -31,10 +31,10 @@ def parameter_gradients(
         else:
             parts = [da[..., : -walked.inner.shape[-1]], walked.inner]
     if needs[0] and ih is None:
-        ih = product(steps_of(da, present).t(), steps_of(x, present).t())
+        ih = summed_product(steps_of(da, present), steps_of(x, present))
     if needs[1] and hh is None:
         prev = steps_of(tape.prev[0], present)
-        hh = _products([steps_of(part, present).t() for part in parts], prev)
+        hh = _joined([summed_product(steps_of(part, present), prev) for part in parts])
     grads: list[Tensor | None] = [ih, hh]
     if needs_bias:
         if walked.bias is None:
@@ -47,7 +47,7 @@ def parameter_gradients(
         projected = cell.projected(given(tape.gates), tape.state) if needs[-1] else None
         hr = None
         if projected is not None:
-            hr = product(steps_of(given(walked.adjoint), present).t(), steps_of(projected, present).t())
+            hr = summed_product(steps_of(given(walked.adjoint), present), steps_of(projected, present))
         grads.append(hr)
     return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
@@ -56,11 +56,6 @@ def steps_of(x: Tensor, present: Tensor | None) -> Tensor:
     """`[T, B, F]` -> `[rows, F]`: the rows of `[T * B]` that are steps of a sequence; None is all."""
     rows = x.flatten(0, 1)
     return rows if present is None else rows.index_select(0, present)
-
-
-def _products(parts: list[Tensor], x: Tensor) -> Tensor:
-    """Each of the parts times x, one below the other."""
-    return _joined([product(part, x.t()) for part in parts])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

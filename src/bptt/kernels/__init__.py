@@ -31,6 +31,7 @@ from .kernel import Tape as Tape
 from .kernel import Walked as Walked
 from .kernel import Wanted as Wanted
 from .product import product as product
+from .product import summed_product as summed_product
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 from .sums import with_final as with_final

@@ -127,9 +127,11 @@ class Cpu:
         h_0, c_0 = hx if cell.states == 2 else (hx[0], None)
         outputs = [x.new_empty(T, B, P), x.new_empty(1, B, P), *([] if c_0 is None else [x.new_empty(1, B, H)])]
         given: tuple[Tensor | None, ...] = (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)
-        if any(t is not None and (not t.is_contiguous() or t.is_neg()) for t in given):
-            given = tuple(map(_dense, given))  # alive until the call is over
-        at = [0 if t is None else t.data_ptr() for t in (*given, *outputs, None)[:11]]
+        for t in given:
+            if t is not None and (not t.is_contiguous() or t.is_neg() or t.data_ptr() == 0):
+                given = tuple(map(_dense, given))  # alive until the call is over
+                break
+        at = list(map(_at, (*given, *outputs, None)[:11]))
         INFER[x.dtype](self._variant, CODES[cell.mode], T, B, inputs, H, P, *at, torch.get_num_threads())
         return tuple(outputs)
 
@@ -295,7 +297,7 @@ def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor |
         return product(rows, w.ih).view(T, B, width)
     out = into.view(T * B, -1)[:, :width]
     if lengths is None:
-        out.copy_(product(rows, w.ih))
+        product(rows, w.ih, out)
     else:
         present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
         out.index_copy_(0, present, product(rows.index_select(0, present), w.ih))
@@ -303,8 +305,16 @@ def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor |
 
 
 def _at(tensor: Tensor | None) -> int:
-    """Where the values lie; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """Where the values lie; 0 for none, which a tensor without memory must not be taken for."""
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel() > 0:
+        raise RuntimeError(
+            "tensors of a call must have memory that the compiled kernel can read (kernel='eager' calls torch's "
+            f"operations instead): got a {type(tensor).__name__} of shape {list(tensor.shape)} without"
+        )
+    return address
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -314,6 +324,8 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
     if not tensor.is_cpu:
         raise RuntimeError(f"all tensors of a call must be on the CPU: got one on {tensor.device}")
     try:
+        if tensor._is_zerotensor():  # zeros that autograd has not written anywhere
+            return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
         return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
     except RuntimeError:
         if tensor.layout is torch.strided:
@@ -325,13 +337,18 @@ def _restart(reset_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor | None, ...]
     """h and c `[.., B, F]` with dense steps, None for none, and the distance from each one's step to the next."""
     if not reset_state:
         return (None, None), (0, 0)
-    dense = [r if r.dim() == 3 and r[0].is_contiguous() and not r.is_neg() else _dense(r) for r in reset_state]
+    dense = [
+        r if r.dim() == 3 and r[0].is_contiguous() and not (r.is_neg() or r._is_zerotensor()) else _dense(r)
+        for r in reset_state
+    ]
     distances = [0 if r is None or r.dim() == 2 else r.stride(0) for r in dense]
     return (*dense, None)[:2], (*distances, 0)[:2]
 
 
 def _rows(x: Tensor) -> tuple[Tensor | None, int]:
     """A tensor `[.., .., F]` with dense rows at equal distances, and that distance; copied only if it must be."""
+    if x._is_zerotensor():
+        return _dense(x), x.shape[2]
     if x.is_contiguous() and not x.is_neg() and x.is_cpu:
         return x, x.shape[2]
     step, row, one = x.stride()

@@ -1,12 +1,19 @@
-"""Large products of matrices, by the faster of torch's libraries."""
+"""Large products of matrices, by the faster of torch's libraries.
+
+oneDNN compiles code for every size that it meets and keeps it, about 0.8 MiB a size, up to a thousand sizes. The
+number of rows, steps times lanes, differs from call to call where sequences do. So products are taken in pieces of
+whole sizes, of which there are few.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-__all__ = ["product"]
+__all__ = ["product", "summed_product"]
 
 ONEDNN_LINEAR = (
     torch.ops.mkldnn._linear_pointwise.default
@@ -18,18 +25,77 @@ ONEDNN_LINEAR = (
 LARGE = 1_200_000
 """Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""
 
+MOST_ROWS = 4096
+"""Rows of a piece, at the most: what it takes beside its result is bounded too."""
 
-def product(x: Tensor, w: Tensor) -> Tensor:
-    """x w': `[N, K]`, `[M, K]` -> `[N, M]`, each in any layout.
+
+def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
+    """x w': `[N, K]`, `[M, K]` -> `[N, M]`, each in any layout; N is the number that differs from call to call.
+
+    out: where the result is to be written.
 
     torch.mm asks MKL, which does not use the widest instructions of every processor. oneDNN, which torch has too, does:
     on an AMD with AVX-512 it took 0.4 to 0.5 of the time from K = M = 512 on, with 16 to 512 rows.
     """
+    if not _by_onednn(x, w, x.numel() * len(w)):
+        return torch.mm(x, w.t()) if out is None else torch.mm(x, w.t(), out=out)
+    assert ONEDNN_LINEAR is not None
+    N = len(x)
+    if out is None:
+        if _whole(N) == N:
+            return ONEDNN_LINEAR(x, w, None, "none", [], "")
+        out = x.new_empty(N, len(w))
+    for a, b in _pieces(N, w.numel()):
+        if (b - a) * w.numel() < LARGE:
+            torch.mm(x[a:b], w.t(), out=out[a:b])
+        else:
+            out[a:b] = ONEDNN_LINEAR(x[a:b], w, None, "none", [], "")
+    return out
+
+
+def summed_product(a: Tensor, b: Tensor) -> Tensor:
+    """a' b, the sum over rows: `[N, K]`, `[N, M]` -> `[K, M]`, as `product`; N is what differs from call to call."""
+    K, M = a.shape[1], b.shape[1]
+    if not _by_onednn(a, b, a.numel() * M):
+        return torch.mm(a.t(), b)
+    assert ONEDNN_LINEAR is not None
+    total: Tensor | None = None
+    for first, end in _pieces(len(a), K * M):
+        part, of = a[first:end].t(), b[first:end].t()
+        if total is None:
+            total = ONEDNN_LINEAR(part, of, None, "none", [], "")
+        elif (end - first) * K * M < LARGE:
+            total.addmm_(part, of.t())
+        else:
+            total += ONEDNN_LINEAR(part, of, None, "none", [], "")
+    assert total is not None  # since there are rows
+    return total
+
+
+def _by_onednn(x: Tensor, w: Tensor, multiplications: int) -> bool:
     plain = x.dtype == w.dtype == torch.float32 and type(x) is Tensor and type(w) in (Tensor, Parameter) and x.is_cpu
-    if ONEDNN_LINEAR is None or not plain or x.numel() * len(w) < LARGE or x.is_neg() or w.is_neg():
-        return torch.mm(x, w.t())
-    if torch._C._are_functorch_transforms_active() or (
-        torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-    ):
-        return torch.mm(x, w.t())
-    return ONEDNN_LINEAR(x, w, None, "none", [], "")
+    if ONEDNN_LINEAR is None or not plain or multiplications < LARGE or x.is_neg() or w.is_neg():
+        return False
+    if not torch._C._get_mkldnn_enabled():  # torch.backends.mkldnn.flags(enabled=False)
+        return False
+    recorded = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    return not recorded and not torch._C._are_functorch_transforms_active()
+
+
+def _whole(N: int) -> int:
+    """The most rows, up to N, that a piece may have: of a size with three leading binary digits, four in an octave."""
+    zeros = max(N.bit_length() - 3, 0)
+    return min(N >> zeros << zeros, MOST_ROWS)
+
+
+def _pieces(N: int, multiplications: int) -> Iterator[tuple[int, int]]:
+    """The rows of each piece, as (first, one behind the last); of a whole size as long as the rest is large.
+
+    multiplications: for each row.
+    """
+    first = 0
+    while first < N:
+        rest = N - first
+        count = _whole(rest) if rest * multiplications >= LARGE else rest
+        yield first, first + count
+        first += count
