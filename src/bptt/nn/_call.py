@@ -120,7 +120,7 @@ class Call:
         B = flat.shape[0 if layer.batch_first else 1] if sizes is None else int(sizes[0])
         K, H = layer.num_layers * (2 if layer.bidirectional else 1), layer.hidden_size
         wide = (layer.proj_size or H, H)
-        return all(s.shape == (K, B, n) and s.dtype == dtype for s, n in zip(states, wide, strict=False))
+        return all(s.shape == (K, B, n) and s.dtype == dtype for s, n in zip(states, wide[: len(states)], strict=True))
 
     @staticmethod
     def _hidden(
@@ -187,7 +187,7 @@ class Call:
         name, x, states, batched = type(layer).__name__, self.x, self.hx, self.batched
         form = "a tuple (h, c)" if len(states) == 2 else "one tensor h"
         found = (given,) if isinstance(given, Tensor) else given
-        if isinstance(given, Tensor) != (len(states) == 1) or not isinstance(found, tuple | list):
+        if isinstance(given, Tensor) != (len(states) == 1) or not isinstance(found, (tuple, list)):
             got = "one tensor" if isinstance(given, Tensor) else type(given).__name__
             raise TypeError(f"{name}: reset_state must be {form}: got {got}")
         if len(found) != len(states) or not all(isinstance(r, Tensor) for r in found):
