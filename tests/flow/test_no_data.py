@@ -84,16 +84,52 @@ def test_lanes_of_very_different_lengths_show_the_planted_rate(lengths: list[int
     assert "90 % arises within 10 st" in found.verdict.headline
 
 
-def test_every_loss_weighs_the_same_whatever_its_lane() -> None:
-    """Contributions by hand: of 2, 4 and 8 at the last states of three lanes."""
+def test_no_size_of_a_loss_is_taken_for_a_decay() -> None:
+    """Contributions by hand: of 2, 4 and 8 at the last states of three lanes of lengths 1, 2 and 4."""
     layer = decaying(0.5, H=1)
     weights = torch.tensor([[2.0], [4.0], [8.0]], dtype=torch.float64)
     map = lag_map(Last(layer), packed([1, 2, 4]), lambda h: (h * weights).sum())
     lags = by_lag(map)
-    assert_allclose(lags.norm[0], [14 / 3, (2 + 4) / 2, 2, 1])
+    assert_allclose(lags.norm[0], 14 / 3 * 0.5 ** np.arange(4.0))
+    assert_allclose(lags.rate, 0.5)
     assert_array_equal(lags.sending[0], [3, 2, 1, 1])
     assert_array_equal(lags.losses, [3, 2, 1, 1])
     assert_array_equal(map.there[0].sum(1), [1, 2, 0, 4])
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("rate", [0.9, 1.0, 1.1])
+def test_losses_of_very_different_sizes_show_the_planted_decay(rate: float, resets: bool) -> None:
+    """The largest losses come early, where they cannot reach far, or in the lanes that are reset most often."""
+    generator = torch.Generator().manual_seed(0)
+    weights = 100 ** torch.rand(60, 4, 1, generator=generator, dtype=torch.float64)
+    weights[:5] *= 1000
+    closed = torch.rand(60, 4, generator=generator) < torch.tensor([0.0, 0.01, 0.1, 0.5])
+    weights = weights * torch.tensor([1.0, 10.0, 100.0, 1000.0], dtype=torch.float64)[:, None]
+
+    class Episodes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = decaying(rate)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x, resets=closed if resets else None)[0]
+
+    map = lag_map(record(Episodes(), torch.zeros(60, 4, 2, dtype=torch.float64), lambda y: (y * weights).sum()))
+    decay = rate ** np.arange(60.0)
+    lags = by_lag(map)
+    assert_allclose(lags.norm[0] / lags.norm[0, 0], decay, rtol=1e-9)
+    for row in map.followed[0]:
+        there = ~np.isnan(row)
+        assert_allclose(row[there] / row[0], decay[: there.sum()], rtol=1e-9)
+
+
+def test_a_scan_whose_losses_differ_in_size() -> None:
+    weights = torch.logspace(3, -3, 40, dtype=torch.float64)[:, None]
+    s = torch.ones(3, dtype=torch.float64)
+    chain = bptt.flow.steps(lambda s, _: (0.8 * s, s), s, None, lambda y: (y * weights).sum(), length=40)
+    lags = by_lag(lag_map(chain))
+    assert_allclose(lags.norm[0] / lags.norm[0, 0], 0.8 ** np.arange(40.0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 29])

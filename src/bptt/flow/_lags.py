@@ -49,6 +49,8 @@ class LagMap(Shown):
     Where none sends there is no data, which is no error: the sequences have ended or not begun, the step has no loss
     (an error of 0), or a reset lies between. A norm that is not finite where a lane sends is one.
 
+    before: `[L, N, K]` the mean norm of the lanes that send, one lag nearer to the loss (at lag 0 it is not used): what
+    they have lost since is the decay, whatever the size of the losses of other lanes. By default `each`, at that lag.
     lane_norm: `[L, B, K]` the same norms as means over the losses of each lane, NaN where there is no data; None where
     it was not measured.
     """
@@ -62,6 +64,7 @@ class LagMap(Shown):
     B: int
     present: Ints | None = None
     sending: Ints | None = None
+    before: Floats | None = None
     lane_norm: Floats | None = None
 
     @property
@@ -84,12 +87,26 @@ class LagMap(Shown):
         present, sending = self.counts
         return np.where(sending > 0, self.norm, np.nan) * (present / np.maximum(sending, 1))
 
+    @property
+    def followed(self) -> Floats:
+        """`[L, N, K]` `each` at lag 0, and from lag to lag the same lanes: those that reach the farther one."""
+        return _followed(self.each, self._earlier())
+
+    def _earlier(self) -> Floats:
+        """`before`, or what it is by default."""
+        if self.before is not None:
+            return self.before
+        each = self.each
+        return np.concatenate([each[..., :1], each[..., :-1]], -1)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lags(Shown):
     """A map summed up by lag.
 
-    lag: `[K]`. norm: `[L, K]` mean over the losses that reach so far back, every lane's its own; NaN where none does.
+    lag: `[K]`. norm: `[L, K]` at lag 0 the mean over the losses, every lane's its own; from lag to lag it changes as
+    the sum over the losses that reach the farther one does, so that neither the size of a loss nor how early it comes
+    is taken for a decay. Where all losses are alike that is the mean over those that reach so far. NaN where none does.
     losses: `[K]` at how many steps those are, in the layer with the most. sending: `[L, K]` how many losses the mean is
     over, every lane's its own; default `losses`. Where it is 0 there is no data, which is no error. rate: `[L]` the
     factor per step by which the norm decays over its tail (least squares on its logarithm): below 1 it vanishes, above
@@ -203,7 +220,8 @@ def lag_map(
     T, names = recording.T, recording.names
     K, last = _lags(lags, T), _losses(every, at, T)
     B = recording.B if lanes is None else min(lanes, recording.B)
-    total, sending = np.zeros((len(names), len(last), K)), np.zeros((len(names), len(last), K), dtype=np.int64)
+    total, before = np.zeros((len(names), len(last), K)), np.zeros((len(names), len(last), K))
+    sending = np.zeros((len(names), len(last), K), dtype=np.int64)
     own, sent = np.zeros((len(names), B, K)), np.zeros((len(names), B, K))  # of each lane
     row = np.full(T, -1)
     row[last] = np.arange(len(last))
@@ -220,6 +238,7 @@ def lag_map(
             seen = ((lag >= 0) & open).numpy()
             at_lag = (row[t.numpy()[seen]], lag.numpy()[seen])
             np.add.at(total[k], at_lag, norm[seen])
+            np.add.at(before[k], at_lag, np.roll(norm, -1, 0)[seen])  # of the same column, one lag nearer
             np.add.at(sending[k], at_lag, 1)
             in_lane = (frames.lane.expand_as(lag).numpy()[seen], lag.numpy()[seen])
             np.add.at(own[k], in_lane, norm[seen])
@@ -228,11 +247,15 @@ def lag_map(
     present = np.array([_present(lengths, last, np.arange(K), name) for name in names])
     norm = total / np.where(present > 0, present, np.nan)
     state = "(h, c)" if recording.cell.states == 2 else "h"
-    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending, _mean(own, sent))
+    before /= np.where(sending > 0, sending, np.nan)
+    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending, before, _mean(own, sent))
 
 
 def by_lag(map: LagMap) -> Lags:
     """A map summed up by lag: mean norm, decay rate, effective horizon.
+
+        norm_0 = mean over losses of |e|,  norm_k = norm_{k-1} * sum of what losses send to lag k
+                                                               / sum of what the same losses send to lag k-1
 
     The rate is exp(slope) of a line through log norm against lag, by least squares weighted by the losses behind each
     mean, over the farther half of the lags at which anything arrives. Steps without a loss, which send nothing back,
@@ -249,8 +272,12 @@ def by_lag(map: LagMap) -> Lags:
     """
     sending = map.counts[1]
     lanes = sending.sum(1)
-    with np.errstate(invalid="ignore"):
-        norm = np.where(sending > 0, map.each * sending, 0).sum(1) / np.where(lanes > 0, lanes, np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        total, earlier = (
+            np.where(sending > 0, each * sending, 0).sum(1) / np.where(lanes > 0, lanes, np.nan)
+            for each in (map.each, map._earlier())
+        )
+    norm = _followed(total, earlier)
     fits = [fit_decay(row[n > 0], n[n > 0]) for row, n in zip(norm, lanes, strict=True)]
     rate, error = (np.array([fit[i] for fit in fits]) for i in (0, 1))
     whole = len(map.lag) == map.T
@@ -312,8 +339,10 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
     B = chain.B if lanes is None else min(_count("lanes", lanes, 1), chain.B)
     if chain.errors is None:
         raise ValueError(f"the losses of {chain.name} come from the layers above it: measure the whole recording")
-    norm, sending = np.full((1, len(last), K), np.nan), np.zeros((1, len(last), K), dtype=np.int64)
+    norm, before = np.full((1, len(last), K), np.nan), np.full((1, len(last), K), np.nan)
+    sending = np.zeros((1, len(last), K), dtype=np.int64)
     lane_norm, lane_sends = np.zeros((1, B, K)), np.zeros((1, B, K))
+    earlier = chain.errors.new_empty(0, B)  # what the losses sent one lag nearer
     walking: list[int] = []  # losses by number, the latest first
     rows = chain.errors.new_empty(0, chain.B, chain.S)
     open = torch.zeros(0, chain.B, dtype=torch.bool, device=rows.device)  # whether a loss is not behind a reset
@@ -322,20 +351,31 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         if t in number:
             walking.append(number[t])
             rows = torch.cat([rows, chain.errors[t : t + 1]])
+            earlier = torch.cat([earlier, earlier.new_zeros(1, B)])
             open = torch.cat([open, (chain.errors[t : t + 1] != 0).any(-1)])
         if walking and last[walking[0]] - t >= K:
-            walking, rows, open = walking[1:], rows[1:], open[1:]
+            walking, rows, open, earlier = walking[1:], rows[1:], open[1:], earlier[1:]
         size, own = rows[:, :B].norm(dim=-1), open[:, :B]
         at_lag = (0, walking, last[walking] - t)
         sending[at_lag] = own.sum(1).cpu().numpy()
         norm[at_lag] = (size.where(own, 0).sum(1) / B).cpu().numpy()
+        before[at_lag] = (earlier.where(own, 0).sum(1) / own.sum(1)).cpu().numpy()
+        earlier = size
         lane_norm[0][:, at_lag[2]] += size.where(own, 0).T.cpu().numpy()
         lane_sends[0][:, at_lag[2]] += own.T.cpu().numpy()
         if t in chain.edges and walking:
             rows, open = chain.pull(t, rows), open & chain.open(t)
     present = _present(np.full(B, chain.T), last, np.arange(K), chain.name)[None]
     means = _mean(lane_norm, lane_sends)
-    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, means)
+    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, before, means)
+
+
+def _followed(each: Floats, before: Floats) -> Floats:
+    """`[..., K]` from each curve's first value on, the product of each / before; 0 from where nothing arrives."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
+        factors = each / before
+        factors[..., :1] = each[..., :1]
+        return np.asarray(np.cumprod(np.where(each == 0, 0.0, factors), -1), dtype=np.float64)
 
 
 def _mean(total: Floats, count: Floats) -> Floats:
