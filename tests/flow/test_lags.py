@@ -300,3 +300,17 @@ def test_far_lags_of_a_few_losses_take_little_memory():
         tracemalloc.stop()
     assert found.norm.shape == (1, 3, 3000)
     assert peak < 20 * found.norm.nbytes
+
+
+@pytest.mark.parametrize("kind", [bptt.nn.RNN, bptt.nn.LSTM])
+def test_what_is_finite_is_not_called_infinite_because_its_square_is(kind):
+    """Adjoints and a gradient of about 1e200."""
+    torch.manual_seed(0)
+    layer, x = kind(3, 5, dtype=torch.float64), torch.randn(20, 2, 3, dtype=torch.float64)
+    small, large = (record(layer, x, lambda y, size=size: size * y.sum()) for size in (1.0, 1e200))
+    assert_allclose(lag_map(large).norm, 1e200 * lag_map(small).norm, rtol=1e-12)
+    expected, found = shares(small), shares(large)
+    assert_allclose(found.total, 1e200 * expected.total)
+    assert_allclose(found.norm, 1e200 * expected.norm)
+    assert_allclose(found.bias, expected.bias, atol=1e-12)
+    assert_allclose(found.share, expected.share, atol=1e-12)

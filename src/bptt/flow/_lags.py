@@ -229,10 +229,10 @@ def lag_map(
     with torch.no_grad():
         for k, frames, swept, lag, open in sweeps_by_loss(recording, K, last, lanes):
             assert swept.adjoint is not None
-            squares = swept.adjoint.double().square().sum(-1)
+            size = _norm(swept.adjoint)
             if swept.adjoint_c is not None:
-                squares += swept.adjoint_c.double().square().sum(-1)
-            norm = squares.sqrt().cpu().numpy()
+                size = torch.hypot(size, _norm(swept.adjoint_c))
+            norm = size.cpu().numpy()
             norm[norm < tiny] = 0  # what has lost its precision on the way to zero
             t = (frames.end - frames.last if names[k].endswith(REVERSED) else frames.last).expand_as(lag)
             seen = ((lag >= 0) & open).numpy()
@@ -368,6 +368,17 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
     present = _present(np.full(B, chain.T), last, np.arange(K), chain.name)[None]
     means = _mean(lane_norm, lane_sends)
     return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, before, means)
+
+
+def _norm(adjoint: Tensor) -> Tensor:
+    """Euclidean norms over the last dimension, float64; of finite numbers finite, though their squares are not."""
+    values = adjoint.double()
+    norm = values.norm(dim=-1)
+    if bool(torch.isfinite(norm).all()):
+        return norm
+    scale = values.abs().amax(-1, keepdim=True)
+    scale = scale.where((scale > 0) & torch.isfinite(scale), 1)
+    return (values / scale).norm(dim=-1) * scale[..., 0]
 
 
 def _followed(each: Floats, before: Floats) -> Floats:

@@ -94,14 +94,18 @@ def shares(
         total = _full(recording)
     for k, G in enumerate(total):
         parts[k][-1] += G - parts[k].sum(0)  # the last bin: what lies beyond the lags walked
-    size = np.array([float(G.norm()) for G in total])
+    size = np.zeros(L)
     norm, share, bias = (np.zeros((L, len(bounds))) for _ in range(3))
     for k, G in enumerate(total):
-        flat, whole = parts[k].flatten(1), G.flatten()
-        norm[k] = flat.norm(dim=1).numpy()
+        scale = float(G.abs().max())
+        scale = scale if 0 < scale < float("inf") else 1.0  # the square of a finite number may not be finite
+        flat, whole = parts[k].flatten(1) / scale, G.flatten() / scale
+        size[k] = float(whole.norm())
+        norm[k] = flat.norm(dim=1).numpy() * scale
         with np.errstate(invalid="ignore", divide="ignore"):
             share[k] = (flat @ whole).numpy() / size[k] ** 2
             bias[k] = (flat.cumsum(0) - whole).norm(dim=1).numpy() / size[k]
+        size[k] *= scale
     return Shares(recording.names, np.array([*bounds, T]), norm, share, bias, size)
 
 
