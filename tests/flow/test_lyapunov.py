@@ -163,3 +163,29 @@ def test_all_steps_closed() -> None:
 
     with pytest.raises(ValueError, match="no step counts"):
         bptt.flow.lyapunov(Closed(), torch.randn(5, 2, I, dtype=DOUBLE), lambda y: y.sum())
+
+
+def test_a_frame_that_still_turns_shows_in_the_error():
+    """Rates 0.5 and 0.95, and one that grows first: in a few steps the mean is not the rate of the long run."""
+    grows = np.triu(np.full((6, 6), 0.7), 1) + np.diag(np.linspace(0.5, 0.9, 6))
+    for W, rate in ((np.diag([0.5, 0.5, 0.5, 0.95]), 0.95), (grows, 0.9)):
+        layer = linear(torch.tensor(W))
+        for T in (12, 20, 40):
+            found = bptt.flow.lyapunov(layer, torch.zeros(T, 1, 1, dtype=torch.float64))
+            assert abs(found.exponents[0] - np.log(rate)) <= 3 * found.error[0], (T, found.exponents, found.error)
+
+
+def test_what_dies_within_rounding_has_died():
+    """A nilpotent Jacobian: the frame turns away from the zero by rounding, and would go on with what is left of it."""
+    layer = linear(torch.diag(torch.ones(7, dtype=DOUBLE), -1))
+    for count in (2, 8):
+        found = bptt.flow.lyapunov(layer, torch.zeros(100, 1, 1, dtype=torch.float64), count=count)
+        assert np.isneginf(found.exponents).all()
+
+
+def test_no_advice_from_an_exponent_that_is_rounding():
+    """An orthogonal matrix in float32: the exponent is 1e-9 with an error that is smaller still."""
+    layer = bptt.nn.init.orthogonal_(bptt.nn.RNN(1, 8, nonlinearity="identity"))
+    found = bptt.flow.lyapunov(layer, torch.zeros(100, 1, 1))
+    assert bptt.flow.conclusion(found).startswith("At the edge")
+    assert bptt.flow.verdict(found).advice == ()

@@ -65,9 +65,13 @@ def lyapunov(
     numbered as torch.nn orders their parameters. count: n, the largest so many; default all S. warmup: steps for the
     frame to turn, which do not count; default a tenth.
 
-    The error is the larger of two estimates. One takes the means over up to 20 equal blocks of time (of 5 steps or
+    The error is the largest of three estimates. One takes the means over up to 20 equal blocks of time (of 5 steps or
     more) in every lane for independent samples: it is too small where a block is shorter than the correlations in
-    time. The other does so with the means of whole lanes, where there are two or more.
+    time. One does so with the means of whole lanes, where there are two or more. One is what the later half of the
+    steps differs by from the earlier, as it does where the frame is still turning. All speak of the steps measured: a
+    net whose directions shrink at rates that are close takes longer to show the slowest.
+
+    A first tangent that a Jacobian takes to less than its rounding is taken to 0.
 
     In a stack the exponents are those of one layer under its input. The Jacobian of the stack is block triangular, so
     its exponents are those of all layers together. A step that a reset closes, or the end of a lane, does not count,
@@ -102,7 +106,7 @@ def lyapunov(
         passed = counted.cumsum(0)[..., None]
         lanes = np.where(counted[..., None], grown, 0).cumsum(0) / passed  # [steps, B, n]
         running = np.where(passed > 0, lanes, 0).sum(1) / (passed > 0).sum(1)
-        error = np.fmax(_error(lanes[-1]), _error(_blocks(grown, counted)))
+        error = np.fmax(np.fmax(_error(lanes[-1]), _error(_blocks(grown, counted))), _drift(grown, counted))
     order = np.argsort(-running[-1], kind="stable")
     return Lyapunov(chain.name, running[-1, order], error[order], running[:, order], total - skipped, skipped, chain.B)
 
@@ -110,17 +114,26 @@ def lyapunov(
 @torch.no_grad()
 def _growth(chain: Chain, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """(log |R_ii| of every step `[steps, B, n]`, whether it counts `[steps, B]`)."""
-    first = torch.randn(
-        chain.B, chain.S, n, dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu"
-    )
-    frame = torch.linalg.qr(first)[0].to(chain.device)
+    generator = torch.Generator("cpu").manual_seed(_SEED)
+
+    def drawn(count: int) -> torch.Tensor:
+        return torch.randn(chain.B, chain.S, count, dtype=torch.float64, generator=generator, device="cpu")
+
+    frame = torch.linalg.qr(drawn(n))[0].to(chain.device)
+    rounding = chain.S * torch.finfo(torch.float64).eps
     grown, counted = [], []
     for t in chain.edges:
-        moved = chain.push(t, frame.permute(2, 0, 1)).permute(1, 2, 0)
-        Q, R = torch.linalg.qr(moved)
+        probe = torch.nn.functional.normalize(drawn(1), dim=1).to(
+            chain.device
+        )  # how much J takes what is not the frame
+        moved = chain.push(t, torch.cat([frame, probe], 2).permute(2, 0, 1)).permute(1, 2, 0)
+        Q, R = torch.linalg.qr(moved[..., :n])
+        size = R.diagonal(dim1=-2, dim2=-1).abs()
+        lost = size[:, 0] <= rounding * moved.flatten(1).norm(dim=1)
+        size = size.masked_fill(lost[:, None], 0)  # a direction drawn at random dies where all do
         passes = chain.open(t)
         frame = torch.where(passes[:, None, None], Q, frame)
-        grown.append(R.diagonal(dim1=-2, dim2=-1).abs().log())
+        grown.append(size.log())
         counted.append(passes)
     return torch.stack(grown).cpu().numpy(), torch.stack(counted).cpu().numpy()
 
@@ -134,6 +147,20 @@ def _blocks(grown: npt.NDArray[np.float64], counted: npt.NDArray[np.bool_]) -> n
     mask = counted[late].reshape(*cut, 1)
     sums = np.where(mask, grown[late].reshape(*cut, -1), 0).sum(1)
     return (sums / mask.sum(1)).reshape(-1, grown.shape[2])
+
+
+def _drift(grown: npt.NDArray[np.float64], counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """What the mean growth over the later half of the steps differs by from that over the earlier `[n]`, mean over the
+    lanes that count in both; NaN where there is none.
+    """
+    half = len(grown) // 2
+    halves = []
+    for steps in (slice(half), slice(half, None)):
+        mask = counted[steps][..., None]
+        halves.append(np.where(mask, grown[steps], 0).sum(0) / mask.sum(0))
+    apart = halves[1] - halves[0]
+    both = ~np.isnan(apart).all(1)
+    return np.abs(apart[both].mean(0)) if both.any() else np.full(grown.shape[2], np.nan)
 
 
 def _error(samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
