@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_two_rates_are_told_apart() -> None:
     layer = bptt.nn.init.identity_(bptt.nn.RNN(1, 3, nonlinearity="identity", dtype=torch.float64), 0.97)
     found = verdict(by_lag(lag_map(layer, x)), bptt.flow.lyapunov(layer, x))
     (said,) = (text for topic, text in found.findings if topic == "rates")
-    assert re.match(r"by lag 0\.97 a step, .*; exponent 0\.97, .*: they agree, as they must where", said)
+    assert re.match(r"by lag 0\.97 a step, .*; exponent 0\.97 over 116 steps, .*: they agree, as they must where", said)
     with torch.no_grad():
         layer.weight_hh_l0.copy_(torch.diag(torch.tensor([0.5, 0.5, 0.99], dtype=torch.float64)))
         layer.weight_hh_l0[2, 2] = 0.99
@@ -140,3 +141,67 @@ def test_advice_goes_by_the_horizon_and_not_by_the_first_halving() -> None:
     assert conclusion(gates).startswith("Saturated: 100 %")
     assert verdict(lags, gates).advice == ()
     assert len(verdict(measured({0.5: 1}, 512), gates).advice) == 3
+
+
+@pytest.mark.parametrize("distance", [2, 5, 20])
+@pytest.mark.parametrize("nonlinearity", ["identity", "relu"])
+def test_a_copy_over_a_known_distance_ends_there(distance: int, nonlinearity: str) -> None:
+    """A shift register: the loss reads what came in `distance` - 1 steps ago. Gradients hold on the way, and end."""
+    layer = bptt.nn.RNN(1, distance, nonlinearity=nonlinearity, bias=False)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.zero_()
+        layer.weight_ih_l0[0] = 1.0
+        layer.weight_hh_l0[range(1, distance), range(distance - 1)] = 1.0
+    found = bptt.flow.survey(layer, torch.ones(64, 2, 1), lambda y: y[distance:, :, -1].sum(), policies=[])
+    assert found.verdict.headline == (
+        f"Gradients end at lag {distance - 1}: nothing arrives behind it; "
+        f"90 % arises within {math.ceil(0.9 * distance) - 1} step{'s' if distance > 2 else ''} (measured in 64 steps)"
+    )
+    assert found.lyapunov is not None
+    assert conclusion(found.lyapunov) == "Every perturbation dies completely"
+
+
+def test_a_line_is_told_only_where_the_curve_keeps_to_it() -> None:
+    """The lower of two layers: what comes down from above grows first. A rate fitted behind that is not the whole."""
+    lag = np.arange(100.0)
+    norm = np.where(lag < 10, 1 + 0.2 * lag, 2.8 * 0.98 ** (lag - 10))[None]
+    lags = Lags(("h",), lag.astype(int), norm, np.full(100, 9), np.array([0.98]), np.zeros(1), np.array([80]),
+                np.array([97]), np.array([False]))  # fmt: skip
+    assert not lags.straight.any()
+    assert "every" not in conclusion(lags)
+
+
+@pytest.mark.parametrize(("rate", "T"), [(0.8, 10), (0.95, 12), (0.97, 64)])
+def test_nothing_to_change_is_not_said_of_what_is_not_known(rate: float, T: int) -> None:
+    (advice,) = verdict(measured({rate: 3}, T)).advice
+    said = f"In {T} steps the horizon has not settled: measure longer sequences before anything is changed"
+    assert advice == said
+    assert said not in verdict(measured({rate: 3}, 512)).advice
+    assert verdict(measured({1.0: 3}, T)).advice == ()
+
+
+def test_a_window_is_recommended_only_where_the_weights_lose_little() -> None:
+    """Losses of both signs: their near parts cancel in the weights' gradient, and what is left came from afar."""
+    layer = bptt.nn.init.identity_(bptt.nn.RNN(1, 1, nonlinearity="identity", dtype=torch.float64), 0.8)
+    with torch.no_grad():
+        layer.weight_ih_l0.fill_(1.0)
+    x = torch.zeros(200, 1, 1, dtype=torch.float64)
+    x[0] = 1e6
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(100)[:, None, None]
+
+    def loss(y: Tensor) -> Tensor:
+        return (y[60:] * signs[60:]).sum()
+
+    found = bptt.flow.survey(layer, x, loss, policies=[])
+    windows = re.findall(r"truncated:(\d+)", str(found.verdict))
+    full = gradient_of(layer, x, loss, "full")
+    for window in windows:
+        assert abs(gradient_of(layer, x, loss, f"truncated:{window}") / full - 1) <= 0.05
+    assert "truncated:21" in str(verdict(measured({0.8: 1}, 200)))  # by lag alone
+
+
+def gradient_of(layer: torch.nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], policy: str) -> float:
+    with bptt.using(layer, gradient=policy):
+        (found,) = torch.autograd.grad(loss(layer(x)[0]), [layer.weight_hh_l0])
+    return float(found)

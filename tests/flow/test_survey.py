@@ -59,6 +59,8 @@ def test_bad_arguments():
 
 def exploding(nonlinearity, weight):
     layer = bptt.nn.RNN(2, 4, nonlinearity=nonlinearity)
+    for p in layer.parameters():
+        p.data.abs_()  # so that relu passes ones on
     torch.nn.init.eye_(layer.weight_hh_l0.data).mul_(weight)
     return layer
 

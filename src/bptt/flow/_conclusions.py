@@ -15,7 +15,7 @@ from ._cell_path import CellPath
 from ._compare import Comparison
 from ._costs import CLOSE, sentence
 from ._gates import Gates
-from ._horizon import horizon, left, settled
+from ._horizon import end, horizon, left, settled
 from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags
 from ._lyapunov import Lyapunov
@@ -24,7 +24,7 @@ from ._spectrum import Spectrum
 from ._spread import lost, rest, steadily
 from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
 
-__all__ = ["NO_LOSS", "conclusion", "end_rate", "reach_of", "steady_change", "steepest", "stuck"]
+__all__ = ["NO_LOSS", "conclusion", "course", "end_rate", "reach_of", "steady_change", "steepest", "stuck"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def conclusion(measure: Any, layer: int | None = None) -> str:
 @conclusion.register
 def _(measure: LagMap, layer: int | None = None) -> str:
     i = layer or 0
-    there, norm, t = measure.there[i], measure.each[i], measure.t
+    there, norm, t = measure.there[i], measure.followed[i], measure.t
     if not np.any(there):
         return _say(measure.layers, i, NO_LOSS)
     if np.any(there & ~np.isfinite(norm)):
@@ -120,8 +120,9 @@ def _(measure: Lags, layer: int | None = None) -> str:
         text = "no gradient flows: the norm is 0 at every lag"
     elif len(norm) == 1:
         text = _ONE_LAG
-    elif math.isnan(rate):
-        text = f"gradients end at lag {measure.lag[np.flatnonzero(norm > 0)[-1]]}: nothing arrives behind it"
+    elif (last := end(norm)) is not None:
+        text = f"gradients end at lag {last}: nothing arrives behind it"
+        text += f"; 90 % arises within {reach_of(measure, i)}" if last else ""
     else:
         text = _course(measure, i)
         if not text.startswith(("gradients explode", "gradients grow")):
@@ -322,14 +323,27 @@ def _(measure: Lyapunov, layer: int | None = None) -> str:
     if not math.isfinite(largest):
         return "Every perturbation dies completely" if largest == -math.inf else "The exponents are not finite"
     known = f"± {number(error)} nats per step" if math.isfinite(error) else "nats per step, error unknown"
-    value = f"largest exponent {number(largest)} {known}"
-    if abs(largest) <= 2 * error or half_life(math.exp(largest)) > max(measure.steps, STEADY):
+    value = f"largest exponent {number(largest)} {known} over {steps(measure.steps)}"
+    kind = course(measure)
+    if kind == "hold":
         return f"At the edge: perturbations neither grow nor shrink ({value})"
-    if largest > 0:
+    if kind == "unknown":
+        return f"Not settled: perturbations may grow or shrink ({value})"
+    if kind == "explode":
         positive = int(np.count_nonzero(measure.exponents > 2 * np.nan_to_num(measure.error)))
         where = f"{positive} direction" + ("" if positive == 1 else "s")
         return f"Unstable: perturbations double every {life(math.exp(largest))} in {where} ({value})"
     return f"Stable: perturbations halve every {life(math.exp(largest))} ({value})"
+
+
+def course(measure: Lyapunov) -> str:
+    """What perturbations do: "vanish", "hold", "explode", or "unknown" where the error does not tell."""
+    largest, doubt = float(measure.exponents[0]), 2 * float(np.nan_to_num(measure.error[0]))
+    if not math.isfinite(largest):
+        return "vanish" if largest == -math.inf else "unknown"
+    if half_life(math.exp(min(abs(largest) + doubt, 700.0))) > max(measure.steps, STEADY):
+        return "hold"
+    return "unknown" if abs(largest) <= doubt else trend(math.exp(min(largest, 700.0)), measure.steps)
 
 
 @conclusion.register

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AHEAD", "FAR", "beyond", "fit_decay", "fitted", "horizon", "left", "settled", "straight"]
+__all__ = ["AHEAD", "FAR", "beyond", "end", "fit_decay", "fitted", "horizon", "left", "settled", "straight"]
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[Any]
@@ -27,6 +27,10 @@ MOVES = 0.05
 BENDS = 0.25
 """Part of a straight line's fall, over each quarter of the lags, that the curve may fall more or less, and the nats
 that it may in any case."""
+
+
+FADED = 1e-6
+"""The part of the largest norm below which a norm that is followed by zeros has decayed to nothing, not ended."""
 
 
 def fit_decay(norm: Floats, weights: Weights, part: float = 0.5) -> tuple[float, float]:
@@ -107,18 +111,36 @@ def straight(norm: Floats, weights: Weights) -> bool:
     """Whether log norm is a straight line from lag 1 on, so that one factor per lag describes it.
 
     Over each quarter of the lags (of three lags or more) the curve falls, by least squares, as much as the line through
-    all of them does, to within a quarter of that or a quarter of a nat.
+    all of them does, to within a quarter of that or a quarter of a nat. Nowhere does it leave the line through the
+    farther half, whose slope is the rate that is told, by more than a quarter of that line's fall or half a nat. A
+    curve that ends is none.
     """
     lag = np.flatnonzero((weights > 0) & (norm > 0))
     lag = lag[lag > 0] if len(lag) > 2 else lag
-    if len(lag) < 2 or not np.isfinite(norm[lag]).all():
+    if len(lag) < 2 or not np.isfinite(norm[lag]).all() or end(norm) is not None:
         return False
-    whole = np.polyfit(lag, np.log(norm[lag]), 1)[0]
+    whole, span = np.polyfit(lag, np.log(norm[lag]), 1)[0], lag[-1] - lag[0]
+    tail = fit_decay(norm, weights)[0]
+    if not tail > 0:
+        return False
+    off = np.log(norm[lag]) - np.log(tail) * lag
+    if np.ptp(off) > BENDS * max(2.0, abs(np.log(tail)) * span):
+        return False
     for part in np.array_split(lag, min(4, max(1, len(lag) // 3))):
         own = np.polyfit(part, np.log(norm[part]), 1)[0] if len(part) > 1 else whole
         if abs(own - whole) * (part[-1] - part[0]) > BENDS * max(1.0, abs(whole) * (part[-1] - part[0])):
             return False
     return True
+
+
+def end(norm: Floats) -> int | None:
+    """The last lag at which anything arrives, where nothing does behind it although the norm had not faded: as behind a
+    shift register, or without recurrence. None where there is no such lag.
+    """
+    there = np.flatnonzero(norm != 0)
+    if not len(there) or there[-1] == len(norm) - 1 or not np.isfinite(norm).all():
+        return None
+    return int(there[-1]) if norm[there[-1]] > FADED * norm.max() else None
 
 
 def left(norm: Floats) -> tuple[int | None, float]:

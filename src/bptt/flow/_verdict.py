@@ -12,7 +12,7 @@ import numpy as np
 from ..cells import CELLS, Cell
 from ._cell_path import CellPath
 from ._compare import Comparison
-from ._conclusions import SATURATED, conclusion, end_rate, steepest, stuck
+from ._conclusions import SATURATED, conclusion, course, end_rate, steepest, stuck
 from ._costs import advice
 from ._gates import Gates
 from ._horizon import left
@@ -46,6 +46,15 @@ TOPICS: dict[type, str] = {
 SHORT = 20
 """Steps: where gradients are halved faster than this, or 90 % arises within as few, something is worth doing."""
 
+
+FAR_ENOUGH = SHORT * math.log2(10)
+"""Steps within which 90 % of gradients that halve every `SHORT` steps arises."""
+
+KEPT = 0.9
+"""The part that is left at the last lag from which on gradients are said to hold in a window that is short."""
+
+LITTLE = 0.02
+"""The relative error of a gradient that is said to lose next to nothing."""
 
 ALIKE = 1.25
 """The factor between two half-lives up to which they are said to agree."""
@@ -102,7 +111,8 @@ def verdict(*measures: Any) -> Verdict:
     <BLANKLINE>
     What to change:
       - To learn over more than 3 steps (half is lost within 1 step): bptt.nn.init.orthogonal_(layer), or an LSTM
-      - Losses farther than 6 steps add less than 1 %: gradient="truncated:7" loses next to nothing
+      - Losses farther than 6 steps add less than 1 %: gradient="truncated:7" loses next to nothing of what
+        reaches the states
     <BLANKLINE>
       by lag  Gradients vanish: each step keeps 50 %; 90 % arises within 3 steps (measured in 30 steps)
     """
@@ -144,7 +154,7 @@ def _rates(measures: list[Any]) -> Iterator[str]:
             said.append("by lag no one rate, for the decay is no straight line")
     if exponents is not None and np.isfinite(exponents.exponents[0]):
         rates.append(math.exp(min(float(exponents.exponents[0]), 700.0)))
-        said.append(f"exponent {number(rates[-1])}, a typical perturbation in the long run")
+        said.append(f"exponent {number(rates[-1])} over {steps(exponents.steps)}, a typical perturbation")
     if product is not None and math.isfinite(rate := end_rate(product)) and rate > 0:
         rates.append(rate)
         said.append(f"product {number(rate)}, the best direction along lane {product.lane} at its end")
@@ -182,14 +192,15 @@ BREAKS, UNLEARNT, COSTS = 0, 1, 2
 def _advice(measures: list[Any]) -> Iterator[tuple[int, str]]:
     cell = _cell(measures)
     lags = next((m for m in measures if isinstance(m, Lags)), None)
+    shares = next((m for m in measures if isinstance(m, Shares)), None)
     broken = any(map(_broken, measures))
     for measure in measures:
         match measure:
             case Lags():
-                yield from _on_lags(measure, cell)
+                yield from _on_lags(measure, cell, shares)
             case Shares() if _broken(measure):
                 yield BREAKS, f"The gradient of W_hh is not finite: {_WATCH}"
-            case Lyapunov() if measure.exponents[0] > 2 * np.nan_to_num(measure.error[0]) and not broken:
+            case Lyapunov() if course(measure) == "explode" and not broken:
                 yield BREAKS, f"{_TAME} (exponents: the largest is {number(float(measure.exponents[0]))})"
             case Spectrum() if cell is not None and cell.slope is not None and measure.radius[0] > 1.5:
                 yield (
@@ -225,7 +236,7 @@ def _fades(lags: Lags) -> bool:
 
 
 def _short(lags: Lags, i: int) -> bool:
-    return bool(lags.settled()[i]) and lags.horizon_90[i] < SHORT * math.log2(10)
+    return bool(lags.settled()[i]) and lags.horizon_90[i] < FAR_ENOUGH
 
 
 def _cell(measures: list[Any]) -> Cell | None:
@@ -233,7 +244,7 @@ def _cell(measures: list[Any]) -> Cell | None:
     return next((CELLS[m.cell] for m in measures if getattr(m, "cell", "") in CELLS), None)
 
 
-def _on_lags(lags: Lags, cell: Cell | None) -> Iterator[tuple[int, str]]:
+def _on_lags(lags: Lags, cell: Cell | None, shares: Shares | None) -> Iterator[tuple[int, str]]:
     i = steepest(lags)
     norm = lags.curve(i)[0]
     if not np.all(np.isfinite(norm)):
@@ -242,6 +253,9 @@ def _on_lags(lags: Lags, cell: Cell | None) -> Iterator[tuple[int, str]]:
     rate, rest = float(lags.rate[i]), left(norm)[1] if len(norm) else math.nan
     if trend(rate, int(lags.lag[-1])) == "explode" and rest > 2:
         yield BREAKS, f"{_TAME} (by lag: {number(rest)} times as large after {len(norm) - 1})"
+    if _unknown(lags, i):
+        measured = steps(int(lags.measured[i]))
+        yield COSTS, f"In {measured} the horizon has not settled: measure longer sequences before anything is changed"
     if not _short(lags, i):
         return
     half = left(norm)[0]
@@ -254,8 +268,34 @@ def _on_lags(lags: Lags, cell: Cell | None) -> Iterator[tuple[int, str]]:
         yield UNLEARNT, f"To learn over more than {steps(float(lags.horizon_90[i]))} ({why}): {remedy}"
     if np.all(lags.settled(0.99)):
         far = int(lags.horizon_99.max())
-        cut = f'gradient="truncated:{far + 1}" loses next to nothing'
-        yield COSTS, f"Losses farther than {far} steps add less than 1 %: {cut}"
+        window = far + 1 if shares is None else _keeps(shares, far + 1)
+        if window is not None:
+            of = " of what reaches the states" if shares is None else ""
+            cut = f'gradient="truncated:{window}" loses next to nothing{of}'
+            yield COSTS, f"Losses farther than {far} steps add less than 1 %: {cut}"
+
+
+def _unknown(lags: Lags, i: int) -> bool:
+    """Whether more lags could show that a layer's gradients reach less far than is good, where these do not."""
+    if lags.measured[i] < 2:
+        return bool(lags.measured[i])
+    level = bool(lags.straight[i]) and trend(float(lags.rate[i]), int(lags.measured[i]) - 1) != "vanish"
+    holds = level and left(lags.curve(i)[0])[1] >= KEPT
+    return bool(not (lags.settled()[i] or holds) and lags.horizon_90[i] < FAR_ENOUGH)
+
+
+def _keeps(shares: Shares, window: int) -> int | None:
+    """A window from this one on whose gradient of W_hh, of every layer, is close to the full one; None where only the
+    whole is. What lies between two edges of the shares is known by the nearer edge below it, else the one above.
+    """
+    bias = np.nan_to_num(shares.bias).max(0)  # NaN: the full gradient is 0
+    close = shares.edges[1:-1][bias[:-1] <= LITTLE]
+    if np.any(close <= window) and int(close[close <= window].max()) == max(
+        (int(edge) for edge in shares.edges[1:] if edge <= window), default=0
+    ):
+        return window
+    above = close[close >= window]
+    return int(above.min()) if len(above) else None
 
 
 def _on_policies(comparison: Comparison) -> Iterator[str]:
