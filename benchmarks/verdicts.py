@@ -73,22 +73,33 @@ def told(claims: list[Claim]) -> str:
     return "at least" if "at least" in said else "told" if said else "none"
 
 
-def table(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """By family: configurations; those with a window that is long enough, and of these how many are told the horizon;
-    horizon told, "at least", none; claims that agree, that claim less, false ones.
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By family: nets; those with a window that is long enough to know the horizon, and of these how many are told it;
+    horizon told, "at least", none; claims that agree, that claim less, not judged, false.
     """
-    found: list[tuple[Any, ...]] = []
+    found = []
     for family in (*FAMILIES, "all"):
         own = [row for row in rows if family in (row["family"], "all")]
         claims: Counter[str] = Counter()
         for row in own:
             claims.update(row["claims"])
         horizons = Counter(row["horizon"] for row in own)
-        wrong = sum(claims[outcome] for outcome in WRONG)
-        kinds = (horizons["told"], horizons["at least"], horizons["none"])
         long = [row["horizon"] == "told" for row in own if row["long"]]
-        came = (claims[sentences.AGREES], claims[sentences.LESS], wrong)
-        found.append((family, len(own), len(long), sum(long), *kinds, *came))
+        found.append(
+            {
+                "family": family,
+                "nets": len(own),
+                "told": horizons["told"],
+                "at least": horizons["at least"],
+                "none": horizons["none"],
+                "long": len(long),
+                "long, told": sum(long),
+                "agree": claims[sentences.AGREES],
+                "less": claims[sentences.LESS],
+                "not judged": claims[sentences.UNJUDGED],
+                "false": sum(claims[outcome] for outcome in WRONG),
+            }
+        )
     return found
 
 
@@ -107,10 +118,13 @@ def main(
             for topic, text, outcome, why in rows[-1]["wrong"]:
                 print(f"{seed} {rows[-1]['what']}\n  {outcome} {topic}: {text}\n    {why}", flush=True)
     machine = vars(Machine.here(processor(), cores=1))
-    atomic.write(out, json.dumps({"machine": machine, "first": first, "rows": rows}).encode())
-    shown = Table("family", "nets", "long", "of these told", "told", "at least", "none", "agree", "claim less", "false")
-    for row in table(rows):
-        shown.add_row(*map(str, row))
+    found = table(rows)
+    each = ",\n".join(json.dumps(row) for row in rows)
+    head = json.dumps({"machine": machine, "first": first, "count": count, "table": found})
+    atomic.write(out, f'{head[:-1]}, "rows": [\n{each}\n]}}\n'.encode())
+    shown = Table(*found[0])
+    for row in found:
+        shown.add_row(*map(str, row.values()))
     Console().print(shown)
     sys.exit(any(row["wrong"] for row in rows))
 

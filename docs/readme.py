@@ -1,10 +1,11 @@
-"""Write the generated parts of README.md and docs/speed.md: `python docs/readme.py`; `--check` fails if they are old.
+"""Write the generated parts of README.md and of pages: `python docs/readme.py`; `--check` fails if they are old.
 
 A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 SPEED = ROOT / "docs" / "speed.md"
 SHORT = ROOT / "benchmarks" / "results" / "short.json"
 """What `bptt bench inference short --json` saved."""
+PLANTED = ROOT / "docs" / "verdicts.md"
+VERDICTS = ROOT / "benchmarks" / "results" / "verdicts.json"
+"""What `benchmarks/verdicts.py` saved."""
 STEPS = 8
 DRAW = torch.tensor([0.1, 0.6, 0.9, 0.3, 0.2, 0.8, 0.5], dtype=torch.float64)[:, None]
 """One draw for the picture of randomized truncation: edges 3 and 6 are cut when p = 0.7."""
@@ -105,9 +109,31 @@ def policy_table() -> str:
     return "\n".join(lines)
 
 
+def verdict_table(text: str) -> str:
+    """By family of planted nets: what was said of their horizons, and how many claims came out how."""
+    results = json.loads(text)
+    lines = [
+        '| net | configurations | horizon told | "at least" | none told | window long enough: horizon told | '
+        "claims that agree | that claim less | not judged | false |",
+        "|---" + "|---:" * 9 + "|",
+    ]
+    for row in results["table"]:
+        known = f"{row['long, told']} of {row['long']}" if row["long"] else "-"
+        cells = [row["family"], row["nets"], row["told"], row["at least"], row["none"], known]
+        lines.append(
+            "| " + " | ".join(map(str, [*cells, *(row[k] for k in ("agree", "less", "not judged", "false"))])) + " |"
+        )
+    machine, last = results["machine"], results["first"] + results["count"] - 1
+    versions = (
+        f"bptt {machine['bptt']} (commit {machine['commit']}), torch {machine['torch']}, NumPy {machine['numpy']}"
+    )
+    return "\n".join([*lines, "", f"Seeds {results['first']} to {last}; {versions}, {machine['date']}."])
+
+
 def main() -> int:
     """Rewrite the parts, or with --check say whether they are up to date."""
     parts = {README: {"reach": reach_picture(), "policies": policy_table()}, SPEED: {}}
+    parts[PLANTED] = {"verdicts": verdict_table(VERDICTS.read_text(encoding="utf-8"))}
     for file, name, results, form in ((README, "bench", RESULTS, markdown), (SPEED, "short", SHORT, short_markdown)):
         if results.exists():
             parts[file][name] = form(Results.from_json(results.read_text(encoding="utf-8")))
