@@ -112,8 +112,8 @@ def _steady(told: float, truth: Truth, i: int, either: bool = False, digits: flo
     curve = truth.seen[i][1:]
     if np.any(curve <= 0) and np.any(curve > 0):
         return False, f"rate {told:.5g}, but the curve ends"
-    off = np.log(curve) - np.arange(len(curve)) * math.log(told)
-    apart, fall = float(np.ptp(off)), len(curve) * abs(math.log(told))
+    off = np.log(curve) - np.arange(len(curve)) * math.log(max(told, 1e-300))
+    apart, fall = float(np.ptp(off)), len(curve) * abs(math.log(max(told, 1e-300)))
     return apart <= max(0.5, 0.25 * fall), f"rate {told:.5g}: the curve departs by {apart:.2g} nats of {fall:.3g}"
 
 
@@ -270,11 +270,11 @@ def _exponents(text: str, truth: Truth, i: int) -> Iterator[Any]:
     if m[1].startswith("not settled"):
         yield LESS, "not settled"
     elif m[1].startswith("at the edge"):
-        yield abs(math.log(truth.largest)) <= far, f"at the edge, true {truth.largest:g} a step"
+        yield abs(math.log(max(truth.largest, 1e-300))) <= far, f"at the edge, true {truth.largest:g} a step"
     else:
         grows = m[1].startswith("unstable")
         yield high > 1 if grows else low < 1, f"{m[1]}: true {low:.4g} to {high:.4g} a step over so many steps"
-        per = math.log(2) / value(m[2] or m[3]) * (1 if grows else -1)
+        per = math.log(2) / max(value(m[2] or m[3]), 1e-9) * (1 if grows else -1)
         yield alike(per, told, 0.03), f"{m[2] or m[3]} steps against {told:g}"
         if m[4] and truth.rate is not None:
             many = min(len(truth.jacobians[-1]), 16)
@@ -368,7 +368,8 @@ def _rates(text: str, truth: Truth, i: int) -> Iterator[Any]:
     if largest:
         told = value(next(g for g in largest.groups() if g))
         low, high = truth.grown
-        yield _between(math.log(told), low, high, 0.01), f"exponent {told:g} a step, true {low:.4g} to {high:.4g}"
+        good = _between(math.log(max(told, 1e-300)), low, high, 0.01)
+        yield good, f"exponent {told:g} a step, true {low:.4g} to {high:.4g}"
     if by_lag and truth.rate is not None:
         yield "they agree" in text, "one rate for all"
 
