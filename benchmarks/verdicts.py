@@ -27,9 +27,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from planted import sentences
+from planted import printed
 from planted.nets import FAMILIES, planted
-from planted.sentences import Claim, judged
+from planted.printed import Claim
+from planted.sentences import judged
 from planted.truth import reach
 from rich.console import Console
 from rich.progress import track
@@ -44,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "verdicts.json"
 LONG = 6
 """Times a horizon that a window must measure for it to be known without doubt, whatever the shape of the decay."""
 
-WRONG = (sentences.FALSE, sentences.UNREAD)
+WRONG = (printed.FALSE, printed.UNREAD)
 
 
 def measured(seed: int) -> dict[str, Any]:
@@ -94,9 +95,9 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "none": horizons["none"],
                 "long": len(long),
                 "long, told": sum(long),
-                "agree": claims[sentences.AGREES],
-                "less": claims[sentences.LESS],
-                "not judged": claims[sentences.UNJUDGED],
+                "agree": claims[printed.AGREES],
+                "less": claims[printed.LESS],
+                "not judged": claims[printed.UNJUDGED],
                 "false": sum(claims[outcome] for outcome in WRONG),
             }
         )

@@ -8,51 +8,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .courses import course, plainly, spread, steady, within
+from .printed import AGREES, FALSE, LESS, STEPS, UNJUDGED, UNREAD, Claim, N, P, alike, share, value
 from .truth import Truth, reach
 
-__all__ = ["AGREES", "FALSE", "LESS", "UNJUDGED", "UNREAD", "Claim", "judged"]
+__all__ = ["judged"]
 
-AGREES, LESS, FALSE, UNREAD, UNJUDGED = "agrees", "less", "false", "unread", "not judged"
-
-N = r"(-?(?:\d+(?:\.\d+)?(?:e-?\d+)?|infinite|NaN))"
-STEPS = rf"{N} steps?"
-P = rf"{N} %"
-SPREAD = r"(?: \(mean of this batch[^)]*\))?"
 LONG, SHORT = 100, 20 * math.log2(10)
 """Steps in which what holds does not halve; the horizon below which something is worth doing (`bptt.flow`)."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, or a part of one, and what has become of it. horizon: what it tells of one, "told" or "at least"."""
-
-    topic: str
-    text: str
-    outcome: str
-    why: str = ""
-    horizon: str | None = None
-
-
-def value(text: str) -> float:
-    """A printed number."""
-    return {"infinite": math.inf, "-infinite": -math.inf, "NaN": math.nan}.get(text) or float(text)
-
-
-def alike(told: float, true: float, part: float = 0.02, least: float = 0.0) -> bool:
-    """Whether a number agrees, to within a part of it or `least`."""
-    if not math.isfinite(told) or not math.isfinite(true):
-        return told == true
-    return abs(told - true) <= max(part * abs(true), least) + 1e-12
-
-
-def share(told: str, true: float) -> bool:
-    """Whether a percentage agrees: it has two digits."""
-    return alike(value(told) / 100, true, 0.06, 0.006 if true >= 0.095 else 0.0006)
 
 
 def judged(found: Any, of: Any) -> list[Claim]:
@@ -62,6 +29,8 @@ def judged(found: Any, of: Any) -> list[Claim]:
     claims += [claim for text in verdict.advice for claim in _advice(text, truth, of)]
     if not verdict.advice:
         claims += _nothing(truth, str(verdict))
+    if plain := getattr(verdict, "plain", ""):
+        claims += plainly(plain, truth)
     if verdict.headline not in [text for _, text in verdict.findings]:
         claims.append(Claim("headline", verdict.headline, UNREAD))
     for text in verdict.conditions:
@@ -88,51 +57,10 @@ def _finding(topic: str, text: str, truth: Truth, of: Any) -> Iterator[Claim]:
         yield Claim(topic, text, UNREAD)
 
 
-def rate_of(text: str) -> float | None:
-    """The factor per step that a change in words amounts to; nearest to 1 where both are meant."""
-    if m := re.fullmatch(rf"half is lost every {STEPS}", text):
-        return 2 ** (-1 / value(m[1])) if value(m[1]) else 0.0
-    if m := re.fullmatch(rf"they double every {STEPS}", text):
-        return 2 ** (1 / value(m[1]))
-    if m := re.fullmatch(rf"each step keeps {P}", text):
-        return value(m[1]) / 100
-    if m := re.fullmatch(rf"they grow {N}-fold per step", text):
-        return value(m[1])
-    if m := re.fullmatch(rf"they change by {P} per step", text):
-        return 1 - value(m[1]) / 100
-    return None
-
-
-def _steady(told: float, truth: Truth, i: int, either: bool = False, digits: float = 3e-5) -> tuple[bool, str]:
-    """Whether a factor per lag describes the true curve from lag 1 on."""
-    if truth.rate is not None:
-        near = [told, 2 - told] if either else [told]
-        good = any(alike(math.log(r), math.log(truth.rate), 0.02, digits) for r in near if r > 0 < truth.rate)
-        return good or (told == truth.rate == 0), f"rate {told:.5g}, true {truth.rate:.5g}"
-    curve = truth.seen[i][1:]
-    if np.any(curve <= 0) and np.any(curve > 0):
-        return False, f"rate {told:.5g}, but the curve ends"
-    off = np.log(curve) - np.arange(len(curve)) * math.log(max(told, 1e-300))
-    apart, fall = float(np.ptp(off)), len(curve) * abs(math.log(max(told, 1e-300)))
-    return apart <= max(0.5, 0.25 * fall), f"rate {told:.5g}: the curve departs by {apart:.2g} nats of {fall:.3g}"
-
-
-def _within(text: str, truth: Truth, i: int, true: float) -> tuple[Any, str, str | None]:
-    """The claim of a horizon."""
-    m = re.fullmatch(rf"(at least )?{STEPS} \(measured in {STEPS}(?:; measure longer)?\)", text)
-    if m is None:
-        return UNREAD, text, None
-    told = value(m[2])
-    why = f"90 % within {m[1] or ''}{told:g}, true {true:g}"
-    if not alike(value(m[3]), truth.measured):
-        return FALSE, f"measured in {m[3]} lags, not {truth.measured}", None
-    if m[1]:
-        return (LESS if told <= true else FALSE), why, "at least"
-    return alike(told, true, 0.05, 1.0), why, "told"
-
-
 def _by_lag(text: str, truth: Truth, i: int) -> Iterator[Any]:
-    text = re.sub(SPREAD, "", text)
+    if said := re.search(rf"{N}[^(\d]*( \(mean of this batch[^)]*\))", text):
+        yield spread(value(said[1]), said[2], truth)
+        text = text.replace(said[2], "")
     K = truth.measured
     if text.startswith("only lag 0 was measured"):
         yield LESS if K == 1 else FALSE, f"{K} lags"
@@ -142,40 +70,13 @@ def _by_lag(text: str, truth: Truth, i: int) -> Iterator[Any]:
         return
     m = re.fullmatch(r"(.*?)(?:; 90 % arises within (.*)|; they are not finite from lag (\d+) on)?", text)
     assert m is not None
-    course, within, broken = m[1], m[2], m[3]
+    way, reaches, broken = m[1], m[2], m[3]
     if broken:
         at = int(np.argmax(truth.curves[i] > float(np.finfo(str(truth.dtype)[6:]).max)))
         yield at > 0 and abs(int(broken) - at) <= 3, f"not finite from lag {broken}, true {at}"
-    if within:
-        yield _within(within, truth, i, reach(truth.curves[i], 0.9))
-    yield _course(course, truth, i)
-
-
-def _course(text: str, truth: Truth, i: int) -> tuple[Any, ...]:
-    curve, K = truth.seen[i], truth.measured
-    rest = curve[K - 1] / curve[0]
-    text = text.replace("from lag 1 on ", "")
-    if m := re.fullmatch(r"gradients (vanish|hold|explode): (?:on the way back )?(.*)", text):
-        told = rate_of(m[2])
-        if told is None:
-            return UNREAD, text
-        good, why = _steady(told, truth, i, either=m[1] == "hold")
-        ends = {"vanish": rest <= 0.52, "explode": rest >= 1.9, "hold": 0.48 <= rest <= 2.1}[m[1]]
-        return good and ends, f"{why}; {rest:.3g} is left"
-    if m := re.fullmatch(
-        rf"gradients vanish, at no steady rate: half is lost within {STEPS}, {P} is left after {STEPS}", text
-    ):
-        half = int(np.argmax(curve <= 0.5 * curve[0])) if np.any(curve <= 0.5 * curve[0]) else math.inf
-        good = alike(value(m[1]), half, 0.05, 1.0) and share(m[2], rest) and value(m[3]) == K - 1
-        return good, f"half within {m[1]}, true {half}; {m[2]} % left, true {100 * rest:.3g} %"
-    if m := re.fullmatch(rf"gradients (fade|grow) slowly: {P} is left after {STEPS}", text):
-        return share(m[2], rest) and value(m[3]) == K - 1, f"{m[2]} % left, true {100 * rest:.3g} %"
-    if m := re.fullmatch(rf"gradients grow, at no steady rate: {N} times as large after {STEPS}", text):
-        return alike(value(m[1]), rest, 0.05) and value(m[2]) == K - 1, f"{m[1]} times, true {rest:.3g}"
-    if m := re.fullmatch(r"gradients end at lag (\d+): nothing arrives behind it", text):
-        last = int(np.flatnonzero(curve > 0)[-1])
-        return int(m[1]) == last, f"end at {m[1]}, true {last}", "told" if last == 0 else None
-    return UNREAD, text
+    if reaches:
+        yield within(reaches, truth, i, reach(truth.curves[i], 0.9))
+    yield course(way, truth, i)
 
 
 def _by_loss(text: str, truth: Truth, i: int) -> Iterator[Any]:
@@ -191,7 +92,7 @@ def _by_loss(text: str, truth: Truth, i: int) -> Iterator[Any]:
         rf"90 % of what a loss sends back arises within ((?:at least )?{STEPS} \(measured in {STEPS}\))"
         r"(?:: (at least )?(\d+) for the loss at step (\d+), (at least )?(\d+) at step (\d+))?", text
     ):  # fmt: skip
-        yield _within(m[1], truth, i, truth.of_far_losses(i))[:2]
+        yield within(m[1], truth, i, truth.of_far_losses(i))[:2]
         for least, told, at in (m.groups()[3:6], m.groups()[6:9]):
             if told:
                 true = reach(truth.of_loss(int(at))[i], 0.9)
@@ -364,7 +265,7 @@ def _rates(text: str, truth: Truth, i: int) -> Iterator[Any]:
     if by_lag is None and not text.startswith("by lag no one rate"):
         return
     if by_lag:
-        yield _steady(value(by_lag[1]), truth, i, digits=6e-4)
+        yield steady(value(by_lag[1]), truth, i, digits=6e-4)
     if largest:
         told = value(next(g for g in largest.groups() if g))
         low, high = truth.grown
