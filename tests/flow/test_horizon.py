@@ -94,7 +94,7 @@ def test_two_rates_are_told_apart() -> None:
     layer = bptt.nn.init.identity_(bptt.nn.RNN(1, 3, nonlinearity="identity", dtype=torch.float64), 0.97)
     found = verdict(by_lag(lag_map(layer, x)), bptt.flow.lyapunov(layer, x))
     (said,) = (text for topic, text in found.findings if topic == "rates")
-    assert re.match(r"by lag 0\.97 a step, .*; exponent 0\.97 over 116 steps, .*: they agree, as they must where", said)
+    assert re.match(r"by lag 0\.97 a step, .*; exponent 0\.97, .*: they agree, as they must where", said)
     with torch.no_grad():
         layer.weight_hh_l0.copy_(torch.diag(torch.tensor([0.5, 0.5, 0.99], dtype=torch.float64)))
         layer.weight_hh_l0[2, 2] = 0.99

@@ -51,8 +51,9 @@ class LagMap(Shown):
 
     before: `[L, N, K]` the mean norm of the lanes that send, one lag nearer to the loss (at lag 0 it is not used): what
     they have lost since is the decay, whatever the size of the losses of other lanes. By default `each`, at that lag.
-    lane_norm: `[L, B, K]` the same norms as means over the losses of each lane, NaN where there is no data; None where
-    it was not measured.
+
+    lane_norm: `[L, B, K]` what the losses of each lane send, summed up as `Lags.norm` is; NaN where there is no data,
+    None where it was not measured.
     """
 
     layers: tuple[str, ...]
@@ -222,7 +223,7 @@ def lag_map(
     B = recording.B if lanes is None else min(lanes, recording.B)
     total, before = np.zeros((len(names), len(last), K)), np.zeros((len(names), len(last), K))
     sending = np.zeros((len(names), len(last), K), dtype=np.int64)
-    own, sent = np.zeros((len(names), B, K)), np.zeros((len(names), B, K))  # of each lane
+    own, owned, sent = (np.zeros((len(names), B, K)) for _ in range(3))  # of each lane, and one lag nearer
     row = np.full(T, -1)
     row[last] = np.arange(len(last))
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
@@ -242,13 +243,15 @@ def lag_map(
             np.add.at(sending[k], at_lag, 1)
             in_lane = (frames.lane.expand_as(lag).numpy()[seen], lag.numpy()[seen])
             np.add.at(own[k], in_lane, norm[seen])
+            np.add.at(owned[k], in_lane, np.roll(norm, -1, 0)[seen])
             np.add.at(sent[k], in_lane, 1)
     lengths = recording.lengths.numpy()[:B]
     present = np.array([_present(lengths, last, np.arange(K), name) for name in names])
     norm = total / np.where(present > 0, present, np.nan)
     state = "(h, c)" if recording.cell.states == 2 else "h"
     before /= np.where(sending > 0, sending, np.nan)
-    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending, before, _mean(own, sent))
+    lane_norm = _followed(_mean(own, sent), _mean(owned, sent))
+    return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending, before, lane_norm)
 
 
 def by_lag(map: LagMap) -> Lags:
@@ -289,7 +292,7 @@ def by_lag(map: LagMap) -> Lags:
     ninety, rest = np.array(horizons).T
     number = np.count_nonzero(sending, axis=1).max(0)
     known = map.layers, map.lag, norm, number, rate, error, ninety, rest, np.array(complete), lanes
-    return Lags(*known, lane_norm=map.lane_norm, loss_norm=map.each)
+    return Lags(*known, lane_norm=map.lane_norm, loss_norm=map.followed)
 
 
 def sweeps_by_loss(
@@ -341,8 +344,8 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         raise ValueError(f"the losses of {chain.name} come from the layers above it: measure the whole recording")
     norm, before = np.full((1, len(last), K), np.nan), np.full((1, len(last), K), np.nan)
     sending = np.zeros((1, len(last), K), dtype=np.int64)
-    lane_norm, lane_sends = np.zeros((1, B, K)), np.zeros((1, B, K))
     earlier = chain.errors.new_empty(0, B)  # what the losses sent one lag nearer
+    lane_norm, lane_before, lane_sends = (np.zeros((1, B, K)) for _ in range(3))
     walking: list[int] = []  # losses by number, the latest first
     rows = chain.errors.new_empty(0, chain.B, chain.S)
     open = torch.zeros(0, chain.B, dtype=torch.bool, device=rows.device)  # whether a loss is not behind a reset
@@ -360,14 +363,20 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         sending[at_lag] = own.sum(1).cpu().numpy()
         norm[at_lag] = (size.where(own, 0).sum(1) / B).cpu().numpy()
         before[at_lag] = (earlier.where(own, 0).sum(1) / own.sum(1)).cpu().numpy()
-        earlier = size
         lane_norm[0][:, at_lag[2]] += size.where(own, 0).T.cpu().numpy()
+        lane_before[0][:, at_lag[2]] += earlier.where(own, 0).T.cpu().numpy()
         lane_sends[0][:, at_lag[2]] += own.T.cpu().numpy()
+        earlier = size
         if t in chain.edges and walking:
             rows, open = chain.pull(t, rows), open & chain.open(t)
     present = _present(np.full(B, chain.T), last, np.arange(K), chain.name)[None]
-    means = _mean(lane_norm, lane_sends)
-    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, before, means)
+    lane_norm = _followed(_mean(lane_norm, lane_sends), _mean(lane_before, lane_sends))
+    return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, before, lane_norm)
+
+
+def _mean(total: Floats, count: Floats) -> Floats:
+    """NaN where nothing is counted."""
+    return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
 def _norm(adjoint: Tensor) -> Tensor:
@@ -387,11 +396,6 @@ def _followed(each: Floats, before: Floats) -> Floats:
         factors = each / before
         factors[..., :1] = each[..., :1]
         return np.asarray(np.cumprod(np.where(each == 0, 0.0, factors), -1), dtype=np.float64)
-
-
-def _mean(total: Floats, count: Floats) -> Floats:
-    """NaN where nothing is counted."""
-    return np.asarray(total / np.where(count > 0, count, np.nan))
 
 
 def _lags(lags: int | None, T: int) -> int:

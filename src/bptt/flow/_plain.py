@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ._conclusions import steady_change, steepest
-from ._horizon import left
+from ._horizon import end, left
 from ._lags import Lags
 from ._spread import lost, rest
 from ._wording import number, percent, steps, trend
@@ -40,9 +38,8 @@ def _of_layer(lags: Lags, i: int) -> str:
         return "The gradient is 0 at every step of this batch, so that nothing is learnt from it."
     if last == 0:
         return "Only the step of the loss itself was measured, which tells nothing about earlier steps."
-    if math.isnan(rate):
-        end = int(lags.lag[np.flatnonzero(norm > 0)[-1]])
-        return f"The gradient of a loss ends {steps(end)} before it: what happened earlier is not learnt."
+    if (ends := end(norm)) is not None:
+        return f"The gradient of a loss ends {steps(ends)} before it: what happened earlier is not learnt."
     half, part = left(norm)
     back, after = "Going back in time from a loss, its gradient", f"{steps(last)} before the loss"
     kind = trend(rate, last) if lags.straight[i] else ""

@@ -154,7 +154,7 @@ def _rates(measures: list[Any]) -> Iterator[str]:
             said.append("by lag no one rate, for the decay is no straight line")
     if exponents is not None and np.isfinite(exponents.exponents[0]):
         rates.append(math.exp(min(float(exponents.exponents[0]), 700.0)))
-        said.append(f"exponent {number(rates[-1])} over {steps(exponents.steps)}, a typical perturbation")
+        said.append(f"exponent {number(rates[-1])}, a typical perturbation over {steps(exponents.steps)}")
     if product is not None and math.isfinite(rate := end_rate(product)) and rate > 0:
         rates.append(rate)
         said.append(f"product {number(rate)}, the best direction along lane {product.lane} at its end")
