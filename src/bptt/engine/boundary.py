@@ -173,6 +173,14 @@ class _Transformable(_Boundary):
         return (*own, *outputs[: program.reads], *tape)
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
+        raise NotImplementedError(
+            "bptt has no rule for torch.func.vmap over a call that is differentiated yet: let the mapped dimension be "
+            "lanes of the batch, call under torch.no_grad() with kernel='eager', or put torch.nn's layers back with "
+            "bptt.revert(model)"
+        )
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         program, *given = inputs
         kept, held = output[program.outputs :], program.held

@@ -128,7 +128,7 @@ class Cpu:
         outputs = [x.new_empty(T, B, P), x.new_empty(1, B, P), *([] if c_0 is None else [x.new_empty(1, B, H)])]
         given: tuple[Tensor | None, ...] = (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)
         for t in given:
-            if t is not None and (not t.is_contiguous() or t.is_neg() or t.data_ptr() == 0):
+            if t is not None and (not t.is_contiguous() or t.is_neg() or t._is_zerotensor()):
                 given = tuple(map(_dense, given))  # alive until the call is over
                 break
         at = list(map(_at, (*given, *outputs, None)[:11]))
@@ -308,11 +308,15 @@ def _at(tensor: Tensor | None) -> int:
     """Where the values lie; 0 for none, which a tensor without memory must not be taken for."""
     if tensor is None:
         return 0
-    address = tensor.data_ptr()
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # of what torch.func.vmap has wrapped
+        address = 0
     if address == 0 and tensor.numel() > 0:
         raise RuntimeError(
-            "tensors of a call must have memory that the compiled kernel can read (kernel='eager' calls torch's "
-            f"operations instead): got a {type(tensor).__name__} of shape {list(tensor.shape)} without"
+            "tensors of a call must have memory that the compiled kernel can read, which those inside torch.func.vmap "
+            "do not (kernel='eager' calls torch's operations instead; a dimension that is mapped can be lanes): got a "
+            f"{type(tensor).__name__} of shape {list(tensor.shape)} without"
         )
     return address
 

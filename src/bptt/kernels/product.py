@@ -39,17 +39,16 @@ def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
     """
     if not _by_onednn(x, w, x.numel() * len(w)):
         return torch.mm(x, w.t()) if out is None else torch.mm(x, w.t(), out=out)
-    assert ONEDNN_LINEAR is not None
     N = len(x)
     if out is None:
         if _whole(N) == N:
-            return ONEDNN_LINEAR(x, w, None, "none", [], "")
+            return _linear(x, w)
         out = x.new_empty(N, len(w))
     for a, b in _pieces(N, w.numel()):
         if (b - a) * w.numel() < LARGE:
             torch.mm(x[a:b], w.t(), out=out[a:b])
         else:
-            out[a:b] = ONEDNN_LINEAR(x[a:b], w, None, "none", [], "")
+            out[a:b] = _linear(x[a:b], w)
     return out
 
 
@@ -58,18 +57,25 @@ def summed_product(a: Tensor, b: Tensor) -> Tensor:
     K, M = a.shape[1], b.shape[1]
     if not _by_onednn(a, b, a.numel() * M):
         return torch.mm(a.t(), b)
-    assert ONEDNN_LINEAR is not None
     total: Tensor | None = None
     for first, end in _pieces(len(a), K * M):
         part, of = a[first:end].t(), b[first:end].t()
         if total is None:
-            total = ONEDNN_LINEAR(part, of, None, "none", [], "")
+            total = _linear(part, of)
         elif (end - first) * K * M < LARGE:
             total.addmm_(part, of.t())
         else:
-            total += ONEDNN_LINEAR(part, of, None, "none", [], "")
+            total += _linear(part, of)
     assert total is not None  # since there are rows
     return total
+
+
+def _linear(x: Tensor, w: Tensor) -> Tensor:
+    """oneDNN's x w'. Of a w with gaps between its rows or columns it would take a thousand times as long."""
+    assert ONEDNN_LINEAR is not None
+    if not (w.is_contiguous() or w.t().is_contiguous()):
+        w = w.t().contiguous().t() if w.stride(0) == 1 else w.contiguous()
+    return ONEDNN_LINEAR(x, w, None, "none", [], "")
 
 
 def _by_onednn(x: Tensor, w: Tensor, multiplications: int) -> bool:

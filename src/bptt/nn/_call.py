@@ -275,7 +275,8 @@ def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
     function = kernels.torch_layer(layer, call.x)
     if function is None:
         return None
-    return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
+    with named(Stack.name, "forward"):
+        return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
 
 
 def at_once(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
