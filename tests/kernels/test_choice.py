@@ -114,6 +114,10 @@ def test_a_step_left_to_torch_is_told_and_keeps_its_precision() -> None:
     assert bptt.explain(layer, x).startswith("torch's own layer where it is differentiated without resets")
     assert "torch's own" not in bptt.explain(bptt.nn.RNN(4, 5, kernel="cpu"), x)
     assert "torch's own" not in bptt.explain(layer, torch.randn(3, 2, 4))
+    wide = bptt.nn.RNN(512, 512)
+    assert "torch's own" in bptt.explain(wide, torch.randn(1, 1, 512))
+    assert "torch's own" not in bptt.explain(wide, torch.randn(1, 8, 512))
+    assert "torch's own" not in bptt.explain(wide, torch.randn(2, 2, 512))
     expected, _ = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = layer(x)

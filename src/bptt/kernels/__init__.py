@@ -5,7 +5,6 @@ A new kernel is one file and one entry in `KERNELS`, in order of preference.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,18 +39,16 @@ KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "eager": Eager()}
 """Every kernel by name, the preferred first."""
 
 
-BY_TORCH: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], int, float]] = {
-    "RNN_TANH": (torch.rnn_tanh, 2, math.inf),
-    "RNN_RELU": (torch.rnn_relu, 2, math.inf),
-    "GRU": (torch.gru, 1, 1),
+BY_TORCH: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[int, ...]]] = {
+    "RNN_TANH": (torch.rnn_tanh, (1_100_000, 600_000)),
+    "RNN_RELU": (torch.rnn_relu, (1_100_000, 600_000)),
+    "GRU": (torch.gru, (60_000,)),
 }
-"""By the mode of the cell: torch's own function for a differentiated call of one layer, and the most steps and lanes it
-is called for.
+"""By the mode of the cell: torch's own function for a differentiated call of one layer, and the multiplications up to
+which it is called for one step, and for two. One step of one lane has it whatever its size.
 
-Autograd's record of its two products and few element-wise operations takes less time than a function with a gradient of
-its own, which by then has hardly been of use: measured at H = 32 to 1024."""
-
-NOT_BY_TORCH = (None, 0, 0)
+Autograd's record of a few products and element-wise operations takes less time than a function with a gradient of its
+own, which by then has hardly been of use: measured at B = 1 to 32, H = 32 to 1024."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +120,12 @@ def torch_layer(layer: Layer, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]
 
     That is of one layer in one direction, under a policy that cuts nothing in so few steps. None: a kernel runs.
     """
-    function, steps, lanes = BY_TORCH.get(layer.cell().mode, NOT_BY_TORCH)
+    function, most = BY_TORCH.get(layer.cell().mode, (None, ()))
     T, B, _ = x.shape
-    fits = layer.kernel == "auto" and steps >= T and lanes >= B and x.device.type == "cpu"
-    if not fits or layer.num_layers > 1 or layer.bidirectional:
+    if len(most) < T or layer.kernel != "auto" or layer.num_layers > 1 or layer.bidirectional:
+        return None
+    size = T * B * layer.cell().gates_per_unit * layer.hidden_size * (layer.input_size + layer.hidden_size)
+    if (size > most[T - 1] and T * B > 1) or x.device.type != "cpu":
         return None
     return function if T == 1 or isinstance(layer.gradient, Full) else None
 
