@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bptt.clock import Guard, Product, Timing, interleaved
+from bptt.clock import SAMPLE, Guard, Product, Timing, interleaved
 
 
 def test_contenders_take_turns(monkeypatch: pytest.MonkeyPatch):
@@ -29,6 +29,23 @@ def test_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch):
     assert times["short"].median == pytest.approx(1e-4)
     assert times["long"].median == pytest.approx(0.5)
     assert times["long"].samples == 10
+
+
+def test_calls_about_as_long_as_a_sample_are_timed_alike(monkeypatch: pytest.MonkeyPatch):
+    """Each takes twice as long after the other as after itself; neither may be timed in the one way alone."""
+    clock, last = [0.0], [""]
+
+    def call(name: str, seconds: float):
+        def run():
+            clock[0] += seconds * (1 if last[0] == name else 2)
+            last[0] = name
+
+        return run
+
+    monkeypatch.setattr("bptt.clock.perf_counter", lambda: clock[0])
+    calls = {"one": call("one", 0.9 * SAMPLE), "two": call("two", 1.1 * SAMPLE), "far": call("far", 3 * SAMPLE)}
+    times = interleaved(calls, seconds=0.0, least=4, pause=0.0)
+    assert [t.median / SAMPLE for t in times.values()] == pytest.approx([0.9, 1.1, 3])
 
 
 def test_a_call_without_duration_is_not_repeated_for_ever(monkeypatch: pytest.MonkeyPatch):

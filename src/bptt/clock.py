@@ -21,6 +21,9 @@ SAMPLE = 1e-3
 PAUSE = 3e-3
 """Seconds before each sample, in which worker threads of the one before stop spinning."""
 
+COLD = 2e-2
+"""Seconds of a call up to which it counts that caches have been emptied before it."""
+
 REPEATS = 1000
 """Of a call within a sample, at most."""
 
@@ -103,13 +106,16 @@ def interleaved(
     >>> sorted(interleaved({"a": lambda: 1, "b": lambda: 2}, seconds=0.0, least=2))
     ['a', 'b']
     """
-    repeats: dict[str, int] = {}
-    lap = SAMPLE  # seconds of one round
+    taken: dict[str, float] = {}
     for name, call in calls.items():
         call()
-        taken = _seconds(call, 1)
-        repeats[name] = max(1, math.ceil(SAMPLE / max(taken, SAMPLE / REPEATS)))
-        lap += pause + taken * (repeats[name] + (repeats[name] > 1))
+        taken[name] = _seconds(call, 1)
+        if taken[name] < COLD:
+            taken[name] = min(taken[name], _seconds(call, 1))
+    repeats = {name: max(1, math.ceil(SAMPLE / max(each, SAMPLE / REPEATS))) for name, each in taken.items()}
+    # One call more before each sample brings its code and data back into the caches, as its own loop would.
+    warmed = {name: each < COLD for name, each in taken.items()}
+    lap = SAMPLE + sum(pause + each * (repeats[name] + warmed[name]) for name, each in taken.items())  # of one round
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     turns = max(least, min(MOST, int(seconds / lap)))
@@ -118,8 +124,8 @@ def interleaved(
             guard.look()
         for name in names if turn % 2 == 0 else reversed(names):
             sleep(pause)
-            if repeats[name] > 1:
-                calls[name]()  # brings its code and data back into the caches, as its own loop would
+            if warmed[name]:
+                calls[name]()
             samples[name].append(_seconds(calls[name], repeats[name]))
     if guard is not None:
         guard.look()
