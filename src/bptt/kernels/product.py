@@ -25,8 +25,12 @@ ONEDNN_LINEAR = (
 LARGE = 1_200_000
 """Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""
 
-MOST_ROWS = 4096
+MOST_ROWS = 16384
 """Rows of a piece, at the most: what it takes beside its result is bounded too."""
+
+WIDE, WIDE_BESIDE = 128, 96
+"""Columns of the wider and of the narrower factor from which on the faster product of a sum over rows pays for copies:
+of the one that oneDNN wants turned round, and of the other where it has gaps between its rows."""
 
 
 def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
@@ -55,8 +59,11 @@ def product(x: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
 def summed_product(a: Tensor, b: Tensor) -> Tensor:
     """a' b, the sum over rows: `[N, K]`, `[N, M]` -> `[K, M]`, as `product`; N is what differs from call to call."""
     K, M = a.shape[1], b.shape[1]
-    if not _by_onednn(a, b, a.numel() * M):
+    pays = min(K, M) >= WIDE_BESIDE and max(K, M) >= WIDE
+    if not pays or not _by_onednn(a, b, a.numel() * M):
         return torch.mm(a.t(), b)
+    if len(a) * (K - M) > K * M:  # fewer values are turned round
+        return summed_product(b, a).t().contiguous()
     total: Tensor | None = None
     for first, end in _pieces(len(a), K * M):
         part, of = a[first:end].t(), b[first:end].t()
@@ -89,8 +96,8 @@ def _by_onednn(x: Tensor, w: Tensor, multiplications: int) -> bool:
 
 
 def _whole(N: int) -> int:
-    """The most rows, up to N, that a piece may have: of a size with three leading binary digits, four in an octave."""
-    zeros = max(N.bit_length() - 3, 0)
+    """The most rows, up to N, that a piece may have: a size with five leading binary digits, sixteen in an octave."""
+    zeros = max(N.bit_length() - 5, 0)
     return min(N >> zeros << zeros, MOST_ROWS)
 
 
