@@ -56,7 +56,7 @@ def comparison(measure: Comparison) -> Figure:
     errors.set_yticks(range(len(rows)), [row.policy + (" *" if row.policy == measure.own else "") for row in rows])
     errors.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if rows:
-        beside = "" if same is None else f"\n(memory: {same} MiB under each)"
+        beside = "" if same is None else f"\n({same} MiB under each)"
         doubt = "\n(on a disturbed machine)" if measure.disturbed else ""
         _bars(time, [1e3 * row.seconds for row in rows], f"time, ms{doubt}{beside}")
         _quartiles(time, [row.time for row in rows])
