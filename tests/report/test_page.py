@@ -178,3 +178,19 @@ def test_plotly_is_an_extra(monkeypatch):
 def test_the_report_needs_no_matplotlib():
     for file in Path(report.__file__).parent.glob("*.py"):
         assert not re.search(r"(import|from) .*\bplots\b", file.read_text(encoding="utf-8")), file
+
+
+def test_memory_that_all_policies_take_is_told_once(tmp_path: Path) -> None:
+    rows = (made.row("full", 0.0, 0.0, 5e-3, bytes=3 << 20), made.row("chunked:5", 0.4, 0.0, 2e-3, bytes=3 << 20))
+    alike = replace(made.comparison(), rows=rows, own="full")
+    pages = []
+    for number, comparison in enumerate((alike, made.comparison())):
+        path = tmp_path / f"{number}.html"
+        report.write(path, replace(WHOLE, comparison=comparison))
+        pages.append(path.read_text(encoding="utf-8"))
+    assert pages[0].count("3 MiB under each") == 1
+    assert "memory, MiB" not in pages[0]
+    assert "<td>full *</td>" in pages[0]
+    assert "<td>5 (4.9 to 5.1)</td>" in pages[0]
+    assert "memory, MiB" in pages[1]
+    assert "MiB under each" not in pages[1]

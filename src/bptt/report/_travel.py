@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ..flow import Comparison, LagMap, Lags, Shares
 from ..flow._coarser import coarser
 from ..flow._conclusions import reach_of, steepest
-from ..flow._costs import total_error
+from ..flow._costs import duration, total_error
 from ..flow._horizon import fitted
 from ..flow._wording import number
 from ._chart import COLOURS, FAINT, LINES, Panels, chart, drawable, finish, logarithmic, positive
@@ -183,7 +183,7 @@ def comparison(measure: Comparison) -> Panels:
     floor = float(seen.min()) / 4 if seen.size else 1e-3
     said = [
         f"{row.policy}: error {number(e)}<br>bias {number(row.bias)}, "
-        f"standard deviation {number(math.sqrt(max(row.variance, 0)))}<br>{number(1e3 * row.seconds)} ms"
+        f"standard deviation {number(math.sqrt(max(row.variance, 0)))}<br>{duration(row)} ms"
         for e, row in zip(errors, rows, strict=True)
     ]
     at, look = np.arange(len(rows)), {"hovertext": said, "hoverinfo": "text", "showlegend": False}

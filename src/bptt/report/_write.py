@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ..flow import Comparison, LagMap, Lags, Shares, Survey, conclusion
-from ..flow._costs import total_error
-from ..flow._wording import number, percent
+from ..flow._costs import disturbance, duration, mebibytes, memory_of_all, total_error
+from ..flow._wording import percent
 from . import _net, _travel
 from ._page import Section, page, table
 
@@ -158,18 +159,24 @@ def _html(key: str, figure: go.Figure) -> str:
 
 
 def _policies(comparison: Comparison) -> str:
-    """The comparison in numbers."""
-    head = ("policy", "error", "bias", "standard deviation", "cosine", "time, ms", "memory, MiB")
+    """The comparison in numbers; memory as a column only where it differs."""
+    same = memory_of_all(comparison)
+    head = ["policy", "error", "bias", "standard deviation", "cosine", "time, ms (quartiles)"]
+    head += ["memory, MiB"] if same is None else []
     rows = [
         (
-            row.policy,
+            row.policy + (" *" if row.policy == comparison.own else ""),
             percent(total_error(row)),
             percent(row.bias) + (f" ± {percent(row.bias_error)}" if row.bias_error else ""),
             percent(math.sqrt(max(row.variance, 0.0))),
             f"{row.cosine:.3f}",
-            number(1e3 * row.seconds),
-            "–" if row.bytes is None else number(row.bytes / 2**20),
+            duration(row),
+            *([mebibytes(row)] if same is None else []),
         )
         for row in comparison.rows
     ]
-    return table(head, rows)
+    notes = [] if comparison.own is None else ["*: the layer's own policy"]
+    notes += [] if same is None else [f"{same} MiB under each"]
+    notes += [disturbance(comparison)] if comparison.disturbed else []
+    below = f"<p>{escape('; '.join(notes))}.</p>" if notes else ""
+    return table(head, rows) + below
