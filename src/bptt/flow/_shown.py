@@ -29,7 +29,7 @@ class Shown:
     """A dataclass of numbers: its repr tells shapes instead of numbers, a notebook draws it."""
 
     def __repr__(self) -> str:
-        told = ((entry, getattr(self, entry.name)) for entry in fields(self))  # type: ignore[arg-type]
+        told = ((entry, getattr(self, entry.name)) for entry in fields(self))  # type: ignore[arg-type]  # a dataclass
         said = (f"{entry.name}={_brief(value)}" for entry, value in told if not _is_default(entry.default, value))
         return f"{type(self).__name__}({', '.join(said)})"
 

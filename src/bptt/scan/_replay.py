@@ -367,7 +367,7 @@ def alive(ref: weakref.ref[Tensor]) -> Tensor | None:
     """The tensor that ref refers to, or None. Not ref() alone: up to torch 2.8, what only C++ holds would be lost."""
     t = ref()
     if t is not None:
-        t._fix_weakref()  # type: ignore[attr-defined]
+        t._fix_weakref()  # type: ignore[attr-defined]  # not in torch's stubs
     return t
 
 
