@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import bptt
 from bptt.engine import boundary, ops
-from bptt.nn._call import Call, program
+from bptt.nn.call import Call, program
 
 pytestmark = pytest.mark.slow
 

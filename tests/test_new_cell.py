@@ -29,7 +29,7 @@ from bptt.cells._cell import State
 from bptt.flow import Finding
 from bptt.kernels import KERNELS
 from bptt.nn import LAYERS, init
-from bptt.nn._layers import Recurrent
+from bptt.nn.layers import Recurrent
 
 LEAK = 0.3
 
@@ -349,7 +349,7 @@ def test_cudnn_is_not_asked_for_a_mode_that_it_lacks(name: str, monkeypatch: pyt
 
 
 TABLES = {
-    "nn/_layers.py": "the layers",
+    "nn/layers.py": "the layers",
     "kernels/cpu.py": "the walks' numbers in csrc",
     "kernels/__init__.py": "torch's own functions",
     "equations/__init__.py": "the oracles, which know nothing of the package",

@@ -48,7 +48,7 @@ class Measured:
         x = torch.randn(B, T, I) if layer.batch_first else torch.randn(T, B, I)
         saved = {}
         with monkeypatch.context() as patch:
-            stacks = self._returned(patch, "bptt.nn._layers.program")
+            stacks = self._returned(patch, "bptt.nn.layers.program")
             with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
                 y, final = layer(x)
         states = final if isinstance(final, tuple) else (final,)
@@ -65,7 +65,7 @@ class Measured:
 
     @staticmethod
     def _returned(patch, name):
-        returned, program = [], bptt.nn._layers.program
+        returned, program = [], bptt.nn.layers.program
 
         def watched(*args, **kwargs):
             returned.append(program(*args, **kwargs))

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..engine import Stack
 from ..nn import LAYERS
-from ..nn._call import Call, program
-from ..nn._layers import Recurrent
+from ..nn.call import Call, program
+from ..nn.layers import Recurrent
 from ..policies import Randomized
 from ._recording import Recording, _twin
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..cells import CELLS, Cell
 from ..engine import Walk
 from ..kernels import Tape, Walked
-from ..nn._call import Call
-from ..nn._layers import Recurrent
+from ..nn.call import Call
+from ..nn.layers import Recurrent
 from ._doctor_calls import Called, tensors_in
 from ._doctor_findings import Finding, Kind, Place, Stage
 

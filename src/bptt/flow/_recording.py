@@ -18,8 +18,8 @@ from .. import nn
 from ..cells import Cell, Weights
 from ..engine import Stack, Walk
 from ..kernels import Tape
-from ..nn._call import Call, program
-from ..nn._layers import Recurrent
+from ..nn.call import Call, program
+from ..nn.layers import Recurrent
 from ..policies import Full, Policy
 
 __all__ = ["Loss", "Recording", "record", "recorded"]

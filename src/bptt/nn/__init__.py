@@ -9,15 +9,15 @@ from ._convert import convert as convert
 from ._convert import revert as revert
 from ._gradients import Gradients as Gradients
 from ._gradients import gradients as gradients
-from ._layers import GRU as GRU
-from ._layers import LAYERS as LAYERS
-from ._layers import LSTM as LSTM
-from ._layers import RNN as RNN
 from ._plan import Plan as Plan
 from ._plan import plan as plan
 from ._stream import StreamGradients as StreamGradients
 from ._stream import stream_gradients as stream_gradients
 from ._using import using as using
+from .layers import GRU as GRU
+from .layers import LAYERS as LAYERS
+from .layers import LSTM as LSTM
+from .layers import RNN as RNN
 
 __all__ = [
     "GRU",

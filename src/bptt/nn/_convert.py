@@ -12,9 +12,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .. import policies
 from ..memory import Checkpoints
-from ._layers import LAYERS, TORCH_MODES, Recurrent
 from ._swap import label, obstacle, put_in_place, sharing, wrappers
 from ._using import settings
+from .layers import LAYERS, TORCH_MODES, Recurrent
 
 __all__ = ["convert", "revert"]
 

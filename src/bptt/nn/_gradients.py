@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
 from ..engine import refuse_tangents
-from ._call import Call, Hidden, program, taped
-from ._layers import Recurrent
+from .call import Call, Hidden, program, taped
+from .layers import Recurrent
 
 __all__ = ["Gradients", "gradients"]
 

@@ -17,8 +17,8 @@ from ..kernels import Columns, Frames, columns_at_once
 from ..memory import Checkpoints, Memory, parse
 from ..policies import Randomized, Reach
 from ..schedules import Action, Schedule, binomial
-from ._call import Call, program, taped
-from ._layers import Recurrent
+from .call import Call, program, taped
+from .layers import Recurrent
 
 __all__ = ["Plan", "plan"]
 

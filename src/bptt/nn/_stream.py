@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
-from ._call import Call, Hidden, program
-from ._layers import Recurrent
 from ._pieces import Laid, rechunked
+from .call import Call, Hidden, program
+from .layers import Recurrent
 
 __all__ = ["StreamGradients", "stream_gradients"]
 

@@ -11,7 +11,7 @@ import torch
 from .. import kernels, policies
 from ..memory import Checkpoints
 from ..memory import parse as parse_memory
-from ._layers import Recurrent
+from .layers import Recurrent
 
 __all__ = ["settings", "using"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +23,25 @@ from ..engine import taped as with_checkpoints
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints, Tapes
 
-if TYPE_CHECKING:
-    from ._layers import Recurrent
-
 __all__ = ["Call", "Hidden", "at_once", "by_torch", "program", "taped"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
+
+
+class Layer(kernels.Layer, Protocol):
+    """What a call asks of a layer: what `kernels.explain` asks, and torch.nn.RNNBase's facts and checks."""
+
+    mode: str
+    bias: bool
+    dropout: float
+    proj_size: int
+    training: bool
+    _flat_weights_names: list[str]
+    _parameters: dict[str, torch.nn.Parameter | None]
+
+    def _update_flat_weights(self) -> None: ...
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -48,7 +61,7 @@ class Call:
     @classmethod
     def of(
         cls,
-        layer: Recurrent,
+        layer: Layer,
         input: Tensor | PackedSequence,
         hx: Hidden | None,
         resets: Tensor | None,
@@ -109,9 +122,7 @@ class Call:
         return call
 
     @staticmethod
-    def _fits(
-        layer: Recurrent, flat: Tensor, states: tuple[Tensor, ...], dtype: torch.dtype, sizes: Tensor | None
-    ) -> bool:
+    def _fits(layer: Layer, flat: Tensor, states: tuple[Tensor, ...], dtype: torch.dtype, sizes: Tensor | None) -> bool:
         """Whether input and initial states are what torch.nn's checks let pass; these take longer than a small step."""
         if flat.shape[-1] != layer.input_size or flat.dtype != dtype:
             return False
@@ -124,7 +135,7 @@ class Call:
 
     @staticmethod
     def _hidden(
-        layer: Recurrent, flat: Tensor, hx: Hidden | None, batched: bool, sizes: Tensor | None
+        layer: Layer, flat: Tensor, hx: Hidden | None, batched: bool, sizes: Tensor | None
     ) -> tuple[Tensor, ...]:
         """The initial states, zeros where none were given, with torch.nn's errors for a wrong number of dimensions."""
         count = CELLS[layer.mode].states
@@ -180,7 +191,7 @@ class Call:
             raise ValueError(f"{name}: resets must be on input's device {x.device}: got {resets.device}")
         return resets[:, None] if not batched else resets.t() if batch_first else resets
 
-    def restarts(self, layer: Recurrent, given: Hidden | None) -> tuple[Tensor, ...]:
+    def restarts(self, layer: Layer, given: Hidden | None) -> tuple[Tensor, ...]:
         """What resets restart from, checked: the form of the initial states, or one of it for every step."""
         if given is None:
             return ()
@@ -218,7 +229,7 @@ class Call:
         """The engine's inputs, in its order."""
         return (self.x, *self.hx, *self.weights, *self.reset_state)
 
-    def dropout_mask(self, layer: Recurrent) -> Tensor:
+    def dropout_mask(self, layer: Layer) -> Tensor:
         """What multiplies the input of a layer above the first `[T, B, D*P]`: the numbers torch.nn would draw."""
         features = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
         if self.packed is None:
@@ -258,12 +269,12 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
     return states[0] if len(states) == 1 else (states[0], states[1])
 
 
-def taped(layer: Recurrent, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
+def taped(layer: Layer, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
     """The program that keeps what the layer's memory policy asks for."""
     return with_checkpoints(stack, layer.memory, call.tensors) if isinstance(layer.memory, Checkpoints) else stack
 
 
-def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
+def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
     """(y, the final state) of a differentiated call by torch's own layer, where that is the faster way; else None.
 
     Of one layer in one direction, where nothing is reset or padded and the gradient is the full one.
@@ -279,7 +290,7 @@ def by_torch(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
         return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
 
 
-def at_once(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
+def at_once(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
     """(y, the final state) of a call that is not differentiated, by the kernel alone; None where more is to be done.
 
     What else a program does may take longer than a step.
@@ -297,7 +308,7 @@ def at_once(layer: Recurrent, call: Call) -> tuple[Tensor, ...] | None:
 
 
 def program(
-    layer: Recurrent, call: Call, gradient: policies.Policy, differentiated: bool, *, drops: bool | None = None
+    layer: Layer, call: Call, gradient: policies.Policy, differentiated: bool, *, drops: bool | None = None
 ) -> Stack:
     """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated.
 

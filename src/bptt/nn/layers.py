@@ -13,8 +13,8 @@ from .. import cells, kernels, policies
 from ..engine import Stack, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from ._call import Call, Hidden, at_once, by_torch, program, taped
 from ._symbolic import fx_node
+from .call import Call, Hidden, at_once, by_torch, program, taped
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
 
