@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from bptt.bench import Machine, cores
 from bptt.cli.info import processor
-from bptt.plots._style import GREY, LINES, sparse, styled, title
+from bptt.plots.style import GREY, LINES, sparse, styled, title
 from bptt.train.atomic import write
 
 HERE = Path(__file__).parent

@@ -50,8 +50,8 @@ def test_a_measurement_has_a_short_repr_and_its_picture(name):
 
 
 def test_no_measurement_prints_its_arrays_and_each_has_a_picture():
-    from bptt.flow._shown import Shown
     from bptt.flow._verdict import TOPICS
+    from bptt.flow.shown import Shown
     from bptt.plots._html import DRAWN
 
     kinds = [kind for kind in vars(bptt.flow).values() if isinstance(kind, type) and is_dataclass(kind)]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from . import flow as flow
 from . import nn as nn
-from .flow._shown import draw_with as _draw_with
+from .flow.shown import draw_with as _draw_with
 from .kernels import explain as explain
 from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert

@@ -11,8 +11,8 @@ from measurements import INF, NAN
 import bptt
 from bptt.equations.policies import edge_factors
 from bptt.flow import conclusion, pairs, verdict
-from bptt.flow._coarser import coarser
-from bptt.flow._wording import exponential, half_life, number, percent
+from bptt.flow.coarser import coarser
+from bptt.flow.wording import exponential, half_life, number, percent
 
 SAYS = {
     "vanishing": (made.lags(0.8), "Gradients vanish: half is lost every 3.11 steps; 90 % arises within 10 steps"),

@@ -10,7 +10,7 @@ import pytest
 
 from bptt.clock import Timing
 from bptt.flow import Comparison, Row, conclusion, verdict
-from bptt.flow._costs import better, memory_of_all, recommended, total_error
+from bptt.flow.costs import better, memory_of_all, recommended, total_error
 
 
 def row(policy: str, error: float, median: float, low: float, high: float, **fields: Any) -> Row:

@@ -165,7 +165,7 @@ def test_letters_are_large_enough():
 
 
 def test_lines_differ_in_grey_or_in_dashes_and_marker():
-    from bptt.plots._style import BLUE, COLOURS, LINES, ORANGE
+    from bptt.plots.style import BLUE, COLOURS, LINES, ORANGE
 
     assert len({line["linestyle"] for line in LINES}) == len({line["marker"] for line in LINES}) == len(LINES)
     luminance = {c: np.dot(mpl.colors.to_rgb(c), (0.299, 0.587, 0.114)) for c in COLOURS}

@@ -18,8 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bptt.cli import main
-from bptt.flow import Diagnosis, Finding
-from bptt.flow._doctor_findings import Place
+from bptt.flow import Diagnosis, Finding, Place
 from bptt.train import Config, InputError, NonFiniteError, RunDirectory, Trainer, fit, prepare, resume, start
 from bptt.train.batches import RandomWindows, Sequential
 from bptt.train.distributed import begin, start_or_resume

@@ -14,7 +14,7 @@ from rich.table import Table
 from .. import policies
 from ..flow import POLICIES, Comparison, Recording, Row, Scanned, conclusion
 from ..flow import compare as compared
-from ..flow._costs import disturbance, duration, mebibytes, memory_of_all
+from ..flow.costs import disturbance, duration, mebibytes, memory_of_all
 from ..train import InputError
 from ..train.extras import require
 from .scanned import load

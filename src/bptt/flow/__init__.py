@@ -16,12 +16,14 @@ from ._compare import POLICIES as POLICIES
 from ._compare import Comparison as Comparison
 from ._compare import Row as Row
 from ._compare import compare as compare
-from ._conclusions import conclusion as conclusion
 from ._doctor import Watch as Watch
 from ._doctor import watch as watch
 from ._doctor_findings import Diagnosis as Diagnosis
 from ._doctor_findings import Examination as Examination
 from ._doctor_findings import Finding as Finding
+from ._doctor_findings import Kind as Kind
+from ._doctor_findings import Place as Place
+from ._doctor_findings import Stage as Stage
 from ._gates import Gates as Gates
 from ._gates import gates as gates
 from ._jacobians import Jacobians as Jacobians
@@ -53,3 +55,4 @@ from ._survey import Survey as Survey
 from ._survey import survey as survey
 from ._verdict import Verdict as Verdict
 from ._verdict import verdict as verdict
+from .conclusions import conclusion as conclusion

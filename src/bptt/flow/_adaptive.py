@@ -18,10 +18,10 @@ from torch import Tensor
 from ..engine import Stack
 from ..kernels import Columns, Frames, Swept, Wanted
 from ..policies import Adaptive, Reach
-from ._horizon import fit_decay
 from ._lags import _count, _tail
 from ._recording import Loss, Recording, recorded
-from ._shown import Shown
+from .horizon import fit_decay
+from .shown import Shown
 
 __all__ = ["Adapted", "adapt", "adapted", "contributions", "smallest_window"]
 

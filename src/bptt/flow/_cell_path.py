@@ -16,7 +16,7 @@ from ..cells import Cell
 from ._chain import LayerChain, jacobian, lengths_of
 from ._jacobians import checked_span
 from ._recording import Loss, Recording, recorded
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["CellPath", "cell_path", "has_cell_path"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..policies import Adaptive, Full, Policy
 from ._adaptive import adapted, contributions
-from ._horizon import fit_decay
 from ._moments import Gradient, seeded
 from ._policy_gradient import PolicyGradient, gradient_vector, under
 from ._recording import Recording
+from .horizon import fit_decay
 
 __all__ = ["LAGS", "LOSSES", "Comparable", "OfLayer", "contraction"]
 

@@ -21,7 +21,7 @@ from ._lags import _count
 from ._moments import moments
 from ._recording import Loss, Recording, recorded
 from ._scanned import Scanned
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["POLICIES", "Comparison", "Row", "compare"]
 

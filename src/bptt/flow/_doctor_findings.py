@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ._lags import Lags
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["Diagnosis", "Examination", "Finding", "Kind", "Place", "Stage"]
 

@@ -13,7 +13,7 @@ import torch
 from ..cells import ACTIVATIONS, Activation
 from ._chain import LayerChain
 from ._recording import Loss, Recording, recorded
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["Gates", "gates"]
 

@@ -19,9 +19,9 @@ from ..engine import Walk
 from ..kernels import Columns, Frames, Swept, Wanted
 from ..policies import Reach
 from ._chain import Chain, Subject, chain_of
-from ._horizon import fit_decay, horizon, settled, straight
 from ._recording import Loss, Recording, recorded
-from ._shown import Shown
+from .horizon import fit_decay, horizon, settled, straight
+from .shown import Shown
 
 __all__ = ["LAGS", "LagMap", "Lags", "by_lag", "check_one_way", "lag_map", "sweeps_by_loss"]
 

@@ -12,7 +12,7 @@ import torch
 
 from ._chain import Chain, Subject, chain_of
 from ._recording import Loss
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["Lyapunov", "NothingToMeasure", "lyapunov"]
 

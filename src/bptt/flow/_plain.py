@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._conclusions import steady_change, steepest
-from ._horizon import end, left
 from ._lags import Lags
 from ._spread import lost, rest
-from ._wording import number, percent, steps, trend
+from .conclusions import steady_change, steepest
+from .horizon import end, left
+from .wording import number, percent, steps, trend
 
 __all__ = ["in_words"]
 

@@ -20,9 +20,9 @@ from ..scan._arguments import described, steps_of
 from ..scan._replay import Step, fresh, split
 from ..scan._scan import Rows, drawn_lanes
 from ._comparable import LAGS, LOSSES
-from ._horizon import fit_decay
 from ._moments import Gradient, seeded
 from ._steps import StepChain
+from .horizon import fit_decay
 
 __all__ = ["ScanLoss", "Scanned", "scanned"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..policies import Full
 from ._lags import check_one_way, sweeps_by_loss
 from ._recording import Loss, Recording, recorded
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["Shares", "shares"]
 

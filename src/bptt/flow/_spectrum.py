@@ -13,7 +13,7 @@ import torch
 from ..cells import CELLS
 from ..equations.bounds import power_directions
 from ._recording import Recording, _layer_of
-from ._shown import Shown
+from .shown import Shown
 
 __all__ = ["Directions", "Spectrum", "directions", "spectrum"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ._horizon import fit_decay, left
 from ._lags import Lags
-from ._wording import STEADY, half_life, number, percent
+from .horizon import fit_decay, left
+from .wording import STEADY, half_life, number, percent
 
 __all__ = ["Range", "halves", "lost", "rates", "rest", "steadily"]
 

@@ -21,9 +21,9 @@ from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
 from ._setting import Setting
 from ._shares import Shares, shares
-from ._shown import Shown
 from ._spectrum import Spectrum, spectrum
 from ._verdict import Verdict, verdict
+from .shown import Shown
 
 __all__ = ["STAGES", "Survey", "survey"]
 

@@ -12,20 +12,20 @@ import numpy as np
 from ..cells import CELLS, Cell
 from ._cell_path import CellPath
 from ._compare import Comparison
-from ._conclusions import SATURATED, conclusion, course, end_rate, steepest, stuck
-from ._costs import advice
 from ._gates import Gates
-from ._horizon import left
 from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags
 from ._lyapunov import Lyapunov
 from ._plain import in_words
 from ._shares import Shares
-from ._shown import Shown
 from ._spectrum import Spectrum
-from ._wording import STEADY, number, percent, steps, trend
+from .conclusions import NOTHING, SATURATED, conclusion, course, end_rate, steepest, stuck
+from .costs import advice
+from .horizon import left
+from .shown import Shown
+from .wording import STEADY, number, percent, steps, trend
 
-__all__ = ["NOTHING", "Verdict", "verdict"]
+__all__ = ["Verdict", "verdict"]
 
 TOPICS: dict[type, str] = {
     Lags: "by lag",
@@ -58,9 +58,6 @@ LITTLE = 0.02
 
 ALIKE = 1.25
 """The factor between two half-lives up to which they are said to agree."""
-
-NOTHING = "Nothing to change"
-"""What a verdict without advice says."""
 
 
 @dataclass(frozen=True, repr=False)

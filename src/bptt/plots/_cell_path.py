@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..flow import conclusion
-from ..flow._cell_path import CellPath
-from ..flow._wording import number
-from ._style import LINES, blank, empty, logarithmic, sparse, styled, title
+from ..flow import CellPath, conclusion
+from ..flow.wording import number
+from .style import LINES, blank, empty, logarithmic, sparse, styled, title
 
 __all__ = ["cell_path"]
 

@@ -8,11 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..clock import Timing
-from ..flow import conclusion
-from ..flow._compare import Comparison
-from ..flow._costs import memory_of_all
-from ..flow._wording import number
-from ._style import BLACK, BLUE, GREY, VERMILLION, Picture, empty, logarithmic, styled, title
+from ..flow import Comparison, conclusion
+from ..flow.costs import memory_of_all
+from ..flow.wording import number
+from .style import BLACK, BLUE, GREY, VERMILLION, Picture, empty, logarithmic, styled, title
 
 __all__ = ["comparison"]
 

@@ -9,12 +9,11 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..flow import Lags, conclusion
-from ..flow._conclusions import steepest
-from ..flow._horizon import fitted
-from ..flow._jacobians import Products
-from ..flow._wording import number, trend
-from ._style import BLUE, GREY, LINES, blank, empty, logarithmic, sparse, styled, title
+from ..flow import Lags, Products, conclusion
+from ..flow.conclusions import steepest
+from ..flow.horizon import fitted
+from ..flow.wording import number, trend
+from .style import BLUE, GREY, LINES, blank, empty, logarithmic, sparse, styled, title
 
 __all__ = ["decay"]
 

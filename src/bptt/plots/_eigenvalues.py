@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..flow import conclusion
-from ..flow._spectrum import Spectrum
-from ..flow._wording import number
-from ._style import BLUE, GREY, VERMILLION, Picture, empty, styled, title
+from ..flow import Spectrum, conclusion
+from ..flow.wording import number
+from .style import BLUE, GREY, VERMILLION, Picture, empty, styled, title
 
 __all__ = ["eigenvalues"]
 

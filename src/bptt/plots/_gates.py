@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..flow import conclusion
-from ..flow._gates import Gates
-from ..flow._wording import percent
-from ._style import BLUE, ORANGE, Picture, empty, styled, title
+from ..flow import Gates, conclusion
+from ..flow.wording import percent
+from .style import BLUE, ORANGE, Picture, empty, styled, title
 
 __all__ = ["gates"]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from ..cells import of_name
-from ._style import BLACK, GREY, PALE, VERMILLION, blank, styled, title
+from .style import BLACK, GREY, PALE, VERMILLION, blank, styled, title
 
 __all__ = ["graph"]
 

@@ -26,7 +26,7 @@ from ..flow import (
     Verdict,
     conclusion,
 )
-from ..flow._verdict import NOTHING
+from ..flow.conclusions import NOTHING
 from ._cell_path import cell_path
 from ._comparison import comparison
 from ._decay import decay
@@ -37,7 +37,7 @@ from ._lag_map import lag_map
 from ._lyapunov import lyapunov
 from ._products import products
 from ._shares import shares
-from ._style import Picture
+from .style import Picture
 
 __all__ = ["html"]
 

@@ -7,9 +7,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..flow import conclusion
-from ..flow._jacobians import Jacobians
-from ._style import BLACK, BLUE, GREY, blank, empty, styled, title
+from ..flow import Jacobians, conclusion
+from .style import BLACK, BLUE, GREY, blank, empty, styled, title
 
 __all__ = ["jacobians"]
 

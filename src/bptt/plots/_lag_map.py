@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..flow import LagMap, conclusion
-from ..flow._coarser import coarser
-from ._style import GREY, HEAT, PALE, VERMILLION, blank, readable, styled, title
+from ..flow.coarser import coarser
+from .style import GREY, HEAT, PALE, VERMILLION, blank, readable, styled, title
 
 __all__ = ["lag_map"]
 

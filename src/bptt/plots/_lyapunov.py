@@ -6,9 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..flow import conclusion
-from ..flow._lyapunov import Lyapunov
-from ._style import BLACK, GREY, LINES, Picture, empty, sparse, styled, title
+from ..flow import Lyapunov, conclusion
+from .style import BLACK, GREY, LINES, Picture, empty, sparse, styled, title
 
 __all__ = ["lyapunov"]
 

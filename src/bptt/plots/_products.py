@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..flow import conclusion
-from ..flow._jacobians import Products
-from ._style import BLACK, GREY, blank, empty, logarithmic, styled, title
+from ..flow import Products, conclusion
+from .style import BLACK, GREY, blank, empty, logarithmic, styled, title
 
 __all__ = ["products"]
 

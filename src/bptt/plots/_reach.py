@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from ..flow import pairs
-from ..flow._wording import number, percent
+from ..flow.wording import number, percent
 from ..policies import Chunked, Full, Policy, Randomized, Truncated, parse
-from ._style import HEAT, Picture, styled, title
+from .style import HEAT, Picture, styled, title
 
 __all__ = ["reach"]
 

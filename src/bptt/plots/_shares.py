@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..flow import Shares, conclusion
-from ..flow._costs import CLOSE
-from ._style import BLUE, GREY, LINES, Picture, styled, title
+from ..flow.costs import CLOSE
+from .style import BLUE, GREY, LINES, Picture, styled, title
 
 __all__ = ["shares"]
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..flow import conclusion
-from ._style import BLUE, GREY, LINES, Picture, logarithmic, sparse, styled, title
+from .style import BLUE, GREY, LINES, Picture, logarithmic, sparse, styled, title
 
 __all__ = ["training"]
 

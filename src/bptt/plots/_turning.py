@@ -10,8 +10,8 @@ from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 
 from ..equations.bounds import power_directions
-from ..flow._wording import number
-from ._style import COLOURS, GREY, Picture, styled
+from ..flow.wording import number
+from .style import COLOURS, GREY, Picture, styled
 
 __all__ = ["turning"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..flow import CellPath, Gates, Jacobians, Lyapunov, Products, Spectrum
-from ..flow._wording import number, percent
+from ..flow.wording import number, percent
 from ._chart import COLOURS, FAINT, LINES, Panels, chart, drawable, finish, logarithmic, positive
 
 __all__ = ["cell_path", "eigenvalues", "gates", "jacobians", "lyapunov", "products", "training"]

@@ -8,7 +8,7 @@ from html import escape
 from string import Template
 
 from ..flow import Setting, Verdict
-from ..flow._verdict import NOTHING
+from ..flow.conclusions import NOTHING
 
 __all__ = ["Section", "page", "table"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..flow import Comparison, LagMap, Lags, Shares
-from ..flow._coarser import coarser
-from ..flow._conclusions import reach_of, steepest
-from ..flow._costs import duration, total_error
-from ..flow._horizon import fitted
-from ..flow._wording import number
+from ..flow.coarser import coarser
+from ..flow.conclusions import reach_of, steepest
+from ..flow.costs import duration, total_error
+from ..flow.horizon import fitted
+from ..flow.wording import number
 from ._chart import COLOURS, FAINT, LINES, Panels, chart, drawable, finish, logarithmic, positive
 
 __all__ = ["comparison", "decay", "lag_map", "shares"]

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ..flow import Comparison, LagMap, Lags, Shares, Survey, conclusion
-from ..flow._costs import disturbance, duration, mebibytes, memory_of_all, total_error
-from ..flow._wording import percent
+from ..flow.costs import disturbance, duration, mebibytes, memory_of_all, total_error
+from ..flow.wording import percent
 from . import _net, _travel
 from ._page import Section, page, table
 

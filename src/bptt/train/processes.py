@@ -22,8 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..flow import Diagnosis
-from ..flow._doctor_findings import Stage
+from ..flow import Diagnosis, Stage
 from .batches import Batches
 from .config import Config
 from .errors import InputError

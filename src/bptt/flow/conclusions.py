@@ -13,18 +13,18 @@ import numpy.typing as npt
 from ..cells import CELLS
 from ._cell_path import CellPath
 from ._compare import Comparison
-from ._costs import CLOSE, sentence
 from ._gates import Gates
-from ._horizon import end, horizon, left, settled
 from ._jacobians import Jacobians, Products
 from ._lags import LagMap, Lags
 from ._lyapunov import Lyapunov
 from ._shares import Shares
 from ._spectrum import Spectrum
 from ._spread import lost, rest, steadily
-from ._wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
+from .costs import CLOSE, sentence
+from .horizon import end, horizon, left, settled
+from .wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
 
-__all__ = ["NO_LOSS", "conclusion", "course", "end_rate", "reach_of", "steady_change", "steepest", "stuck"]
+__all__ = ["NOTHING", "NO_LOSS", "conclusion", "course", "end_rate", "reach_of", "steady_change", "steepest", "stuck"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,6 +38,8 @@ ROUNDING = 1e-6
 """How far from 1 a norm may lie to be called 1."""
 ON_CIRCLE = 0.01
 """How far from 1 a spectral radius may lie to be called on the unit circle."""
+NOTHING = "Nothing to change"
+"""What a verdict without advice says."""
 NO_LOSS = "no gradient flows: no loss reaches this layer"
 _ONE_LAG = "only lag 0 was measured: nothing is known of how far gradients travel"
 

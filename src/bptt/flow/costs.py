@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ._compare import Comparison, Row
-from ._wording import number, percent
+from .wording import number, percent
 
 __all__ = [
     "CLOSE",
