@@ -6,11 +6,12 @@ import numpy as np
 
 from bptt.cells import CELLS
 from bptt.clock import Timing
+from bptt.flow._by_lag import Lags
 from bptt.flow._cell_path import CellPath
 from bptt.flow._compare import Comparison, Row
 from bptt.flow._gates import Gates
 from bptt.flow._jacobians import Jacobians, Products
-from bptt.flow._lags import LagMap, Lags
+from bptt.flow._lags import LagMap
 from bptt.flow._lyapunov import Lyapunov
 from bptt.flow._shares import Shares
 from bptt.flow._spectrum import Spectrum

@@ -9,6 +9,8 @@ from ._adaptive import Adapted as Adapted
 from ._adaptive import adapt as adapt
 from ._adaptive import adapted as adapted
 from ._adaptive import smallest_window as smallest_window
+from ._by_lag import Lags as Lags
+from ._by_lag import by_lag as by_lag
 from ._cell_path import CellPath as CellPath
 from ._cell_path import cell_path as cell_path
 from ._chain import Chain as Chain
@@ -31,8 +33,6 @@ from ._jacobians import Products as Products
 from ._jacobians import jacobians as jacobians
 from ._jacobians import products as products
 from ._lags import LagMap as LagMap
-from ._lags import Lags as Lags
-from ._lags import by_lag as by_lag
 from ._lags import lag_map as lag_map
 from ._lyapunov import Lyapunov as Lyapunov
 from ._lyapunov import lyapunov as lyapunov

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..engine import Stack
 from ..kernels import Columns, Frames, Swept, Wanted
 from ..policies import Adaptive, Reach
-from ._lags import _count, _tail
+from ._lags import _count
 from ._recording import Loss, Recording, recorded
-from .horizon import fit_decay
+from .horizon import fit_decay, tail_sum
 from .shown import Shown
 
 __all__ = ["Adapted", "adapt", "adapted", "contributions", "smallest_window"]
@@ -86,7 +86,7 @@ def smallest_window(
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise ValueError(f"{name} must hold finite numbers of at least 0: got {values}")
     rate, _ = fit_decay(phi, np.ones(len(phi)) if losses is None else losses)
-    left_out = np.append(phi[::-1].cumsum()[::-1][1:], 0.0) + _tail(phi, rate)
+    left_out = np.append(phi[::-1].cumsum()[::-1][1:], 0.0) + tail_sum(phi, rate)
     least_norm = float(np.max(partial - left_out))
     biases = left_out / least_norm if least_norm > 0 else np.full(len(phi), np.inf)
     good = np.flatnonzero(biases[least - 1 :] <= max_bias)

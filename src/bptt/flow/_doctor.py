@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._by_lag import Lags
 from ._doctor_calls import Called, Generators, detached, tensors_in
 from ._doctor_findings import Diagnosis, Examination, Finding, Place
 from ._doctor_search import first_not_finite
 from ._doctor_symptoms import lags_of, symptoms
-from ._lags import Lags
 
 __all__ = ["Watch", "watch"]
 

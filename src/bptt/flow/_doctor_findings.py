@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ._lags import Lags
+from ._by_lag import Lags
 from .shown import Shown
 
 __all__ = ["Diagnosis", "Examination", "Finding", "Kind", "Place", "Stage"]

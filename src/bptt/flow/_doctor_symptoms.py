@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..cells import ACTIVATIONS
+from ._by_lag import Lags, by_lag
 from ._doctor_findings import Finding, Place
-from ._lags import Lags, by_lag, lag_map
+from ._lags import lag_map
 from ._recording import Recording
 
 __all__ = ["lags_of", "symptoms"]

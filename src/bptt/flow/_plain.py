@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._lags import Lags
+from ._by_lag import Lags
 from ._spread import lost, rest
 from .conclusions import steady_change, steepest
 from .horizon import end, left

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ._lags import Lags
+from ._by_lag import Lags
 from .horizon import fit_decay, left
 from .wording import STEADY, half_life, number, percent
 

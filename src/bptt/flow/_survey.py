@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..policies import Policy
+from ._by_lag import Lags, by_lag
 from ._cell_path import CellPath, cell_path, has_cell_path
 from ._chain import LayerChain
 from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
-from ._lags import LAGS, LagMap, Lags, by_lag, lag_map
+from ._lags import LAGS, LagMap, lag_map
 from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
 from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded

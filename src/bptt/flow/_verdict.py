@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..cells import CELLS, Cell
+from ._by_lag import Lags
 from ._cell_path import CellPath
 from ._compare import Comparison
 from ._gates import Gates
 from ._jacobians import Jacobians, Products
-from ._lags import LagMap, Lags
+from ._lags import LagMap
 from ._lyapunov import Lyapunov
 from ._plain import in_words
 from ._shares import Shares

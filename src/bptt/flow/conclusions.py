@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cells import CELLS
+from ._by_lag import Lags
 from ._cell_path import CellPath
 from ._compare import Comparison
 from ._gates import Gates
 from ._jacobians import Jacobians, Products
-from ._lags import LagMap, Lags
+from ._lags import LagMap
 from ._lyapunov import Lyapunov
 from ._shares import Shares
 from ._spectrum import Spectrum

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AHEAD", "FAR", "beyond", "end", "fit_decay", "fitted", "horizon", "left", "settled", "straight"]
+__all__ = ["AHEAD", "FAR", "beyond", "end", "fit_decay", "fitted", "horizon", "left", "settled", "straight", "tail_sum"]
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[Any]
@@ -92,6 +92,13 @@ def beyond(norm: Floats, weights: Weights) -> float:
         return float("inf")
     with np.errstate(over="ignore"):
         return float(end * np.power(rate, np.arange(1.0, (AHEAD - 1) * K + 1)).sum())
+
+
+def tail_sum(norm: Floats, rate: float) -> float:
+    """The sum beyond the last lag, if the norm went on to decay at this rate."""
+    if not len(norm) or norm[-1] == 0:
+        return 0.0
+    return float(norm[-1] * rate / (1 - rate)) if rate < 1 else float("inf")
 
 
 def settled(norm: Floats, weights: Weights, part: float) -> bool:
