@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bptt import Checkpoints, Chunked, Full, Randomized, Truncated
-from bptt.policies import Adaptive, Policy, PolynomialTail, parse
+from bptt.policies import SAVED, Adaptive, Policy, PolynomialTail, parse
 
 FORMS = {
     "full": Full(),
@@ -89,6 +90,12 @@ def loaded(value: object) -> object:
     torch.save(value, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def test_checkpoints_name_policies_by_their_room() -> None:
+    """Not by the file of the room that has one today, since a saved name is for good."""
+    assert {policy.__module__ for policy in SAVED} == {"bptt.policies"}
+    assert pickle.loads(b"cbptt.policies\nChunked\n)\x81}X\x01\x00\x00\x00kK\x05sb.") == Chunked(5)
 
 
 @pytest.mark.slow
