@@ -1,19 +1,16 @@
-"""The house rules: which way imports point, what importing costs, what files are called, what is public."""
+"""The house rules: which way imports point, what is private, who tells cells apart, names and sizes of files."""
 
 import ast
-import inspect
-import json
-import pydoc
-import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import torch
 
 import bptt
+from bptt.cells import CELLS
+from bptt.nn import LAYERS
 
 PACKAGE = Path(bptt.__file__).parent
 
@@ -39,17 +36,26 @@ RANK = {unit: rank for rank, units in enumerate(ORDER) for unit in units}
 PARTS = {"__main__": "cli"}
 """Top-level files that belong to another one."""
 
-FILES = sorted(p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py"))
+TREES = {p.relative_to(PACKAGE).as_posix(): ast.parse(p.read_text(encoding="utf-8")) for p in PACKAGE.rglob("*.py")}
+
+FILES = sorted(TREES)
 
 
 def unit_of(name: str) -> str:
     return PARTS.get(name, name)
 
 
-def imports(path: str) -> Iterator[tuple[str, str]]:
-    """(module, name) of every import in a file, relative ones made absolute; name is "" for `import module`."""
+def unit_of_file(path: str) -> str:
+    return unit_of(Path(path).parts[0].removesuffix(".py"))
+
+
+def imports(path: str, passed_on: bool = True) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import in a file, relative ones made absolute; name is "" for `import module`.
+
+    passed_on: with `import name as name` too, which gives the name to whoever imports this file.
+    """
     package = ["bptt", *Path(path).parent.parts]
-    for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, ""
@@ -57,7 +63,13 @@ def imports(path: str) -> Iterator[tuple[str, str]]:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:
-                yield module, alias.name
+                if passed_on or alias.asname != alias.name:
+                    yield module, alias.name
+
+
+def told(found: Mapping[str, Iterable[str]]) -> str:
+    """Every file with all that is wrong in it, which pytest would abridge."""
+    return "\n".join(f"{path}: {', '.join(sorted(names))}" for path, names in sorted(found.items()))
 
 
 FACE = {name: module.split(".")[1] for module, name in imports("__init__.py") if module.count(".") >= 1}
@@ -86,7 +98,7 @@ def roots_imported(path: str) -> set[str]:
 def test_imports_point_one_way() -> None:
     wrong = {}
     for path in FILES:
-        unit = unit_of(Path(path).parts[0].removesuffix(".py"))
+        unit = unit_of_file(path)
         if unit == "__init__":
             allowed = set(RANK)
         else:
@@ -104,7 +116,7 @@ def test_equations_are_numpy_only() -> None:
 
 def test_policies_and_memory_are_data() -> None:
     data = {"policies", "memory", "schedules"}
-    paths = [path for path in FILES if unit_of(Path(path).parts[0].removesuffix(".py")) in data]
+    paths = [path for path in FILES if unit_of_file(path) in data]
     assert {path: units_imported(path) - data for path in paths if units_imported(path) - data} == {}
 
 
@@ -116,7 +128,7 @@ def test_only_one_room_imports_it(room: str, library: str) -> None:
 
 def test_the_reading_order_is_the_one_in_use() -> None:
     """Every folder and file of the package has its place, and the rule above has something to check."""
-    units = {unit_of(Path(f).parts[0].removesuffix(".py")) for f in FILES} - {"__init__"}
+    units = {unit_of_file(f) for f in FILES} - {"__init__"}
     assert units <= set(RANK)
     assert {"policies", "kernels", "engine"} <= set().union(*map(units_imported, FILES))
 
@@ -126,182 +138,188 @@ def test_file_names_say_something() -> None:
     assert [f for f in FILES if nothing & {part.removesuffix(".py").strip("_") for part in Path(f).parts}] == []
 
 
-PROBE = """
-import json, sys
-import torch
+# No circles, nothing private
 
-def state():
+TORCHS = {*dir(torch.Tensor), *dir(torch.nn.RNN(1, 1))}
+"""Names of torch's, which a class of ours may have too."""
+
+
+def defined(path: str) -> set[str]:
+    """Names that a file gives a meaning of its own, at any depth."""
     return {
-        "threads": torch.get_num_threads(),
-        "interop": torch.get_num_interop_threads(),
-        "dtype": str(torch.get_default_dtype()),
-        "device": str(torch.get_default_device()),
-        "grad": torch.is_grad_enabled(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "precision": torch.get_float32_matmul_precision(),
-        "anomaly": torch.is_anomaly_enabled(),
-        "seed": torch.initial_seed(),
-        "random": torch.get_rng_state().tolist(),
+        node.id if isinstance(node, ast.Name) else node.name
+        for node in ast.walk(TREES[path])
+        if (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        or isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
 
-before, loaded = state(), set(sys.modules)
-import bptt
-print(json.dumps({
-    "before": before,
-    "after": state(),
-    "loaded": sorted(set(sys.modules) - loaded),
-    "all": sorted(sys.modules),
-}))
-"""
+
+def target(module: str, name: str) -> str | None:
+    """The file of the package that an import reads, through what `__init__` files pass on; None for any other."""
+    if module.split(".")[0] != "bptt":
+        return None
+    base = "/".join(module.split(".")[1:])
+    inside = f"{base}/{name}".strip("/") if name else base
+    for path in (f"{inside}.py", f"{inside}/__init__.py"):
+        if path in TREES:
+            return path
+    if f"{base}.py" in TREES:
+        return f"{base}.py"
+    face = f"{base}/__init__.py".strip("/")
+    for passed_module, passed in imports(face):
+        if passed == name:
+            return target(passed_module, passed)
+    return face if name in defined(face) else None  # else an extension module
 
 
-@pytest.fixture(scope="module")
-def imported() -> dict:
-    """What `import bptt` does in a fresh interpreter in which torch is loaded."""
-    run = subprocess.run([sys.executable, "-W", "error", "-c", PROBE], capture_output=True, text=True, check=True)
-    assert run.stderr == ""
-    return json.loads(run.stdout)
+def edges(path: str) -> set[str]:
+    """The files that a file imports, for types alone or not; what an `__init__` passes on is no import of its own."""
+    found = {target(module, name) for module, name in imports(path, passed_on=Path(path).name != "__init__.py")}
+    return {other for other in found if other is not None and other != path}
 
 
-def test_import_loads_nothing_optional(imported: dict) -> None:
-    optional = {"matplotlib", "triton", "typer", "rich", "plotly", "pooch", "safetensors", "tomli_w", "hypothesis"}
-    assert not optional & {name.split(".")[0] for name in imported["all"]}
-    ours = {name for name in imported["loaded"] if name.split(".")[0] == "bptt"}
-    far = {"cli", "train", "plots", "report", "bench"}
-    assert not far & {name.split(".")[1] for name in ours if "." in name}
+def test_no_two_files_import_each_other() -> None:
+    graph = {path: edges(path) for path in FILES}
+
+    def reached(path: str) -> set[str]:
+        seen, ahead = set(), [path]
+        while ahead:
+            ahead += graph[new := ahead.pop()] - seen
+            seen |= graph[new]
+        return seen
+
+    reach = {path: reached(path) for path in FILES}
+    circles = {tuple(sorted({b for b in reach[a] if a in reach[b]})) for a in FILES if a in reach[a]}
+    assert not circles, "\n".join(map(", ".join, sorted(circles)))
 
 
-def test_import_loads_little_beyond_torch(imported: dict) -> None:
-    foreign = {name.split(".")[0] for name in imported["loaded"]} - {"bptt", *sys.stdlib_module_names}
-    assert foreign <= {"torch", "numpy"}
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
 
 
-def test_import_changes_no_global_setting(imported: dict) -> None:
-    assert imported["after"] == imported["before"]
+def test_no_private_module_or_name_of_another_room() -> None:
+    wrong: dict[str, set[str]] = {}
+    for path in FILES:
+        for module, name in imports(path):
+            parts = module.split(".")
+            own = parts[0] != "bptt" or unit_of_file(path) == (parts[1] if len(parts) > 1 else "__init__")
+            if not own and any(map(is_private, (*parts, name))):
+                wrong.setdefault(path, set()).add(f"{module}: {name}")
+    assert not wrong, told(wrong)
 
 
-# The public face
+def private_members(tree: ast.AST) -> set[str]:
+    """Private methods and attributes of the classes of a file."""
+    found = set()
+    for owner in ast.walk(tree):
+        if isinstance(owner, ast.ClassDef):
+            for node in ast.walk(owner):
+                if isinstance(node, ast.FunctionDef):
+                    found.add(node.name)
+                elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+                    found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return {name for name in found if is_private(name)}
 
 
-MODULES = ["flow", "nn"]
-FUNCTIONS = ["convert", "explain", "gradients", "plan", "revert", "scan", "stream_gradients", "using"]
-LATER = ["plots", "report", "train"]
-PUBLIC = sorted(["Adaptive", "Checkpoints", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
+def test_no_private_member_of_another_room() -> None:
+    """None is read that only another room's classes have, and none is overridden."""
+    own: dict[str, set[str]] = {}
+    for path in FILES:
+        own.setdefault(unit_of_file(path), set()).update(private_members(TREES[path]))
+    wrong: dict[str, set[str]] = {}
+    for path in FILES:
+        unit = unit_of_file(path)
+        others = set().union(*(names for room, names in own.items() if room != unit)) - own[unit] - TORCHS
+        sources = {name: target(module, name) for module, name in imports(path)}
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.Attribute) and node.attr in others:
+                wrong.setdefault(path, set()).add(node.attr)
+            if isinstance(node, ast.ClassDef):
+                for base in node.bases:
+                    source = sources.get(base.id) if isinstance(base, ast.Name) else None
+                    if source is not None and unit_of_file(source) != unit:
+                        both = private_members(node) & private_members(TREES[source])
+                        wrong.setdefault(path, set()).update(f"{node.name}.{name}" for name in both)
+    wrong = {path: names for path, names in wrong.items() if names}
+    assert not wrong, told(wrong)
 
-SIGNATURES = {
-    "Adaptive": "(max_bias, max_window, every=1, *, window=None)",
-    "Checkpoints": "(steps=None, bytes=None)",
-    "Chunked": "(k)",
-    "Full": "()",
-    "Randomized": "(p, *, generator=None)",
-    "Truncated": "(window, every=1)",
-    "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
-    "explain": "(layer, x)",
-    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None, reset_state=None)",
-    "plan": "(model, T, B, memory=None)",
-    "revert": "(model, *, subclasses=None)",
-    "using": "(model, gradient=None, *, memory=None, kernel=None)",
-    "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None, "
-    "reset_state=None)",
-    "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
-    "memory='auto')",
+
+# One registry of cells
+
+KNOWN = {mode: cell for mode, cell in CELLS.items() if type(cell).__module__.startswith("bptt.")}
+
+NAMES = {*KNOWN, *(cell.name for cell in KNOWN.values()), *(LAYERS[cell.name].__name__ for cell in KNOWN.values())}
+
+TELL_CELLS_APART = {
+    "cells/": "what is true of each",
+    "equations/": "the oracles, which know nothing of the package",
+    "nn/layers.py": "the layers, and the modes that torch.nn.RNNBase knows",
+    "kernels/cpu.py": "the walks' numbers in csrc",
+    "kernels/__init__.py": "torch's own functions",
+    "train/config.py": "a default",
+    "bench/jax_layers.py": "JAX's layers",
+    "bench/reach.py": "the speeds to reach",
+    "bench/tables.py": "the cases of each table",
+    "bench/steps.py": "a step that is an LSTM's, written out",
+    "bench/windows.py": "two loops of an RNN, written out",
+    "cli/audit.py": "somebody's layer, which only its shapes tell",
+    "cli/comparison.py": "which layers of which arguments are checked",
+    "cli/demo.py": "the net of the demonstration",
 }
-
-LAYERS = ["GRU", "LSTM", "RNN"]
-
-
-def bare_signature(callable_: object) -> str:
-    signature = inspect.signature(callable_)
-    empty = inspect.Parameter.empty
-    parameters = [p.replace(annotation=empty) for p in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+"""The files that may, and what of them. What a function's argument is by default tells nothing apart."""
 
 
-def test_public_names() -> None:
-    """`nn` and `flow` are modules by design; other submodules are attributes because importing them makes it so."""
-    names = [n for n, v in vars(bptt).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
-    assert sorted([*names, *MODULES]) == PUBLIC
-    submodules = {n for n, v in vars(bptt).items() if isinstance(v, ModuleType) and not n.startswith("_")}
-    assert submodules <= set(RANK)
+def counts_gates(node: ast.AST) -> bool:
+    """Whether a number of gates is compared with a number, or looked up."""
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return any(isinstance(side, ast.Constant) for side in sides) and any(map(is_number_of_gates, sides))
+    if isinstance(node, ast.Dict | ast.DictComp):
+        return any(map(is_number_of_gates, node.keys if isinstance(node, ast.Dict) else [node.key]))
+    return isinstance(node, ast.Subscript) and is_number_of_gates(node.slice)
 
 
-def test_dir_and_help_show_the_public_names() -> None:
-    assert sorted(bptt.__all__) == PUBLIC
-    assert dir(bptt) == sorted([*PUBLIC, *LATER, "__version__"])
-    nn = [n for n, v in vars(bptt.nn).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
-    assert dir(bptt.nn) == sorted(bptt.nn.__all__) == sorted([*nn, "init"])
-    text = pydoc.plain(pydoc.render_doc(bptt))
-    assert bptt.__doc__.splitlines()[0] in text
-    shown = {line.split()[1].split("(")[0] for line in text.splitlines() if line.startswith("    class ")}
-    assert shown == {name for name in PUBLIC if inspect.isclass(getattr(bptt, name))}
-    functions = text.partition("\nFUNCTIONS\n")[2].partition("\nVERSION\n")[0]
-    assert all(f"    {name}(" in functions for name in FUNCTIONS)
-    assert "_import_module" not in text
+def is_number_of_gates(node: ast.AST | None) -> bool:
+    text = "" if node is None else ast.unparse(node)
+    return text.endswith(".gates_per_unit") or (text.startswith("len(") and text.endswith(".gate_names)"))
 
 
-LAZY = """
-import sys, bptt
-loaded = {name for name in sys.modules if name.startswith("bptt.")}
-for name in ("plots", "report", "train"):
-    assert f"bptt.{name}" not in loaded, name
-    assert name in dir(bptt)
-    assert getattr(bptt, name) is sys.modules[f"bptt.{name}"]
-    assert getattr(bptt, name) is getattr(bptt, name)
-assert bptt.plots.reach and bptt.report.write and bptt.train.Lanes
-from bptt import *
-assert convert is bptt.convert
-try:
-    bptt.nothing
-except AttributeError as error:
-    print(error)
-"""
-
-MISSING = """
-import sys
-sys.modules["matplotlib"] = sys.modules["plotly"] = None
-import bptt, pydoc
-assert "plots" not in dir(bptt) and "report" not in dir(bptt) and "train" in dir(bptt)
-pydoc.render_doc(bptt)
-try:
-    bptt.plots
-except ImportError as error:
-    print(error)
-"""
+def passed_over(tree: ast.AST) -> Iterator[ast.AST]:
+    """What names a cell without telling it apart: `__all__`, and defaults of arguments."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            yield from [*node.defaults, *filter(None, node.kw_defaults)]
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            yield from ast.walk(node.value)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("program", "words"),
-    [
-        (LAZY, "module 'bptt' has no attribute 'nothing'"),
-        (MISSING, "bptt.plots needs matplotlib: pip install 'bptt[plots]'"),
-    ],
-    ids=["used", "missing"],
-)
-def test_submodules_are_loaded_when_first_used(program: str, words: str) -> None:
-    run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
-    assert (run.stdout.strip(), run.stderr) == (words, "")
+def test_one_registry_of_cells() -> None:
+    """Nobody else keeps a table of cells, or knows one by its name, its mode or its number of gates."""
+    found: dict[str, set[str]] = {}
+    for path, tree in TREES.items():
+        others = set(passed_over(tree))
+        place = next((place for place in TELL_CELLS_APART if path.startswith(place)), path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in NAMES and node not in others:
+                found.setdefault(place, set()).add(node.value)
+            elif counts_gates(node):
+                found.setdefault(place, set()).add(ast.unparse(node))
+    wrong = {place: names for place, names in found.items() if place not in TELL_CELLS_APART}
+    assert not wrong, told(wrong)
+    assert set(found) == set(TELL_CELLS_APART), "no longer needed"
 
 
-def test_version() -> None:
-    project = tomllib.loads((PACKAGE.parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert bptt.__version__ == project["version"]
+# Size
+
+MOST = 400
+"""Lines of a file, which one reads at a time."""
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_signature(name: str) -> None:
-    assert bare_signature(getattr(bptt, name)) == SIGNATURES[name]
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_layer_call_signature(name: str) -> None:
-    assert bare_signature(getattr(bptt.nn, name).forward) == "(self, input, hx=None, *, resets=None, reset_state=None)"
-
-
-@pytest.mark.parametrize("name", [n for n in PUBLIC if n not in MODULES])
-def test_public_names_are_documented(name: str) -> None:
-    """One line, then an example that is run as a test."""
-    doc = inspect.getdoc(getattr(bptt, name))
-    assert doc
-    assert doc.splitlines()[0].endswith((".", ":"))
-    assert ">>>" in doc
+def test_files_are_short() -> None:
+    tests = Path(__file__).parent
+    sizes = {
+        f"{folder.name}/{path.relative_to(folder).as_posix()}": len(path.read_text(encoding="utf-8").splitlines())
+        for folder in (PACKAGE, tests)
+        for path in folder.rglob("*.py")
+    }
+    assert not (long := {path: {str(lines)} for path, lines in sizes.items() if lines >= MOST}), told(long)

@@ -7,7 +7,6 @@ kernel has a walk for them.
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -346,33 +345,6 @@ def test_cudnn_is_not_asked_for_a_mode_that_it_lacks(name: str, monkeypatch: pyt
     layer.double()
     bptt.nn.GRU(5, 4).double()
     assert set(asked) == {"GRU"}
-
-
-TABLES = {
-    "nn/layers.py": "the layers",
-    "kernels/cpu.py": "the walks' numbers in csrc",
-    "kernels/__init__.py": "torch's own functions",
-    "equations/__init__.py": "the oracles, which know nothing of the package",
-    "bench/jax_layers.py": "JAX's layers",
-    "bench/reach.py": "the speeds to reach",
-    "cli/comparison.py": "which layers of which arguments are checked",
-    "cli/audit.py": "what arguments somebody's layer of a cell has",
-}
-"""The files that may list cells by name, and what of them."""
-
-
-def test_nobody_else_keeps_a_table_of_cells_or_counts_gates():
-    names = {"rnn", "gru", "lstm", "RNN", "GRU", "LSTM", "RNN_TANH"}
-    package = Path(bptt.__file__).parent
-    found = set()
-    for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            keys = node.keys if isinstance(node, ast.Dict) else ()
-            table = sum(isinstance(key, ast.Constant) and key.value in names for key in keys) > 1
-            counts = isinstance(node, ast.Compare) and "gates_per_unit ==" in ast.unparse(node)
-            if table or counts:
-                found.add(path.relative_to(package).as_posix())
-    assert found == set(TABLES)
 
 
 def test_the_registry_holds_together():

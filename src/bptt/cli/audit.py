@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .. import equations
 from ..cells import of_name
 from ..equations import stacks
+from ..nn import LAYERS
 from ..train import InputError
 
 __all__ = ["DTYPES", "Audited", "audit", "load"]
@@ -91,10 +92,8 @@ CASES = (
     Case("dropout, packed", DEEP | {"dropout": DROPOUT}, lengths=(7, 4, 1)),
     Case("dropout, evaluated", DEEP | {"dropout": DROPOUT}, trains=False),
 )
-OF_ONE_CELL = {
-    "rnn": (Case("nonlinearity relu", {"nonlinearity": "relu"}),),
-    "lstm": (Case("projection", {"proj_size": P}), Case("projection, two layers", DEEP | {"proj_size": P})),
-}
+OF_A_NONLINEARITY = (Case("nonlinearity relu", {"nonlinearity": "relu"}),)
+OF_A_PROJECTION = (Case("projection", {"proj_size": P}), Case("projection, two layers", DEEP | {"proj_size": P}))
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,9 @@ def audit(kind: Callable[..., torch.nn.Module], device: torch.device, dtype: tor
     """Every case in turn. Raises InputError for a class that is no recurrent layer with torch.nn's call form."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         cell = _cell_of(kind)
-        for case in (*CASES, *OF_ONE_CELL.get(cell, ())):
+        own: tuple[Case, ...] = OF_A_NONLINEARITY if LAYERS[cell].nonlinearities else ()
+        own += OF_A_PROJECTION if of_name(cell).projects else ()
+        for case in (*CASES, *own):
             try:
                 with warnings.catch_warnings():  # that a fast path is not taken is nothing wrong
                     warnings.simplefilter("ignore")
@@ -339,7 +340,7 @@ class _Audit:
                 named |= {name: np.zeros(rows) for name in ("b_ih", "b_hh") if named[name] is None}
                 if not of_name(self.cell).projects:
                     del named["W_hr"]
-                if self.cell == "rnn":
+                if LAYERS[self.cell].nonlinearities:
                     named["activation"] = getattr(self.layer, "nonlinearity", "tanh")
                 cells[-1].append(equations.CELLS[self.cell](**named))
         return cells

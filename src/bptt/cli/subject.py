@@ -117,8 +117,9 @@ def _fresh(
             raise InputError(f"{name} must be at least 1: got {value}")
     if cell not in LAYERS:
         raise InputError(f"cell must be one of {', '.join(LAYERS)}: got {cell!r}")
-    if nonlinearity is not None and cell != "rnn":
-        raise InputError(f"nonlinearity is for --cell rnn: got {nonlinearity!r} with --cell {cell}")
+    if nonlinearity is not None and not LAYERS[cell].nonlinearities:
+        able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
+        raise InputError(f"nonlinearity is for --cell {able}: got {nonlinearity!r} with --cell {cell}")
     options = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

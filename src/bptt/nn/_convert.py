@@ -234,6 +234,7 @@ def _no_drop_in(module: torch.nn.Module) -> str | None:
         return "a cell is one step of a loop of yours, which bptt.scan runs with a choice of gradient"
     if isinstance(module, torch.nn.RNNBase):
         return "a recurrent layer that is none of RNN, GRU and LSTM"
-    if isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", None) in ("RNN", "GRU", "LSTM"):
+    scripted = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
+    if scripted in {theirs.__name__ for theirs in _DROP_IN}:
         return "compiled by TorchScript: convert before scripting"
     return None

@@ -30,6 +30,8 @@ class Recurrent(torch.nn.RNNBase):
 
     torchs: ClassVar[type[torch.nn.RNNBase] | None] = None
     """torch.nn's layer whose place it takes, with the same parameters; None where torch has none."""
+    nonlinearities: ClassVar[tuple[str, ...]] = ()
+    """What its argument `nonlinearity` may be; empty where it has no such argument."""
 
     def __init__(
         self,
@@ -236,6 +238,7 @@ class RNN(Recurrent):
     """
 
     torchs = torch.nn.RNN
+    nonlinearities = tuple(cells.ACTIVATIONS)
     nonlinearity: str
 
     def __init__(
@@ -256,8 +259,8 @@ class RNN(Recurrent):
         kernel: str = "auto",
         **kwargs: Any,
     ) -> None:
-        if nonlinearity not in cells.ACTIVATIONS:
-            names = ", ".join(map(repr, cells.ACTIVATIONS))
+        if nonlinearity not in self.nonlinearities:
+            names = ", ".join(map(repr, self.nonlinearities))
             raise ValueError(f"nonlinearity must be one of {names}: got {nonlinearity!r}")
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
         where = {"device": device, "dtype": dtype, **kwargs}

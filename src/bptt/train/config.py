@@ -152,8 +152,10 @@ class Config:
                     raise InputError(f"documents={self.documents} goes without {name}: got {getattr(self, name)}")
             if self.text is None:
                 raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
-        if self.nonlinearity is not None and self.cell != "rnn":
-            raise InputError(f"nonlinearity is for cell=rnn: got nonlinearity={self.nonlinearity} and cell={self.cell}")
+        if self.nonlinearity is not None and not LAYERS[self.cell].nonlinearities:
+            able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
+            both = f"nonlinearity={self.nonlinearity} and cell={self.cell}"
+            raise InputError(f"nonlinearity is for cell={able}: got {both}")
         if self.steps is not None and self.warmup >= self.steps:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:
