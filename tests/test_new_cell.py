@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import reference
 import torch
@@ -93,7 +94,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     for cell, layer in ((Leaky(), LeakyRNN), (Update(), UpdateRNN)):
         monkeypatch.setitem(CELLS, cell.mode, cell)
         monkeypatch.setitem(LAYERS, cell.name, layer)
-    monkeypatch.setattr(reference, "step", step)
+    monkeypatch.setattr(networks, "step", step)
 
 
 each_cell = pytest.mark.parametrize("cell", ["leaky", "update"])

@@ -38,4 +38,5 @@ LENGTHS = {
 }
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
+each_kind = pytest.mark.parametrize("kind", KINDS)
 each_net = pytest.mark.parametrize("net", NETS)

@@ -1,4 +1,4 @@
-"""What two runs must have in common to be the same run."""
+"""Runs to compare, and what two must have in common to be the same run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Any
 
 import torch
 
-from bptt.train import RunDirectory
+from bptt.train import Config, RunDirectory, fit, resume, start
+from bptt.train.distributed import begin
+from bptt.train.processes import Processes
+
+
+def run_to(processes: Processes, path: Path, config: Config | None, steps: int) -> dict[str, Any]:
+    """A run, new or gone on with, for some steps more, through its directory; the first process's checkpoint."""
+    trainer, run = begin(
+        processes, lambda: resume(path, steps=steps) if config is None else start(config.override(steps=steps), path)
+    )
+    assert fit(trainer, run) is None
+    state = trainer.state()
+    return {name: state[name] for name in ("model", "carry", "generator", "other_processes") if name in state}
 
 
 def outcome(path: Path) -> dict[str, Any]:

@@ -4,28 +4,24 @@ import math
 import os
 import random
 import signal
-from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.distributed import HashStore
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bptt.cli import main
 from bptt.flow import Diagnosis, Finding, Place
 from bptt.train import Config, InputError, NonFiniteError, RunDirectory, Trainer, fit, prepare, resume, start
 from bptt.train.batches import RandomWindows, Sequential
-from bptt.train.distributed import begin, start_or_resume
-from bptt.train.processes import ALONE, ElsewhereError, Processes, Shared, own_part
+from bptt.train.distributed import begin
+from bptt.train.processes import ALONE, ElsewhereError, Processes, Shared
 from bptt.train.window import IGNORE
 
-from .forked import forked, server
+from .forked import forked
+from .outcomes import run_to
 from .tiny import TEXT, tiny, write_text
 
 pytestmark = pytest.mark.slow
@@ -134,16 +130,6 @@ def test_the_targets_of_all_processes_are_those_of_one(batches: Sequential | Ran
         assert sum(part.tokens for part in parts) == whole.tokens
         assert {part.total for part in parts} == {whole.tokens}
         assert all(part.inputs.shape[1] > 0 for part in parts)
-
-
-def run_to(processes: Processes, path: Path, config: Config | None, steps: int) -> dict[str, Any]:
-    """A run, new or gone on with, for some steps more, through its directory; the first process's checkpoint."""
-    trainer, run = begin(
-        processes, lambda: resume(path, steps=steps) if config is None else start(config.override(steps=steps), path)
-    )
-    assert fit(trainer, run) is None
-    state = trainer.state()
-    return {name: state[name] for name in ("model", "carry", "generator", "other_processes") if name in state}
 
 
 def plain(value: Any) -> Any:
@@ -343,82 +329,3 @@ def test_options_for_fewer_processes_are_refused(tmp_path: Path, options: dict[s
     with pytest.raises(InputError, match=message):
         Processes(0, 3).check(tiny(tmp_path, **options))
     ALONE.check(tiny(tmp_path, **options))
-
-
-def dying(folder: Path, arguments: list[str]) -> None:
-    """The command line in a process that dies once, in the middle of a run. It notes the first step it takes."""
-    rank, started = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
-    advance, note = Trainer.advance, folder / f"start-{started}-{rank}"
-
-    def last(self: Trainer) -> Any:
-        if not note.exists():
-            note.write_text(str(self.step))
-        if (self.step, rank, started) == (12, "1", "0"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return advance(self)
-
-    Trainer.advance = last
-    with (folder / f"out-{rank}").open("w") as out, redirect_stdout(out), pytest.raises(SystemExit, match="0"):
-        main(arguments)
-
-
-def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_it_would_have(tmp_path: Path):
-    config = tiny(write_text(tmp_path), dropout=0.2)
-    (tmp_path / "run.toml").write_text(config.to_toml())
-    torchrun = LaunchConfig(  # what its command line makes of --standalone --nproc-per-node 2 --max-restarts 1
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        run_id="test",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=1,
-        monitor_interval=0.1,
-        start_method=server().get_start_method(),
-    )
-    options = ["train", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
-    elastic_launch(torchrun, dying)(tmp_path, options)
-    assert [(tmp_path / f"start-{s}-{rank}").read_text() for s in (0, 1) for rank in (0, 1)] == ["0", "0", "7", "7"]
-    assert "sample from it" in (tmp_path / "out-0").read_text()
-    assert (tmp_path / "out-1").read_text() == ""
-    forked(2, tmp_path, run_to, tmp_path / "whole", config, 20)
-    whole, killed = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "run")
-    torch.testing.assert_close(killed.weights(), whole.weights(), rtol=0, atol=0)
-    assert [m["loss"] for m in killed.metrics()] == [m["loss"] for m in whole.metrics()]
-
-
-def test_a_restart_resumes_this_very_run_and_no_other(tmp_path: Path):
-    config, again = tiny(write_text(tmp_path), steps=3), Processes(restarted=True)
-    trainer, run = start_or_resume(again, config, tmp_path / "run")  # died before it began
-    assert fit(trainer, run) is None
-    assert start_or_resume(again, config, tmp_path / "run", overwrite=True)[0].step == 3
-    with pytest.raises(InputError, match="holds a run"):
-        start_or_resume(again, config.override(hidden=9), tmp_path / "run")
-    with pytest.raises(InputError, match="holds a run"):
-        start_or_resume(ALONE, config, tmp_path / "run")
-
-
-def test_a_restart_needs_a_directory_to_find(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    with pytest.raises(SystemExit):
-        main(["train"])
-    message = "bptt: error: --max-restarts needs a directory where the run is found again: give --out DIR\n"
-    assert capsys.readouterr().err == message
-
-
-def test_processes_started_again_meet_where_the_dead_have_not_been():
-    store = HashStore()
-    for _ in range(3):
-        parts: list[Any] = [None] * 3
-
-        def meet(rank: int, parts: list[Any] = parts) -> None:
-            parts[rank] = own_part(store, rank, 3)
-
-        threads = [Thread(target=meet, args=(rank,)) for rank in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(300)
-        assert not parts[0].check(["address"])
-        parts[0].set("address", "here")
-        assert [part.get("address") for part in parts] == [b"here"] * 3

@@ -16,6 +16,13 @@ def write_text(folder: Path, text: str = TEXT) -> Path:
     return path
 
 
+def write(folder: Path, data: str | bytes, name: str = "text.txt") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
 def tiny(text: Path, **options: Any) -> Config:
     defaults: dict[str, Any] = {
         "text": str(text),
