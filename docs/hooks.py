@@ -17,6 +17,7 @@ import os
 import re
 from pathlib import Path
 
+import drawings  # noqa: F401  # a page's code imports it, when mkdocs has taken this folder off the path again
 import formulas
 import snippets
 from mkdocs.config.defaults import MkDocsConfig
