@@ -2,16 +2,17 @@
 
     import bptt
 
-    rnn = bptt.nn.LSTM(64, 128, gradient=bptt.Truncated(35))  # torch.nn.LSTM, and how far gradients reach
-    bptt.convert(model, gradient="chunked:35")                # every torch.nn.RNN, GRU and LSTM inside a model
-    carry, ys = bptt.scan(step, carry, xs)                    # any step (carry, x) -> (carry, y)
+    rnn = bptt.nn.LSTM(64, 128, gradient=bptt.Truncated(35))  # torch.nn.LSTM with a choice of how far gradients reach
+    bptt.convert(model, gradient="chunked:35")                # replaces every torch.nn.RNN, GRU and LSTM in a model
+    carry, ys = bptt.scan(step, carry, xs)                    # runs any step (carry, x) -> (carry, y)
 
-How far gradients reach: Full, Chunked, Truncated, Randomized, Adaptive. What is kept for the backward pass:
-Checkpoints. Layers: `bptt.nn`; convert, revert and using act on those inside a model, gradients works without autograd,
-stream_gradients on sequences that do not fit, plan and explain tell what a call costs and what runs it.
+The gradient policies Full, Chunked, Truncated, Randomized and Adaptive say how far gradients reach; Checkpoints says
+what is kept for the backward pass. `bptt.nn` has the layers. convert, revert and using change the layers inside a
+model. gradients computes gradients without autograd, and stream_gradients those of sequences that do not fit into
+memory. plan tells what a call costs, and explain which kernel runs it.
 
-What is measured: `bptt.flow`. Loaded when first used: `bptt.plots` (pictures), `bptt.report` (an interactive page),
-`bptt.train` (language models).
+`bptt.flow` measures how gradients flow. `bptt.plots` (pictures), `bptt.report` (an interactive page) and `bptt.train`
+(language models) are loaded when they are first used.
 """
 
 from importlib import import_module as _import_module

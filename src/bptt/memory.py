@@ -1,7 +1,7 @@
-"""What is kept: tape policies as pure data.
+"""Memory policies as pure data: what the forward pass keeps for the backward pass.
 
-The tape is what stage 1 (forward) keeps so that stage 3 (the adjoint walk) need not repeat it. A memory policy
-changes memory and time, never a value.
+What is kept is called the tape: stage 1 (forward) writes it, so that stage 3 (the adjoint) need not compute it again. A
+memory policy changes how much memory and time a call takes. It never changes a value.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ __all__ = ["AUTO_BYTES", "Checkpoints", "Cut", "Memory", "Tapes", "keeps_gates",
 Tapes = Literal["auto", "gates", "states"]
 
 AUTO_BYTES = 256 * 2**20
-"""The gate tape of one call above which `"auto"` keeps states only: 256 MiB."""
+"""256 MiB: where the gates of one call would take more, `"auto"` keeps only the states."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a sequence is cut: segments of `steps` steps (the last may be shorter), `slots` states stored at once."""
+    """A division of a sequence into segments.
+
+    steps: the length of a segment; the last one may be shorter. slots: how many states are stored at the same time.
+    """
 
     steps: int
     slots: int
@@ -32,17 +35,21 @@ class Cut:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Keep the state every so many steps; in backward run one segment at a time again, with its tape.
+    """A memory policy that keeps the state every so many steps and no other tape.
 
-    steps: of a segment. bytes: of the whole tape, checkpoints and one segment's tape together: as few segments as fit,
-    each run once more; where that does not fit, a binomial schedule that runs some more often. At most one of the two;
-    with neither, segments of about sqrt(T / alpha) steps, alpha the tape of a step over its state, which needs the
-    least memory with one run more (of a layer, segments with a tape of at least 1 MiB).
+    The backward pass runs one segment at a time again, from the state before it, and keeps only that segment's tape.
 
-    Inputs, outputs and their gradients are not part of the tape. `str` gives the text form, which layers take as well;
-    `torch.load` reads one with `weights_only=True`.
+    steps: the length of a segment. bytes: the size that the whole tape may have, that is, the checkpoints and the tape
+    of one segment together. The sequence is then divided into as few segments as fit, and each of them is run once
+    more; where no such division fits, a binomial schedule runs some segments more often. At most one of the two can be
+    given. With neither, a segment has about sqrt(T / alpha) steps, where alpha is the size of a step's tape divided by
+    that of a state: of all divisions that run each segment once more, this one needs the least memory. (A layer makes
+    its segments so long that the tape of one is at least 1 MiB.)
 
-    Raises TypeError or ValueError for numbers that are none, below 1, or both given.
+    Inputs, outputs and their gradients are not part of the tape. `str` gives the text form, which layers take as well.
+    `torch.load` reads a policy with `weights_only=True`.
+
+    Raises TypeError for what is not a whole number, ValueError for a number below 1 and where both are given.
 
     >>> str(Checkpoints()), str(Checkpoints(steps=100)), str(Checkpoints(bytes=10**6))
     ('checkpoints', 'checkpoints:steps=100', 'checkpoints:bytes=1000000')
@@ -68,10 +75,12 @@ class Checkpoints:
             raise ValueError(f"give steps or bytes, not both: got steps={self.steps} and bytes={self.bytes}")
 
     def cut(self, T: int, state: int, tape: int, besides: int = 0, later: int | None = None) -> Cut:
-        """How T steps are cut. state: bytes of a checkpoint. tape: bytes that one step adds to a segment's tape.
-        besides: bytes that are kept in any case. later: see `slots`.
+        """The division of T steps into segments.
 
-        Raises ValueError where the budget is below the tape of one step and what is kept in any case.
+        state: bytes of a checkpoint. tape: bytes that one step adds to the tape of a segment. besides: bytes that are
+        kept in any case. later: see `slots`.
+
+        Raises ValueError where the budget is smaller than the tape of one step and what is kept in any case.
 
         >>> Checkpoints().cut(10_000, state=2, tape=6), Checkpoints(bytes=100).cut(10_000, state=2, tape=6)
         (Cut(steps=58, slots=172), Cut(steps=8, slots=13))
@@ -97,10 +106,11 @@ class Checkpoints:
     def slots(
         self, segments: int, longest: int, state: int, tape: int, besides: int = 0, later: int | None = None
     ) -> int:
-        """How many states may be stored at once, of so many segments, the longest of `longest` steps.
+        """How many states may be stored at the same time.
 
-        later: bytes of a state that is stored on the way back, default `state`: where there are fewer slots than
-        segments, it comes on top of those of the way forward, which stay in memory to the end.
+        segments: how many segments there are. longest: the steps of the longest one. later: bytes of a state that is
+        stored during the backward pass, default `state`. Where there are fewer slots than segments, such states come
+        on top of those that the forward pass stored, which stay in memory to the end.
 
         >>> Checkpoints(steps=5).slots(20, 5, state=2, tape=6), Checkpoints(bytes=50).slots(20, 5, state=2, tape=6)
         (19, 5)
@@ -119,7 +129,7 @@ Memory = Tapes | Checkpoints
 
 
 def parse(memory: str | Checkpoints) -> Memory:
-    """The tape policy that a text form names; a policy is returned as it is. Raises ValueError for anything else.
+    """The memory policy that a text form names. A policy is returned as it is; anything else raises ValueError.
 
     >>> parse("states"), parse("checkpoints:steps=50")
     ('states', Checkpoints(steps=50, bytes=None))
@@ -137,7 +147,7 @@ def parse(memory: str | Checkpoints) -> Memory:
 
 
 def keeps_gates(memory: Memory, gate_bytes: int) -> bool:
-    """Whether the gates are kept, for a call whose gates take `gate_bytes`; of a segment they always are.
+    """Whether the gates are kept in a call whose gates take `gate_bytes`. Those of a segment always are.
 
     >>> keeps_gates("auto", 1000), keeps_gates("auto", 2**40), keeps_gates("states", 0)
     (True, False, False)

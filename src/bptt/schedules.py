@@ -1,11 +1,11 @@
-"""Checkpoint schedules as pure data: which states are stored, and from where each segment is run again.
+"""Checkpoint schedules as pure data: which states are stored, and from which state each segment is run again.
 
-A sequence is cut into N segments, 0 to N-1. State i is the one before segment i; state 0 is given. A schedule is a list
-of actions, in its text form one word each:
+A sequence is divided into N segments, numbered 0 to N-1. State i is the state before segment i; state 0 is given. A
+schedule is a list of actions. In its text form each action is one word:
 
-    A3-5   advance: run segments 3 and 4 from state 3 to state 5, keeping nothing
+    A3-5   advance: run segments 3 and 4, from state 3 to state 5, and keep nothing
     S5     store state 5
-    R6     reverse: run segment 6 from state 6, keep its tape, walk it back, drop the tape
+    R6     reverse: run segment 6 from state 6 and keep its tape, go back through the segment, drop the tape
     D5     drop state 5
 
 Source: Griewank and Walther 2000, "Algorithm 799: revolve", ACM Transactions on Mathematical Software 26(1).
@@ -24,7 +24,10 @@ __all__ = ["Action", "Schedule", "advances", "binomial", "first_part"]
 
 @dataclass(frozen=True)
 class Action:
-    """One step of a schedule. first: the segment or state it is about; last: where an advance ends."""
+    """One action of a schedule.
+
+    first: the segment or the state that it is about. last: the state at which an advance ends.
+    """
 
     kind: Literal["A", "S", "R", "D"]
     first: int
@@ -36,7 +39,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Actions in order. `str(schedule)` is its text form.
+    """A checkpoint schedule: actions in their order. `str(schedule)` is its text form.
 
     >>> schedule = binomial(4, slots=1)
     >>> str(schedule)
@@ -49,7 +52,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """The inverse of `str`. Raises ValueError for a word that is no action."""
+        """The schedule that a text form means: the inverse of `str`. Raises ValueError for a word that is no action."""
         actions = []
         for word in text.split():
             match = re.fullmatch(r"(A)(\d+)-(\d+)|([SRD])(\d+)", word)
@@ -63,7 +66,7 @@ class Schedule:
 
     @property
     def stored_forward(self) -> tuple[int, ...]:
-        """The states stored on the way to the first reversal: what a forward pass keeps."""
+        """The numbers of the states that are stored before the first reversal: a forward pass keeps these."""
         stored = []
         for action in self.actions:
             if action.kind == "R":
@@ -74,7 +77,7 @@ class Schedule:
 
     @property
     def backward(self) -> tuple[Action, ...]:
-        """The actions after the last state stored on the way forward: an advance, if need be, and the reversals.
+        """The actions of the backward pass: those that follow the last state that the forward pass stores.
 
         >>> " ".join(map(str, binomial(4, slots=1).backward))
         'A1-3 R3 A1-2 R2 R1 D1 R0'
@@ -84,7 +87,9 @@ class Schedule:
 
     @property
     def held(self) -> int:
-        """States in memory at once, state 0 left out, where those stored on the way forward stay there to the end.
+        """The largest number of states that are in memory at the same time, without state 0.
+
+        The states that the forward pass has stored stay in memory to the end.
 
         >>> binomial(4, slots=3).held, binomial(20, slots=3).held
         (3, 6)
@@ -99,7 +104,7 @@ class Schedule:
         return len(self.stored_forward) + most
 
     def only(self, first: int, last: int) -> tuple[Action, ...]:
-        """The way back through the segments first to last alone, from what the way forward has stored.
+        """The actions that reverse the segments first to last alone, from the states that the forward pass has stored.
 
         >>> " ".join(map(str, Schedule.parse("A0-2 S2 A2-3 R3 R2 D2 A0-1 R1 R0").only(1, 2)))
         'R2 D2 A0-1 R1'
@@ -121,7 +126,7 @@ class Schedule:
 
     @property
     def advanced(self) -> int:
-        """Segments run by advances, each counted as often as it is."""
+        """How many runs of a segment the advances make up; a segment that is run twice counts twice."""
         return sum(action.last - action.first for action in self.actions if action.kind == "A")
 
     def __str__(self) -> str:
@@ -129,10 +134,10 @@ class Schedule:
 
 
 def advances(segments: int, slots: int) -> int:
-    """The fewest segment runs by advances that reverse so many segments: r N - C(c + r, r - 1).
+    """The smallest number of segment runs in advances with which N segments can be reversed: r N - C(c + r, r - 1).
 
-    slots: states that may be stored at once, besides state 0; c = slots + 1; r the integer with
-    C(c + r - 1, c) < N <= C(c + r, c).
+    segments: N. slots: how many states may be stored at the same time, besides state 0. c is slots + 1, and r is the
+    integer with C(c + r - 1, c) < N <= C(c + r, c).
 
     >>> advances(10, slots=9), advances(10, slots=2), advances(10, slots=0)
     (9, 15, 45)
@@ -147,7 +152,7 @@ def advances(segments: int, slots: int) -> int:
 
 @lru_cache(maxsize=16)
 def binomial(segments: int, slots: int) -> Schedule:
-    """The schedule with the fewest advances. With slots = segments - 1 every segment is run twice: one level.
+    """The binomial schedule, which has the fewest advances. With slots = segments - 1 it runs every segment twice.
 
     Raises ValueError for segments below 1 or slots below 0.
 
@@ -179,7 +184,7 @@ def binomial(segments: int, slots: int) -> Schedule:
 
 @lru_cache(maxsize=65536)
 def first_part(segments: int, slots: int) -> int:
-    """How many of some segments to advance over before storing a state, at least one slot being free."""
+    """How many of some segments an advance passes before a state is stored; at least one slot must be free."""
     if slots >= segments - 1:
         return 1
     return min(range(1, segments), key=lambda m: m + advances(segments - m, slots - 1) + advances(m, slots))

@@ -1,8 +1,8 @@
-"""How gradients flow through time: measured on a layer or model of the user's own, with a batch of its own.
+"""Measurements of how gradients flow through time, in a layer or a model of the user's own, on a batch of its own.
 
-`record` runs stages 1 and 2 once; every measurement takes its `Recording`, or what `record` takes. Measurements return
-frozen dataclasses of NumPy arrays (float64). Nothing here draws a picture, changes a gradient or a parameter; `adapt`
-alone changes something: how far a layer's adaptive policy reaches.
+`record` runs stages 1 and 2 once and returns a `Recording`. Every measurement takes such a recording, or the arguments
+that `record` takes, and returns a frozen dataclass of NumPy arrays (float64). Nothing here draws a picture, and nothing
+changes a gradient or a parameter. Only `adapt` changes anything: how far a layer's adaptive policy reaches.
 """
 
 from ._adaptive import Adapted as Adapted

@@ -33,12 +33,13 @@ LOSSES = 8
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adapted(Shown):
-    """A window chosen by its estimated bias.
+    """A window that was chosen by its estimated bias, with the estimate.
 
-    window: steps, the smallest good enough; the largest allowed where none is. satisfied: whether it is good enough.
-    bias: estimated relative bias at that window. rate: the factor per step by which phi decays over its tail; NaN where
-    fewer than two lags are above zero. phi: `[K]` mean norm of dL_s/ds_{s-k}, over the losses s that reach so far back.
-    biases: `[K]` estimated relative bias of the windows 1..K, infinity where the estimate gives no bound.
+    window: the smallest number of steps that is good enough, or the largest one allowed where none is. satisfied:
+    whether it is good enough. bias: the estimated relative bias at that window. rate: the factor per step by which phi
+    decays over its tail; NaN where fewer than two lags are above zero. phi: `[K]` the mean norm of dL_s/ds_{s-k}, over
+    the losses s that reach so far back. biases: `[K]` the estimated relative bias of the windows 1..K, infinity where
+    the estimate gives no bound.
     """
 
     window: int
@@ -55,8 +56,8 @@ def smallest_window(
     """The smallest window from `least` to K whose estimated relative bias is at most max_bias.
 
     phi: `[K]` mean norm of the contribution at lag k, not negative. partial: `[K]` |g_w|, the norm of the mean sum of
-    the contributions at lags 0..w-1, for w = 1..K; in the same unit. losses: `[K]` how many are behind each phi, as
-    weights of the fit; default all the same.
+    the contributions at lags 0..w-1, for w = 1..K; in the same unit. losses: `[K]` over how many losses each phi is the
+    mean; these are the weights of the fit. By default all weigh the same.
 
     With beta the decay rate of phi over its tail (`Lags.rate`), what a window w leaves out is at most
 
@@ -102,18 +103,19 @@ def adapted(
     policy: Adaptive,
     losses: int = LOSSES,
 ) -> Adapted:
-    """The window that an adaptive policy should have on this batch; nothing is changed.
+    """The window that an adaptive policy should have on this batch. Nothing is changed.
 
-    subject, batch, loss: as for `record`; or a Recording alone. policy: its bounds and `every`. losses: how many
-    steps' losses are measured, the last ones, which reach farthest; steps and lanes without any loss do not count.
+    subject, batch, loss: as for `record`; or a Recording alone. policy: an adaptive policy, which gives the bounds and
+    `every`. losses: of how many steps the losses are measured; these are the last ones, since they reach farthest.
+    Steps and lanes without any loss do not count.
 
-    The contributions are those to all states of the layer, every layer and direction together, from the walk of
-    `Truncated(max_window)`; their mean is taken over losses and lanes. Work: losses / T times that walk's.
+    The contributions are those to the states of all layers and directions together, from one backward pass under
+    `Truncated(max_window)`; their mean is taken over losses and lanes. The work is losses / T times that of the pass.
 
-    Where nothing comes back, or something that is not finite, there is no estimate: then the window is max_window, and
-    not satisfied.
+    Where no gradient comes back, or one that is not finite, there is no estimate. Then the window is max_window, and
+    `satisfied` is False.
 
-    Raises what `record` raises; TypeError where policy is none; ValueError where losses is below 1.
+    Raises what `record` raises; TypeError where policy is not an adaptive one; ValueError where losses is below 1.
 
     >>> import torch, bptt
     >>> from bptt.policies import Adaptive
@@ -140,12 +142,14 @@ def adapt(
     *,
     losses: int = LOSSES,
 ) -> Adapted:
-    """Measure, and give the layer's adaptive policy the window found. Call it every so often in training.
+    """Measure the window that this batch asks for, and set it in the layer's adaptive policy.
+
+    It is meant to be called now and then during training.
 
     Arguments: as for `adapted`. The layer's `gradient` must be an `Adaptive` policy; it is replaced by one with the new
-    window, which on sequences shorter than max_window is at most their length. Nothing else changes.
+    window. On sequences that are shorter than max_window, the window is at most their length. Nothing else changes.
 
-    Raises TypeError where the layer has another policy; else what `adapted` raises.
+    Raises TypeError where the layer has another policy, and otherwise what `adapted` raises.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(2, 8, gradient="adaptive:0.5,max=40")

@@ -1,4 +1,4 @@
-"""How many bytes torch allocates while something runs: the most that are held at once."""
+"""The largest number of bytes that torch's tensors hold at the same time while something runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["peak_bytes"]
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes of tensors that `call` makes and that are alive at the same time, on any device.
+    """The largest number of bytes of tensors that `call` makes and that are alive at the same time, on any device.
 
-    Tensors that were there before do not count, nor does what is not torch's, such as a compiled kernel's own scratch.
+    Tensors that existed before do not count, nor does memory that is not torch's, such as what a compiled kernel
+    allocates for itself.
 
     >>> import torch
     >>> peak_bytes(lambda: (torch.ones(1000) + 1).sum())  # float32: two tensors of 1000

@@ -23,15 +23,16 @@ __all__ = ["CellPath", "cell_path", "has_cell_path"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CellPath(Shown):
-    """How a perturbation of the state at step `start` fares, by the cell alone and by all paths.
+    """The size of a perturbation of the state at step `start`, so many steps later, by the cell alone and by all paths.
 
-    Mean over the lanes that last so long without a reset.
+    Every number is a mean over the lanes that last so long without a reset.
 
-    layer, start (k). n: `[K+1]` steps later. path: `[K+1]` largest entry of prod f_j, the norm of the diagonal matrix
-    that the path through the cell alone is. path_mean: `[K+1]` its mean over units. full_c: `[K+1]` spectral norm of
-    dc_{k+n}/dc_k by all paths. full: `[K+1]` that of d(h, c)_{k+n}/d(h, c)_k. What over- or underflows a float is inf
-    or 0: `products` has logarithms. memory: `[H]` 1/(1 - mean f), the steps that each unit remembers, over all lanes
-    and steps. cell: what recurs, by its name in `bptt.cells.CELLS`; "" for an unknown one.
+    layer: the name of the layer. start: k. n: `[K+1]` how many steps later. path: `[K+1]` the largest entry of prod
+    f_j, that is, the norm of the diagonal matrix by which the path through the cell alone multiplies. path_mean:
+    `[K+1]` the mean of its entries over units. full_c: `[K+1]` the spectral norm of dc_{k+n}/dc_k by all paths. full:
+    `[K+1]` the spectral norm of d(h, c)_{k+n}/d(h, c)_k. A number that over- or underflows a float is inf or 0;
+    `products` has logarithms. memory: `[H]` 1/(1 - mean f), the number of steps that each unit remembers, over all
+    lanes and steps. cell: the cell, by its name in `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -56,19 +57,20 @@ def cell_path(
     steps: int | None = None,
     lanes: int | None = None,
 ) -> CellPath:
-    """The product of forget gates that an LSTM's memory is explained by, beside what gradients really do, in float64.
+    """The product of forget gates, which is said to explain an LSTM's memory, beside what gradients do, in float64.
 
-        path   f_{k+n} ... f_{k+1}, the part of dc_{k+n}/dc_k that never leaves the cell
+        path   f_{k+n} ... f_{k+1}, the part of dc_{k+n}/dc_k that goes through the cell alone
         full   J_{k+n} ... J_{k+1}, the Jacobians of the pair (h, c), with the paths through h
 
-    They agree where the gates do not listen to h. The path never exceeds 1; the full product may explode.
+    The two agree where the gates do not depend on h. The path never exceeds 1; the full product may explode.
 
     subject, batch, loss: as in `record`, or a Recording alone; an LSTM. layer: which layer and direction, numbered as
-    torch.nn orders their parameters. start: k. steps: the largest n; default all that follow, at most 100.
-    lanes: only the first so many (for `memory` all). The work is of the order of (P + H)^3 per step and lane.
+    torch.nn orders their parameters. start: k. steps: the largest n; by default all steps that follow, at most
+    100. lanes: how many lanes are measured, from the first on (`memory` is that of all lanes). The work is of the
+    order of (P + H)^3 per step and lane.
 
-    Raises TypeError for another cell than the LSTM; ValueError for a layer, start or steps that is not there and for
-    lanes below 1; else what `record` raises.
+    Raises TypeError for another cell than the LSTM; ValueError for a layer, start or steps that does not exist and for
+    lanes below 1; otherwise what `record` raises.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.LSTM(2, 3)

@@ -22,10 +22,10 @@ __all__ = ["Chain", "LayerChain", "Subject", "chain_of", "jacobian", "lengths_of
 
 
 class Chain(Protocol):
-    """States s_t, the Jacobians between them, and a local error at each.
+    """A chain: states s_t, the Jacobians between them, and a local error at each state.
 
-    name: whose states ("layer 0", "carry"). T: how many bear a loss, 0..T-1. B, S: lanes, and numbers in a lane's
-    state. edges: the t that have a J_t.
+    name: whose states these are ("layer 0", "carry"). T: the number of states that bear a loss, 0..T-1. B, S: the
+    number of lanes, and of numbers in a lane's state. edges: the steps t that have a J_t.
     """
 
     name: str
@@ -127,7 +127,7 @@ class LayerChain:
 
 
 def lengths_of(chain: Chain) -> Tensor:
-    """Steps of every lane `[B]` on the CPU: a step beyond is padding, not part of the chain."""
+    """The number of steps of every lane `[B]`, on the CPU. A step beyond them is padding and not part of the chain."""
     if isinstance(chain, LayerChain):
         return chain.recording.lengths
     return torch.full((chain.B,), chain.edges[-1] + 1, device="cpu")
@@ -138,7 +138,7 @@ Subject = torch.nn.Module | Recording | Chain
 
 
 def chain_of(subject: Subject, batch: Any = None, loss: Loss | None = None, layer: int = 0) -> Chain:
-    """The chain that a measurement is of: one as it is, or a layer and direction of a recording, in float64.
+    """The chain that a measurement looks at, in float64: one that is given, or a layer and direction of a recording.
 
     Raises TypeError for anything else and for a chain with a batch, loss or layer beside it, ValueError for a layer
     that is not there.

@@ -26,7 +26,7 @@ LAGS, LOSSES = 128, 16
 
 
 class Comparable(Protocol):
-    """A training step under any policy. label: what it is of. own: the policy that it is trained with."""
+    """A training step that can be taken under any policy. label: its name. own: the policy that it is trained with."""
 
     @property
     def label(self) -> str: ...
@@ -41,7 +41,7 @@ class Comparable(Protocol):
     def own(self) -> Policy: ...
 
     def in_use(self, policy: Policy) -> Policy:
-        """A policy as this batch sets it."""
+        """The policy with everything that it takes from this batch."""
         ...
 
     def gradient(self) -> Gradient:
@@ -49,7 +49,7 @@ class Comparable(Protocol):
         ...
 
     def training_pass(self, policy: Policy, seed: int) -> Callable[[], Tensor]:
-        """One forward and backward, as in training; what is drawn comes from a generator with that seed."""
+        """One forward and backward pass, as in training. Everything random comes from a generator with that seed."""
         ...
 
     def contraction(self) -> float:

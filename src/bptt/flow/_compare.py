@@ -1,4 +1,4 @@
-"""Gradient policies compared on one batch: bias, variance, time, memory.
+"""A comparison of gradient policies on one batch: bias, variance, time and memory.
 
 Legend: T steps, B lanes, N parameters of the layer as one vector, g its gradient under a policy.
 """
@@ -54,16 +54,17 @@ class NotComparable(ValueError):  # noqa: N818  # it says what the batch is
 
 @dataclass(frozen=True)
 class Row:
-    """One policy against the full gradient, all parameters of the layer as one vector.
+    """A row of a comparison: one policy against the full gradient, all parameters of the layer as one vector.
 
-    policy: its text form, of an adaptive one with the window in use. bias: |E[g] - g_full| / |g_full|; bias_error: its
-    standard error, 0 where exact. cosine: between E[g] and g_full. variance: E|g - E[g]|^2 / |g_full|^2, 0 for a policy
-    that draws nothing; variance_error: its standard error, 0 where exact. exact: by enumeration of all cuts (or nothing
-    is drawn) rather than by sampling. draws: how many were sampled or enumerated; 1 where nothing is drawn. time: of
-    one forward and backward, `seconds` its median. bytes: kept and written in one backward beyond the inputs (peak),
-    None where not measured. reliable: False where the policy was sampled though its variance is infinite on long
-    sequences (p at most `Comparison.critical_p`): a few rare draws, which a sample lacks, then make up mean and
-    variance, and neither they nor their errors mean much.
+    policy: its text form; an adaptive policy stands there with the window in use. bias: |E[g] - g_full| / |g_full|.
+    bias_error: the standard error of the bias, 0 where it is exact. cosine: the cosine between E[g] and g_full.
+    variance: E|g - E[g]|^2 / |g_full|^2, 0 for a policy that draws nothing. variance_error: its standard error, 0 where
+    it is exact. exact: whether the numbers come from an enumeration of all cuts (or nothing is drawn), and not from
+    sampling. draws: how many draws were sampled or enumerated; 1 where nothing is drawn. time: the time of one forward
+    and backward pass, of which `seconds` is the median. bytes: the peak of what is kept and written in one backward
+    pass beyond the inputs; None where it was not measured. reliable: False where the policy was sampled although its
+    variance is infinite on long sequences (p is at most `Comparison.critical_p`). A few rare draws, which a sample
+    lacks, then make up mean and variance, and neither they nor their errors mean much.
     """
 
     policy: str
@@ -86,15 +87,16 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
-    """Several policies on the same batch.
+    """A comparison of several policies on the same batch.
 
-    layer: its repr; of a scan, the name of its step. T, B: steps and lanes. rows: one per policy, in the order given.
-    full_norm: |g_full|. own: the policy that the layer or scan has and is trained with, always among the rows; None
-    where that is not known. threads, cores: torch's threads, and how many cores a product on so many got beside the
-    timings; fewer where other programs took their part. NaN where nobody looked.
-    contraction: factor per step by which the norm of an adjoint changes in this batch, fitted as `Lags.rate` is, all
-    layers together; NaN where it cannot be. critical_p: contraction^2: the keep probability above which the variance of
-    randomized truncation stays finite as T grows; at least 1 where no keep probability does.
+    layer: the repr of the layer; of a scan, the name of its step. T, B: steps and lanes. rows: one for each policy, in
+    the order given. full_norm: |g_full|. own: the policy that the layer or scan has and is trained with, which is
+    always among the rows; None where it is not known. threads, cores: the number of torch's threads, and how many cores
+    a product on so many threads got while times were taken; these are fewer where other programs took their part, and
+    NaN where nobody looked. contraction: the factor per step by which the norm of an adjoint changes in this batch,
+    fitted as `Lags.rate` is, over all layers together; NaN where no line can be fitted. critical_p: contraction^2, the
+    keep probability above which the variance of randomized truncation stays finite as T grows. Where it is at least 1,
+    no keep probability does that.
     """
 
     layer: str
@@ -110,7 +112,7 @@ class Comparison(Shown):
 
     @property
     def trained_with(self) -> Row | None:
-        """The row of the subject's own policy."""
+        """The row of the policy that the subject is trained with."""
         return next((row for row in self.rows if row.policy == self.own), None)
 
     @property
@@ -129,27 +131,29 @@ def compare(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Comparison:
-    """Every policy's gradient against the full one, on the same batch and the same errors: its bias, variance and cost.
+    """A comparison of every policy's gradient with the full one, on the same batch and the same errors: its bias,
+    variance and cost.
 
     subject, batch, loss: as in `record`, or a Recording alone; or a scan of any step with its loss, as `scanned` gives
-    it, alone. policies: or their text forms. draws: of each random policy, at least 2, where there are too many ways to
-    cut to walk them all (above 2048 over all lanes). repeats: samples of each policy's time, at least 5; more are taken
-    where they are short. seed: of a generator that only this call uses; a generator of the policy's own is not touched.
+    it, alone. policies: the policies, or their text forms. draws: how often each random policy is sampled, at least 2,
+    where there are too many ways to cut to enumerate them all (more than 2048 over all lanes). repeats: how many
+    samples of each policy's time are taken, at least 5; there are more where they are short. seed: the seed of a
+    generator that only this call uses; a generator that belongs to a policy is not touched.
 
-    The gradient of a layer's parameters is computed in float64, with no dropout between layers; that of a scan in the
+    The gradient of a layer's parameters is computed in float64, without dropout between layers; that of a scan in the
     precision of its tensors, with the same random numbers under every policy. From n draws with mean m and sample
     variance s^2 (sums over the N parameters), bias^2 = |m - g_full|^2 - s^2 / n, which is unbiased, or 0 where that is
-    negative; its standard error is taken to be |s| / sqrt(n), by which m differs from E[g]: an unbiased policy shows a
-    bias within about twice that, unless its variance is infinite (`Row.reliable`). A layer's lanes draw independently,
-    so that their exact variances add up.
+    negative. Its standard error is taken to be |s| / sqrt(n), by which m differs from E[g]. So an unbiased policy shows
+    a bias within about twice that error, unless its variance is infinite (`Row.reliable`). The lanes of a layer draw
+    independently, so that their exact variances add up.
 
-    The subject's own policy is always among those compared, as the last where it was not named.
+    The subject's own policy is always compared too; it is the last one where `policies` does not name it.
 
-    Time and bytes are of one forward and backward in the recording's own precision, the draw included, for the
-    gradients of the parameters alone; of a scan with its loss. All policies are timed in turn, round by round, beside a
-    product that tells whether other programs take their part of the machine (`Comparison.disturbed`); when one time is
-    told from another, see `bptt.clock.Timing.apart`. Bytes are the peak of what torch holds: not the inputs, not a
-    kernel's own scratch.
+    Time and bytes are those of one forward and backward pass in the recording's own precision, the draw included, for
+    the gradients of the parameters alone; the pass of a scan includes its loss. All policies are timed in turn, round
+    by round, beside a product that tells whether other programs take their part of the machine
+    (`Comparison.disturbed`). `bptt.clock.Timing.apart` says when two times are told from one another. Bytes are the
+    peak of what torch holds, without the inputs and without a kernel's own scratch memory.
 
     Raises ValueError for no policies, draws below 2, repeats below 5, a full gradient that is 0 or not finite; else
     what `record` raises.

@@ -40,9 +40,9 @@ NODES = 64
 def watch(model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Finding], None] | None = None) -> Watch:
     """Watch a model's training steps from now on, until `remove()` or the end of a `with`.
 
-    model: any module; RNN, GRU and LSTM layers of `bptt.nn` and `torch.nn` in it are looked into step by step.
-    carries: whether the state after one step is meant to be the next step's initial state. tell: what is called with a
-    warning, once for each; default: `warnings.warn` with its message.
+    model: any module. It looks into the RNN, GRU and LSTM layers of `bptt.nn` and `torch.nn` in it step by step.
+    carries: whether the state after one training step is meant to be the initial state of the next. tell: what is
+    called with each warning, once for each; by default `warnings.warn` with its message.
 
     After each backward pass, before the optimiser's step, `check(loss)` returns None, or the `Diagnosis` of what is not
     finite: the first in the order of computation, by stage, layer, step, lane and gate. It sees the last call of the
@@ -50,16 +50,16 @@ def watch(model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Find
     no number: not a gradient, not a random draw. `examine()` measures how far the gradient reaches, and which gates are
     saturated, at about the price of a training step.
 
-    Warned of: an *explosion*, where the gradient norm is 100 times the median of the last 32, or `examine` sees
-    adjoints grow; *vanishing* and *saturation*, seen by `examine`; a carried state that is still *attached*: the
-    initial state has a gradient history that leads, within 64 nodes of the graph, to a state of an earlier step; a
-    state that is *dropped*: with carries=True, 8 steps in a row, in train mode, began at zero. Without carries=True a
-    dropped state is not looked for, since independent sequences begin at zero too.
+    It warns of an *explosion*, where the gradient norm is 100 times the median of the last 32, or `examine` sees
+    adjoints grow; of *vanishing* and *saturation*, which `examine` sees; of a carried state that is still *attached*,
+    that is, whose gradient history leads, within 64 nodes of the graph, to a state of an earlier step; and of a state
+    that is *dropped*: with carries=True, 8 steps in a row, in train mode, began at zero. Without carries=True it does
+    not look for a dropped state, since independent sequences begin at zero too.
 
-    Not seen: what runs under torch.compile or without grad mode; functions between modules, which are known by what
-    they hand to the next one; a parameter that is infinite and leaves loss, gradients and states finite.
+    It does not see what runs under torch.compile or without grad mode; functions between modules, which it knows only
+    by what they hand to the next module; and a parameter that is infinite and leaves loss, gradients and states finite.
 
-    Raises TypeError where model is no module.
+    Raises TypeError where model is not a module.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.GRU(2, 3), torch.zeros(5, 4, 2)
@@ -76,7 +76,7 @@ def watch(model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Find
 
 
 class Watch:
-    """A doctor at work; made by `watch`."""
+    """A doctor that watches the training steps of a model. `watch` makes one."""
 
     def __init__(
         self, model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Finding], None] | None = None
@@ -138,8 +138,8 @@ class Watch:
     def examine(self) -> Examination:
         """Measure how far the gradient reaches and how saturated gates are, on the last step that was watched.
 
-        With the weights of now, that is after an update if there was one, and the errors of then. Nothing is measured
-        of a call that no error came back to, or whose numbers are not finite. Warnings are told, once each.
+        It takes the weights of now, that is, after an update if there was one, and the errors of the step. It measures
+        nothing of a call that no error came back to, or whose numbers are not finite. Each warning is told once.
         """
         lags: dict[str, Lags] = {}
         findings: list[Finding] = []
@@ -156,12 +156,14 @@ class Watch:
         return Examination(lags, tuple(findings))
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on warning as if nothing had come between: numbers and text only."""
+        """The state that `restore` needs so that warnings go on as if there had been no interruption: numbers and text
+        only.
+        """
         told = sorted(map(list, self._told))
         return {"norms": list(self._norms), "from_zero": dict(self._from_zero), "told": told}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to where `state` was taken."""
+        """Go back to a state that `state` has returned."""
         self._norms = deque(state["norms"], maxlen=NORMS)
         self._from_zero = dict(state["from_zero"])
         self._told = {tuple(key) for key in state["told"]}

@@ -25,13 +25,13 @@ HUGE = 1e150
 class Gates(Shown):
     """The values of every gate over all steps, lanes and units.
 
-    layer: whose. names: G ("h" of a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). low, high: `[G]` fraction of values
-    within `margin` of the activation's lower and upper end; for relu low is the fraction of zeros, where its slope is
-    0, and high is 0; for identity both are 0. NaN counts as neither. mean: `[G]`. edges: `[G, bins+1]` and counts
-    `[G, bins]`: a histogram, over the activation's range, for relu and identity over that of the finite values.
-    margin: as a fraction of the activation's range. bounded: whether the
-    activation has ends (tanh and sigmoid have, relu and identity have not). cell: what recurs, by its name in
-    `bptt.cells.CELLS`; "" for an unknown one.
+    layer: the name of the layer. names: of the G gates ("h" of a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). low,
+    high: `[G]` the fraction of values within `margin` of the lower and of the upper end of the activation. For relu low
+    is the fraction of zeros, where its slope is 0, and high is 0; for identity both are 0. NaN counts as neither. mean:
+    `[G]` the mean value. edges `[G, bins+1]` and counts `[G, bins]`: a histogram over the range of the activation; for
+    relu and identity over the range of the finite values. margin: a fraction of the range of the activation. bounded:
+    whether the activation has ends (tanh and sigmoid have them, relu and identity do not). cell: the cell, by its name
+    in `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -55,7 +55,7 @@ def gates(
     margin: float = 0.05,
     bins: int = 40,
 ) -> Gates:
-    """How the values of every gate are spread over their range, and what part lies near its ends.
+    """The distribution of the values of every gate over their range, and the part of them that lies near its ends.
 
     sigmoid' = s (1 - s) and tanh' = 1 - s^2: within a margin of 0.05 of the range they are below a fifth of their
     largest value, 0.0475 of 0.25 and 0.19 of 1.
@@ -63,11 +63,11 @@ def gates(
     subject, batch, loss: as in `record`, or a Recording alone. layer: which layer and direction, numbered as torch.nn
     orders their parameters. margin: a fraction of the range, above 0 and below 0.5. bins: of the histograms.
 
-    Steps past the end of a shorter lane do not count. A GRU's n and an LSTM's g are the candidates, by tanh; a simple
-    RNN's only "gate" is h itself.
+    Steps past the end of a shorter lane do not count. A GRU's n and an LSTM's g are candidates, with tanh for their
+    activation; the only "gate" of a simple RNN is h itself.
 
-    Raises ValueError for a layer that is not there, a margin outside (0, 0.5) and bins below 1; else what `record`
-    raises.
+    Raises ValueError for a layer that does not exist, a margin outside (0, 0.5) and bins below 1; otherwise what
+    `record` raises.
 
     >>> import torch, bptt
     >>> g = bptt.flow.gates(bptt.nn.LSTM(2, 3), torch.zeros(5, 4, 2))

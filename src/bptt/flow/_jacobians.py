@@ -31,12 +31,13 @@ _VALUES = 2**22  # of the products decomposed at once
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Jacobians(Shown):
-    """Singular values of every J_t.
+    """The largest and the smallest singular value of every step Jacobian J_t.
 
-    layer: whose ("layer 0", "carry"). t: `[T]`. norm, smallest: `[T, B]` the largest and the smallest singular value
-    of J_t (per step, no unit); 0 where a reset closes the step, NaN where the lane has ended or J_t is not finite.
-    bound: beta_W * beta_h, which no norm exceeds; None for cells without that bound. passes: `[T, B]` whether the lane
-    passes the step: elsewhere there is a reset, or no data. By default all do.
+    layer: whose states these are ("layer 0", "carry"). t: `[T]` the steps. norm, smallest: `[T, B]` the largest and the
+    smallest singular value of J_t (per step, without a unit); 0 where a reset closes the step, NaN where the lane has
+    ended or J_t is not finite. bound: beta_W * beta_h, which no norm exceeds; None for cells without that bound.
+    passes: `[T, B]` whether the state of the lane passes the step, that is, whether there are data and no reset. By
+    default it passes everywhere.
     """
 
     layer: str
@@ -54,13 +55,13 @@ class Jacobians(Shown):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Products(Shown):
-    """Singular values of J_{k+n} ... J_{k+1}, for n = 0..K factors, of one lane.
+    """The singular values of the products J_{k+n} ... J_{k+1} of one lane, for n = 0..K factors.
 
-    layer, start (k), lane. n: `[K+1]`. singular: `[K+1, S]` descending, all 1 at n = 0, NaN from the first factor on
-    that is not finite. bound: `[K+1]` (beta_W * beta_h)^n or None. W_hh's own part: beta_w = |W_hh| (spectral norm),
-    beta_h = max |phi'|; None where there is no such bound. log_singular: `[K+1, S]` natural logarithms, which do not
-    under- or overflow as the others may (to 0 and inf); -inf where a singular value is exactly 0. reset: the first n
-    whose factor a reset makes 0, None where there is none.
+    layer: whose states these are. start: k. lane: which one. n: `[K+1]` the number of factors. singular: `[K+1, S]`
+    descending, all 1 at n = 0, NaN from the first factor on that is not finite. bound: `[K+1]` (beta_W * beta_h)^n, or
+    None. beta_w = |W_hh| (the spectral norm) and beta_h = max |phi'| are its parts; None where there is no such bound.
+    log_singular: `[K+1, S]` natural logarithms, which do not under- or overflow as the others may (to 0 and inf); -inf
+    where a singular value is exactly 0. reset: the first n whose factor a reset makes 0, None where there is none.
     """
 
     layer: str
@@ -95,13 +96,13 @@ def jacobians(
     """The largest and the smallest singular value of every step Jacobian J_t = ds_t/ds_{t-1}, in float64.
 
     subject, batch, loss: as in `record`; or a Recording or a chain (`steps`) alone. layer: which layer and direction,
-    numbered as torch.nn orders their parameters. every: only every so many-th step, from the first. lanes: only the
-    first so many. The work is of the order of S^3 per step and lane.
+    numbered as torch.nn orders their parameters. every: measure only every so many-th step, from the first one on.
+    lanes: how many lanes are measured, from the first on. The work is of the order of S^3 per step and lane.
 
     s_t is h_t, for an LSTM the pair (h_t, c_t), for `steps` the carry; t counts in the direction's own time. For a
     simple RNN no norm exceeds |W_hh| max |phi'|: 1/4 for the sigmoid, else 1.
 
-    Raises ValueError for a layer that is not there and for every or lanes below 1; else what `record` raises.
+    Raises ValueError for a layer that does not exist and for every or lanes below 1; otherwise what `record` raises.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(2, 3, nonlinearity="identity")
@@ -136,15 +137,15 @@ def products(
     steps: int | None = None,
     lane: int = 0,
 ) -> Products:
-    """All singular values of ds_{k+n}/ds_k = J_{k+n} ... J_{k+1} of one lane, for n = 0, 1, ..., in float64.
+    """All singular values of ds_{k+n}/ds_k = J_{k+n} ... J_{k+1} in one lane, for n = 0, 1, ..., in float64.
 
-    subject, batch, loss, layer: as in `jacobians`. start: k. steps: the largest n; default all that follow in
-    the lane, at most 100. lane: which.
+    subject, batch, loss, layer: as in `jacobians`. start: k. steps: the largest n; by default all steps that follow in
+    the lane, at most 100. lane: which one.
 
     Small ones are as exact as large ones, in logarithms: the product is orthogonalised at each factor and never
     multiplied out (as in `_graded`), so that 1000 factors neither drown the small ones in rounding nor overflow.
 
-    Raises ValueError for a layer, start, steps or lane that is not there; else what `record` raises.
+    Raises ValueError for a layer, start, steps or lane that does not exist; otherwise what `record` raises.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(2, 2, nonlinearity="identity")

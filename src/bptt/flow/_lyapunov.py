@@ -1,4 +1,4 @@
-"""Lyapunov exponents by the QR method."""
+"""Lyapunov exponents, measured by the QR method."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class NothingToMeasure(ValueError):  # noqa: N818  # it says what the batch is
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lyapunov(Shown):
-    """The mean growth rates of perturbations of the state, in nats per step.
+    """The Lyapunov exponents: the mean growth rates of perturbations of the state, in nats per step.
 
-    layer: whose. exponents: `[n]` descending, mean over lanes; -inf for a direction that a Jacobian takes to 0.
-    error: `[n]` standard error of that mean, NaN where it cannot be told. running: `[steps, n]` the estimate after so
-    many steps, mean over lanes. steps: how many were averaged over, after `warmup`. lanes: B.
+    layer: whose states these are. exponents: `[n]` descending, mean over lanes; -inf for a direction that a Jacobian
+    takes to 0. error: `[n]` the standard error of that mean, NaN where it cannot be told. running: `[steps, n]` the
+    estimate after so many steps, mean over lanes. steps: over how many steps the mean was taken, after `warmup`. lanes:
+    B.
     """
 
     layer: str
@@ -52,33 +53,34 @@ def lyapunov(
     count: int | None = None,
     warmup: int | None = None,
 ) -> Lyapunov:
-    """The mean rates at which perturbations of the state grow along the trajectory of a batch, in float64.
+    """The Lyapunov exponents: the mean rates at which perturbations of the state grow on a batch, in float64.
 
     A frame of n orthonormal tangents is pushed through every step and orthogonalised again, J_t Q_{t-1} = Q_t R_t:
 
         exponent_i = mean over t of log |(R_t)_ii|
 
-    The largest below 0: perturbations, and gradients, vanish at that rate; above 0: they explode, and the states, if
-    they stay bounded, are chaotic. The sum of all S is the mean of log |det J_t|.
+    Where the largest is below 0, perturbations and gradients vanish at that rate. Where it is above 0, they explode,
+    and the states, if they stay bounded, are chaotic. The sum of all S exponents is the mean of log |det J_t|.
 
     subject, batch, loss: as in `record`; or a Recording or a chain (`steps`) alone. layer: which layer and direction,
     numbered as torch.nn orders their parameters. count: n, the largest so many; default all S. warmup: steps for the
     frame to turn, which do not count; default a tenth.
 
-    The error is the largest of three estimates. One takes the means over up to 20 equal blocks of time (of 5 steps or
-    more) in every lane for independent samples: it is too small where a block is shorter than the correlations in
-    time. One does so with the means of whole lanes, where there are two or more. One is what the later half of the
-    steps differs by from the earlier, as it does where the frame is still turning. All speak of the steps measured: a
-    net whose directions shrink at rates that are close takes longer to show the slowest.
+    The error is the largest of three estimates. The first takes the means over up to 20 equal blocks of time (of 5
+    steps or more) in every lane for independent samples; it is too small where a block is shorter than the correlations
+    in time. The second does the same with the means of whole lanes, where there are two or more. The third is the
+    difference between the later half of the steps and the earlier one, which is large where the frame is still turning.
+    All three speak of the steps that were measured: a net whose directions shrink at nearly the same rates takes longer
+    to show the slowest.
 
-    A first tangent that a Jacobian takes to less than its rounding is taken to 0.
+    A first tangent counts as taken to 0 where a Jacobian takes it to less than its rounding error.
 
     In a stack the exponents are those of one layer under its input. The Jacobian of the stack is block triangular, so
-    its exponents are those of all layers together. A step that a reset closes, or the end of a lane, does not count,
-    and the frame passes it unturned.
+    its exponents are those of all layers together. A step that a reset closes does not count, nor does one past the end
+    of a lane; the frame stays there as it is.
 
-    Raises ValueError for a layer, count or warmup that is not there, and where no step counts; else what `record`
-    raises.
+    Raises ValueError for a layer, count or warmup that does not exist, and where no step counts; otherwise what
+    `record` raises.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(2, 2, nonlinearity="identity")

@@ -1,4 +1,4 @@
-"""Mean and variance of a policy's gradient: as it is, over all ways to cut, or over a sample of them.
+"""The mean and variance of a policy's gradient: exact ones, over all ways to cut, or estimates from a sample.
 
 Legend: T steps, N parameters as one vector, g their gradient under a policy.
 """
@@ -62,7 +62,7 @@ class Moments:
 
 
 def moments(gradient: Gradient, policy: Policy, full: Tensor, norm: float, draws: int, seed: int) -> Moments:
-    """The moments of g under a policy: as it is, over all cuts, or over a sample of them. full: of norm 1."""
+    """The moments of g under a policy: exact ones, or from a sample of cuts. full: the full gradient at norm 1."""
     if not isinstance(policy, Randomized) or policy.p == 1 or gradient.edges == 0:
         g = gradient(policy) / norm
         return Moments(g, float((g - full).square().sum()), 0.0, 0.0, exact=True, draws=1)

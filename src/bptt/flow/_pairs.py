@@ -16,8 +16,9 @@ __all__ = ["pairs"]
 def pairs(policy: Policy, T: int, *, seed: int = 0) -> npt.NDArray[np.float64]:
     """The weight with which the loss at step t reaches the use of the weights at step k, `[T, T]` by (t, k).
 
-    0 where it does not: behind t, before the window, beyond a cut. A policy that draws is drawn once, for one lane,
-    from a generator of its own with this seed; its mean over draws is the full gradient's triangle of ones.
+    The weight is 0 where the loss does not reach: after t, before the window, beyond a cut. A policy that draws is
+    drawn once, for one lane, from a generator of its own with this seed; the mean over many draws is the triangle of
+    ones that belongs to the full gradient.
 
     Raises ValueError for T < 1. Source: chapter 6 of the equations, (6.7), (6.11).
 

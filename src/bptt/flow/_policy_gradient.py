@@ -18,7 +18,7 @@ __all__ = ["PolicyGradient", "gradient_vector", "under"]
 
 
 class PolicyGradient:
-    """The gradient of a recording's parameters under any policy, one vector `[N]`; stage 1 runs once."""
+    """The gradient of a recording's parameters under any policy, as one vector `[N]`. Stage 1 runs once."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.T, self.B = recording, recording.T, recording.B

@@ -1,6 +1,6 @@
-"""What every measurement starts from: a recurrent layer, what went into it, and the errors that came back.
+"""A recording, from which every measurement starts: a recurrent layer, its inputs, and the errors that came back to it.
 
-Stages 1 and 2 of a call (forward, local errors) written down, so that stage 3 can be looked at. Nothing here changes a
+It holds stages 1 and 2 of a call (forward, local errors), so that stage 3 can be looked at. Nothing here changes a
 gradient or a parameter.
 """
 
@@ -32,12 +32,12 @@ _SEED = 0  # of the errors that stand in for a loss
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recording:
-    """One call of one recurrent layer, in the engine's terms.
+    """A recorded call of one recurrent layer, in the terms of the engine.
 
-    name: the layer's name in its model. layer: a `bptt.nn` layer (of a torch.nn one: a twin that shares its
-    parameters). call: its input x `[T, B, I]`, initial state, weights, lengths, resets. dy: dL/dy `[T, B, D*P]`, the
-    local errors; dfinal: the cotangents of the final state h_n `[L*D, B, P]` (and c_n `[L*D, B, H]`), each None where
-    the loss does not use it. loss: its value, None where errors stand in for one.
+    name: the name of the layer in its model. layer: a layer of `bptt.nn`; for one of torch.nn, a twin that shares its
+    parameters. call: its input x `[T, B, I]`, initial state, weights, lengths and resets. dy: dL/dy `[T, B, D*P]`, the
+    local errors. dfinal: the cotangents of the final state h_n `[L*D, B, P]` (and c_n `[L*D, B, H]`), each None where
+    the loss does not use it. loss: the value of the loss, None where the errors were drawn instead.
     """
 
     name: str
@@ -201,19 +201,20 @@ def record(
     *,
     name: str | None = None,
 ) -> Recording:
-    """Run a layer or a model once, forward and back to the outputs of one recurrent layer in it.
+    """Run a layer or a model once, forward, and back to the outputs of one recurrent layer in it, and record the call.
 
-    subject: a recurrent layer of `bptt.nn` or `torch.nn`, or a model with one inside, in the mode (train or eval) it is
-    in. batch: what it is called with: a tensor, or a tuple of positional arguments. loss: from what it returns (for a
-    layer: from its y) to a scalar; for a layer it may be left out: then errors drawn from a fixed seed, of norm 1 at
-    every step and lane, stand in for the local errors. name: which recurrent layer of a model with several.
+    subject: a recurrent layer of `bptt.nn` or `torch.nn`, or a model with one inside, in the mode (train or eval) that
+    it is in. batch: what it is called with, a tensor or a tuple of positional arguments. loss: a function from what it
+    returns (for a layer, from its y) to a scalar. For a layer it may be left out: errors that are drawn from a fixed
+    seed, of norm 1 at every step and lane, then take the place of the local errors. name: which recurrent layer, of a
+    model with several.
 
     Parameters, their `.grad`, modes and torch's generators stay as they are, except that a dropout of the model draws.
     Dropout between the layers of the recurrent layer itself is left out of measurements (`Recording.dropout`), though
     the call that gives the local errors draws it: `model.eval()` beforehand leaves it out of both.
 
     Raises TypeError where subject holds no such layer or loss gives no scalar; ValueError for several layers and no
-    name, for a layer that the call runs not once, and for a loss that does not depend on its output.
+    name, for a layer that the call does not run exactly once, and for a loss that does not depend on its output.
 
     >>> import torch, bptt
     >>> r = bptt.flow.record(bptt.nn.GRU(2, 3), torch.randn(5, 4, 2), lambda y: y.square().mean())
@@ -273,7 +274,7 @@ def record(
 
 
 def recorded(subject: torch.nn.Module | Recording, batch: Any = None, loss: Loss | None = None) -> Recording:
-    """What a measurement is of: a recording as it is, or `record(subject, batch, loss)`.
+    """The recording that a measurement looks at: one that is given, or `record(subject, batch, loss)`.
 
     Raises TypeError for a recording with a batch or loss beside it, and for a layer or model without a batch.
     """

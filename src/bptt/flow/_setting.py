@@ -1,4 +1,4 @@
-"""What was measured, on what: the net, the data, the window, and what ran it."""
+"""The setting of a measurement: the net, the data, the window, and what ran it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Setting"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a report opens with, each entry in words; "" for what is not known.
+    """The setting of a measurement, with which a report opens. Each entry is in words, or "" where it is not known.
 
-    net: cell, sizes, parameters. data: name, size, and on which day it was measured. window: steps. lanes: how many of
-    how many. policy: how far gradients reach when the net is trained, and what was measured instead. seed: of what was
-    drawn. versions: of this package and of torch.
+    net: cell, sizes, parameters. data: name, size, and the day of the measurement. window: the number of steps. lanes:
+    how many of how many. policy: how far gradients reach when the net is trained, and what was measured instead. seed:
+    the seed of what was drawn. versions: those of this package and of torch.
 
     >>> Setting(net="GRU", window="64 steps").entries
     (('net', 'GRU'), ('window', '64 steps'))
@@ -34,13 +34,13 @@ class Setting:
 
     @property
     def entries(self) -> tuple[tuple[str, str], ...]:
-        """(name, words) of what is known."""
+        """Every entry that is known: (name, words)."""
         named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
         return tuple((name, words) for name, words in named if words)
 
     @classmethod
     def of(cls, recording: Recording, lanes: int, data: str | None = None, seed: int | str | None = None) -> Setting:
-        """What a recording tells. lanes: how many were measured. data, seed: in words, where the caller knows them."""
+        """The setting of a recording. lanes: how many were measured. data, seed: in words, where they are known."""
         from .. import __version__
 
         if data is None:
@@ -59,7 +59,7 @@ class Setting:
 
 
 def net_of(recording: Recording) -> str:
-    """Cell, sizes and parameters of the recurrent layer."""
+    """The cell, sizes and number of parameters of the recurrent layer, in words."""
     layer = recording.layer
     cell = type(layer).__name__ + (f" ({layer.nonlinearity})" if hasattr(layer, "nonlinearity") else "")
     layers = f"{layer.num_layers} layers of " if layer.num_layers > 1 else ""

@@ -29,11 +29,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Shares(Shown):
-    """dL/dW_hh by lag: the part of the weights' gradient that travelled so many steps.
+    """The gradient of the recurrent weights by lag: how much of it has travelled so many steps.
 
-    edges: `[M+1]` bin m holds the lags edges[m] <= lag < edges[m+1]. norm: `[L, M]` |G_m|, Frobenius norm of a bin's
-    part. share: `[L, M]` <G_m, G> / |G|^2, which adds up to 1 over bins and may be negative. bias: `[L, M]`
-    |G_0 + ... + G_m - G| / |G|, the relative error of cutting behind bin m. total: `[L]` |G|, G the sum over all bins.
+    edges: `[M+1]` bin m holds the lags edges[m] <= lag < edges[m+1]. norm: `[L, M]` |G_m|, the Frobenius norm of the
+    part G_m that a bin holds. share: `[L, M]` <G_m, G> / |G|^2, which adds up to 1 over bins and may be negative. bias:
+    `[L, M]` |G_0 + ... + G_m - G| / |G|, the relative error of a gradient that is cut after bin m. total: `[L]` |G|,
+    where G is the sum over all bins.
     """
 
     layers: tuple[str, ...]
@@ -55,9 +56,9 @@ def shares(
 
     dL/dW_hh = sum_k G_k,  G_k = sum_t da_{t-k}^(t) h_{t-k-1}',  da^(t) what the loss at t sends to the pre-activations
 
-    subject, batch, loss: as in `record`, or a Recording alone. edges: of the bins, lags counted from 0, ascending;
-    default 0, 1, 2, 4, 8, ... to at most 256. A last bin holds all lags beyond the last edge, by difference from the
-    full gradient, so that nothing is missing.
+    subject, batch, loss: as in `record`, or a Recording alone. edges: the edges of the bins, in lags counted from 0,
+    ascending; by default 0, 1, 2, 4, 8, ... to at most 256. One more bin holds all lags beyond the last edge, by
+    difference from the full gradient, so that nothing is missing.
 
     Raises ValueError for edges that do not ascend from 0, and as `lag_map` does.
 

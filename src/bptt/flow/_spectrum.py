@@ -22,13 +22,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Spectrum(Shown):
-    """W_hh, gate by gate.
+    """The eigenvalues and singular values of the recurrent weights W_hh, gate by gate.
 
-    With a projection (`proj_size`), W_hh W_hr in its place: what a gate sees of the unprojected o tanh(c).
+    With a projection (`proj_size`), W_hh W_hr stands in the place of W_hh: it is what a gate sees of the unprojected o
+    tanh(c).
 
-    layer: whose. gates: G names ("h" for a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). eigenvalues: `[G, H]`
-    complex, by descending magnitude. singular: `[G, H]` descending. radius: `[G]` largest |eigenvalue|. norm: `[G]`
-    largest singular value. cell: what recurs, by its name in `bptt.cells.CELLS`; "" for an unknown one.
+    layer: the name of the layer. gates: the names of the G gates ("h" for a simple RNN; "r", "z", "n"; "i", "f", "g",
+    "o"). eigenvalues: `[G, H]` complex, by descending magnitude. singular: `[G, H]` singular values, descending.
+    radius: `[G]` the largest |eigenvalue|. norm: `[G]` the largest singular value. cell: the cell, by its name in
+    `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -42,11 +44,12 @@ class Spectrum(Shown):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions(Shown):
-    """v, W v, ..., W^n v, each at length 1, and where they turn to.
+    """The directions v, W v, ..., W^n v, each scaled to length 1, and the eigenvector that they turn to.
 
-    n: `[n+1]`. vectors: `[n+1, H]`. eigenvalue: the one that is largest in magnitude. eigenvector: its own `[H]`, of
-    length 1, and angle: `[n+1]` between its line and the vectors, in radians, 0 to pi/2; both None where no line is
-    approached: for a complex pair, which rotates for ever, and where another eigenvalue has the same magnitude.
+    n: `[n+1]` the powers. vectors: `[n+1, H]`. eigenvalue: the one that is largest in magnitude. eigenvector: its
+    eigenvector `[H]`, of length 1. angle: `[n+1]` between the line of the eigenvector and the vectors, in radians, 0 to
+    pi/2. Both are None where the vectors approach no line: for a complex pair, which rotates for ever, and where
+    another eigenvalue has the same magnitude.
     """
 
     n: npt.NDArray[np.int64]
@@ -57,15 +60,15 @@ class Directions(Shown):
 
 
 def spectrum(subject: torch.nn.Module | Recording, *, layer: int = 0, name: str | None = None) -> Spectrum:
-    """Eigenvalues and singular values of W_hh, gate by gate, in float64.
+    """The eigenvalues and singular values of W_hh, gate by gate, in float64.
 
     subject: a recurrent layer of `bptt.nn` or `torch.nn`, a model with one inside, or a Recording. layer: which layer
     and direction, numbered as torch.nn orders their parameters. name: which recurrent layer of a model with several.
 
-    The radius decides whether powers of W_hh grow (equations/README.md, 8.5), the norm bounds what one step can do
-    (8.3); for a GRU and an LSTM neither is the Jacobian's, which `jacobians` measures.
+    The radius decides whether powers of W_hh grow (equations/README.md, 8.5), and the norm bounds what one step can do
+    (8.3). For a GRU and an LSTM neither of them is that of the Jacobian, which `jacobians` measures.
 
-    Raises TypeError where subject holds no recurrent layer, ValueError for a layer or name that is not there.
+    Raises TypeError where subject holds no recurrent layer, ValueError for a layer or name that does not exist.
 
     >>> import torch, bptt
     >>> rnn = bptt.nn.RNN(2, 2)
@@ -102,7 +105,7 @@ def spectrum(subject: torch.nn.Module | Recording, *, layer: int = 0, name: str 
 
 
 def directions(W: torch.Tensor | npt.ArrayLike, v: torch.Tensor | npt.ArrayLike, steps: int) -> Directions:
-    """How powers of a matrix turn a vector toward the dominant eigenvector: v, W v, ..., W^steps v, each at length 1.
+    """The directions in which powers of a matrix turn a vector: v, W v, ..., W^steps v, each scaled to length 1.
 
     W: `[H, H]`. v: `[H]`. Magnitude decides, not sign: a negative dominant eigenvalue flips the vector at each step.
 

@@ -1,4 +1,4 @@
-"""Every measurement of one recording, taken in turn."""
+"""A survey: every measurement of one recording."""
 
 from __future__ import annotations
 
@@ -61,17 +61,17 @@ _CONDITIONS = ("name", "dropout", "lanes", "batch", "notes", "setting")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Survey(Shown):
-    """What `survey` has measured; None for what this layer does not have, or was left out.
+    """All that `survey` has measured. A field is None where this layer lacks what it holds, or where that was left out.
 
     Several bidirectional layers have no map, lags or shares, since a loss reaches both ways there; a gradient that is 0
     or not finite has no comparison.
 
-    name: of what was measured. The cell's own measurements (all but lag_map, lags, shares and comparison) are those of
-    the top layer. records: a training run's, as in its metrics.jsonl. dropout: the probability of a dropout between
-    the layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says so. lanes,
-    batch: how many lanes the map, the lags and the policies were measured on, and how many there are; the Jacobians,
-    their products, the exponents and the cell path are those of one. notes: what else the verdict is to say of the way
-    it was measured. setting: what was measured, on what, for the head of a report.
+    name: the name of what was measured. The measurements of a cell (all but lag_map, lags, shares and comparison) are
+    those of the top layer. records: those of a training run, as in its metrics.jsonl. dropout: the probability of the
+    dropout between layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says
+    so. lanes, batch: on how many lanes the map, the lags and the policies were measured, and how many there are; the
+    Jacobians, their products, the exponents and the cell path are those of one lane. notes: what else the verdict
+    should say of the way it was measured. setting: what was measured and on what, for the head of a report.
     """
 
     name: str
@@ -99,13 +99,13 @@ class Survey(Shown):
 
     @property
     def measures(self) -> tuple[Any, ...]:
-        """What there is, the name and the conditions aside."""
+        """The measurements that there are, without the name and the conditions."""
         found = (getattr(self, entry.name) for entry in fields(self) if entry.name not in _CONDITIONS)
         return tuple(measure for measure in found if measure is not None and measure != ())
 
     @property
     def verdict(self) -> Verdict:
-        """What to conclude from all of it. Raises ValueError where nothing was measured."""
+        """The verdict on all measurements. Raises ValueError where nothing was measured."""
         said = list(self.notes)
         compared = self.lanes if self.comparison is None else self.comparison.B
         if min(self.lanes, compared) < self.batch:
@@ -131,17 +131,18 @@ def survey(
     seed: int | str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Survey:
-    """Everything there is to measure, in one call: what `bptt flow` and the report show.
+    """A survey of a layer, with every measurement there is: what `bptt flow` and the report show.
 
-    subject, batch, loss: as in `record`, or a Recording alone. name: default the layer's own text form. lags: as in
-    `lag_map`. policies: to compare; none to leave that out. records: of a training run, to go with it. data, seed: what
-    the batch is and what it was drawn with, in words, for `Survey.setting`. on_stage: called with the name of each
-    measurement, out of `STAGES`, before it begins.
+    subject, batch, loss: as in `record`, or a Recording alone. name: by default the layer's own text form. lags: as in
+    `lag_map`. policies: those to compare; an empty list leaves the comparison out. records: those of a training run,
+    which the verdict takes into account. data, seed: what the batch is and what it was drawn with, in words, for
+    `Survey.setting`. on_stage: called with the name of each measurement, out of `STAGES`, before it begins.
 
-    What grows with the sequence is bounded: the map is that of at most 8 lanes and, on long sequences, of every so many
-    losses; the shares are those of fewer lanes there. The Jacobians are those of one lane, on long sequences at every
-    so many steps, for a state of at most 1024 numbers. The lanes are those that a loss reaches, evenly over their
-    lengths, the longest among them; those whose gradient is not finite come first. Padding is measured nowhere.
+    What grows with the length of the sequence is bounded. The map is that of at most 8 lanes and, on long sequences, of
+    every so many-th loss; there the shares are those of fewer lanes. The Jacobians are those of one lane, on long
+    sequences at every so many-th step, for a state of at most 1024 numbers. The lanes are chosen among those that a
+    loss reaches, evenly over their lengths, with the longest among them; those whose gradient is not finite come first.
+    Padding is measured nowhere.
 
     Raises what `record`, `lag_map` and `compare` raise.
 

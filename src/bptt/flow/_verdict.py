@@ -63,13 +63,14 @@ ALIKE = 1.25
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Shown):
-    """What to conclude from several measurements.
+    """The conclusion of several measurements: what happens to the gradients, and what to change.
 
-    headline: the most telling conclusion; of: the measurement that it is of. plain: what it means, for a reader who
-    trains nets; "" where the lags were not measured. findings: (topic, conclusion) of each measurement, the headline's
-    included. advice: what to change, each with the measurement behind it: first what breaks training, then what it
-    cannot learn, then what it costs; empty where there is nothing to change. conditions: how it was measured, where
-    that is not how the net is trained. `str` writes all of it, for a screen; a notebook shows it with its picture.
+    headline: the most telling conclusion. of: the measurement that the headline is about. plain: what it means, for a
+    reader who trains nets; "" where the lags were not measured. findings: (topic, conclusion) of each measurement, with
+    that of the headline among them. advice: what to change, each with the measurement that it rests on: first what
+    breaks training, then what the net cannot learn, then what costs too much; empty where there is nothing to change.
+    conditions: how it was measured, where the net is not trained like that. `str` writes all of it, for a screen; a
+    notebook shows it with its picture.
     """
 
     headline: str
@@ -91,11 +92,12 @@ class Verdict(Shown):
 
 
 def verdict(*measures: Any) -> Verdict:
-    """Horizon, whether gradients vanish or explode and at what rate, and what to change.
+    """The verdict on measurements: the horizon, whether gradients vanish or explode and at what rate, and what to
+    change.
 
-    measures: dataclasses of `bptt.flow`, at least one, in any order; a list of records is a training run's.
+    measures: dataclasses of `bptt.flow`, at least one, in any order; a list of records is that of a training run.
 
-    Raises ValueError without any, TypeError for what is no measurement.
+    Raises ValueError without any measurement, TypeError for what is not one.
 
     >>> import numpy as np, bptt
     >>> lag = np.arange(30)
