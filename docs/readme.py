@@ -61,7 +61,7 @@ def policy_table() -> str:
         (
             "Chunked(35)",
             Chunked(35),
-            "every edge into a multiple of k is cut; chunks walk side by side",
+            "every edge into a multiple of k is cut; the chunks are computed side by side",
             "1, in k steps instead of T",
             "`detach()` every k steps, `repackage_hidden`, Lightning 1's `truncated_bptt_steps`",
         ),
@@ -75,7 +75,7 @@ def policy_table() -> str:
         (
             "Truncated(20, every=5)",
             Truncated(20, every=5),
-            "every 5 losses walk back 20 steps from their last",
+            "every 5 losses together reach back 20 steps from the last of them",
             "`window / every`",
             "BPTT(h; h'), TBPTT(k1, k2) with k1 = `every`, k2 = `window`",
         ),
@@ -97,12 +97,12 @@ def policy_table() -> str:
             "Adaptive(0.5, 64)",
             Adaptive(0.5, 64),
             "the smallest window, up to 64, whose measured relative bias is at most 0.5; `bptt.flow.adapt` measures it",
-            "`window`, and the measuring",
+            "`window`, and the measurement",
             "adaptive TBPTT (Aicher, Foti and Fox 2019)",
         ),
     ]
     lines = [
-        "| policy | text form | what it computes | work, times the full walk | known elsewhere as |",
+        "| policy | text form | what it computes | work, relative to `full` | known elsewhere as |",
         "|---|---|---|---|---|",
     ]
     lines += [f"| `{code}` | `{policy}` | {what} | {work} | {names} |" for code, policy, what, work, names in rows]
