@@ -8,13 +8,13 @@ that files may be edited while this runs.
 
 Each tree has a process of its own, which stays alive and imports the tree's package past any editable installation.
 Both make the same layers from the same seed, by the public interface alone, so that any commit can be compared. A row
-is timed in `runs` rounds: in each both trees take a turn, and who goes first alternates. A turn is the fastest of at
-least three calls and a tenth of a second of them, after one that does not count: other programs only add to a call's
+is timed in `runs` rounds: in each both trees take a turn, and who goes first alternates. A turn is the fastest of three
+calls or more (of one, where that takes 2 seconds), a tenth of a second together: other programs only add to a call's
 time. What is reported is the median over the rounds of new time / old time, with its quartiles.
 
 small   T = 100, B = 1, I = H = 32: what a call costs whatever its size, by policy, memory, direction and layers
 bench   the sizes and cells of `bptt bench` (a few of its short calls), the policies of benchmarks/policies.py, memories
-memory  bptt's rows of benchmarks/memory.py, each turn in a fresh process: one call's time and peak of resident memory,
+memory  bptt's rows of benchmarks/memory.py, each turn in a fresh process: times and the peak of resident memory, with
         malloc's threshold for mmap held where it is at the start, since it moves with chance and the peak with it
 
 No row counts before both trees agree on its outputs and gradients, to 1e-5 of a tensor's largest entry (`memory`: 1e-4,
@@ -45,6 +45,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 WORSE = 1.03  # the ratio above which a row is shown
 TURN = 0.1  # seconds of calls in a turn, at least
+LONG = 2.0  # seconds after which fewer than three calls are enough
 Row = dict[str, Any]
 OPTIONS = ("gradient", "memory", "num_layers", "bidirectional")  # of a layer, where a row has them
 
@@ -99,22 +100,19 @@ def work() -> None:
     for line in sys.stdin:
         row = json.loads(line)
         try:
-            if row != last:
-                if row["fresh"]:
-                    computation(row, 64)()
+            if row["fresh"]:
+                computation(row, 64)()
+            is_new = row != last
+            if is_new:
                 last, call = row, computation(row, row["T"])
-                before, start = resident("VmRSS"), perf_counter()
+            before, times = resident("VmRSS"), []
+            while sum(times) < TURN or (len(times) < 3 and sum(times) < LONG):
+                start = perf_counter()
                 results = call()
-                answer = {"seconds": perf_counter() - start, "bytes": resident("VmHWM") - before}
-                torch.save([tensor.detach() for tensor in results], row["file"])
-            if not row["fresh"]:
-                times: list[float] = []
-                call()
-                while len(times) < 3 or sum(times) < TURN:
-                    start = perf_counter()
-                    call()
-                    times.append(perf_counter() - start)
-                answer = {"seconds": min(times)}
+                times.append(perf_counter() - start)
+                if is_new and len(times) == 1:
+                    torch.save([tensor.detach() for tensor in results], row["file"])
+            answer = {"seconds": min(times)} | ({"bytes": resident("VmHWM") - before} if row["fresh"] else {})
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
