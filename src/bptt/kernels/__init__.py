@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cells import Cell
 from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Full, Policy
+from .columns import Blocks as Blocks
+from .columns import Columns as Columns
 from .cpu import Cpu as Cpu
 from .cpu import variants as variants
 from .eager import Eager as Eager
-from .frames import Blocks as Blocks
-from .frames import Columns as Columns
 from .frames import Frames as Frames
 from .kernel import Kernel as Kernel
 from .kernel import Request as Request

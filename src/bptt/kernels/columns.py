@@ -1,0 +1,112 @@
+"""The columns of blocks that overlap: of a whole stack, in both directions' times, or of one part after the other.
+
+Legend: as in `frames`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..policies import Reach
+from .frames import Frames
+
+__all__ = ["Blocks", "Columns"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of overlapping blocks in a stack, addressed in both directions' times.
+
+    A block with losses first..last spans the steps from last-window+1 to first+window-1 of the whole network (to last
+    in a one-directional stack). A column is the same block and lane in both entries of `frames`; position r of the
+    forward frame is position span-1-r of the reverse one.
+    """
+
+    frames: tuple[Frames, ...]  # one per direction, each in its own time
+    takes: Tensor  # [D, N] bool: whether the column's losses are those on this direction's outputs
+    span: Tensor  # [N] steps from the first to the last of the block's span
+
+    @classmethod
+    def of(cls, reach: Reach, lengths: Tensor | None, T: int, B: int, directions: int) -> Columns:
+        """The columns of a policy whose blocks overlap (reach.window and reach.every given, not fenced)."""
+        ahead = Frames.of(reach, lengths, T, B)
+        if directions == 1:
+            takes = torch.ones(1, len(ahead.start), dtype=torch.bool, device=ahead.start.device)
+            return cls((ahead,), takes, ahead.last - ahead.start + 1)
+        assert reach.window is not None
+        assert reach.every is not None
+        first, last, lane, end = ahead.first, ahead.last, ahead.lane, ahead.end
+        takes = torch.ones(2, len(first), dtype=torch.bool, device=first.device)
+        if reach.every > 1 and ((end + 1) % reach.every).any():
+            # Counted from the other end the blocks are others: the two halves of the output have columns of their own.
+            takes = takes.repeat(1, 2)
+            takes[1, : len(first)] = False
+            takes[0, len(first) :] = False
+            first, last = torch.cat([first, end - last]), torch.cat([last, end - first])
+            lane, end = lane.repeat(2), end.repeat(2)
+        low = (last - reach.window + 1).clamp(min=0)
+        high = torch.minimum(first + reach.window - 1, end)
+        span = high - low + 1
+        R = int(span.max())
+        forward = Frames(T, ahead.B, R, low, lane, first, last, end, high)
+        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end, end - low)
+        return cls((forward, reverse), takes, span)
+
+    def within(self, a: int, b: int) -> Columns:
+        """Those of one direction that cross the steps a to b-1, in the time of that part alone: see `Frames.within`."""
+        part = self.frames[0].within(a, b)
+        return Columns((part,), self.takes[:, part.number], part.top - part.start + 1)
+
+    def pick(self, columns: slice | Tensor) -> Columns:
+        """Some of the columns."""
+        return Columns(tuple(f.pick(columns) for f in self.frames), self.takes[:, columns], self.span[columns])
+
+    def groups(self, columns: int) -> Iterator[Columns]:
+        """The same columns in groups of at most `columns`."""
+        for i in range(0, len(self.span), max(columns, 1)):
+            yield self.pick(slice(i, i + max(columns, 1)))
+
+    def turn(self, x: Tensor, d: int) -> Tensor:
+        """`[R, N, F]` from forward positions to those of direction d, and back: its own inverse within the span."""
+        if d == 0:
+            return x
+        r = torch.arange(x.shape[0], device=self.span.device)[:, None]
+        back = torch.where(r < self.span, self.span - 1 - r, r)
+        return x.gather(0, back[..., None].to(x.device).expand_as(x))
+
+    def errors(self, x: Tensor, d: int) -> Tensor:
+        """`[T, B, F]` in direction d's time -> `[R, N, F]`: the losses on direction d's outputs, zero elsewhere."""
+        return self.frames[d].errors(x, self.takes[d])
+
+    def finals(self, d: int) -> tuple[Tensor, Tensor]:
+        """Positions and columns where a cotangent of direction d's final state enters."""
+        position, column = self.frames[d].finals()
+        takes = self.takes[d, column]
+        return position[takes], column[takes]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The columns of a one-directional call whose blocks overlap, found for the part in which they are asked for."""
+
+    reach: Reach
+    lengths: Tensor | None
+    T: int
+    B: int
+
+    def within(self, a: int, b: int) -> Columns:
+        """See `Columns.within`."""
+        if self.lengths is not None:
+            return self._all.within(a, b)
+        part = Frames.crossing(self.reach, self.T, self.B, a, b)
+        takes = torch.ones(1, len(part.start), dtype=torch.bool, device=part.start.device)
+        return Columns((part,), takes, part.top - part.start + 1)
+
+    @cached_property
+    def _all(self) -> Columns:
+        return Columns.of(self.reach, self.lengths, self.T, self.B, 1)
