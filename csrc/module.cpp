@@ -166,11 +166,11 @@ void infer(int variant, int cell, long T, long B, long I, long H, long P, Addres
 
 template <class Real>
 void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N, long R, long reset_h_step,
-           long reset_c_step, long e_stride, bool framed, bool overlaps, Address columns, Address counts, Address gates,
-           Address h, Address c, Address resets, Address reset_h, Address reset_c, Address e_h, Address e_c,
-           Address d_h, Address d_c, Address edges, Address w_hh, Address w_hr, Address da, Address adjoint,
-           Address adjoint_c, Address bias, Address initial_h, Address initial_c, Address x, Address w_ih, Address dx,
-           Address dw_ih, Address dw_hh, int threads) {
+           long reset_c_step, long error_stride, bool framed, bool overlaps, Address columns, Address counts,
+           Address gates, Address h, Address c, Address resets, Address reset_h, Address reset_c, Address errors,
+           Address arriving_h, Address arriving_c, Address edge_factors, Address w_hh, Address w_hr, Address da,
+           Address adjoint, Address adjoint_c, Address bias, Address initial_h, Address initial_c, Address x,
+           Address w_ih, Address dx, Address dw_ih, Address dw_hh, int threads) {
     if (N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
     const std::int64_t *column = at<const std::int64_t>(columns), *count = at<const std::int64_t>(counts);
@@ -184,7 +184,7 @@ void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N
                         .R = R,
                         .reset_h_step = reset_h_step,
                         .reset_c_step = reset_c_step,
-                        .e_stride = e_stride,
+                        .error_stride = error_stride,
                         .framed = framed,
                         .overlaps = overlaps,
                         .top = column,
@@ -192,7 +192,7 @@ void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N
                         .length = column + 2 * N,
                         .slot = column + 3 * N,
                         .own = column + 4 * N,
-                        .last = column + 5 * N,
+                        .arrives = column + 5 * N,
                         .active = count,
                         .leaving = count + R + 1,
                         .gates = at<const Real>(gates),
@@ -201,11 +201,10 @@ void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N
                         .resets = at<const std::uint8_t>(resets),
                         .reset_h = at<const Real>(reset_h),
                         .reset_c = at<const Real>(reset_c),
-                        .e_h = at<const Real>(e_h),
-                        .e_c = at<const Real>(e_c),
-                        .d_h = at<const Real>(d_h),
-                        .d_c = at<const Real>(d_c),
-                        .edges = at<const Real>(edges),
+                        .errors = at<const Real>(errors),
+                        .arriving_h = at<const Real>(arriving_h),
+                        .arriving_c = at<const Real>(arriving_c),
+                        .edge_factors = at<const Real>(edge_factors),
                         .w_hh = at<const Real>(w_hh),
                         .w_hr = at<const Real>(w_hr),
                         .da = at<Real>(da),

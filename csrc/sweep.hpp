@@ -36,16 +36,16 @@ template <class T> struct Back {
     }
 
     // The factor on what comes from the step after.
-    BPTT_INLINE T factor(long n) const { return a.edges && j ? a.edges[at[n] + a.B] : T(1); }
+    BPTT_INLINE T factor(long n) const { return a.edge_factors && j ? a.edge_factors[at[n] + a.B] : T(1); }
 
-    // The step's own error of h or c, or zeros.
-    BPTT_INLINE const T *error(const T *errors, long stride, long n) const {
-        return errors && (a.framed || j < a.own[first + n]) ? errors + place(n) * stride : zeros;
+    // The step's own error of h, or zeros.
+    BPTT_INLINE const T *error(long n) const {
+        return a.errors && (a.framed || j < a.own[first + n]) ? a.errors + place(n) * a.error_stride : zeros;
     }
 
-    // The cotangent of the final state, where it enters.
-    BPTT_INLINE const T *final_error(const T *finals, long size, long n) const {
-        return finals && j == 0 && a.last[first + n] ? finals + a.lane[first + n] * size : zeros;
+    // The adjoint of h or c that the column begins with at its top; zeros where it has none, and later.
+    BPTT_INLINE const T *arrived(const T *arriving, long size, long n) const {
+        return arriving && j == 0 && a.arrives[first + n] >= 0 ? arriving + a.arrives[first + n] * size : zeros;
     }
 
     // The state before the step.
@@ -69,20 +69,20 @@ template <class T> BPTT_INLINE void put(T *to, T *sum, Vec<T> x, int count) {
     if (sum) store(sum, load(sum, count) + x, count);
 }
 
-// lambda of h at the units of one row, from the step after, the step's error and what enters at the end: (6.1), (6.2).
+// lambda of h at the units of one row, from the step after, the step's error and what enters at the top: (6.1), (6.2).
 template <class T> struct Arriving {
     T factor;
-    const T *error, *final_error;
+    const T *error, *arrived;
     T *adjoint;
-    bool adds, ends;
+    bool adds, begins;
 
     BPTT_INLINE Arriving(const Back<T> &b, long n)
-        : factor(b.factor(n)), error(b.error(b.a.e_h, b.a.e_stride, n)), final_error(b.final_error(b.a.d_h, b.a.P, n)),
-          adjoint(b.adjoint(n)), adds(b.a.overlaps), ends(final_error != b.zeros) {}
+        : factor(b.factor(n)), error(b.error(n)), arrived(b.arrived(b.a.arriving_h, b.a.P, n)), adjoint(b.adjoint(n)),
+          adds(b.a.overlaps), begins(arrived != b.zeros) {}
 
     BPTT_INLINE Vec<T> operator()(Vec<T> through, long u, int count) const {
         Vec<T> lambda = scaled(through, factor) + load(error + u, count);
-        if (ends) lambda += load(final_error + u, count);
+        if (begins) lambda += load(arrived + u, count);
         if (adjoint) store(adjoint + u, adds ? load(adjoint + u, count) + lambda : lambda, count);
         return lambda;
     }
@@ -146,7 +146,7 @@ template <class T> struct LstmBack : Back<T> {
             const long row = this->at[n + i];
             const T *gates = a.gates + row * 4 * H, *c = a.c + (row + a.B) * H;
             const T *c_prev = this->before(a.c, a.reset_c, a.reset_c_step, H, n + i);
-            const T *error = this->error(a.e_c, H, n + i), *final_error = this->final_error(a.d_c, H, n + i);
+            const T *arrived = this->arrived(a.arriving_c, H, n + i);
             const T factor = this->factor(n + i);
             T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
             T *adjoint_c = a.adjoint_c ? a.adjoint_c + this->place(n + i) * H : nullptr;
@@ -158,7 +158,7 @@ template <class T> struct LstmBack : Back<T> {
                     const Vec<T> g = load(gates + 2 * H + u, count), o = load(gates + 3 * H + u, count);
                     const Vec<T> tanh_c = tanh<T>(load(c + u, count));
                     const Vec<T> dm = dm_of(load(sums), u, count); // (5.9)
-                    Vec<T> dc = load(error + u, count) + load(final_error + u, count);
+                    Vec<T> dc = load(arrived + u, count);
                     if (this->j) dc += scaled(load(carried + u, count), factor); // (5.8)
                     if (adjoint_c) store(adjoint_c + u, a.overlaps ? load(adjoint_c + u, count) + dc : dc, count);
                     dc += dm * o * (one - tanh_c * tanh_c);                                // (5.11)

@@ -55,25 +55,26 @@ template <class Real> struct Forward {
 // steps back. Columns come sorted by length, the longest first; of equally long ones those that reach step 0 first.
 //
 // Values lie by address, row (step, lane) of a [T, B, ...] tensor, or, where `framed`, by position, row (r, slot) of
-// [R, N, ...] with r = length - 1 - j at the j-th step of the walk. Gates, states and edges always lie by address.
+// [R, N, ...] with r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by
+// address.
 template <class Real> struct Sweep {
     Cell cell;
     long T, B, I, H, P, N, R;
     long reset_h_step, reset_c_step;                // as in Forward
-    long e_stride;                                  // of e_h
+    long error_stride;                              // of `errors`
     bool framed, overlaps;                          // overlaps: rows of several columns add up, in `da` and `adjoint`
     const std::int64_t *top, *lane, *length, *slot; // [N]
     const std::int64_t *own;                        // [N] the first `own` steps of the walk have local errors
-    const std::int64_t *last;                       // [N] 1 where the cotangents of the final state enter, at top
+    const std::int64_t *arrives;                    // [N] the row of `arriving` that enters at top; -1: none
     const std::int64_t *active;                     // [R + 1] columns longer than j
     const std::int64_t *leaving;                    // [R + 1] columns that after j steps are at the initial state
     const Real *gates;                              // [T, B, 4 H]; null for an RNN
     const Real *h, *c;                              // as in Forward
     const std::uint8_t *resets;                     // [T, B] or null
     const Real *reset_h, *reset_c;                  // as in Forward
-    const Real *e_h, *e_c;                          // local errors or null
-    const Real *d_h, *d_c;                          // [B, P], [B, H] cotangents of the final state, or null
-    const Real *edges;                              // [T, B] factor on what passes from step t to t - 1; null: 1
+    const Real *errors;                             // local errors of h [.., P] or null
+    const Real *arriving_h, *arriving_c;            // [.., P], [.., H] adjoints from behind the columns' tops, or null
+    const Real *edge_factors;                       // [T, B] on what passes from step t to t - 1; null: 1
     const Real *w_hh, *w_hr;
     Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n)
     Real *adjoint;               // lambda of h [.., P] or null

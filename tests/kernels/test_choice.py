@@ -94,7 +94,7 @@ def test_the_named_kernel_is_the_one_that_runs(cell: str, monkeypatch: pytest.Mo
     """Forward and back; a copy of the layer keeps the name."""
     ran: list[str] = []
     for name, kernel in kernels.KERNELS.items():
-        for method in ("forward", "walk"):
+        for method in ("forward", "sweep"):
 
             def spy(*arguments: object, name: str = name, own: object = getattr(kernel, method)) -> object:
                 ran.append(name)

@@ -1,11 +1,13 @@
 """Where the columns of a sweep lie."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import bptt
 from bptt import Truncated, policies
-from bptt.kernels import Frames, frames
+from bptt.kernels import Columns, Frames, frames
 from bptt.policies import Reach
 
 
@@ -20,15 +22,45 @@ def test_the_columns_that_cross_a_part_are_found_without_the_others(T, window, e
         for b in range(a + 1, T + 1):
             got, expected = Frames.crossing(reach, T, B, a, b), every_one.within(a, b)
             assert got.R == expected.R
-            for name in ("start", "lane", "first", "last", "end", "top", "number", "offset"):
+            for name in ("start", "lane", "first", "last", "end", "top", "arrives", "number", "offset"):
                 assert torch.equal(getattr(got, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize(("window", "every"), [(1, 1), (4, 1), (6, 4), (5, 5), (23, 9)])
+@pytest.mark.parametrize("lengths", [None, [7, 23, 10]])
+def test_a_final_state_is_the_start_of_one_column(
+    directions: int, window: int, every: int, lengths: list[int] | None
+) -> None:
+    """Of each direction, in its own time: the column whose last loss is the sequence's, which begins there."""
+    T, B = 23, 3
+    ends = None if lengths is None else torch.tensor(lengths)
+    columns = Columns.of(Reach(window, every, fenced=False), ends, T, B, directions)
+    for part, takes in zip(columns.frames, columns.takes, strict=True):
+        begin = part.arrives >= 0
+        assert part.arrives[begin].sort()[0].tolist() == list(range(B))
+        assert torch.equal(part.arrives[begin], part.lane[begin])
+        assert (part.top[begin] == part.end[begin]).all()
+        assert torch.equal(begin, (part.last == part.end) & takes)
+
+
+def test_a_part_has_the_rows_of_the_columns_that_end_in_it() -> None:
+    frames = Frames.of(Reach(4, 2, fenced=False), torch.tensor([7, 12, 5]), 12, 3)
+    for a, b in ((0, 6), (6, 9), (9, 12), (4, 8)):
+        part = frames.within(a, b)
+        assert part.number is not None
+        ends = frames.end[part.number] < b
+        assert torch.equal(part.arrives, frames.arrives[part.number].where(ends, -1))
+    none = replace(frames, arrives=torch.full_like(frames.arrives, -1))
+    assert (none.walks.columns[5] == -1).all()
+    assert (frames.walks.columns[5] >= 0).sum() == 3
 
 
 def held() -> int:
     """Bytes of the addresses that are kept."""
     found = {}
     for frame in frames._KEPT.values():
-        tensors = [getattr(frame, name) for name in ("start", "lane", "first", "last", "end", "top")]
+        tensors = [getattr(frame, name) for name in ("start", "lane", "first", "last", "end", "top", "arrives")]
         for tensor in (*tensors, frame.walks.columns, frame.walks.counts):
             found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(found.values())
@@ -88,7 +120,9 @@ def test_columns_made_inside_a_transform_outlive_it(policy: str, monkeypatch: py
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
     torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,))[0].square().sum())(parameters)
     kept = [
-        getattr(f, name) for f in frames._KEPT.values() for name in ("start", "lane", "first", "last", "end", "top")
+        getattr(f, name)
+        for f in frames._KEPT.values()
+        for name in ("start", "lane", "first", "last", "end", "top", "arrives")
     ]
     assert kept
     assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, kept))

@@ -82,7 +82,7 @@ class _Graph:
             for d in range(stack.directions):
                 k = layer * stack.directions + d
                 states = self._advance(k, frames, frames.spread(stack.turn(below, d)))
-                self.finals.append(_final(frames, states, *frames.finals()))
+                self.finals.append(_final(frames, states))
                 halves.append(stack.turn(_owned(frames, states[0], None), d))
             y = torch.cat(halves, -1)
         return self._outputs(y)
@@ -101,7 +101,7 @@ class _Graph:
                 k = layer * D + d
                 x = frames.spread(stack.turn(self.x, d)) if below is None else columns.turn(below, d)
                 states = self._advance(k, frames, x)
-                self.finals.append(_final(frames, states, *columns.finals(d)))
+                self.finals.append(_final(frames, states))
                 halves.append(columns.turn(states[0], d))
                 own.append(stack.turn(_owned(frames, states[0], columns.takes[d]), d))
             below = torch.cat(halves, -1)
@@ -204,9 +204,9 @@ def _owned(frames: Frames, h: Tensor, takes: Tensor | None) -> Tensor:
     return rows.view(frames.T, frames.B, h.shape[2])
 
 
-def _final(frames: Frames, states: States, position: Tensor, column: Tensor) -> States:
-    """The states after the last step of each sequence `[B, .]`, which these positions and columns hold."""
-    place = frames.lane[column].argsort()
-    device = states[0].device
-    position, column = position[place].to(device), column[place].to(device)
-    return tuple(s[position, column] for s in states)
+def _final(frames: Frames, states: States) -> States:
+    """The states after the last step of each sequence `[B, .]`, of the columns that begin with their cotangents."""
+    column = (frames.arrives >= 0).nonzero()[:, 0]
+    column = column[frames.arrives[column].argsort()]
+    position = (frames.top - frames.start)[column].to(states[0].device)
+    return tuple(s[position, column.to(s.device)] for s in states)

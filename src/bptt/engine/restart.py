@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import Tape, Walked
+from ..kernels import SweepResult, Tape
 from .boundary import given
 
 __all__ = ["restart_gradients"]
 
 
-def restart_gradients(cell: Cell, w: Weights, tape: Tape, walked: Walked, present: Tensor | None) -> tuple[Tensor, ...]:
+def restart_gradients(
+    cell: Cell, w: Weights, tape: Tape, walked: SweepResult, present: Tensor | None
+) -> tuple[Tensor, ...]:
     """The gradient of `tape.reset_state` of one layer and direction, of its shapes, in the direction's own time.
 
     At a reset the adjoint of the step leaves for the given state instead of the state before: one pull of the cell over
@@ -26,8 +28,7 @@ def restart_gradients(cell: Cell, w: Weights, tape: Tape, walked: Walked, presen
     def at(x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, rows)
 
-    adjoint = (walked.adjoint, walked.adjoint_c)[: cell.states]
-    lam = tuple(at(given(a)) for a in adjoint)
+    lam = tuple(map(at, walked.adjoints))
     prev = tuple(at(r) if r.dim() == 3 else r.index_select(0, rows % B) for r in tape.reset_state)
     gates = lam[0] if tape.gates is None else at(tape.gates)  # a cell that tapes no gates does not look at them
     back = cell.pull(lam, gates, prev, tuple(map(at, tape.state)), w)

@@ -215,23 +215,24 @@ class Crossing:
         self.leaving = {}
         return self.columns.within(a, b)
 
-    def enter(self, k: int, part: Frames, errors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-        """The errors of a sweep, with what comes from above and, where its columns start, from behind."""
+    def enter(
+        self, k: int, part: Frames, error: Tensor | None, finals: tuple[Tensor | None, ...]
+    ) -> tuple[Frames, Tensor | None, tuple[Tensor | None, ...]]:
+        """(frames, errors, what arrives) of a sweep, with what comes from above and, from behind, at columns' tops."""
         if self.above is not None:
             position, number = self._positions(part, self.above)
             inside = (part.steps() <= part.top)[..., None].to(self.above.device)
             above = self.above[position.clamp(max=len(self.above) - 1), number].masked_fill(~inside, 0)
-            errors = (above if errors[0] is None else errors[0] + above, *errors[1:])
+            error = above if error is None else error + above
         comes, rows = self.comes(k, part)
         if not len(rows):
-            return errors
-        carried = self.arriving[k][1]
-        device, joined = carried[0].device, []
-        at = ((part.top - part.start)[comes].to(device), comes.nonzero()[:, 0].to(device))
-        for error, states in zip(errors, carried, strict=True):
-            base = states.new_zeros(part.R, len(part.start), states.shape[1]) if error is None else error
-            joined.append(base.index_put(at, states[rows.to(device)], accumulate=True))
-        return tuple(joined)
+            return part, error, finals
+        arriving = tuple(
+            torch.cat([carried.new_zeros(part.B, carried.shape[1]) if final is None else final, carried])
+            for final, carried in zip(finals, self.arriving[k][1], strict=True)
+        )
+        arrives = part.arrives.masked_scatter(comes, part.B + rows)
+        return replace(part, arrives=arrives), error, arriving
 
     def comes(self, k: int, part: Frames) -> tuple[Tensor, Tensor]:
         """(bool `[N]`, which columns of the part come from behind; where each of these is among those that arrive)."""

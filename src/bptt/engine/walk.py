@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Columns, Frames, Sums, Swept, Tape, Walked, Wanted, columns_at_once, product, with_final
+from ..kernels import Columns, Frames, Sums, Sweep, SweepResult, Tape, columns_at_once, product
 from ..policies import Reach
 from .boundary import Tensors, given, own_precision
 from .parameters import parameter_gradients, steps_of
@@ -76,19 +76,13 @@ class Walk:
     def _want(self, needs: tuple[bool, ...], want_adjoints: bool) -> None:
         states, inputs = self.stack.cell.states, self.stack.inputs
         self.needs_x, self.needs_weights, self.needs_restart = needs[0], needs[1 + states : inputs], any(needs[inputs:])
-        self.wanted = Wanted(
-            adjoint=want_adjoints or self.weights[0].hr is not None or self.needs_restart,
-            initial=any(needs[1 : 1 + states]),
-            bias=self.stack.biased and any(self.needs_weights),
-            weights=any(self.needs_weights),
-            x=True,
-            adjoint_c=self.needs_restart,
-        )
+        self.needs_initial = any(needs[1 : 1 + states])
+        self.adjoints_of = states if self.needs_restart else int(want_adjoints or self.weights[0].hr is not None)
 
     def _grads(self) -> Tensors:
         """The gradient of every input that needs one, in the order of the program's inputs."""
         states = self.stack.cell.states
-        d_initial = map(torch.stack, zip(*self.d_initial, strict=True)) if self.wanted.initial else (None,) * states
+        d_initial = map(torch.stack, zip(*self.d_initial, strict=True)) if self.needs_initial else (None,) * states
         d_restart: Iterable[Tensor | None] = (None,) * len(self.restart[0])
         if self.needs_restart:
             d_restart = [torch.stack(grads, grads[0].dim() - 2) for grads in zip(*self.d_restart, strict=True)]
@@ -110,57 +104,59 @@ class Walk:
                 own = stack.turn(below, d)
                 tape = self._tape(k, own)
                 half = None if error is None else stack.turn(stack.half(error, d), d)
-                edges = stack.edges(k, self.x.dtype)
-                wanted = self.wanted if layer or self.needs_x else self.wanted._replace(x=False)
-                walked = stack.kernel.walk(
-                    stack.cell, own, self.weights[k], tape, frames, half, self._finals(k), edges, wanted
-                )
-                dx = self._finish(k, tape, own, walked, dx)
+                request = self._request(k, tape, frames, half, x=own)
+                walked = stack.kernel.sweep(request._replace(dx=bool(layer or self.needs_x)))
+                dx = self._finish(k, tape, own, walked, self._initial(frames, walked), dx)
             error = dx if dx is None or not stack.masks or layer == 0 else dx * stack.masks[layer - 1]
         self.dx = error
 
     def _block_by_block(self, columns: Columns, crossing: Crossing | None = None) -> None:
         """Overlapping blocks in a stack, summed over blocks at the end."""
         stack, D = self.stack, self.stack.directions
-        sums = [Sums(self.wanted) for _ in self.weights]
-        for k, frames, swept in self.sweeps(columns, self.wanted, crossing):
+        sums = [Sums(self._request(k, tape, columns.frames[k % D], None)) for k, tape in enumerate(self.tapes)]
+        initial: list[tuple[Tensor, ...]] = [()] * len(sums)
+        for k, frames, swept in self.sweeps(columns, self.adjoints_of, self.needs_initial, crossing):
             sums[k].add(frames, swept)
+            initial[k] = _added(initial[k], self._initial(frames, swept))
             if crossing is not None:
-                crossing.leave(k, frames, swept.initial)
+                crossing.leave(k, frames, swept.leaving)
                 crossing.descend(frames, swept.da, self.weights[k])
         for k, tape in enumerate(self.tapes):
-            walked = sums[k].walked()
             below = stack.turn(self._below(k // D), k % D)
-            self.dx = self._finish(k, tape, below, walked, self.dx, needs_dx=k < D)
+            self.dx = self._finish(k, tape, below, sums[k].result(), initial[k], self.dx, needs_dx=k < D)
 
     def _own_and_from_behind(self, columns: Columns, crossing: Crossing) -> None:
         """A part of a longer call of one layer: only columns that come from behind bring what a plain walk has not."""
-        stack, (tape,), w = self.stack, self.tapes, self.weights[0]
+        stack, (tape,) = self.stack, self.tapes
         behind = crossing.comes(0, columns.frames[0])[0]
         own, walked = columns.frames[0].pick(~behind), None
+        initial: tuple[Tensor, ...] = ()
         if len(own.start):
-            edges = stack.edges(0, self.x.dtype)
-            walked = stack.kernel.walk(stack.cell, self.x, w, tape, own, self.dy, self._finals(0), edges, self.wanted)
+            walked = stack.kernel.sweep(self._request(0, tape, own, self.dy, x=self.x)._replace(dx=True))
+            initial = self._initial(own, walked)
             crossing.leave(0, own, walked.leaving)
         if behind.any():
-            sums = Sums(self.wanted)
-            for k, frames, swept in self.sweeps(columns.pick(behind), self.wanted, crossing):
+            sums = Sums(self._request(0, tape, columns.frames[0], None))
+            for k, frames, swept in self.sweeps(columns.pick(behind), self.adjoints_of, self.needs_initial, crossing):
                 sums.add(frames, swept)
-                crossing.leave(k, frames, swept.initial)
-            walked = sums.walked() if walked is None else walked.plus(sums.walked())
+                initial = _added(initial, self._initial(frames, swept))
+                crossing.leave(k, frames, swept.leaving)
+            more = sums.result()
+            if walked is not None:
+                more = SweepResult(walked.da + more.da, _added(walked.adjoints, more.adjoints))
+            walked = more
         assert walked is not None
-        self.dx = self._finish(0, tape, self.x, walked, None)
+        self.dx = self._finish(0, tape, self.x, walked, initial, None)
 
     def sweeps(
-        self, columns: Columns, wanted: Wanted, crossing: Crossing | None = None
-    ) -> Iterator[tuple[int, Frames, Swept]]:
+        self, columns: Columns, adjoints: int, leaving: bool = False, crossing: Crossing | None = None
+    ) -> Iterator[tuple[int, Frames, SweepResult]]:
         """Every sweep as (k, its frames, what it brings back): a group of columns, through all layers from the top.
 
         A block's adjoints go down through all layers before blocks are summed. Only so does a window count steps of the
         whole network: (7.3) and (7.4).
         """
         stack, D = self.stack, self.stack.directions
-        edges = [stack.edges(k, self.x.dtype) for k in range(len(self.tapes))]
         halves = [None if self.dy is None else stack.turn(stack.half(self.dy, d), d) for d in range(D)]
         for group in columns.groups(columns_at_once(columns.frames[0], self.weights[0])):
             error: Tensor | None = None  # [R, N, D*P], in forward positions
@@ -172,10 +168,23 @@ class Walk:
                         own: Tensor | None = group.turn(stack.half(error, d), d)
                     else:
                         own = None if half is None else group.errors(half, d)
-                    errors = with_final(stack.cell, frames, own, self._finals(k), *group.finals(d))
-                    errors = errors if crossing is None else crossing.enter(k, frames, errors)
+                    arriving = self._finals(k)
+                    if crossing is not None:
+                        frames, own, arriving = crossing.enter(k, frames, own, arriving)
+                    edges = stack.edges(k, self.x.dtype)
                     swept = stack.kernel.sweep(
-                        stack.cell, self.weights[k], self.tapes[k], frames, errors, edges[k], wanted
+                        Sweep(
+                            stack.cell,
+                            self.weights[k],
+                            self.tapes[k],
+                            frames,
+                            own,
+                            arriving,
+                            edges,
+                            True,
+                            adjoints,
+                            leaving,
+                        )
                     )
                     yield k, frames, swept
                     if layer > 0:
@@ -186,6 +195,28 @@ class Walk:
                 if error is not None and stack.masks:
                     error = error * group.frames[0].spread(stack.masks[layer - 1])
 
+    def _request(self, k: int, tape: Tape, frames: Frames, errors: Tensor | None, x: Tensor | None = None) -> Sweep:
+        """What is asked of layer and direction k, dx left out."""
+        weights = any(self.needs_weights)
+        return Sweep(
+            self.stack.cell,
+            self.weights[k],
+            tape,
+            frames,
+            errors,
+            self._finals(k),
+            self.stack.edges(k, self.x.dtype),
+            adjoints=self.adjoints_of,
+            leaving=self.needs_initial,
+            x=x,
+            weights=weights,
+            bias=self.stack.biased and weights,
+        )
+
+    def _initial(self, frames: Frames, walked: SweepResult) -> tuple[Tensor, ...]:
+        """The gradient of the initial state, where it is asked for."""
+        return frames.collect_initial(walked.leaving) if self.needs_initial else ()
+
     def _finals(self, k: int) -> tuple[Tensor | None, ...]:
         """The cotangents of the final state of layer and direction k."""
         return tuple(None if d_final is None else d_final[k] for d_final in self.d_finals)
@@ -193,20 +224,27 @@ class Walk:
     # Stage 4 ---------------------------------------------------------------------------------------------------------
 
     def _finish(
-        self, k: int, tape: Tape, x: Tensor, walked: Walked, dx: Tensor | None, needs_dx: bool = True
+        self,
+        k: int,
+        tape: Tape,
+        x: Tensor,
+        walked: SweepResult,
+        initial: tuple[Tensor, ...],
+        dx: Tensor | None,
+        needs_dx: bool = True,
     ) -> Tensor | None:
         """(6.4): one product per weight over all steps and lanes; returns `dx` plus this direction's part of it."""
         stack, w = self.stack, self.weights[k]
         needs = self.needs_weights[k * stack.per_layer : (k + 1) * stack.per_layer]
         needs_dx = needs_dx and (k >= stack.directions or self.needs_x)
-        self.d_initial[k] = walked.initial
+        self.d_initial[k] = initial
         self.d_weights[k] = parameter_gradients(stack.cell, w, tape, x, walked, needs, self.present)
         if self.needs_restart:
             grads = restart_gradients(stack.cell, w, tape, walked, self.present)
             d = k % stack.directions
             self.d_restart[k] = tuple(stack.from_resets(g, d) if g.dim() == 3 else g for g in grads)
-        if walked.adjoint is not None:
-            self.adjoints[k] = walked.adjoint
+        if walked.adjoints:
+            self.adjoints[k] = walked.adjoints[0]
         if not needs_dx:
             return dx
         part = walked.dx
@@ -255,3 +293,8 @@ class Walk:
             rows = slice(i, i + at_once) if present is None else present[i : i + at_once]
             gates[rows] = cell.gates(cell.project(x.flatten(0, 1)[rows], w), h.flatten(0, 1)[rows], w)
         return gates.view(T, B, cell.taped(w))
+
+
+def _added(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sums; of () as of zeros."""
+    return tuple(a + b for a, b in zip(one, other, strict=True)) if one and other else one or other

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Stack
-from ..kernels import Columns, Frames, Swept, Wanted
+from ..kernels import Columns, Frames, SweepResult
 from ..policies import Adaptive, Reach
 from ._lags import _count
 from ._recording import Loss, Recording, recorded
@@ -181,17 +181,14 @@ def contributions(recording: Recording, window: int, losses: int) -> tuple[Float
     columns = _with_loss(columns, recording, losses)
     if len(columns.span) == 0:
         return np.zeros(0), np.zeros(0), np.zeros(0)
-    wanted = Wanted(adjoint=True, initial=False, adjoint_c=True)
     width = sum(state.shape[2] for state in recording.call.hx)
     means = recording.dy.new_zeros(len(recording.names), K, width, dtype=torch.float64)
     norms, count = means.new_zeros(K), means.new_zeros(K)
-    for group in _groups(walk.sweeps(columns, wanted), stack):
+    for group in _groups(walk.sweeps(columns, stack.cell.states), stack):
         squares = means.new_zeros(K, len(group[0][1].start))
         reached = torch.zeros_like(squares, dtype=torch.bool)
         for k, frames, swept in group:
-            assert swept.adjoint is not None
-            parts = [swept.adjoint] if swept.adjoint_c is None else [swept.adjoint, swept.adjoint_c]
-            rows = torch.cat(parts, -1).double().flatten(0, 1)
+            rows = torch.cat(swept.adjoints, -1).double().flatten(0, 1)
             lag, column = (index.to(rows.device) for index in _lags(frames))
             rows, lag, column = rows[lag >= 0], lag[lag >= 0], column[lag >= 0]
             means[k].index_add_(0, lag, rows)
@@ -217,9 +214,11 @@ def _with_loss(columns: Columns, recording: Recording, losses: int) -> Columns:
     return Columns(tuple(f.pick(keep) for f in columns.frames), columns.takes[:, keep], columns.span[keep])
 
 
-def _groups(sweeps: Iterator[tuple[int, Frames, Swept]], stack: Stack) -> Iterator[list[tuple[int, Frames, Swept]]]:
+def _groups(
+    sweeps: Iterator[tuple[int, Frames, SweepResult]], stack: Stack
+) -> Iterator[list[tuple[int, Frames, SweepResult]]]:
     """The sweeps of all layers and directions over the same columns."""
-    group: list[tuple[int, Frames, Swept]] = []
+    group: list[tuple[int, Frames, SweepResult]] = []
     for swept in sweeps:
         group.append(swept)
         if len(group) == stack.layers * stack.directions:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..cells import CELLS, Cell
 from ..engine import Walk
-from ..kernels import Tape, Walked
+from ..kernels import SweepResult, Tape
 from ..nn.call import Call
 from ..nn.layers import Recurrent
 from ._doctor_calls import Called, tensors_in
@@ -163,10 +163,17 @@ class _Watched(Walk):
     """A walk that writes down what every layer and direction sends to its pre-activations."""
 
     def _finish(
-        self, k: int, tape: Tape, x: Tensor, walked: Walked, dx: Tensor | None, needs_dx: bool = True
+        self,
+        k: int,
+        tape: Tape,
+        x: Tensor,
+        walked: SweepResult,
+        initial: tuple[Tensor, ...],
+        dx: Tensor | None,
+        needs_dx: bool = True,
     ) -> Tensor | None:
         self.walked = {**getattr(self, "walked", {}), k: walked}
-        return super()._finish(k, tape, x, walked, dx, needs_dx)
+        return super()._finish(k, tape, x, walked, initial, dx, needs_dx)
 
 
 def _backward(call: Called) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Walk
-from ..kernels import Columns, Frames, Swept, Wanted
+from ..kernels import Columns, Frames, SweepResult
 from ..policies import Reach
 from ._chain import Chain, Subject, chain_of
 from ._recording import Loss, Recording, recorded
@@ -150,10 +150,9 @@ def lag_map(
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
     with torch.no_grad():
         for k, frames, swept, lag, open in sweeps_by_loss(recording, K, last, lanes):
-            assert swept.adjoint is not None
-            size = _norm(swept.adjoint)
-            if swept.adjoint_c is not None:
-                size = torch.hypot(size, _norm(swept.adjoint_c))
+            size, *of_c = map(_norm, swept.adjoints)
+            for more in of_c:
+                size = torch.hypot(size, more)
             norm = size.cpu().numpy()
             norm[norm < tiny] = 0  # what has lost its precision on the way to zero
             t = (frames.end - frames.last if names[k].endswith(REVERSED) else frames.last).expand_as(lag)
@@ -177,7 +176,7 @@ def lag_map(
 
 def sweeps_by_loss(
     recording: Recording, K: int, at: Ints | None, lanes: int | None, walk: Walk | None = None
-) -> Iterator[tuple[int, Frames, Swept, Tensor, Tensor]]:
+) -> Iterator[tuple[int, Frames, SweepResult, Tensor, Tensor]]:
     """The sweeps of the walk in which every loss is a block: (k, frames, what came back, lag `[R, N]`, whether no reset
     lies on the way `[R, N]`). The lag is -1 where there is none: no loss of its own, or beyond what is walked.
 
@@ -197,8 +196,7 @@ def sweeps_by_loss(
     picked = Columns(tuple(f.pick(own) for f in columns.frames), columns.takes[:, own], columns.span[own])
     if not len(picked.span):
         return
-    wanted = Wanted(adjoint=True, initial=False, adjoint_c=True)
-    for k, frames, swept in walk.sweeps(picked, wanted):
+    for k, frames, swept in walk.sweeps(picked, stack.cell.states):
         lag, steps = frames.last - frames.steps(), frames.steps().clamp(max=recording.T - 1)
         resets = stack.resets_of(k % stack.directions)
         reached = torch.ones_like(lag, dtype=torch.bool)

@@ -25,15 +25,13 @@ from .eager import Eager as Eager
 from .frames import Frames as Frames
 from .kernel import Kernel as Kernel
 from .kernel import Request as Request
-from .kernel import Swept as Swept
+from .kernel import Sweep as Sweep
+from .kernel import SweepResult as SweepResult
 from .kernel import Tape as Tape
-from .kernel import Walked as Walked
-from .kernel import Wanted as Wanted
 from .product import product as product
 from .product import summed_product as summed_product
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
-from .sums import with_final as with_final
 
 KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "eager": Eager()}
 """Every kernel by name, the preferred first."""

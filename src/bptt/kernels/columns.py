@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..policies import Reach
-from .frames import Frames
+from .frames import Frames, final_rows
 
 __all__ = ["Blocks", "Columns"]
 
@@ -53,8 +53,10 @@ class Columns:
         high = torch.minimum(first + reach.window - 1, end)
         span = high - low + 1
         R = int(span.max())
-        forward = Frames(T, ahead.B, R, low, lane, first, last, end, high)
-        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end, end - low)
+        final = [final_rows(lane, last, end), final_rows(lane, end - first, end)]
+        arrives = [rows.where(own, -1) for rows, own in zip(final, takes, strict=True)]
+        forward = Frames(T, ahead.B, R, low, lane, first, last, end, high, arrives[0])
+        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end, end - low, arrives[1])
         return cls((forward, reverse), takes, span)
 
     def within(self, a: int, b: int) -> Columns:
@@ -82,12 +84,6 @@ class Columns:
     def errors(self, x: Tensor, d: int) -> Tensor:
         """`[T, B, F]` in direction d's time -> `[R, N, F]`: the losses on direction d's outputs, zero elsewhere."""
         return self.frames[d].errors(x, self.takes[d])
-
-    def finals(self, d: int) -> tuple[Tensor, Tensor]:
-        """Positions and columns where a cotangent of direction d's final state enters."""
-        position, column = self.frames[d].finals()
-        takes = self.takes[d, column]
-        return position[takes], column[takes]
 
 
 @dataclass(frozen=True)

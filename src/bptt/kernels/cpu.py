@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 from . import _walks
-from .frames import Frames
-from .kernel import Request, Swept, Tape, Walked, Wanted
+from .kernel import Request, Sweep, SweepResult
 from .product import product
 
 __all__ = ["Cpu", "variants"]
@@ -19,9 +18,6 @@ __all__ = ["Cpu", "variants"]
 FORWARD = {torch.float32: _walks.forward_float32, torch.float64: _walks.forward_float64}
 INFER = {torch.float32: _walks.infer_float32, torch.float64: _walks.infer_float64}
 SWEEP = {torch.float32: _walks.sweep_float32, torch.float64: _walks.sweep_float64}
-
-Products = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""dL/dx, dL/dW_ih, dL/dW_hh, each None where not wanted."""
 
 CODES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_IDENTITY": 2, "RNN_SIGMOID": 3, "GRU": 4, "LSTM": 5}
 """The enum Cell of csrc/walks.hpp, by the mode of the cell: those that have a walk."""
@@ -135,85 +131,34 @@ class Cpu:
         INFER[x.dtype](self._variant, CODES[cell.mode], T, B, inputs, H, P, *at, torch.get_num_threads())
         return tuple(outputs)
 
-    def walk(
-        self,
-        cell: Cell,
-        x: Tensor,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        error: Tensor | None,
-        final: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-    ) -> Walked:
-        T, B, _ = x.shape
-        covers = frames.walks.covers
-        products: Products = (None, None, None)
-        small = covers and B > 0 and _is_small(x, w, FEW_ROWS_BACK)
-        if small:
-            weights = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if wanted.weights else (None, None)
-            products = (x.new_empty(x.shape) if wanted.x else None, *weights)
-        da, lam, lam_c, bias, leaving = self._sweep(
-            cell, w, tape, frames, (error, None), final, edges, wanted, (x, products) if small else None
-        )
-        dx, ih, hh = products
-        if wanted.x and dx is None and covers and B > 0:
-            dx = product(da.view(T * B, -1)[:, -len(w.ih) :], w.ih.t()).view(x.shape)
-        initial = frames.collect_initial(leaving) if wanted.initial else ()
-        H = w.hh.shape[1]
-        if cell.inner is not None:
-            return Walked(da[..., H:], lam, initial, bias, ih, hh, dx, leaving, inner=da[..., :H])
-        return Walked(da, lam, initial, bias, ih, hh, dx, leaving, adjoint_c=lam_c)
-
-    def sweep(
-        self,
-        cell: Cell,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        errors: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-    ) -> Swept:
-        wanted = wanted._replace(bias=False)
-        da, lam, lam_c, _, initial = self._sweep(
-            cell, w, tape, frames, (*errors, None)[:2], (None, None), edges, wanted, None, framed=True
-        )
-        return Swept(da if cell.inner is None else da[..., w.hh.shape[1] :], lam, initial, lam_c)
-
-    def _sweep(
-        self,
-        cell: Cell,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        errors: tuple[Tensor | None, ...],
-        final: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-        small: tuple[Tensor, Products] | None,
-        framed: bool = False,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, tuple[Tensor, ...]]:
-        """(da, lambda of h, of c, gradients of the biases, what reaches the initial state), the last by column.
-
-        By step and lane or, where framed, by position and column. The rows of da begin with (4.10), if there is an
-        inner gate.
-        small: x and where to put the products over all steps, if they are to be done here.
-        """
+    def sweep(self, request: Sweep) -> SweepResult:
+        cell, w, tape, frames, errors = request.cell, request.w, request.tape, request.frames, request.errors
         GH, P = w.hh.shape
         N, H = len(frames.start), GH // cell.gates_per_unit
-        walks = frames.walks
+        walks, framed = frames.walks, request.by_position
         rows = (frames.R, N) if framed else (frames.T, frames.B)
-        new = tape.states[0].new_empty if walks.covers and not framed else tape.states[0].new_zeros
+        covers = walks.covers and not framed
+        new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
         da = new(*rows, GH if cell.inner is None else GH + H)
-        lam = new(*rows, P) if wanted.adjoint else None
-        lam_c = new(*rows, H) if wanted.adjoint_c and cell.states == 2 else None
-        bias = (da.new_empty if N else da.new_zeros)(2, GH) if wanted.bias else None
-        reached = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if wanted.initial else ()
-        h, c = tape.states if cell.states == 2 else (tape.states[0], None)
-        error, stride = (None, 0) if errors[0] is None else _rows(errors[0])
-        x, products = (None, (None, None, None)) if small is None else small
+        adjoints = tuple([new(*rows, s.shape[2]) for s in tape.states[: request.adjoints]])
+        leaving = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if request.leaving else ()
+        bias = (da.new_empty if N else da.new_zeros)(2, GH) if request.bias and not framed else None
+        x, dx, dw_ih, dw_hh = request.x, None, None, None
+        wanted = covers and N > 0 and (request.weights or request.dx)
+        if x is not None and wanted and _is_small(x, w, FEW_ROWS_BACK):
+            dx = x.new_empty(x.shape) if request.dx else None
+            dw_ih, dw_hh = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if request.weights else (None, None)
+        else:
+            x = None
+        h, c = (*tape.states, None)[:2]
+        arriving = (*request.arriving, None, None)[:2]
+        for a in arriving:
+            if a is not None and len(a) < walks.rows:
+                shapes = ", ".join(str(list(a.shape)) for a in request.arriving if a is not None)
+                raise RuntimeError(
+                    f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
+                )
+        error, stride = (None, 0) if errors is None else _rows(errors)
         restart, distances = _restart(tape.reset_state)
         held = (  # alive until the call is over
             walks.columns,
@@ -221,22 +166,27 @@ class Cpu:
             *map(_dense, (tape.gates, h, c, tape.resets)),
             *restart,
             error,
-            *map(_dense, (errors[1], final[0], final[1] if c is not None else None, edges, w.hh, w.hr)),
+            *map(_dense, (*arriving, request.edge_factors, w.hh, w.hr)),
             da,
-            lam,
-            lam_c,
+            *(*adjoints, None, None)[:2],
             bias,
-            reached[0] if reached else None,
-            reached[1] if len(reached) == 2 else None,
+            *(*leaving, None, None)[:2],
             _dense(x),
             None if x is None else _dense(w.ih),
-            *products,
+            dx,
+            dw_ih,
+            dw_hh,
         )
         at = list(map(_at, held))
         sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R, *distances)
         overlaps = walks.overlaps and not framed
         SWEEP[da.dtype](self._variant, CODES[cell.mode], *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
-        return da, lam, lam_c, bias, reached
+        weights = () if dw_ih is None and bias is None else (dw_ih, dw_hh, *((None, None) if bias is None else bias))
+        recurrent: tuple[Tensor, ...] = ()
+        if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
+            inner, da = da.split([H, GH], -1)
+            recurrent = da[..., :-H], inner
+        return SweepResult(da, adjoints, leaving, recurrent, weights, dx)
 
 
 def _check(

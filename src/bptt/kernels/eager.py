@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 from .frames import Frames
-from .kernel import Request, Swept, Tape, Walked, Wanted
-from .sums import Sums, columns_at_once, with_final
+from .kernel import Request, Sweep, SweepResult
+from .sums import Sums, columns_at_once
 
 __all__ = ["Eager"]
 
@@ -58,64 +58,58 @@ class Eager:
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
         return None
 
-    def walk(
-        self,
-        cell: Cell,
-        x: Tensor,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        error: Tensor | None,
-        final: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-    ) -> Walked:
-        sums = Sums(wanted)
-        for group in frames.groups(columns_at_once(frames, w)):
-            errors = with_final(cell, group, None if error is None else group.errors(error), final, *group.finals())
-            sums.add(group, self.sweep(cell, w, tape, group, errors, edges, wanted))
-        return sums.walked()
+    def sweep(self, request: Sweep) -> SweepResult:
+        if request.by_position:
+            return self._by_position(request)
+        sums, errors = Sums(request), request.errors
+        for group in request.frames.groups(columns_at_once(request.frames, request.w)):
+            own = None if errors is None else group.errors(errors)
+            sums.add(group, self._by_position(request._replace(frames=group, errors=own)))
+        return sums.result()
 
-    def sweep(
-        self,
-        cell: Cell,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        errors: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-    ) -> Swept:
+    @staticmethod
+    def _by_position(request: Sweep) -> SweepResult:
+        """The sweep of all columns at once, whose errors come by position."""
+        cell, w, tape, frames, errors = request.cell, request.w, request.tape, request.frames, request.errors
         gates = None if tape.gates is None else frames.spread(tape.gates)
         prev, state = tuple(map(frames.spread, tape.prev)), tuple(map(frames.spread, tape.state))
-        edge = None if edges is None else frames.spread(edges)
+        factors = None if request.edge_factors is None else frames.spread(request.edge_factors)
         N = prev[0].shape[1]
         lam = tuple(s.new_zeros(N, s.shape[-1]) for s in state)
-        das, adjoints, adjoints_c = _Series(frames.R), _Series(frames.R), _Series(frames.R)
-        wants_c = wanted.adjoint_c and cell.states == 2
+        das, adjoints = _Series(frames.R), [_Series(frames.R) for _ in state[: request.adjoints]]
         walked = (frames.top - frames.start)[:, None]
         short = None if frames.whole or bool((walked == frames.R - 1).all()) else walked.to(lam[0].device)
+        begin = _begin(frames) if any(a is not None for a in request.arriving) else {}
         for r in reversed(range(frames.R)):
             if short is not None:  # a column that has not begun: zero, also where a weight is infinite
                 lam = tuple(a.masked_fill(short <= r, 0) for a in lam)
-            lam = tuple(a if e is None else a + e[r] for a, e in zip(lam, errors, strict=True))  # (6.1), (6.2)
-            if wanted.adjoint:
-                adjoints.put(r, lam[0])
-            if wants_c:
-                adjoints_c.put(r, lam[1])
+            if r in begin:
+                columns, rows = (index.to(lam[0].device) for index in begin[r])
+                lam = tuple(
+                    a if arriving is None else a.index_add(0, columns, arriving.index_select(0, rows))
+                    for a, arriving in zip(lam, request.arriving, strict=True)
+                )
+            if errors is not None:
+                lam = (lam[0] + errors[r], *lam[1:])  # (6.1), (6.2)
+            for series, a in zip(adjoints, lam, strict=False):
+                series.put(r, a)
             gate = lam[0] if gates is None else gates[r]  # a cell that tapes no gates does not look at them
             back = cell.pull(lam, gate, tuple(s[r] for s in prev), tuple(s[r] for s in state), w)
             through = cell.recurrent(back.da, gate) @ w.hh
             lam = (through if back.direct is None else through + back.direct, *back.carried)
-            if edge is not None:
-                lam = tuple((a * edge[r]).masked_fill(edge[r] == 0, 0) for a in lam)
+            if factors is not None:
+                lam = tuple((a * factors[r]).masked_fill(factors[r] == 0, 0) for a in lam)
             das.put(r, back.da)
-        return Swept(
-            das.whole(),
-            adjoints.whole() if wanted.adjoint else None,
-            lam if wanted.initial else (),
-            adjoints_c.whole() if wants_c else None,
-        )
+        leaving = lam if request.leaving else ()
+        return SweepResult(das.whole(), tuple(series.whole() for series in adjoints), leaving)
+
+
+def _begin(frames: Frames) -> dict[int, tuple[Tensor, Tensor]]:
+    """The columns that begin with what arrives and their rows of it, by the position in which they begin."""
+    columns = (frames.arrives >= 0).nonzero()[:, 0]
+    position = (frames.top - frames.start)[columns]
+    there = {r: columns[position == r] for r in position.unique().tolist()}
+    return {r: (columns, frames.arrives[columns]) for r, columns in there.items()}
 
 
 class _Series:

@@ -39,6 +39,7 @@ class Frames:
     last: Tensor
     end: Tensor  # the last step of the column's sequence
     top: Tensor  # the step a column's walk starts from: past it the adjoint is zero
+    arrives: Tensor  # the row, of what arrives, with which the walk begins at the top; -1 is none. See `final_rows`
     whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
     number: Tensor | None = None  # of each column in the frames these are a part of, where they cross into others
     offset: Tensor | None = None  # and the position there of its first one here
@@ -64,7 +65,7 @@ class Frames:
         first = block * reach.every
         last = (first + reach.every - 1).clamp(max=T - 1)
         start, end = (last - reach.window + 1).clamp(min=0), torch.full_like(last, T - 1)
-        frames = cls(T, B, reach.window, start, lane, first, last, end, last)
+        frames = cls(T, B, reach.window, start, lane, first, last, end, last, final_rows(lane, last, end))
         part = frames.within(a, b)
         assert part.number is not None
         return replace(part, number=part.number + low * B)
@@ -74,8 +75,8 @@ class Frames:
         B, device = len(lengths), lengths.device  # named, since a default device may be set
         lanes = torch.arange(B, device=device)
         if reach.every is None:
-            zero = torch.zeros_like(lengths)
-            return cls(T, B, T, zero, lanes, zero, lengths - 1, lengths - 1, lengths - 1, whole=True)
+            zero, last = torch.zeros_like(lengths), lengths - 1
+            return cls(T, B, T, zero, lanes, zero, last, last, last, final_rows(lanes, last, last), whole=True)
         columns = []
         for length in map(int, lengths.unique()):  # the blocks of a sequence depend on its length alone
             blocks = torch.tensor(reach.blocks(length), device=device)
@@ -83,7 +84,8 @@ class Frames:
             lane = alike.repeat(len(blocks))
             columns.append(torch.cat([blocks.repeat_interleave(len(alike), 0), lane[:, None]], 1))
         start, first, last, lane = torch.cat(columns).unbind(1)
-        return cls(T, B, int((last - start).max()) + 1, start, lane, first, last, lengths[lane] - 1, last)
+        end, R = lengths[lane] - 1, int((last - start).max()) + 1
+        return cls(T, B, R, start, lane, first, last, end, last, final_rows(lane, last, end))
 
     def groups(self, columns: int) -> Iterator[Frames]:
         """The same columns in groups of at most `columns`, so that a sweep's memory stays bounded."""
@@ -95,7 +97,7 @@ class Frames:
 
     def pick(self, columns: slice | Tensor) -> Frames:
         """The sweep over some of the columns."""
-        names = ["start", "lane", "first", "last", "end", "top"]
+        names = ["start", "lane", "first", "last", "end", "top", "arrives"]
         names += ["number", "offset"] if self.number is not None else []
         return replace(self, **{name: getattr(self, name)[columns] for name in names}, whole=False)
 
@@ -103,7 +105,8 @@ class Frames:
         """What the columns walk between the steps a and b-1, in the time of that part alone, numbered as they are here.
 
         A column that comes from behind b-1 starts at the part's last step, without losses of its own if they all lie
-        behind. The end of a sequence behind b-1 lies nowhere in the part.
+        behind. The end of a sequence behind b-1 lies nowhere in the part. What arrives at columns from behind is for
+        who walked the part behind to say: here it is none.
         """
         crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
         part = self.pick(crossing)
@@ -111,9 +114,9 @@ class Frames:
         start, top = (part.start - a).clamp(min=0), (part.top - a).clamp(max=high)
         part = replace(part, number=crossing, offset=start + a - part.start)
         first, last = (part.first - a).clamp(min=0), (part.last - a).clamp(max=high)
-        end = torch.where(part.end < b, part.end - a, T)
+        end, arrives = torch.where(part.end < b, part.end - a, T), part.arrives.where(part.end < b, -1)
         R = int((top - start).max()) + 1 if len(start) else 0
-        return replace(part, T=T, R=R, start=start, first=first, last=last, end=end, top=top)
+        return replace(part, T=T, R=R, start=start, first=first, last=last, end=end, top=top, arrives=arrives)
 
     def steps(self) -> Tensor:
         """The step of each position `[R, N]`."""
@@ -150,11 +153,6 @@ class Frames:
         own = own if takes is None else own & takes
         return self.spread(x).masked_fill(~own[..., None].to(x.device), 0)
 
-    def finals(self) -> tuple[Tensor, Tensor]:
-        """Positions and columns where a cotangent of the final state enters: at the end of each sequence."""
-        columns = (self.last == self.end).nonzero()[:, 0]
-        return (self.end - self.start)[columns], columns
-
     def collect_initial(self, initial: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """`[N, F]` -> `[B, F]`: what reaches the initial state of each lane, over the columns that walk so far."""
         if self.whole:
@@ -166,12 +164,18 @@ class Frames:
     @property
     def kept_bytes(self) -> int:
         """Of addresses, those of `walks` included whether or not they have been asked for."""
-        return 8 * (11 * len(self.start) + 2 * (self.R + 1))
+        own = 4 if self.whole else 6  # tensors of their own: some are the same one
+        return 8 * ((own + 6) * len(self.start) + 2 * (self.R + 1))
 
     @cached_property
     def walks(self) -> Walks:
         """The columns in a compiled kernel's order."""
         return Walks.of(self)
+
+
+def final_rows(lane: Tensor, last: Tensor, end: Tensor) -> Tensor:
+    """`Frames.arrives` where what arrives are the cotangents of the final state: the lane of a column that ends it."""
+    return lane.where(last == end, -1)
 
 
 KEPT, KEPT_BYTES = 256, 2**24
@@ -215,10 +219,11 @@ class Walks(NamedTuple):
     j steps are a range; of equally long ones those that reach step 0 first, so that those that leave there are one too.
     """
 
-    columns: Tensor  # [6, N] int64: top (the step a walk starts from), lane, length, column, own losses, 1 at the end
+    columns: Tensor  # [6, N] int64: top (the step a walk starts from), lane, length, column, own losses, `arrives`
     counts: Tensor  # [2, R + 1] int64: columns longer than j; columns that after j steps are at the initial state
     overlaps: bool  # whether two columns meet at a step and lane
     covers: bool  # whether the columns, without overlap, walk every step of every lane
+    rows: int  # of what arrives, as many as are read
 
     @classmethod
     def of(cls, frames: Frames) -> Walks:
@@ -226,9 +231,8 @@ class Walks(NamedTuple):
         start, top, device = frames.start, frames.top, frames.start.device
         length = top - start + 1
         order = (2 * length + (start == 0)).argsort(descending=True, stable=True)
-        ends = (frames.last == frames.end).long()
         columns = torch.stack([top, frames.lane, length, torch.arange(len(top), device=device),
-                               frames.last - frames.first + 1, ends])[:, order].contiguous()  # fmt: skip
+                               frames.last - frames.first + 1, frames.arrives])[:, order].contiguous()  # fmt: skip
         j = torch.arange(frames.R + 1, device=device)
         ascending = length.sort()[0]
         longer = len(length) - torch.searchsorted(ascending, j, right=True)
@@ -237,4 +241,5 @@ class Walks(NamedTuple):
         lane, low, high = frames.lane[by_lane], start[by_lane], top[by_lane]
         overlaps = bool(((lane[1:] == lane[:-1]) & (low[1:] <= high[:-1])).any())
         covers = not overlaps and int(length.sum()) == frames.T * frames.B
-        return cls(columns, torch.stack([longer, leaving]), overlaps, covers)
+        rows = int(frames.arrives.max()) + 1 if len(top) else 0
+        return cls(columns, torch.stack([longer, leaving]), overlaps, covers, rows)

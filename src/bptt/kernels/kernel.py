@@ -1,7 +1,10 @@
 """What a kernel is.
 
 A kernel computes the walks: stage 1 forward through time and stage 3 back through it. The products over all steps
-(input projection, parameter gradients) are the engine's.
+(input projection, parameter gradients) are the engine's, where a kernel does not have them at hand.
+
+Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates, F taped gate values; R positions and N
+columns of a sweep (see `frames`).
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from .frames import Frames
 
-__all__ = ["Kernel", "Request", "Swept", "Tape", "Walked", "Wanted"]
+__all__ = ["Kernel", "Request", "Sweep", "SweepResult", "Tape"]
 
 
 class Request(NamedTuple):
-    """What a kernel is asked to run on."""
+    """What a kernel is asked whether it can run."""
 
     cell: Cell
     device: torch.device
     dtype: torch.dtype
+    edge_factors: bool = False  # whether factors other than 0 and 1 multiply adjoints on time edges
+    resets: bool = False  # whether the state is replaced inside a sequence
+    adjoints: bool = False  # whether lambda of every step is asked for, beside gradients
 
 
 @dataclass(eq=False)
@@ -50,46 +56,37 @@ class Tape:
         return tuple(s[:-1] if resets is None else s[:-1].masked_fill(resets, 0) for s in self.states)
 
 
-class Swept(NamedTuple):
-    """What one sweep brings back, by position and column."""
+class Sweep(NamedTuple):
+    """All that a kernel is asked of stage 3 of one layer and direction."""
 
-    da: Tensor  # [R, N, G*H] dL/d(pre-activation)
-    adjoint: Tensor | None  # [R, N, P] lambda of h, where asked for
-    initial: tuple[Tensor, ...]  # h [N, P], c [N, H]: what leaves position 0 for the state before it, where asked for
-    adjoint_c: Tensor | None = None  # [R, N, H] lambda of c, for a state (h, c), where asked for
-
-
-class Wanted(NamedTuple):
-    """What is asked of a walk: da always; a bias or a product over all steps only where the kernel does them anyway."""
-
-    adjoint: bool  # lambda of h
-    initial: bool  # the gradient of the initial state
+    cell: Cell
+    w: Weights
+    tape: Tape
+    frames: Frames
+    errors: Tensor | None  # dL/dy [T, B, P], of which each column takes its own losses; by position [R, N, P]
+    arriving: tuple[Tensor | None, ...] = ()  # h [n, P], c [n, H]: lambda with which columns begin, by `Frames.arrives`
+    edge_factors: Tensor | None = None  # [T, B, 1] on the adjoint from step t to step t-1; None is 1; where it is 0
+    # nothing passes, not even a NaN
+    by_position: bool = False  # whether errors come, and results go, by position and column; else by step and lane,
+    # summed over columns
+    adjoints: int = 0  # of how many states lambda is asked for: 1 is h, 2 is h and c
+    leaving: bool = False  # whether what leaves each column at its first step is asked for
+    x: Tensor | None = None  # [T, B, I] the layer's input, where the kernel may do the products over all steps
+    weights: bool = False  # whether those of the weights' gradients are wanted
     bias: bool = False  # those of the biases
-    weights: bool = False  # those of w.ih and w.hh
-    x: bool = False  # that of x
-    adjoint_c: bool = False  # lambda of c
+    dx: bool = False  # that of x
 
 
-class Walked(NamedTuple):
-    """What the sweeps of all columns bring back, summed over columns at every step and lane."""
+class SweepResult(NamedTuple):
+    """What a sweep brings back: by position and column, or by step and lane, as was asked for."""
 
-    da: Tensor  # [T, B, G*H] dL/d(pre-activation)
-    adjoint: Tensor | None  # [T, B, P] lambda of h, where asked for
-    initial: tuple[Tensor, ...]  # dL/d(initial state): h [B, P], c [B, H], where asked for
-    bias: Tensor | None = None  # [2, G*H] the gradients of b_ih and b_hh, where the kernel has them
-    ih: Tensor | None = None  # [G*H, I], [G*H, P] the gradients of w.ih and w.hh, where the kernel has them
-    hh: Tensor | None = None
+    da: Tensor  # [T, B, G*H], by position [R, N, G*H]: dL/d(pre-activation)
+    adjoints: tuple[Tensor, ...] = ()  # lambda of h [.., P], of c [.., H], as many as asked for
+    leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] by column, of those that begin at step 0, where asked for
+    recurrent: tuple[Tensor, ...] = ()  # da as the recurrent product sees it, (4.10), in parts along the rows of W_hh,
+    # where it differs and the kernel has it
+    weights: tuple[Tensor | None, ...] = ()  # gradients of w.ih, w.hh, w.b_ih, w.b_hh, those the kernel has; () is none
     dx: Tensor | None = None  # [T, B, I], where the kernel has it
-    leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] what leaves each column at its first step, with `initial`
-    inner: Tensor | None = None  # [T, B, H] da of `Cell.inner` as W_hh h sees it, (4.10), where the kernel has it
-    adjoint_c: Tensor | None = None  # [T, B, H] lambda of c, for a state (h, c), where asked for
-
-    def plus(self, other: Walked) -> Walked:
-        """The sums over the columns of both."""
-        adjoint = None if self.adjoint is None or other.adjoint is None else self.adjoint + other.adjoint
-        adjoint_c = None if self.adjoint_c is None or other.adjoint_c is None else self.adjoint_c + other.adjoint_c
-        initial = tuple(a + b for a, b in zip(self.initial, other.initial, strict=True))
-        return Walked(self.da + other.da, adjoint, initial, adjoint_c=adjoint_c)
 
 
 class Kernel(Protocol):
@@ -131,38 +128,6 @@ class Kernel(Protocol):
         """
         ...
 
-    def walk(
-        self,
-        cell: Cell,
-        x: Tensor,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        error: Tensor | None,
-        final: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-    ) -> Walked:
-        """The block sweep of one layer and direction over all columns of `frames`, summed by step and lane.
-
-        x: `[T, B, I]`, the layer's input. error: dL/dy `[T, B, P]`, of which each column takes its own losses. final:
-        the cotangents of the final state, h `[B, P]` and c `[B, H]`. edges: `[T, B, 1]`, the factor on the adjoint from
-        step t to step t-1; None is all 1. Where it is 0 nothing passes, not even a NaN. Zero past the end.
-        """
-        ...
-
-    def sweep(
-        self,
-        cell: Cell,
-        w: Weights,
-        tape: Tape,
-        frames: Frames,
-        errors: tuple[Tensor | None, ...],
-        edges: Tensor | None,
-        wanted: Wanted,
-    ) -> Swept:
-        """The same by position and column, for a stack whose blocks overlap.
-
-        errors: of h `[R, N, P]` and of c `[R, N, H]`, None for none; zero where a column has no error.
-        """
+    def sweep(self, request: Sweep) -> SweepResult:
+        """The block sweep of one layer and direction over all columns of the request's frames. Zero past the end."""
         ...

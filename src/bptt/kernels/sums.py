@@ -1,17 +1,15 @@
-"""What a walk over overlapping blocks is put together from: groups of columns, their errors, and the sums over them."""
+"""Sums over groups of columns, of sweeps by position."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..cells import Cell, Weights
+from ..cells import Weights
 from .frames import Frames
-from .kernel import Swept, Walked, Wanted
+from .kernel import Sweep, SweepResult
 
-__all__ = ["Sums", "columns_at_once", "with_final"]
+__all__ = ["Sums", "columns_at_once"]
 
 SWEEP_VALUES = 2**24
 """Values a sweep may hold per group of columns, where blocks overlap so much that they are walked in groups."""
@@ -30,56 +28,25 @@ def columns_at_once(frames: Frames, w: Weights, *, sequence_fits: bool = True) -
     return max(1 if sequence_fits else frames.B, SWEEP_VALUES // (frames.R * 4 * w.hh.shape[0]))
 
 
-def with_final(
-    cell: Cell,
-    frames: Frames,
-    error: Tensor | None,
-    final: tuple[Tensor | None, ...],
-    position: Tensor,
-    column: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """The errors of all states: that of h `[R, N, P]`, completed by the cotangents of the final state.
-
-    final: h `[B, P]`, c `[B, H]`, which enter at the given positions and columns.
-    """
-    errors: list[Tensor | None] = [error, *[None] * (cell.states - 1)]
-    for i, cotangent in enumerate(final):
-        if cotangent is not None:
-            device, base = cotangent.device, errors[i]
-            if base is None:
-                base = cotangent.new_zeros(frames.R, len(frames.start), cotangent.shape[-1])
-            value = cotangent.index_select(0, frames.lane[column].to(device))
-            errors[i] = base.index_put((position.to(device), column.to(device)), value, accumulate=True)
-    return tuple(errors)
-
-
-@dataclass
 class Sums:
-    """What the sweeps of one layer and direction have brought back so far, summed over columns."""
+    """What the sweeps of one layer and direction have brought back so far, summed over columns.
 
-    wanted: Wanted
-    da: Tensor | None = None  # [T, B, G*H]
-    adjoint: Tensor | None = None  # [T, B, P], where collected
-    initial: tuple[Tensor, ...] = ()  # h [B, P], c [B, H]
-    leaving: list[tuple[Tensor, ...]] = field(default_factory=list)  # of each sweep, h [N, P], c [N, H]
-    adjoint_c: Tensor | None = None  # [T, B, H], where collected
+    request: what each of them is asked, whatever its group of columns.
+    """
 
-    def add(self, frames: Frames, swept: Swept) -> None:
-        """Add what one sweep over `frames` has brought back."""
-        initial = frames.collect_initial(swept.initial) if self.wanted.initial else ()
-        if self.initial:
-            initial = tuple(a + b for a, b in zip(self.initial, initial, strict=True))
-        self.initial = initial
-        self.leaving.append(swept.initial)
-        self.da = frames.collect(swept.da, self.da)
-        if self.wanted.adjoint:
-            assert swept.adjoint is not None
-            self.adjoint = frames.collect(swept.adjoint, self.adjoint)
-        if swept.adjoint_c is not None:
-            self.adjoint_c = frames.collect(swept.adjoint_c, self.adjoint_c)
+    def __init__(self, request: Sweep) -> None:
+        # da [T, B, G*H], then lambda of h [T, B, P], of c [T, B, H], where asked for.
+        self._summed: list[Tensor | None] = [None] * (1 + min(request.adjoints, request.cell.states))
+        self._leaving: list[tuple[Tensor, ...]] = []  # of each sweep, h [N, P], c [N, H]
 
-    def walked(self) -> Walked:
-        """The sums; there has been a sweep."""
-        assert self.da is not None
-        leaving = tuple(torch.cat(states) for states in zip(*self.leaving, strict=True))
-        return Walked(self.da, self.adjoint, self.initial, leaving=leaving, adjoint_c=self.adjoint_c)
+    def add(self, frames: Frames, result: SweepResult) -> None:
+        """Add what one sweep over `frames`, by position, has brought back."""
+        parts = zip((result.da, *result.adjoints), self._summed, strict=True)
+        self._summed = [frames.collect(part, into) for part, into in parts]
+        self._leaving.append(result.leaving)
+
+    def result(self) -> SweepResult:
+        """The sums by step and lane; what leaves columns stays by column, in their order. There has been a sweep."""
+        da, *adjoints = [x for x in self._summed if x is not None]
+        leaving = tuple(torch.cat(states) for states in zip(*self._leaving, strict=True))
+        return SweepResult(da, tuple(adjoints), leaving)
