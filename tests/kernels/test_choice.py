@@ -8,7 +8,7 @@ from reference import CELLS, build, case, measure, ours
 
 import bptt
 from bptt import kernels
-from bptt.kernels import Request, cpu
+from bptt.kernels import Eager, Request, cpu
 from bptt.kernels.cpu import Cpu
 
 KINDS = ("RNN", "GRU", "LSTM")
@@ -123,3 +123,56 @@ def test_a_step_left_to_torch_is_told_and_keeps_its_precision() -> None:
         y, _ = layer(x)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
     assert y.dtype == torch.float32
+
+
+class Narrow(Eager):
+    """A kernel that walks nothing but plain sequences, and writes down what it was asked."""
+
+    name = "narrow"
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    def refuses(self, request: Request) -> str | None:
+        self.asked.append(request)
+        asked = [name for name in ("edge_factors", "resets", "adjoints") if getattr(request, name)]
+        return f"it has no {', '.join(asked)}" if asked else None
+
+
+@each_kind
+def test_a_kernel_is_asked_what_a_call_needs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed over by "auto", with the reason, where it cannot; and where it is named, an error."""
+    narrow = Narrow()
+    monkeypatch.setattr(kernels, "KERNELS", {"narrow": narrow, **kernels.KERNELS})
+    x, dy = torch.randn(7, 2, 3), torch.ones(7, 2, 5)
+    resets = torch.zeros(7, 2, dtype=torch.bool)
+    cases = {
+        "": lambda layer: layer(x)[0].sum().backward(),
+        "edge_factors": lambda layer: layer(x)[0].sum().backward(),
+        "resets": lambda layer: layer(x, resets=resets)[0].sum().backward(),
+        "adjoints": lambda layer: bptt.gradients(layer, x, dy),
+    }
+    for lacks, call in cases.items():
+        gradient = "randomized:0.5" if lacks == "edge_factors" else "full"
+        layer = getattr(bptt.nn, kind)(3, 5, gradient=gradient)
+        narrow.asked.clear()
+        call(layer)
+        (asked,) = narrow.asked
+        assert [name for name in ("edge_factors", "resets", "adjoints") if getattr(asked, name)] == [lacks] * bool(
+            lacks
+        )
+        layer.kernel = "narrow"
+        if not lacks:
+            call(layer)
+            continue
+        with pytest.raises(RuntimeError, match=f"kernel='narrow' cannot run this layer: it has no {lacks}"):
+            call(layer)
+    layer = getattr(bptt.nn, kind)(3, 5, gradient="randomized:0.5")
+    assert "'narrow' cannot: it has no edge_factors" in bptt.explain(layer, x)
+    with torch.no_grad():
+        layer(x)  # nothing is drawn for a call that is not differentiated
+    layer.kernel = "narrow"
+    with torch.no_grad():
+        layer(x)
+    with pytest.raises(RuntimeError, match="it has no edge_factors"):
+        bptt.explain(layer, x)

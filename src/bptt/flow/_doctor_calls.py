@@ -136,9 +136,9 @@ class Called:
         """(the layer or its twin, the call, its program under the layer's own policy), with all it drew drawn again."""
         layer, call = self._call()
         if self.generators is None:
-            return layer, call, program(layer, call, layer.gradient, differentiated=True)
+            return layer, call, program(layer, call, layer.gradient, differentiated=True, adjoints=True)
         with self.generators.again(layer):
-            return layer, call, program(layer, call, layer.gradient, differentiated=True)
+            return layer, call, program(layer, call, layer.gradient, differentiated=True, adjoints=True)
 
     def _call(self) -> tuple[Recurrent, Call]:
         layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so

@@ -179,7 +179,7 @@ class Recording:
 
     def stack(self, gradient: Policy) -> Stack:
         """The engine's program of this call under a policy, without the dropout between layers."""
-        return program(self.layer, self.call, gradient, differentiated=True, drops=False)
+        return program(self.layer, self.call, gradient, differentiated=True, drops=False, adjoints=True)
 
     @torch.no_grad()
     def tapes(self) -> list[Tape]:

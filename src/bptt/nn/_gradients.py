@@ -72,7 +72,7 @@ def gradients(
         )
     call = Call.of(layer, x, hx, resets, reset_state)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
-    stack = program(layer, call, policy, differentiated=True)
+    stack = program(layer, call, policy, differentiated=True, adjoints=True)
     keeper = taped(layer, call, stack)
     outputs, tape = keeper.forward(call.tensors, keep=True)
     states = len(outputs) - 1

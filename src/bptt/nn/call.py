@@ -308,16 +308,26 @@ def at_once(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
 
 
 def program(
+<<<<<<< HEAD:src/bptt/nn/call.py
     layer: Layer, call: Call, gradient: policies.Policy, differentiated: bool, *, drops: bool | None = None
+=======
+    layer: Recurrent,
+    call: Call,
+    gradient: policies.Policy,
+    differentiated: bool,
+    *,
+    drops: bool | None = None,
+    adjoints: bool = False,
+>>>>>>> 343514f (kernels: a kernel is asked with what a call needs: edge factors, resets, adjoints):src/bptt/nn/_call.py
 ) -> Stack:
     """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated.
 
-    drops: whether dropout between layers is drawn; None: as the layer's mode says.
+    drops: whether dropout between layers is drawn; None: as the layer's mode says. adjoints: whether they will be asked
+    for, beside gradients.
     """
     x, cell = call.x, layer.cell()
     T, B, _ = x.shape
     D = 2 if layer.bidirectional else 1
-    choice = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype))
     tapes = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
     compiled = torch.compiler.is_compiling()  # by a compiler, which sees through a cache, and warns of it
     traced = compiled or recorder() is not None
@@ -325,9 +335,6 @@ def program(
     if reach is None:
         refuse_recording(f"gradient={str(gradient)!r}, whose reach depends on the number of steps")
         reach = gradient.reach(T)
-    stack = (_plain.__wrapped__ if compiled else _plain)(
-        cell, choice.kernel, layer.num_layers, D, len(call.weights), layer.bias, reach, tapes
-    )
     masks: tuple[Tensor, ...] = ()
     if layer.dropout > 0 and (layer.training if drops is None else drops):
         masks = tuple(call.dropout_mask(layer) for _ in range(layer.num_layers - 1))
@@ -337,6 +344,11 @@ def program(
         count = layer.num_layers * D if D == 2 else 1
         draws = [draw(gradient, T, B) if traced else gradient.draw(T, B) for _ in range(count)]
         xi = [d[..., None].to(x) for d in draws if d is not None] * (layer.num_layers if D == 1 else 1)
+    request = Request(cell, x.device, x.dtype, bool(xi), call.resets is not None, adjoints)
+    kernel = kernels.choose(layer.kernel, request).kernel
+    stack = (_plain.__wrapped__ if compiled else _plain)(
+        cell, kernel, layer.num_layers, D, len(call.weights), layer.bias, reach, tapes
+    )
     if masks or xi or call.lengths is not None:
         stack = replace(stack, masks=masks, xi=tuple(xi), lengths=call.lengths)
     if call.resets is None and call.lengths is None:
