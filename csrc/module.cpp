@@ -1,4 +1,4 @@
-// The walks as functions of Python: pointers and sizes in, nothing out. Who calls them (kernels/cpu.py) has checked
+// The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/cpu.py) has checked
 // shapes, strides and types, and keeps the tensors alive.
 #include "team.hpp"
 #include "variants.hpp"
@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <tuple>
+#include <utility>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
@@ -16,6 +18,7 @@
 
 namespace nb = nanobind;
 using Address = std::uintptr_t;
+using Released = nb::call_guard<nb::gil_scoped_release>;
 
 namespace bptt {
 namespace {
@@ -84,141 +87,108 @@ void walk(const Arguments &a, const Plan &plan, long (*bytes)(const Arguments &,
     run(plan.threads, plan.split, [&](const Worker &worker) { function(a, scratch.get(), worker); });
 }
 
-template <class Real>
-void forward(int variant, int cell, long T, long B, long I, long H, long P, long reset_h_step, long reset_c_step,
-             long stride, bool keeps, Address lane, Address active, Address gates, Address x, Address w_ih, Address h_0,
-             Address c_0, Address resets, Address reset_h, Address reset_c, Address w_hh, Address b_ih, Address b_hh,
-             Address w_hr, Address h, Address c, int threads) {
+template <class Real> void forward(int variant, const Forward<Real> &a, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
-    const Forward<Real> a{.cell = static_cast<Cell>(cell),
-                          .T = T,
-                          .B = B,
-                          .I = I,
-                          .H = H,
-                          .P = P,
-                          .reset_h_step = reset_h_step,
-                          .reset_c_step = reset_c_step,
-                          .stride = stride,
-                          .keeps = keeps,
-                          .lane = at<const std::int64_t>(lane),
-                          .active = at<const std::int64_t>(active),
-                          .gates = at<Real>(gates),
-                          .x = at<const Real>(x),
-                          .w_ih = at<const Real>(w_ih),
-                          .h_0 = at<const Real>(h_0),
-                          .c_0 = at<const Real>(c_0),
-                          .resets = at<const std::uint8_t>(resets),
-                          .reset_h = at<const Real>(reset_h),
-                          .reset_c = at<const Real>(reset_c),
-                          .w_hh = at<const Real>(w_hh),
-                          .b_ih = at<const Real>(b_ih),
-                          .b_hh = at<const Real>(b_hh),
-                          .w_hr = at<const Real>(w_hr),
-                          .h = at<Real>(h),
-                          .c = at<Real>(c)};
-    walk(a, plan(threads, B, T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
+    walk(a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
 }
 
-// Stage 1 of a small layer of which only y [T, B, P] and the final state are wanted: what lies between is kept here.
-template <class Real>
-void infer(int variant, int cell, long T, long B, long I, long H, long P, Address x, Address w_ih, Address h_0,
-           Address c_0, Address w_hh, Address b_ih, Address b_hh, Address w_hr, Address y, Address h_n, Address c_n,
-           int threads) {
-    const Walks<Real> &walks = walks_of<Real>(variant);
-    const Cell kind = static_cast<Cell>(cell);
-    const bool gated = gates_of(kind) > 1;
-    const long states = (T + 1) * B * P, cells = c_0 ? (T + 1) * B * H : 0;
-    const long gates = gated ? T * B * gates_of(kind) * H : 0;
+// Stage 1 of a small layer of which only the outputs are wanted: what lies between is kept here.
+template <class Real> struct Infer : Forward<Real> {
+    Real *y, *h_n, *c_n; // [T, B, P]; [B, P], [B, H] the final state
+};
+
+template <class Real> void infer(int variant, Infer<Real> a, int threads) {
+    const bool gated = gates_of(a.cell) > 1;
+    const long rows = a.T * a.B, h_0 = a.B * a.P, c_0 = a.c_0 ? a.B * a.H : 0;
+    const long gates = gated ? rows * gates_of(a.cell) * a.H : 0;
+    const long states = (a.T + 1) * h_0, cells = (a.T + 1) * c_0;
     const std::unique_ptr<Real, Free> values(static_cast<Real *>(std::malloc((states + cells + gates) * sizeof(Real))));
     if (!values) throw std::bad_alloc();
-    Real *const h = values.get(), *const c = h + states;
-    const Forward<Real> a{.cell = kind,
-                          .T = T,
-                          .B = B,
-                          .I = I,
-                          .H = H,
-                          .P = P,
-                          .reset_h_step = 0,
-                          .reset_c_step = 0,
-                          .stride = gates_of(kind) * H,
-                          .keeps = false,
-                          .lane = nullptr,
-                          .active = nullptr,
-                          .gates = gated ? c + cells : h + B * H,
-                          .x = at<const Real>(x),
-                          .w_ih = at<const Real>(w_ih),
-                          .h_0 = at<const Real>(h_0),
-                          .c_0 = at<const Real>(c_0),
-                          .resets = nullptr,
-                          .reset_h = nullptr,
-                          .reset_c = nullptr,
-                          .w_hh = at<const Real>(w_hh),
-                          .b_ih = at<const Real>(b_ih),
-                          .b_hh = at<const Real>(b_hh),
-                          .w_hr = at<const Real>(w_hr),
-                          .h = h,
-                          .c = c_0 ? c : nullptr};
-    walk(a, plan(threads, B, T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
-    std::copy_n(h + B * P, T * B * P, at<Real>(y));
-    std::copy_n(h + T * B * P, B * P, at<Real>(h_n));
-    if (c_0) std::copy_n(c + T * B * H, B * H, at<Real>(c_n));
+    a.h = values.get();
+    a.c = a.c_0 ? a.h + states : nullptr;
+    a.gates = gated ? a.h + states + cells : a.h + h_0;
+    a.stride = gates_of(a.cell) * a.H;
+    forward<Real>(variant, a, threads);
+    std::copy_n(a.h + h_0, rows * a.P, a.y);
+    std::copy_n(a.h + a.T * h_0, h_0, a.h_n);
+    if (a.c) std::copy_n(a.c + a.T * c_0, c_0, a.c_n);
 }
 
-template <class Real>
-void sweep(int variant, int cell, long T, long B, long I, long H, long P, long N, long R, long reset_h_step,
-           long reset_c_step, long error_stride, bool framed, bool overlaps, Address columns, Address counts,
-           Address gates, Address h, Address c, Address resets, Address reset_h, Address reset_c, Address errors,
-           Address arriving_h, Address arriving_c, Address edge_factors, Address w_hh, Address w_hr, Address da,
-           Address adjoint, Address adjoint_c, Address bias, Address initial_h, Address initial_c, Address x,
-           Address w_ih, Address dx, Address dw_ih, Address dw_hh, int threads) {
-    if (N == 0) return;
+template <class Real> void sweep(int variant, const Sweep<Real> &a, int threads) {
+    if (a.N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
-    const std::int64_t *column = at<const std::int64_t>(columns), *count = at<const std::int64_t>(counts);
-    const Sweep<Real> a{.cell = static_cast<Cell>(cell),
-                        .T = T,
-                        .B = B,
-                        .I = I,
-                        .H = H,
-                        .P = P,
-                        .N = N,
-                        .R = R,
-                        .reset_h_step = reset_h_step,
-                        .reset_c_step = reset_c_step,
-                        .error_stride = error_stride,
-                        .framed = framed,
-                        .overlaps = overlaps,
-                        .top = column,
-                        .lane = column + N,
-                        .length = column + 2 * N,
-                        .slot = column + 3 * N,
-                        .own = column + 4 * N,
-                        .arrives = column + 5 * N,
-                        .active = count,
-                        .leaving = count + R + 1,
-                        .gates = at<const Real>(gates),
-                        .h = at<const Real>(h),
-                        .c = at<const Real>(c),
-                        .resets = at<const std::uint8_t>(resets),
-                        .reset_h = at<const Real>(reset_h),
-                        .reset_c = at<const Real>(reset_c),
-                        .errors = at<const Real>(errors),
-                        .arriving_h = at<const Real>(arriving_h),
-                        .arriving_c = at<const Real>(arriving_c),
-                        .edge_factors = at<const Real>(edge_factors),
-                        .w_hh = at<const Real>(w_hh),
-                        .w_hr = at<const Real>(w_hr),
-                        .da = at<Real>(da),
-                        .adjoint = at<Real>(adjoint),
-                        .adjoint_c = at<Real>(adjoint_c),
-                        .bias = at<Real>(bias),
-                        .initial_h = at<Real>(initial_h),
-                        .initial_c = at<Real>(initial_c),
-                        .x = at<const Real>(x),
-                        .w_ih = at<const Real>(w_ih),
-                        .dx = at<Real>(dx),
-                        .dw_ih = at<Real>(dw_ih),
-                        .dw_hh = at<Real>(dw_hh)};
-    walk(a, plan(threads, N, R, work(a), weight_bytes(a)), walks.sweep_bytes, walks.sweep);
+    walk(a, plan(threads, a.N, a.R, work(a), weight_bytes(a)), walks.sweep_bytes, walks.sweep);
+}
+
+// A field that Python sets, by its name.
+template <class S, class V> struct Field {
+    const char *name;
+    V S::*member;
+};
+template <class S, class V> constexpr Field<S, V> field(const char *name, V S::*member) { return {name, member}; }
+
+// Each struct's fields, in any order; those that are not here, and those that are not set, are zero.
+template <class Struct> struct Fields;
+
+#define BPTT_FIELD(name) field(#name, &S::name)
+template <class Real> struct Fields<Forward<Real>> {
+    using S = Forward<Real>;
+    static constexpr auto all = std::make_tuple(
+        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P),
+        BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(stride), BPTT_FIELD(keeps), BPTT_FIELD(lane),
+        BPTT_FIELD(active), BPTT_FIELD(gates), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0),
+        BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih),
+        BPTT_FIELD(b_hh), BPTT_FIELD(w_hr), BPTT_FIELD(h), BPTT_FIELD(c));
+};
+
+template <class Real> struct Fields<Infer<Real>> {
+    using S = Infer<Real>;
+    static constexpr auto all = std::make_tuple(
+        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(x),
+        BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih), BPTT_FIELD(b_hh),
+        BPTT_FIELD(w_hr), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
+};
+
+template <class Real> struct Fields<Sweep<Real>> {
+    using S = Sweep<Real>;
+    static constexpr auto all = std::make_tuple(
+        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(N),
+        BPTT_FIELD(R), BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(error_stride),
+        BPTT_FIELD(by_position), BPTT_FIELD(overlaps), BPTT_FIELD(columns), BPTT_FIELD(counts), BPTT_FIELD(gates),
+        BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
+        BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c), BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr),
+        BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(bias), BPTT_FIELD(leaving_h),
+        BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
+};
+#undef BPTT_FIELD
+
+// What Python gives for a value of a type: a pointer is an address, a cell its number.
+template <class V> struct Given {
+    using Type = V;
+    static V value(V v) { return v; }
+};
+template <class V> struct Given<V *> {
+    using Type = Address;
+    static V *value(Address address) { return at<V>(address); }
+};
+template <> struct Given<Cell> {
+    using Type = int;
+    static Cell value(int number) { return static_cast<Cell>(number); }
+};
+
+// A class of Python with these fields, to be set one by one, and a function that runs the walk.
+template <class Struct, auto run> void define(nb::module_ &module, const char *name) {
+    nb::class_<Struct> defined(module, name);
+    defined.def(nb::init<>());
+    const auto writable = [&]<class S, class V>(const Field<S, V> &field) {
+        defined.def_prop_rw(field.name, nullptr, [member = field.member](Struct &a, typename Given<V>::Type given) {
+            a.*member = Given<V>::value(given);
+        });
+    };
+    std::apply([&](const auto &...field) { (writable(field), ...); }, Fields<Struct>::all);
+    defined.def(
+        "run", [](const Struct &a, int variant, int threads) { run(variant, a, threads); }, nb::kw_only(),
+        nb::arg("variant"), nb::arg("threads"), Released());
 }
 
 template <class Real> void apply(int variant, int cell, long n, Address x, Address y) {
@@ -236,13 +206,12 @@ std::vector<std::pair<std::string, bool>> names() {
 
 NB_MODULE(_walks, module) {
     using namespace bptt;
-    using Released = nb::call_guard<nb::gil_scoped_release>;
-    module.def("forward_float32", forward<float>, Released());
-    module.def("forward_float64", forward<double>, Released());
-    module.def("infer_float32", infer<float>, Released());
-    module.def("infer_float64", infer<double>, Released());
-    module.def("sweep_float32", sweep<float>, Released());
-    module.def("sweep_float64", sweep<double>, Released());
+    define<Forward<float>, forward<float>>(module, "ForwardFloat32");
+    define<Forward<double>, forward<double>>(module, "ForwardFloat64");
+    define<Infer<float>, infer<float>>(module, "InferFloat32");
+    define<Infer<double>, infer<double>>(module, "InferFloat64");
+    define<Sweep<float>, sweep<float>>(module, "SweepFloat32");
+    define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
     module.def("apply_float32", apply<float>, Released());
     module.def("apply_float64", apply<double>, Released());
     module.def("variants", names, "(name, whether this machine runs it), the widest first");

@@ -32,7 +32,7 @@ template <class T> struct Back {
 
     // Where column n's values of this step lie.
     BPTT_INLINE long place(long n) const {
-        return a.framed ? (a.length[first + n] - 1 - j) * a.N + a.slot[first + n] : at[n];
+        return a.by_position ? (a.length(first + n) - 1 - j) * a.N + a.slot(first + n) : at[n];
     }
 
     // The factor on what comes from the step after.
@@ -40,12 +40,12 @@ template <class T> struct Back {
 
     // The step's own error of h, or zeros.
     BPTT_INLINE const T *error(long n) const {
-        return a.errors && (a.framed || j < a.own[first + n]) ? a.errors + place(n) * a.error_stride : zeros;
+        return a.errors && (a.by_position || j < a.own(first + n)) ? a.errors + place(n) * a.error_stride : zeros;
     }
 
     // The adjoint of h or c that the column begins with at its top; zeros where it has none, and later.
     BPTT_INLINE const T *arrived(const T *arriving, long size, long n) const {
-        return arriving && j == 0 && a.arrives[first + n] >= 0 ? arriving + a.arrives[first + n] * size : zeros;
+        return arriving && j == 0 && a.arrives(first + n) >= 0 ? arriving + a.arrives(first + n) * size : zeros;
     }
 
     // The state before the step.
@@ -54,7 +54,7 @@ template <class T> struct Back {
         return restart(reset, step, at[n], a.B, size, zeros);
     }
 
-    BPTT_INLINE T *adjoint(long n) const { return a.adjoint ? a.adjoint + place(n) * a.P : nullptr; }
+    BPTT_INLINE T *adjoint(long n) const { return a.adjoint_h ? a.adjoint_h + place(n) * a.P : nullptr; }
 
     // Where rows of several columns add up, da is summed here and `to` holds the column's own.
     BPTT_INLINE T *sum(long n) const { return a.overlaps ? a.da + at[n] * width : nullptr; }
@@ -203,7 +203,7 @@ template <class T> struct Leaving : Back<T> {
         for (int i = 0; i < rows; ++i) {
             const T factor = this->factor(n + i);
             const T *carried = a.cell == Cell::gru ? this->carried + (n + i) * a.H : nullptr;
-            T *initial = a.initial_h + a.slot[this->first + n + i] * a.P;
+            T *initial = a.leaving_h + a.slot(this->first + n + i) * a.P;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 const int count = (int)least(a.P - u, lanes<T>);
@@ -215,7 +215,7 @@ template <class T> struct Leaving : Back<T> {
 };
 
 // Rows that are multiplied by the recurrent weights: one less a column where its first step's adjoint goes nowhere.
-template <class T> long multiplied_rows(const Sweep<T> &a) { return (a.initial_h ? a.R : a.R - 1) * a.N; }
+template <class T> long multiplied_rows(const Sweep<T> &a) { return (a.leaving_h ? a.R : a.R - 1) * a.N; }
 
 template <class T> struct SweepMemory {
     Panels<T> w, projection; // the recurrent weights; an LSTM's projection
@@ -308,20 +308,20 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
     worker.wait();
     const long w0 = panels ? p0 : 0, w1 = panels ? p1 : s.w.count;
     const long r0 = panels ? q0 : 0, r1 = panels ? q1 : s.projection.count;
-    const long n0 = apart ? part(a.N, a.active, a.R, worker.id, worker.count) : 0;
-    const long n1 = apart ? part(a.N, a.active, a.R, worker.id + 1, worker.count) : a.N;
+    const long n0 = apart ? part(a.N, a.counts, a.R, worker.id, worker.count) : 0;
+    const long n1 = apart ? part(a.N, a.counts, a.R, worker.id + 1, worker.count) : a.N;
     for (long g0 = n0; g0 < n1; g0 += s.together) {
         const long g1 = least(g0 + s.together, n1), size = g1 - g0;
         // This worker's columns of the group.
         const long c0 = apart || panels ? 0 : part(size, worker.id, worker.count);
         const long c1 = apart || panels ? size : part(size, worker.id + 1, worker.count);
         for (long n = 0; n < size; ++n) {
-            s.at[n] = (a.top[g0 + n] + 1) * a.B + a.lane[g0 + n];
+            s.at[n] = (a.top(g0 + n) + 1) * a.B + a.lane(g0 + n);
             s.from[n] = nullptr;
         }
-        for (long j = 0; j <= a.length[g0]; ++j) {
-            const long end = least(a.active[j] - g0, size), walked = end < 0 ? 0 : end;
-            const long left = least(a.active[j] + a.leaving[j] - g0, size);
+        for (long j = 0; j <= a.length(g0); ++j) {
+            const long end = least(a.active(j) - g0, size), walked = end < 0 ? 0 : end;
+            const long left = least(a.active(j) + a.ended(j) - g0, size);
             const Back<T> back{a, width, j, g0, s.at, s.to, s.carried, s.lambda, s.zeros};
             for (long n = c0; n < least(c1, left > walked ? left : walked); ++n) {
                 s.at[n] -= a.B;
@@ -342,12 +342,12 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             } else {
                 pass(s.w, from, c0, m1, w0, w1, Op<T>{back});
             }
-            if (a.initial_h && left > walked && j) {
+            if (a.leaving_h && left > walked && j) {
                 const long l0 = c0 > walked ? c0 : walked, l1 = least(c1, left);
                 pass(s.w, from, l0, l1, w0, w1, Leaving<T>{back});
                 if (a.c && (!panels || worker.id == 0))
                     for (long n = l0; n < l1; ++n) {
-                        T *initial = a.initial_c + a.slot[g0 + n] * a.H;
+                        T *initial = a.leaving_c + a.slot(g0 + n) * a.H;
                         const T factor = back.factor(n), *carried = s.carried + n * a.H;
                         for (long u = 0; u < a.H; ++u) initial[u] = factor == T(0) ? T(0) : carried[u] * factor;
                     }

@@ -54,35 +54,42 @@ template <class Real> struct Forward {
 // Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
 // steps back. Columns come sorted by length, the longest first; of equally long ones those that reach step 0 first.
 //
-// Values lie by address, row (step, lane) of a [T, B, ...] tensor, or, where `framed`, by position, row (r, slot) of
+// Values lie by address, row (step, lane) of a [T, B, ...] tensor, or, `by_position`, by position, row (r, slot) of
 // [R, N, ...] with r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by
 // address.
 template <class Real> struct Sweep {
     Cell cell;
     long T, B, I, H, P, N, R;
-    long reset_h_step, reset_c_step;                // as in Forward
-    long error_stride;                              // of `errors`
-    bool framed, overlaps;                          // overlaps: rows of several columns add up, in `da` and `adjoint`
-    const std::int64_t *top, *lane, *length, *slot; // [N]
-    const std::int64_t *own;                        // [N] the first `own` steps of the walk have local errors
-    const std::int64_t *arrives;                    // [N] the row of `arriving` that enters at top; -1: none
-    const std::int64_t *active;                     // [R + 1] columns longer than j
-    const std::int64_t *leaving;                    // [R + 1] columns that after j steps are at the initial state
-    const Real *gates;                              // [T, B, 4 H]; null for an RNN
-    const Real *h, *c;                              // as in Forward
-    const std::uint8_t *resets;                     // [T, B] or null
-    const Real *reset_h, *reset_c;                  // as in Forward
-    const Real *errors;                             // local errors of h [.., P] or null
-    const Real *arriving_h, *arriving_c;            // [.., P], [.., H] adjoints from behind the columns' tops, or null
-    const Real *edge_factors;                       // [T, B] on what passes from step t to t - 1; null: 1
+    long reset_h_step, reset_c_step;     // as in Forward
+    long error_stride;                   // of `errors`
+    bool by_position;                    // see above
+    bool overlaps;                       // whether rows of several columns add up, in `da` and the adjoints
+    const std::int64_t *columns;         // [6, N], read by the functions below
+    const std::int64_t *counts;          // [2, R + 1] the same
+    const Real *gates;                   // [T, B, 4 H]; null for an RNN
+    const Real *h, *c;                   // as in Forward
+    const std::uint8_t *resets;          // [T, B] or null
+    const Real *reset_h, *reset_c;       // as in Forward
+    const Real *errors;                  // local errors of h [.., P] or null
+    const Real *arriving_h, *arriving_c; // [.., P], [.., H] lambda with which columns begin, or null
+    const Real *edge_factors;            // [T, B] on what passes from step t to t - 1; null: 1
     const Real *w_hh, *w_hr;
     Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n)
-    Real *adjoint;               // lambda of h [.., P] or null
-    Real *adjoint_c;             // lambda of c [.., H] or null
+    Real *adjoint_h, *adjoint_c; // lambda [.., P], [.., H] or null
     Real *bias;                  // [2, G H] the sums of da over rows, for b_ih and b_hh, or null
-    Real *initial_h, *initial_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
+    Real *leaving_h, *leaving_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
     const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null
     Real *dx, *dw_ih, *dw_hh;    // [T, B, I], [G H, I], [G H, P] these products, or null
+
+    // Of column n; then of all columns, after j steps.
+    std::int64_t top(long n) const { return columns[n]; }
+    std::int64_t lane(long n) const { return columns[N + n]; }
+    std::int64_t length(long n) const { return columns[2 * N + n]; }
+    std::int64_t slot(long n) const { return columns[3 * N + n]; }
+    std::int64_t own(long n) const { return columns[4 * N + n]; }     // the first so many steps have local errors
+    std::int64_t arrives(long n) const { return columns[5 * N + n]; } // row of what arrives at the top; -1: none
+    std::int64_t active(long j) const { return counts[j]; }           // how many are longer than j
+    std::int64_t ended(long j) const { return counts[R + 1 + j]; }    // how many are at the initial state
 };
 
 // What one variant offers. `bytes` is the scratch memory a call needs; every worker of a team calls `run` with the same

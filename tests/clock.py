@@ -23,18 +23,18 @@ class Clock:
         monkeypatch.setattr("bptt.clock.perf_counter", self)
         monkeypatch.setattr("bptt.clock.sleep", lambda seconds: None)
         monkeypatch.setattr("bptt.clock.product", lambda order: Product(1e9, cores))
-        forward, sweep = cpu.Cpu.forward, cpu.Cpu._sweep
+        forward, sweep = cpu.Cpu.forward, cpu.Cpu.sweep
 
         def forward_timed(kernel: Any, cell: Any, x: Any, *others: Any) -> Any:
             self.now += ahead * x.shape[0] * x.shape[1]
             return forward(kernel, cell, x, *others)
 
-        def sweep_timed(kernel: Any, cell: Any, w: Any, tape: Any, frames: Any, *others: Any, **named: Any) -> Any:
-            self.now += back * int((frames.top - frames.start + 1).sum())
-            return sweep(kernel, cell, w, tape, frames, *others, **named)
+        def sweep_timed(kernel: Any, request: Any) -> Any:
+            self.now += back * int((request.frames.top - request.frames.start + 1).sum())
+            return sweep(kernel, request)
 
         monkeypatch.setattr(cpu.Cpu, "forward", forward_timed)
-        monkeypatch.setattr(cpu.Cpu, "_sweep", sweep_timed)
+        monkeypatch.setattr(cpu.Cpu, "sweep", sweep_timed)
 
     def __call__(self) -> float:
         return self.now

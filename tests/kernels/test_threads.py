@@ -101,11 +101,12 @@ def test_the_walks_are_asked_to_use_them(monkeypatch: pytest.MonkeyPatch, thread
     asked: list[int] = []
     for walks in (cpu.FORWARD, cpu.SWEEP):
 
-        def spy(*arguments: Any, walk: Any = walks[torch.float32]) -> None:
-            asked.append(arguments[-1])
-            walk(*arguments)
+        class Spy(walks[torch.float32]):
+            def run(self, *, threads: int, **how: int) -> None:
+                asked.append(threads)
+                super().run(threads=threads, **how)
 
-        monkeypatch.setitem(walks, torch.float32, spy)
+        monkeypatch.setitem(walks, torch.float32, Spy)
     for count in (1, 2, 3):
         threads(count)
         run("lstm", "panels", torch.float32)

@@ -1,11 +1,104 @@
-"""The compiled walks: pointers (0 for none) and sizes, in the order of the functions in csrc/module.cpp."""
+"""The compiled walks: fields as in csrc/walks.hpp and csrc/module.cpp, pointers as addresses, 0 for none."""
 
-def forward_float32(*arguments: int) -> None: ...
-def forward_float64(*arguments: int) -> None: ...
-def infer_float32(*arguments: int) -> None: ...
-def infer_float64(*arguments: int) -> None: ...
-def sweep_float32(*arguments: int) -> None: ...
-def sweep_float64(*arguments: int) -> None: ...
+class Forward:
+    cell: int
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    reset_h_step: int
+    reset_c_step: int
+    stride: int
+    keeps: bool
+    lane: int
+    active: int
+    gates: int
+    x: int
+    w_ih: int
+    h_0: int
+    c_0: int
+    resets: int
+    reset_h: int
+    reset_c: int
+    w_hh: int
+    b_ih: int
+    b_hh: int
+    w_hr: int
+    h: int
+    c: int
+    def run(self, *, variant: int, threads: int) -> None: ...
+
+class ForwardFloat32(Forward): ...
+class ForwardFloat64(Forward): ...
+
+class Infer:
+    cell: int
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    x: int
+    w_ih: int
+    h_0: int
+    c_0: int
+    w_hh: int
+    b_ih: int
+    b_hh: int
+    w_hr: int
+    y: int
+    h_n: int
+    c_n: int
+    def run(self, *, variant: int, threads: int) -> None: ...
+
+class InferFloat32(Infer): ...
+class InferFloat64(Infer): ...
+
+class Sweep:
+    cell: int
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    N: int
+    R: int
+    reset_h_step: int
+    reset_c_step: int
+    error_stride: int
+    by_position: bool
+    overlaps: bool
+    columns: int
+    counts: int
+    gates: int
+    h: int
+    c: int
+    resets: int
+    reset_h: int
+    reset_c: int
+    errors: int
+    arriving_h: int
+    arriving_c: int
+    edge_factors: int
+    w_hh: int
+    w_hr: int
+    da: int
+    adjoint_h: int
+    adjoint_c: int
+    bias: int
+    leaving_h: int
+    leaving_c: int
+    x: int
+    w_ih: int
+    dx: int
+    dw_ih: int
+    dw_hh: int
+    def run(self, *, variant: int, threads: int) -> None: ...
+
+class SweepFloat32(Sweep): ...
+class SweepFloat64(Sweep): ...
+
 def apply_float32(variant: int, cell: int, n: int, x: int, y: int) -> None: ...
 def apply_float64(variant: int, cell: int, n: int, x: int, y: int) -> None: ...
 def variants() -> list[tuple[str, bool]]: ...

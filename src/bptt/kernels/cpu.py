@@ -15,9 +15,9 @@ from .product import product
 
 __all__ = ["Cpu", "variants"]
 
-FORWARD = {torch.float32: _walks.forward_float32, torch.float64: _walks.forward_float64}
-INFER = {torch.float32: _walks.infer_float32, torch.float64: _walks.infer_float64}
-SWEEP = {torch.float32: _walks.sweep_float32, torch.float64: _walks.sweep_float64}
+FORWARD = {torch.float32: _walks.ForwardFloat32, torch.float64: _walks.ForwardFloat64}
+INFER = {torch.float32: _walks.InferFloat32, torch.float64: _walks.InferFloat64}
+SWEEP = {torch.float32: _walks.SweepFloat32, torch.float64: _walks.SweepFloat64}
 
 CODES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_IDENTITY": 2, "RNN_SIGMOID": 3, "GRU": 4, "LSTM": 5}
 """The enum Cell of csrc/walks.hpp, by the mode of the cell: those that have a walk."""
@@ -92,25 +92,40 @@ class Cpu:
         if lengths is not None:
             lane = lengths.argsort(descending=True)
             active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
-        restart, distances = _restart(reset_state)
-        held = (  # alive until the call is over
-            lane,
-            active,
-            gates,
-            _dense(x) if small else None,
-            _dense(w.ih) if small else None,
-            _dense(initial[0]),
-            _dense(initial[1]) if c is not None else None,
-            _dense(resets),
-            *restart,
-            *map(_dense, (w.hh, w.b_ih, w.b_hh, w.hr)),
-            h,
-            c,
-        )
-        at = list(map(_at, held))
-        sizes = (T, B, inputs, H, P, *distances)
+        (reset_h, reset_c), steps = _restart(reset_state)
+        # What is computed from lives until the call is over, as these names do.
+        dense_x, w_ih = (_dense(x), _dense(w.ih)) if small else (None, None)
+        h_0, c_0 = _dense(initial[0]), None if c is None else _dense(initial[1])
+        w_hh, b_ih, b_hh, w_hr, resets = map(_dense, (w.hh, w.b_ih, w.b_hh, w.hr, resets))
         if B:
-            FORWARD[x.dtype](self._variant, CODES[cell.mode], *sizes, stride, tape_gates, *at, torch.get_num_threads())
+            walk = FORWARD[x.dtype]()
+            walk.cell = CODES[cell.mode]
+            walk.T = T
+            walk.B = B
+            walk.I = inputs
+            walk.H = H
+            walk.P = P
+            walk.reset_h_step = steps[0]
+            walk.reset_c_step = steps[1]
+            walk.stride = stride
+            walk.keeps = tape_gates
+            walk.lane = _at(lane)
+            walk.active = _at(active)
+            walk.gates = _at(gates)
+            walk.x = _at(dense_x)
+            walk.w_ih = _at(w_ih)
+            walk.h_0 = _at(h_0)
+            walk.c_0 = _at(c_0)
+            walk.resets = _at(resets)
+            walk.reset_h = _at(reset_h)
+            walk.reset_c = _at(reset_c)
+            walk.w_hh = _at(w_hh)
+            walk.b_ih = _at(b_ih)
+            walk.b_hh = _at(b_hh)
+            walk.w_hr = _at(w_hr)
+            walk.h = _at(h)
+            walk.c = _at(c)
+            walk.run(variant=self._variant, threads=torch.get_num_threads())
         return (h,) if c is None else (h, c), gates if tape_gates else None
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
@@ -121,28 +136,46 @@ class Cpu:
             return None
         H = GH // cell.gates_per_unit
         h_0, c_0 = hx if cell.states == 2 else (hx[0], None)
-        outputs = [x.new_empty(T, B, P), x.new_empty(1, B, P), *([] if c_0 is None else [x.new_empty(1, B, H)])]
+        y, h_n, c_n = x.new_empty(T, B, P), x.new_empty(1, B, P), None if c_0 is None else x.new_empty(1, B, H)
         given: tuple[Tensor | None, ...] = (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)
         for t in given:
             if t is not None and (not t.is_contiguous() or t.is_neg() or t._is_zerotensor()):
                 given = tuple(map(_dense, given))  # alive until the call is over
                 break
-        at = list(map(_at, (*given, *outputs, None)[:11]))
-        INFER[x.dtype](self._variant, CODES[cell.mode], T, B, inputs, H, P, *at, torch.get_num_threads())
-        return tuple(outputs)
+        at_x, w_ih, at_h_0, at_c_0, w_hh, b_ih, b_hh, w_hr = map(_at, given)
+        walk = INFER[x.dtype]()
+        walk.cell = CODES[cell.mode]
+        walk.T = T
+        walk.B = B
+        walk.I = inputs
+        walk.H = H
+        walk.P = P
+        walk.x = at_x
+        walk.w_ih = w_ih
+        walk.h_0 = at_h_0
+        walk.c_0 = at_c_0
+        walk.w_hh = w_hh
+        walk.b_ih = b_ih
+        walk.b_hh = b_hh
+        walk.w_hr = w_hr
+        walk.y = _at(y)
+        walk.h_n = _at(h_n)
+        walk.c_n = _at(c_n)
+        walk.run(variant=self._variant, threads=torch.get_num_threads())
+        return (y, h_n) if c_n is None else (y, h_n, c_n)
 
     def sweep(self, request: Sweep) -> SweepResult:
-        cell, w, tape, frames, errors = request.cell, request.w, request.tape, request.frames, request.errors
+        cell, w, tape, frames, by_position = request.cell, request.w, request.tape, request.frames, request.by_position
         GH, P = w.hh.shape
         N, H = len(frames.start), GH // cell.gates_per_unit
-        walks, framed = frames.walks, request.by_position
-        rows = (frames.R, N) if framed else (frames.T, frames.B)
-        covers = walks.covers and not framed
+        walks = frames.walks
+        rows = (frames.R, N) if by_position else (frames.T, frames.B)
+        covers = walks.covers and not by_position
         new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
         da = new(*rows, GH if cell.inner is None else GH + H)
         adjoints = tuple([new(*rows, s.shape[2]) for s in tape.states[: request.adjoints]])
         leaving = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if request.leaving else ()
-        bias = (da.new_empty if N else da.new_zeros)(2, GH) if request.bias and not framed else None
+        bias = (da.new_empty if N else da.new_zeros)(2, GH) if request.bias and not by_position else None
         x, dx, dw_ih, dw_hh = request.x, None, None, None
         wanted = covers and N > 0 and (request.weights or request.dx)
         if x is not None and wanted and _is_small(x, w, FEW_ROWS_BACK):
@@ -150,37 +183,61 @@ class Cpu:
             dw_ih, dw_hh = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if request.weights else (None, None)
         else:
             x = None
-        h, c = (*tape.states, None)[:2]
-        arriving = (*request.arriving, None, None)[:2]
-        for a in arriving:
+        for a in request.arriving:
             if a is not None and len(a) < walks.rows:
                 shapes = ", ".join(str(list(a.shape)) for a in request.arriving if a is not None)
                 raise RuntimeError(
                     f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
                 )
-        error, stride = (None, 0) if errors is None else _rows(errors)
-        restart, distances = _restart(tape.reset_state)
-        held = (  # alive until the call is over
-            walks.columns,
-            walks.counts,
-            *map(_dense, (tape.gates, h, c, tape.resets)),
-            *restart,
-            error,
-            *map(_dense, (*arriving, request.edge_factors, w.hh, w.hr)),
-            da,
-            *(*adjoints, None, None)[:2],
-            bias,
-            *(*leaving, None, None)[:2],
-            _dense(x),
-            None if x is None else _dense(w.ih),
-            dx,
-            dw_ih,
-            dw_hh,
-        )
-        at = list(map(_at, held))
-        sizes = (frames.T, frames.B, w.ih.shape[1], H, P, N, frames.R, *distances)
-        overlaps = walks.overlaps and not framed
-        SWEEP[da.dtype](self._variant, CODES[cell.mode], *sizes, stride, framed, overlaps, *at, torch.get_num_threads())
+        # What is computed from lives until the call is over, as these names do.
+        h, c = _dense(tape.states[0]), _dense(tape.states[1]) if cell.states == 2 else None
+        gates, resets, factors, w_hh, w_hr = map(_dense, (tape.gates, tape.resets, request.edge_factors, w.hh, w.hr))
+        (reset_h, reset_c), steps = _restart(tape.reset_state)
+        errors, stride = (None, 0) if request.errors is None else _rows(request.errors)
+        arriving_h, arriving_c = (*map(_dense, request.arriving), None, None)[:2]
+        x, w_ih = _dense(x), None if x is None else _dense(w.ih)
+        adjoint_h, adjoint_c = (*adjoints, None, None)[:2]
+        leaving_h, leaving_c = (*leaving, None, None)[:2]
+        walk = SWEEP[da.dtype]()
+        walk.cell = CODES[cell.mode]
+        walk.T = frames.T
+        walk.B = frames.B
+        walk.I = w.ih.shape[1]
+        walk.H = H
+        walk.P = P
+        walk.N = N
+        walk.R = frames.R
+        walk.reset_h_step = steps[0]
+        walk.reset_c_step = steps[1]
+        walk.error_stride = stride
+        walk.by_position = by_position
+        walk.overlaps = walks.overlaps and not by_position
+        walk.columns = _at(walks.columns)
+        walk.counts = _at(walks.counts)
+        walk.gates = _at(gates)
+        walk.h = _at(h)
+        walk.c = _at(c)
+        walk.resets = _at(resets)
+        walk.reset_h = _at(reset_h)
+        walk.reset_c = _at(reset_c)
+        walk.errors = _at(errors)
+        walk.arriving_h = _at(arriving_h)
+        walk.arriving_c = _at(arriving_c)
+        walk.edge_factors = _at(factors)
+        walk.w_hh = _at(w_hh)
+        walk.w_hr = _at(w_hr)
+        walk.da = _at(da)
+        walk.adjoint_h = _at(adjoint_h)
+        walk.adjoint_c = _at(adjoint_c)
+        walk.bias = _at(bias)
+        walk.leaving_h = _at(leaving_h)
+        walk.leaving_c = _at(leaving_c)
+        walk.x = _at(x)
+        walk.w_ih = _at(w_ih)
+        walk.dx = _at(dx)
+        walk.dw_ih = _at(dw_ih)
+        walk.dw_hh = _at(dw_hh)
+        walk.run(variant=self._variant, threads=torch.get_num_threads())
         weights = () if dw_ih is None and bias is None else (dw_ih, dw_hh, *((None, None) if bias is None else bias))
         recurrent: tuple[Tensor, ...] = ()
         if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row

@@ -39,7 +39,7 @@ class Frames:
     last: Tensor
     end: Tensor  # the last step of the column's sequence
     top: Tensor  # the step a column's walk starts from: past it the adjoint is zero
-    arrives: Tensor  # the row, of what arrives, with which the walk begins at the top; -1 is none. See `final_rows`
+    arrives: Tensor  # the row of `Sweep.arriving` with which a column's walk begins at its top; -1 is none
     whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
     number: Tensor | None = None  # of each column in the frames these are a part of, where they cross into others
     offset: Tensor | None = None  # and the position there of its first one here
@@ -174,7 +174,7 @@ class Frames:
 
 
 def final_rows(lane: Tensor, last: Tensor, end: Tensor) -> Tensor:
-    """`Frames.arrives` where what arrives are the cotangents of the final state: the lane of a column that ends it."""
+    """`Frames.arrives` for the cotangents of the final state: the lane of each column that ends with its sequence."""
     return lane.where(last == end, -1)
 
 

@@ -65,10 +65,10 @@ class Sweep(NamedTuple):
     frames: Frames
     errors: Tensor | None  # dL/dy [T, B, P], of which each column takes its own losses; by position [R, N, P]
     arriving: tuple[Tensor | None, ...] = ()  # h [n, P], c [n, H]: lambda with which columns begin, by `Frames.arrives`
-    edge_factors: Tensor | None = None  # [T, B, 1] on the adjoint from step t to step t-1; None is 1; where it is 0
-    # nothing passes, not even a NaN
-    by_position: bool = False  # whether errors come, and results go, by position and column; else by step and lane,
-    # summed over columns
+    # [T, B, 1] on the adjoint from step t to step t-1; None is 1. Where it is 0 nothing passes, not even a NaN.
+    edge_factors: Tensor | None = None
+    # Whether errors come, and results go, by position and column; else results are summed by step and lane.
+    by_position: bool = False
     adjoints: int = 0  # of how many states lambda is asked for: 1 is h, 2 is h and c
     leaving: bool = False  # whether what leaves each column at its first step is asked for
     x: Tensor | None = None  # [T, B, I] the layer's input, where the kernel may do the products over all steps
@@ -82,9 +82,9 @@ class SweepResult(NamedTuple):
 
     da: Tensor  # [T, B, G*H], by position [R, N, G*H]: dL/d(pre-activation)
     adjoints: tuple[Tensor, ...] = ()  # lambda of h [.., P], of c [.., H], as many as asked for
-    leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] by column, of those that begin at step 0, where asked for
-    recurrent: tuple[Tensor, ...] = ()  # da as the recurrent product sees it, (4.10), in parts along the rows of W_hh,
-    # where it differs and the kernel has it
+    leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] by column, of those that walk to step 0, where asked for
+    # da as the recurrent product sees it, (4.10), in parts along the rows of W_hh: where it differs and is at hand.
+    recurrent: tuple[Tensor, ...] = ()
     weights: tuple[Tensor | None, ...] = ()  # gradients of w.ih, w.hh, w.b_ih, w.b_hh, those the kernel has; () is none
     dx: Tensor | None = None  # [T, B, I], where the kernel has it
 

@@ -1,0 +1,31 @@
+"""The compiled walks as Python sees them: fields by name, and the stub that tells type checkers of them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from bptt.kernels import _walks
+
+CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep") for bits in (32, 64)]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_stub_names_the_fields(name: str) -> None:
+    stub = ast.parse(Path(_walks.__file__).with_name("_walks.pyi").read_text(encoding="utf-8"))
+    (told,) = [node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == name.partition("Float")[0]]
+    fields = {ast.unparse(node.target) for node in told.body if isinstance(node, ast.AnnAssign)}
+    assert fields == {name for name, value in vars(getattr(_walks, name)).items() if isinstance(value, property)}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_field_has_a_name_and_a_type(name: str) -> None:
+    walk = getattr(_walks, name)()
+    walk.H, walk.x = 5, 0
+    with pytest.raises(AttributeError):
+        walk.none_of_them = 5
+    for field, value in (("H", 2.5), ("H", "5"), ("x", None), ("x", -1)):
+        with pytest.raises(TypeError):
+            setattr(walk, field, value)
+    with pytest.raises(TypeError):
+        walk.run(0, 1)  # which is which?
