@@ -241,8 +241,9 @@ class Cpu:
         weights = () if dw_ih is None and bias is None else (dw_ih, dw_hh, *((None, None) if bias is None else bias))
         recurrent: tuple[Tensor, ...] = ()
         if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
-            inner, da = da.split([H, GH], -1)
-            recurrent = da[..., :-H], inner
+            inner_first, da = da, da[..., H:]
+            if dw_hh is None or (bias is None and w.b_hh is not None):  # else nobody asks: a view takes a microsecond
+                recurrent = da[..., :-H], inner_first[..., :H]
         return SweepResult(da, adjoints, leaving, recurrent, weights, dx)
 
 
