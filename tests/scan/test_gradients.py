@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bptt import Chunked, Full, Randomized, Truncated, scan
 from bptt.policies import Policy
-from bptt.scan import _walk
+from bptt.scan import sweep
 
 from .loops import (
     COUPLED,
@@ -219,7 +219,7 @@ def test_groups_of_blocks_bound_the_memory(
     policy: Policy, elements: int, agree: Agree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lstm()
-    monkeypatch.setattr(_walk, "_MERGED_ELEMENTS", elements)
+    monkeypatch.setattr(sweep, "_MERGED_ELEMENTS", elements)
     agree(measured(case, policy, rows="independent", resets=RESETS), expected(case, policy, resets=RESETS))
     assert max(rows_walked(case, policy, "independent")) == (B if elements == 1 else 2 * B)
 

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 import bptt
 from bptt import Checkpoints, Truncated
 from bptt.memory import parse
-from bptt.scan import _walk
-from bptt.scan._rebuilt import Kept
+from bptt.scan import sweep
+from bptt.scan.segments import KeptCarries
 from bptt.schedules import advances, binomial
 
 from .loops import POLICIES as POLICIES_OF_LOOPS
@@ -135,7 +135,7 @@ def test_a_budget_runs_what_the_schedule_says(T, carries):
     steps = max(2, memory.cut(T, 16, 16).steps)
     segments, rest = divmod(T, steps)
     assert rest == 0
-    kept = Kept.of(memory, T, [torch.ones(2, 2)])
+    kept = KeptCarries.of(memory, T, [torch.ones(2, 2)])
     slots = (carries - steps) // 2
     assert kept.schedule == binomial(segments, slots)
     assert slots < segments - 1
@@ -169,7 +169,7 @@ def test_blocks_of_a_segment_lie_side_by_side(policy, rows):
 @pytest.mark.parametrize("name", ["lstm", "tree", "branch_on_all_rows", "next_row"])
 @pytest.mark.parametrize("policy", POLICIES_OF_LOOPS.values(), ids=str)
 def test_blocks_that_cross_segments(policy, name, elements, steps, agree, monkeypatch):
-    monkeypatch.setattr(_walk, "_MERGED_ELEMENTS", elements)
+    monkeypatch.setattr(sweep, "_MERGED_ELEMENTS", elements)
     case = STEPS[name]()
     options = {"resets": RESETS} if name == "lstm" else {}
     got = measured(case, policy, memory=Checkpoints(steps=steps), **options)

@@ -10,7 +10,9 @@ torch; `tracing` says who else needs them. `tangents` refuses forward-mode deriv
 from .bothways import BothWays as BothWays
 from .bothways import taped as taped
 from .boundary import Program as Program
+from .boundary import Pullback as Pullback
 from .boundary import Tensors as Tensors
+from .boundary import attach as attach
 from .boundary import given as given
 from .boundary import run as run
 from .device import default_device as default_device

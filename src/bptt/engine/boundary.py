@@ -1,7 +1,8 @@
 """The only autograd boundary.
 
 A `Program` is a computation whose gradient we define ourselves: stage 1 is its `forward`, stages 3 and 4 its
-`backward` (stage 2, the local error, is whatever autograd does above). `run` puts it into autograd's graph.
+`backward` (stage 2, the local error, is whatever autograd does above). `run` puts it into autograd's graph; `attach`
+does so with outputs that were computed before, and their `Pullback`.
 """
 
 from __future__ import annotations
@@ -17,29 +18,16 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .tracing import named, seen
 
-__all__ = ["OPERATORS", "Program", "Tensors", "given", "own_precision", "run"]
+__all__ = ["OPERATORS", "Program", "Pullback", "Tensors", "attach", "given", "own_precision", "run"]
 
 Tensors = tuple[Tensor | None, ...]
 
 
-class Program(Protocol):
-    """A computation with a hand-written gradient. Immutable once `run` has been called with it."""
+class Pullback(Protocol):
+    """A hand-written gradient: the way back through a computation. Immutable once it is in autograd's graph."""
 
     name: ClassVar[str]
-    """What a profiler calls it."""
-
-    @property
-    def repeats(self) -> bool:
-        """Whether `forward` gives the same again, so that an output that the caller changed in place can be had anew.
-
-        Else such a change raises at the backward call.
-        """
-        ...
-
-    @property
-    def outputs(self) -> int:
-        """How many tensors `forward` returns before its tape."""
-        ...
+    """What a profiler calls the computation."""
 
     @property
     def reads(self) -> int:
@@ -55,13 +43,6 @@ class Program(Protocol):
         """The same program with others in the place of `held`; None stands for a tensor that is given later."""
         ...
 
-    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(outputs, tape) from the inputs. keep: a backward call will follow; else the tape may be empty.
-
-        No tape tensor may be an input or an output; these are saved anyway. An output may be a part of one.
-        """
-        ...
-
     def backward(
         self,
         tensors: Tensors,
@@ -72,9 +53,27 @@ class Program(Protocol):
     ) -> Tensors:
         """The gradient of every input (None where `needs` is False), from the cotangents of the outputs.
 
-        outputs: at least those it reads. tape: what `forward` kept; or None when the gradient itself must be
+        outputs: at least those it reads. tape: what the forward pass kept; or None when the gradient itself must be
         differentiable (double backward): then grad mode is on, and the tape is to be rebuilt from `tensors` by
         operations autograd can record. A cotangent is None where nothing arrived.
+        """
+        ...
+
+
+class Program(Pullback, Protocol):
+    """A computation with a hand-written gradient, which gives the same again: an output that the caller changed in
+    place is had anew.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors `forward` returns before its tape."""
+        ...
+
+    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(outputs, tape) from the inputs. keep: a backward call will follow; else the tape may be empty.
+
+        No tape tensor may be an input or an output; these are saved anyway. An output may be a part of one.
         """
         ...
 
@@ -94,7 +93,7 @@ OPERATORS: dict[type, Callable[[Any, Tensors], tuple[Tensor, ...]]] = {}
 """How a program of a type runs where it is looked at: through operators of torch, which a graph can hold."""
 
 PULLBACKS: dict[type, Callable[..., Tensors]] = {}
-"""The same of its backward call, with the arguments of `Program.backward`, where the forward call was not looked at."""
+"""The same of its backward call, with the arguments of `Pullback.backward`, where the forward call was not seen."""
 
 
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -117,6 +116,19 @@ def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple([output.data if output._is_view() else output for output in outputs])
 
 
+def attach(
+    pullback: Pullback, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...], *tensors: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Outputs that were computed from these tensors without autograd, differentiable by the pullback.
+
+    tape: what was kept for it, under the rules of `Program.forward`. Where the caller changes an output in place that
+    the pullback reads, the backward call raises.
+    """
+    if has_torch_function(tensors):
+        return handle_torch_function(attach, tensors, pullback, outputs, tape, *tensors)
+    return _Attached.apply((pullback, outputs, tape), *tensors)
+
+
 class _Boundary(torch.autograd.Function):
     """Everything that holds a tensor is saved through autograd, which sees it, guards it, and frees it in time.
 
@@ -128,13 +140,8 @@ class _Boundary(torch.autograd.Function):
     def forward(ctx: Any, program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with named(program.name, "forward"):
             outputs, tape = program.forward(tensors, keep=True)
-        reads, held = program.reads, program.held
-        ctx.program = program.holding((None,) * len(held)) if held else program
-        first = len(tensors) + len(held)
-        ctx.ends = len(tensors), first, first + reads
-        ctx.save_for_backward(*tensors, *held, *outputs[:reads], *tape)
-        ctx.set_materialize_grads(False)
-        outputs, ctx.witnesses = _own(outputs, reads) if program.repeats else (outputs, ())
+        _save(ctx, program, tensors, outputs, tape)
+        outputs, ctx.witnesses = _own(outputs, program.reads)
         return outputs
 
     @staticmethod
@@ -157,6 +164,17 @@ class _Boundary(torch.autograd.Function):
         if not _keeps_graph():  # what has failed may be called again
             ctx.program = None
         return (None, *grads)
+
+
+class _Attached(_Boundary):
+    """The same of what was computed before: a pullback, outputs and tape."""
+
+    @staticmethod
+    def forward(ctx: Any, computed: Any, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        pullback, outputs, tape = computed
+        _save(ctx, pullback, tensors, outputs, tape)
+        ctx.witnesses = ()
+        return outputs
 
 
 class _Transformable(_Boundary):
@@ -195,6 +213,18 @@ class _Transformable(_Boundary):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs, first, _ = ctx.ends
         return (*_Boundary.backward(ctx, *cotangents[: ctx.outputs]), *[None] * (first - inputs))
+
+
+def _save(
+    ctx: Any, pullback: Pullback, tensors: Tensors, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...]
+) -> None:
+    """Save all that the backward call needs."""
+    reads, held = pullback.reads, pullback.held
+    ctx.program = pullback.holding((None,) * len(held)) if held else pullback
+    first = len(tensors) + len(held)
+    ctx.ends = len(tensors), first, first + reads
+    ctx.save_for_backward(*tensors, *held, *outputs[:reads], *tape)
+    ctx.set_materialize_grads(False)
 
 
 def _own(outputs: tuple[Tensor, ...], reads: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from ..memory import Checkpoints
 from ..policies import Full, Policy, Reach, parse
 from ..scan import scan
-from ..scan._arguments import described, steps_of
-from ..scan._replay import Step, fresh, split
-from ..scan._scan import Rows, drawn_lanes
+from ..scan.arguments import Arguments, described
+from ..scan.forms import Step, split
+from ..scan.leaves import fresh
+from ..scan.program import Rows
 from ._comparable import LAGS, LOSSES
 from ._moments import Gradient, seeded
 from ._steps import StepChain
@@ -192,8 +193,7 @@ def scanned(
         raise TypeError(f"step must be a function of (carry, x): got {described(step)}")
     if not callable(loss):
         raise TypeError(f"loss must be a function of (final carry, ys): got {described(loss)}")
-    own, (state, _), (inputs, x_form) = parse(gradient), split(carry), split(xs)
-    T = steps_of(inputs, x_form, length)
+    own, given = parse(gradient), Arguments.of(step, carry, xs, length, resets)
 
     def run(policy: Policy) -> Tensor:
         value = loss(*scan(step, carry, xs, gradient=policy, length=length, resets=resets, rows=rows, memory=memory))
@@ -202,7 +202,7 @@ def scanned(
             raise TypeError(f"loss must give a scalar tensor: got {got}")
         return value.reshape(())
 
-    cuda = tuple({t.device for t in (*state, *inputs) if t.is_cuda})
+    cuda = tuple(device for device in given.devices if device.type == "cuda")
     with torch.enable_grad(), torch.random.fork_rng(cuda):
         value = run(Full())
     parameters = tuple(_leaves(value))
@@ -213,9 +213,8 @@ def scanned(
         with torch.random.fork_rng(cuda):
             return _chain(step, carry, xs, loss, length, resets)
 
-    lanes = drawn_lanes(state)
     name = getattr(step, "__qualname__", type(step).__name__)
-    return Scanned(f"scan of {name}", own, T, lanes, float(value.detach()), parameters, run, chain, cuda)
+    return Scanned(f"scan of {name}", own, given.T, given.lanes, float(value.detach()), parameters, run, chain, cuda)
 
 
 def _leaves(value: Tensor) -> Iterator[Tensor]:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..scan._arguments import check_no_tensor_hidden, checked_resets, steps_of
-from ..scan._replay import Surroundings, Visit, fresh, random_kept, split
-from ..scan._scan import _forward
-from ..scan._watch import Watch, hidden
+from ..scan.arguments import Arguments
+from ..scan.forward import StepVisits
+from ..scan.leaves import fresh
+from ..scan.visit import Visit
 from ._chain import jacobian
 from ._recording import Loss
 
@@ -39,8 +39,8 @@ class StepChain:
     ) -> None:
         if rows not in ("coupled", "independent"):
             raise ValueError(f"rows must be 'coupled' or 'independent': got {rows!r}")
-        state, form = split(carry)
-        check_no_tensor_hidden(form)
+        given = Arguments.of(step, carry, xs, length, resets)
+        state = given.carry
         self._float = [i for i, s in enumerate(state) if s.is_floating_point()]
         floats = [state[i] for i in self._float]
         if not floats or any(s.is_complex() for s in state):
@@ -56,22 +56,11 @@ class StepChain:
         self._sizes = [s.numel() // max(self.B, 1) for s in floats]
         self.S = sum(self._sizes)
         self.dtype, self.device = floats[0].dtype, floats[0].device
-        inputs, x_form = split(xs)
-        self._xs = [x.detach() for x in inputs]
-        self.T = steps_of(inputs, x_form, length)
+        self.T, self._resets = given.T, given.resets
         self.edges = range(1, self.T + 1)
-        self._resets = checked_resets(resets, self.T, state)
+        self._loss = loss
         self._latest: tuple[int, Visit] | None = None
-        devices = {torch.device("cpu"), *(s.device for s in (*state, *inputs))}
-        watch, surroundings = Watch(step, devices, inputs), Surroundings.current(devices)
-        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad(), surroundings.entered():
-            detached = [s.detach() for s in state]
-            walked = _forward(step, detached, form, self._xs, x_form, self.T, self._resets, watch)
-        self._tape, self._ys = walked.tape, walked.ys
-        if watch.fault is not None:
-            raise hidden(watch.fault)
-        self._replay = watch.replay(walked.forms, x_form, walked.y_form, surroundings)
-        self._y_form, self._loss = walked.y_form, loss
+        self._steps = StepVisits.of(given)
         if self.B > 1:
             self._check_independent()
 
@@ -107,8 +96,8 @@ class StepChain:
             )
             return (noise / noise.norm(dim=-1, keepdim=True)).to(self.device, self.dtype)
         with torch.enable_grad():
-            ys = [fresh(y, True) for y in self._ys]
-            value = self._loss(self._y_form.join(ys))
+            ys = [fresh(y, True) for y in self._steps.computed.ys]
+            value = self._loss(self._steps.computed.y_form.join(ys))
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"loss must give a scalar tensor: got {got}")
@@ -120,7 +109,7 @@ class StepChain:
         errors = []
         for t in range(self.T):
             visit = self._visit(t)
-            cotangents: list[Tensor | None] = [None] * len(self._tape)
+            cotangents: list[Tensor | None] = [None] * len(self._steps.given.carry)
             cotangents += [None if dy is None else dy[t][None] for dy in dys]
             errors.append(self._back(visit, cotangents, 1)[0])
         return torch.stack(errors)
@@ -128,11 +117,7 @@ class StepChain:
     def _visit(self, t: int) -> Visit:
         """Step t again, recorded; the latest one is kept, since one step is asked many things."""
         if self._latest is None or self._latest[0] != t:
-            with random_kept(self._replay.states):
-                visit = self._replay.visit(
-                    t, [fresh(c[t], True) for c in self._tape], [x[t] for x in self._xs], self._replay.captured
-                )
-            self._latest = t, visit
+            self._latest = t, self._steps.visit(t)
         return self._latest[1]
 
     def _back(self, visit: Visit, cotangents: list[Tensor | None], N: int) -> Tensor:

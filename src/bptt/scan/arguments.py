@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 
@@ -10,9 +11,50 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ..engine import recorder
-from ._replay import Form
+from .forms import Form, Step, split
+from .leaves import differentiable
 
-__all__ = ["check_no_tensor_hidden", "check_not_traced", "check_same", "checked_resets", "described", "steps_of"]
+__all__ = ["Arguments", "check_no_tensor_hidden", "check_not_traced", "check_same", "described"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a scan is of, checked: the pytrees as tensors and their forms.
+
+    T: steps. resets: `[T, B]` or `[T, 1]`.
+    """
+
+    step: Step
+    carry: list[Tensor]
+    carry_form: Form
+    xs: list[Tensor]
+    x_form: Form
+    T: int
+    resets: Tensor | None
+
+    @classmethod
+    def of(cls, step: Step, carry: Any, xs: Any, length: int | None = None, resets: Tensor | None = None) -> Arguments:
+        """As a user gives them. Raises TypeError and ValueError as `scan` says."""
+        (state, form), (inputs, x_form) = split(carry), split(xs)
+        check_no_tensor_hidden(form)
+        T = _steps(inputs, x_form, length)
+        return cls(step, state, form, inputs, x_form, T, _checked_resets(resets, T, state))
+
+    def reversed(self) -> Arguments:
+        """The same from the last step to the first."""
+        resets = None if self.resets is None else self.resets.flip(0)
+        return replace(self, xs=[x.flip(0) for x in self.xs], resets=resets)
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Those whose random generators and autocast a step may be under."""
+        return {torch.device("cpu"), *(t.device for t in (*self.carry, *self.xs))}
+
+    @property
+    def lanes(self) -> int:
+        """For how many lanes a policy draws: the first dimension that all tensors with a gradient share, or 1."""
+        sizes = {c.shape[0] if c.dim() else None for c in self.carry if differentiable(c)}
+        return sizes.pop() or 1 if len(sizes) == 1 else 1
 
 
 def check_not_traced(*arguments: Any) -> None:
@@ -27,7 +69,7 @@ def check_not_traced(*arguments: Any) -> None:
         )
 
 
-def steps_of(xs: list[Tensor], form: Form, length: int | None) -> int:
+def _steps(xs: list[Tensor], form: Form, length: int | None) -> int:
     """T, which xs and length must agree on."""
     if not form.tensors_only or any(x.dim() == 0 for x in xs):
         raise ValueError("every leaf of xs must be a tensor [T, ...] or None")
@@ -46,7 +88,7 @@ def steps_of(xs: list[Tensor], form: Form, length: int | None) -> int:
     return T
 
 
-def checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tensor | None:
+def _checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tensor | None:
     """The resets as `[T, B]` or `[T, 1]`."""
     if resets is None:
         return None
@@ -98,6 +140,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def described(value: Any) -> str:
+    """A value in the words of an error."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"

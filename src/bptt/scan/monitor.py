@@ -1,4 +1,4 @@
-"""Steps watched as they run: what a run of them in backward will need, and what would make it another computation."""
+"""Steps monitored as they run: what a run of them in backward will need, and what would make it another computation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
 from ..engine import refuse_tangents
-from ._located import located
-from ._replay import Form, Replay, States, Step, Surroundings, alive, differentiable, generator_states
+from .forms import Form, Step
+from .leaves import alive, differentiable
+from .located import located
+from .replay import Replay
+from .surroundings import GeneratorStates, Surroundings, generator_states
 
-__all__ = ["Watch", "forward_mode", "hidden"]
+__all__ = ["StepMonitor", "forward_mode", "hidden"]
 
 # What a tensor made inside a step depends on, from least to most; one that is not noted depends on the most.
 _STEADY = 0
@@ -70,7 +73,7 @@ class _Made(NamedTuple):
     level: int
 
 
-class Watch(TorchFunctionMode):
+class StepMonitor(TorchFunctionMode):
     """Runs steps without recording them, and notes what a replay will need.
 
     captured: tensors that require grad, and come neither from carry and x nor from inside the step.
@@ -91,7 +94,7 @@ class Watch(TorchFunctionMode):
         self.step = step
         self.captured: dict[int, Tensor] = {}
         self.written: dict[int, Tensor] = {}
-        self.states: list[States | None] = []
+        self.states: list[GeneratorStates | None] = []
         self.overwrites = False
         self.fault: str | None = None
         self._steady_xs = [not x.requires_grad for x in xs]

@@ -1,4 +1,4 @@
-"""Captured tensors in calls that a watch does not see: compiled or scripted code, `apply` of an autograd.Function."""
+"""Captured tensors in calls that a monitor does not see: compiled or scripted code, `apply` of an autograd.Function."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ._leaked import refuse_gradients
-from ._replay import Replay, Visit, alive, calls_functions, fresh, random_kept, reaches, unseen
+from .leaked import refuse_gradients
+from .leaves import alive, fresh
+from .replay import Replay
+from .surroundings import random_kept
+from .visit import Visit, calls_functions, reaches, unseen
 
 __all__ = ["complete"]
 
@@ -17,12 +20,13 @@ __all__ = ["complete"]
 def complete(
     replay: Replay, carry: list[Tensor], xs: list[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[Replay, str | None]:
-    """With the captured tensors that the watch could not see, found in the graph of the last step.
+    """With the captured tensors that the monitor could not see, found in the graph of the last step.
 
     carry: what enters it. inputs: what the call depends on, beside the captured tensors. The last step, so that what a
     module keeps for itself stays as the forward left it.
 
-    And, in words, whether a second run of it depends on what the first one left, in calls that the watch could not see.
+    And, in words, whether a second run of it depends on what the first one left, in calls that the monitor could not
+    see.
     """
     T, n, m = len(replay.carry), len(carry), len(xs)
     values = [*carry, *(x[-1] for x in xs), *replay.captured]

@@ -10,9 +10,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ._graph import Block, scaled
-from ._replay import Visit, added, differentiable
-from ._tape import Tape, beside
+from .graph import Block, scaled
+from .leaves import added, beside, differentiable
+from .replays import StepReplays
+from .visit import Visit
 
 __all__ = ["MISFITS", "Grads", "Sweep", "exhausted", "independent"]
 
@@ -21,7 +22,7 @@ Grads = list[Tensor | None]
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
 """What a step may raise that is made for B rows and is given more; of them, not those that tell of `exhausted`."""
 
-_Left = tuple[list[Block], list[Tensor]]  # blocks that go on in the span before, and their adjoints
+_Left = tuple[list[Block], list[Tensor]]  # blocks that go on in the segment before, and their adjoints
 
 # Elements of carry, x and y that one merged step may take at once: bounds the memory of a walk over many blocks.
 _MERGED_ELEMENTS = 2**20
@@ -40,12 +41,13 @@ class _Sums:
 class Sweep:
     """How far the adjoints walk; both ways of walking return the gradients of first carry, xs and captured tensors.
 
-    blocks: (earliest step walked to, first loss, last loss). edges: `[T, B]` or `[T, 1]`, what multiplies the adjoint
-    on its way from step t to step t-1; None is 1 everywhere. dcarry: cotangents of the final carry. dys: of the ys.
+    blocks: (earliest step walked to, first loss, last loss). edge_factors: `[T, B]` or `[T, 1]`, what multiplies the
+    adjoint on its way from step t to step t-1; None is 1 everywhere. dcarry: cotangents of the final carry. dys: of the
+    ys.
     """
 
     blocks: Sequence[Block]
-    edges: Tensor | None
+    edge_factors: Tensor | None
 
     def one_by_one(
         self,
@@ -74,7 +76,9 @@ class Sweep:
                 earliest, first, _ = block
                 error = [None if dy is None or t < first else dy[t] for dy in dys]
                 grads = visit_for(block).vjp([*walking.pop(block), *error])
-                adjoint = [_scaled(grad, None if self.edges is None else self.edges[t]) for grad in grads[:n]]
+                adjoint = [
+                    _scaled(grad, None if self.edge_factors is None else self.edge_factors[t]) for grad in grads[:n]
+                ]
                 total = list(map(added, total or [None] * len(grads[n:]), grads[n:]))
                 if t > earliest:
                     walking[block] = adjoint
@@ -87,29 +91,30 @@ class Sweep:
 
     def merged(
         self,
-        tape: Tape,
+        replays: StepReplays,
         dcarry: Sequence[Tensor | None],
         dys: Sequence[Tensor | None],
         fits: Callable[[Visit, list[int]], bool],
     ) -> Grads | None:
         """The blocks side by side in the rows, each at a step of its own; `window` visits of (blocks * B) rows.
 
-        Where the tape comes in several spans, each has visits of its own, and a block goes on in the span before.
+        Where the tape comes in several segments, each has visits of its own, and a block goes on in the segment before.
         fits: whether a visit of these steps is what it should be; None is returned once one is not.
         """
-        # No rows of each leaf of the carry: nothing here may hold on to a span.
-        none = [c.new_empty(0, *c.shape[1:]) for c in tape.span.carry]
-        elements = sum(prod(t.shape[1:]) for t in (*none, *tape.xs, *dys) if t is not None)
+        # No rows of each leaf of the carry: nothing here may hold on to a segment.
+        none = [c.new_empty(0, *c.shape[1:]) for c in replays.segment.carry]
+        elements = sum(prod(t.shape[1:]) for t in (*none, *replays.xs, *dys) if t is not None)
         size = max(1, _MERGED_ELEMENTS // max(1, elements))
         dxs = [
-            torch.zeros_like(x) if w and differentiable(x) else None for x, w in zip(tape.xs, tape.wanted, strict=False)
+            torch.zeros_like(x) if w and differentiable(x) else None
+            for x, w in zip(replays.xs, replays.wanted, strict=False)
         ]
-        sums = _Sums([None] * len(none), dxs, [None] * len(tape.captured))
+        sums = _Sums([None] * len(none), dxs, [None] * len(replays.captured))
         waiting = list(self.blocks)
-        crossing: list[Block] = []  # from the span behind, in order
+        crossing: list[Block] = []  # from the segment behind, in order
         crossed = none  # their adjoints `[blocks, B, ...]`
         while True:
-            begin = bisect_left(waiting, tape.span.start, key=lambda block: block[2])
+            begin = bisect_left(waiting, replays.segment.start, key=lambda block: block[2])
             new, waiting = waiting[begin:], waiting[:begin]
             blocks, left = [*new, *crossing], list[_Left]()
             for i in range(0, len(blocks), size):
@@ -120,11 +125,11 @@ class Sweep:
                     torch.cat([c.new_zeros(begun, *c.shape[1:]), rows[later]]) if differentiable(c) else None
                     for c, rows in zip(none, crossed, strict=True)
                 ]
-                if begun == len(group) and group[-1][2] == tape.T - 1:
+                if begun == len(group) and group[-1][2] == replays.T - 1:
                     for rows, dc in zip(adjoint, dcarry, strict=True):
                         if rows is not None and dc is not None:
                             rows[-1] = dc
-                gone = self._together(tape, group, adjoint, dys, fits, sums)
+                gone = self._together(replays, group, adjoint, dys, fits, sums)
                 if gone is None:
                     return None
                 left += gone
@@ -132,23 +137,23 @@ class Sweep:
                 return [*sums.dfirst, *sums.dxs, *sums.dcaptured]
             crossing = [block for blocks, _ in left for block in blocks]
             crossed = [torch.cat([c, *(a[k] for _, a in left)]) for k, c in enumerate(none)]
-            tape.back()
+            replays.back()
 
     def _together(
         self,
-        tape: Tape,
+        replays: StepReplays,
         blocks: list[Block],
         adjoint: Grads,
         dys: Sequence[Tensor | None],
         fits: Callable[[Visit, list[int]], bool],
         sums: _Sums,
     ) -> list[_Left] | None:
-        """Some blocks through the tape's span. Returns those that go on in the span before, None where one misfits."""
+        """Some blocks through the segment. Returns those that go on in the one before, None where a visit misfits."""
         n = len(adjoint)
-        times = [min(last, tape.span.stop - 1) for _, _, last in blocks]
+        times = [min(last, replays.segment.stop - 1) for _, _, last in blocks]
         left: list[_Left] = []
         while blocks:
-            visit = tape.visit_merged(times)
+            visit = replays.visit_merged(times)
             if not fits(visit, times):
                 return None
             error = [_error(dy, blocks, times) for dy in dys]
@@ -158,39 +163,41 @@ class Sweep:
                 if dx is not None and rows is not None:
                     dx.index_add_(0, torch.tensor(times, device=dx.device), rows)  # blocks may cross at one step
             sums.dcaptured = list(map(added, sums.dcaptured, grads[n + len(sums.dxs) :]))
-            adjoint = [_scaled(rows, None if self.edges is None else self.edges[times]) for rows in by_block[:n]]
+            adjoint = [
+                _scaled(rows, None if self.edge_factors is None else self.edge_factors[times]) for rows in by_block[:n]
+            ]
             begun = [i for i, t in enumerate(times) if t == 0]
             sums.dfirst = [
                 added(d, rows[begun].sum(0)) if begun and rows is not None else d
                 for d, rows in zip(sums.dfirst, adjoint, strict=True)
             ]
             going = [i for i, (earliest, _, _) in enumerate(blocks) if times[i] > earliest]
-            out = [i for i in going if times[i] == tape.span.start]
+            out = [i for i in going if times[i] == replays.segment.start]
             if out:
                 arrived = [
                     c.new_zeros(len(out), *c.shape[1:]) if rows is None else rows[out]
-                    for c, rows in zip(tape.span.carry, adjoint, strict=True)
+                    for c, rows in zip(replays.segment.carry, adjoint, strict=True)
                 ]
                 left.append(([blocks[i] for i in out], arrived))
-                going = [i for i in going if times[i] > tape.span.start]
+                going = [i for i in going if times[i] > replays.segment.start]
             if len(going) < len(blocks):
                 adjoint = [None if rows is None else rows[going] for rows in adjoint]
             blocks, times = [blocks[i] for i in going], [times[i] - 1 for i in going]
         return left
 
 
-def independent(tape: Tape) -> bool:
+def independent(replays: StepReplays) -> bool:
     """Whether the last two steps, run as one of 2B rows, give what the forward gave and mix no rows."""
-    probe = replace(tape, wanted=[True] * len(tape.xs) + [False] * len(tape.captured))
-    times = [tape.T - 2, tape.T - 1]
+    probe = replace(replays, wanted=[True] * len(replays.xs) + [False] * len(replays.captured))
+    times = [replays.T - 2, replays.T - 1]
     try:
         visit = probe.visit_merged(times)
     except MISFITS as error:
         if exhausted(error):
             raise
         return False
-    entries = len(tape.span.carry) + len(tape.xs)
-    return tape.fits(visit, times) and not _mixes_rows(visit, entries)
+    entries = len(replays.segment.carry) + len(replays.xs)
+    return replays.fits(visit, times) and not _mixes_rows(visit, entries)
 
 
 def exhausted(error: Exception) -> bool:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._replay import Replay, Visit, alias, differentiable
-from ._tape import Recorded, beside, reset
+from .leaves import alias, beside, differentiable, reset
+from .replay import Replay
+from .replays import ForwardValues
+from .visit import Visit
 
-__all__ = ["Block", "Graph", "scaled"]
+__all__ = ["Block", "PolicyGraph", "scaled"]
 
 Block = tuple[int, int, int]
 """The earliest step that is walked to, the first loss, the last loss."""
@@ -45,20 +47,21 @@ class _TimeEdge(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Graph:
-    """The chains of a call. carry: the first. edges: `[T, B]` or `[T, 1]`, the factors; None is 1 everywhere."""
+class PolicyGraph:
+    """The chains of a call. carry: the first. edge_factors: `[T, B]` or `[T, 1]`; None is 1 everywhere."""
 
     replay: Replay
-    recorded: Recorded
+    values: ForwardValues
     carry: Sequence[Tensor]
     xs: Sequence[Tensor]
     captured: Sequence[Tensor]
-    edges: Tensor | None
+    edge_factors: Tensor | None
 
     @cached_property
     def _cuts(self) -> frozenset[int]:
         """The steps before which every row is cut: a derivative of the zeros that would go on could be NaN."""
-        return frozenset() if self.edges is None else frozenset((self.edges == 0).all(1).nonzero()[:, 0].tolist())
+        factors = self.edge_factors
+        return frozenset() if factors is None else frozenset((factors == 0).all(1).nonzero()[:, 0].tolist())
 
     def chains(self, blocks: Sequence[Block]) -> dict[Block, list[Visit]]:
         """The visits of each block, from its earliest step to its last loss."""
@@ -84,12 +87,12 @@ class Graph:
         for t in range(earliest, last + 1):
             if t > 0 and t in self._cuts:
                 carry = [c.detach() for c in carry]
-            elif self.edges is not None and (t > earliest or t == 0):
-                carry = [_TimeEdge.apply(c, self.edges[t]) if differentiable(c) else c for c in carry]
-            received = reset(carry, self.recorded.resets, t), [x[t] for x in self.xs], self.captured
+            elif self.edge_factors is not None and (t > earliest or t == 0):
+                carry = [_TimeEdge.apply(c, self.edge_factors[t]) if differentiable(c) else c for c in carry]
+            received = reset(carry, self.values.resets, t), [x[t] for x in self.xs], self.captured
             visit = self.replay.visit(t, *([alias(r) for r in group] for group in received))
             if t == earliest:
                 self.replay.check(visit)
-            self.recorded.check(self.replay, visit, t, None)
+            self.values.check(self.replay, visit, t, None)
             carry = visit.outputs[: len(carry)]
             yield visit

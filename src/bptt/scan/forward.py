@@ -1,0 +1,115 @@
+"""The forward pass of a scan: every step once, not recorded by autograd, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .arguments import Arguments, check_no_tensor_hidden, check_same, described
+from .forms import Form, split, split_y
+from .leaves import fresh, reset
+from .monitor import StepMonitor, hidden
+from .replay import Replay
+from .surroundings import Surroundings, random_kept
+from .visit import Visit
+
+__all__ = ["ForwardPass", "StepVisits", "run_forward"]
+
+_Y_LEAVES = (Tensor, bool, int, float, complex, type(None))
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What the forward pass computed.
+
+    final: the last carry. ys: `[T, ...]`. kept: the carries that were kept, resets applied `[n, ...]`. last: that which
+    entered the last step. forms: of the carry that entered each step.
+    """
+
+    final: list[Tensor]
+    final_form: Form
+    ys: list[Tensor]
+    y_form: Form
+    kept: list[Tensor]
+    last: list[Tensor]
+    forms: list[Form]
+
+
+def run_forward(given: Arguments, monitor: StepMonitor | None, keep: Sequence[int]) -> ForwardPass:
+    """Every step once. keep: the steps before which the carry is kept, where steps are monitored."""
+    step, T, form = given.step, given.T, given.carry_form
+    xs = [x.detach() for x in given.xs]
+    kept = [] if monitor is None else [c.new_empty((len(keep), *c.shape)) for c in given.carry]
+    number = {t: n for n, t in enumerate(keep)}
+    ys: list[Tensor] = []
+    first: tuple[list[Tensor], Form] | None = None
+    forms = []
+    # Copies: a step may write to what it is given.
+    carry = [c.clone() for c in given.carry]
+    for t in range(T):
+        carry = reset([c.detach() for c in carry], given.resets, t)
+        forms.append(form)
+        if t in number:
+            _put(kept, number[t], carry)
+        x = given.x_form.join(x[t].clone() for x in xs)
+        last = [c.clone() for c in carry] if monitor is not None and t == T - 1 else []
+        result = step(form.join(carry), x) if monitor is None else monitor.call(form.join(carry), x)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(f"step must return a pair (carry, y): got {described(result)}")
+        before = carry, form
+        carry, form = split(result[0], form)
+        check_no_tensor_hidden(form)
+        check_same("carry", f"after step {t} as before it", (carry, form), before)
+        y, y_form = split_y(result[1], first[1] if first else None)
+        if first is None:
+            if not y_form.tensors_only:
+                held = next(leaf for leaf in tree_leaves(result[1]) if not isinstance(leaf, _Y_LEAVES))
+                raise ValueError(f"y must hold tensors, numbers or None: got {described(held)}")
+            first = y, y_form
+            ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
+        check_same("y", f"at step {t} as at the first", (y, y_form), first)
+        _put(ys, t, y)
+        del result, before, y  # whatever of them is still there at the next step, the step keeps
+    # Clones, so that no output is an input that a step passed through.
+    return ForwardPass([c.clone() for c in carry], form, ys, y_form, kept, last, forms)
+
+
+def _put(rows: Sequence[Tensor], t: int, values: Sequence[Tensor]) -> None:
+    for kept, value in zip(rows, values, strict=False):
+        kept[t] = value
+
+
+@dataclass(frozen=True)
+class StepVisits:
+    """The steps of a scan, run once, and each as a graph of its own: for measurements.
+
+    given: the arguments. computed: by the forward pass, which kept all carries. replay: what runs a step again.
+    """
+
+    given: Arguments
+    computed: ForwardPass
+    replay: Replay
+
+    @classmethod
+    def of(cls, given: Arguments) -> StepVisits:
+        """Run the steps; torch's random generators are left alone.
+
+        Raises RuntimeError where steps hand one another something beside the carry, and as `scan` does.
+        """
+        devices = given.devices
+        monitor, surroundings = StepMonitor(given.step, devices, given.xs), Surroundings.current(devices)
+        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad(), surroundings.entered():
+            computed = run_forward(given, monitor, range(given.T))
+        if monitor.fault is not None:
+            raise hidden(monitor.fault)
+        return cls(given, computed, monitor.replay(computed.forms, given.x_form, computed.y_form, surroundings))
+
+    def visit(self, t: int) -> Visit:
+        """Step t again, recorded by autograd from the carry that it received: the first entries of the visit."""
+        carry, x = [fresh(c[t], True) for c in self.computed.kept], [x[t].detach() for x in self.given.xs]
+        with random_kept(self.replay.states):
+            return self.replay.visit(t, carry, x, self.replay.captured)

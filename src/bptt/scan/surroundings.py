@@ -1,0 +1,87 @@
+"""What a step computes under beside its arguments: autocast, the default device, random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from ..engine import default_device
+
+__all__ = ["GeneratorStates", "Surroundings", "generator_states", "random_kept", "set_generators"]
+
+GeneratorStates = dict[torch.device, Tensor]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a step computes under beside its arguments.
+
+    autocast: its state by kind of device. Its cache stays off: entries made without grad would hide weights from it.
+    device: the default device.
+    """
+
+    autocast: dict[str, tuple[bool, torch.dtype]]
+    device: torch.device
+
+    @classmethod
+    def current(cls, devices: Iterable[torch.device]) -> Surroundings:
+        """Those that a call on these devices is made under."""
+        types = {device.type for device in devices if torch.amp.is_autocast_available(device.type)}
+        autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types}
+        return cls(autocast, default_device())
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """For one step or more, but for the default device."""
+        with ExitStack() as stack:
+            for kind, (enabled, dtype) in self.autocast.items():
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False))
+            if getattr(parametrize, "_cache_enabled", 0):
+                stack.enter_context(_parametrized_anew())
+            yield
+
+    def on_default_device(self) -> AbstractContextManager[Any]:
+        """The default device of the forward, which factory calls of a step use."""
+        return nullcontext() if default_device() == self.device else self.device
+
+
+@contextmanager
+def _parametrized_anew() -> Iterator[None]:
+    """`torch.nn.utils.parametrize.cached` off: it would hand a weight made without grad in one step to the next."""
+    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = enabled
+
+
+@contextmanager
+def random_kept(states: Sequence[GeneratorStates | None]) -> Iterator[None]:
+    """Leaves the random generators as they were, whatever is replayed inside."""
+    devices = {device for state in states if state is not None for device in state}
+    before = generator_states(devices)
+    try:
+        yield
+    finally:
+        set_generators(before)
+
+
+def generator_states(devices: Iterable[torch.device]) -> GeneratorStates:
+    """The states of torch's default random generators."""
+    return {d: torch.cuda.get_rng_state(d) if d.type == "cuda" else torch.get_rng_state() for d in devices}
+
+
+def set_generators(states: GeneratorStates) -> None:
+    """Put the generators into these states."""
+    for device, state in states.items():
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
