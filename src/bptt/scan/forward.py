@@ -110,6 +110,6 @@ class StepVisits:
 
     def visit(self, t: int) -> Visit:
         """Step t again, recorded by autograd from the carry that it received: the first entries of the visit."""
-        carry, x = [fresh(c[t], True) for c in self.computed.kept], [x[t].detach() for x in self.given.xs]
+        carry = (fresh(c[t], True) for c in self.computed.kept)
         with random_kept(self.replay.states):
-            return self.replay.visit(t, carry, x, self.replay.captured)
+            return self.replay.visit(t, [*carry, *(x[t].detach() for x in self.given.xs), *self.replay.captured])

@@ -24,7 +24,6 @@ from .monitor import StepMonitor, forward_mode, hidden
 from .program import Rows, ScanPullback, edge_factors, obstacle_to_merging
 from .segments import KeptCarries
 from .surroundings import Surroundings
-from .sweep import Sweep
 from .unseen import complete
 
 __all__ = ["scan"]
@@ -157,10 +156,10 @@ def scan(
             obstacle = obstacle_to_merging(replay, computed, given.xs)
             if rows == "independent" and obstacle is not None:
                 raise ValueError(f"rows='independent' cannot hold: {obstacle}")
-            sweep = Sweep(policy.reach(given.T).blocks(given.T), edge_factors(policy, given))
+            blocks, factors = policy.reach(given.T).blocks(given.T), edge_factors(policy, given)
             refuse_gradients(leaked, tensors)
             counts = len(given.carry), len(given.xs)
-            pullback = ScanPullback(counts, replay, sweep, given.resets, rows, obstacle, kept, len(outputs))
+            pullback = ScanPullback(counts, replay, blocks, factors, given.resets, rows, obstacle, kept, len(outputs))
             outputs = attach(pullback, outputs, tuple(computed.kept), *tensors)
     final, ys = outputs[: len(given.carry)], outputs[len(given.carry) :]
     return computed.final_form.join(final), computed.y_form.join(y.flip(0) if reverse else y for y in ys)

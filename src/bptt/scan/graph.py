@@ -89,8 +89,8 @@ class PolicyGraph:
                 carry = [c.detach() for c in carry]
             elif self.edge_factors is not None and (t > earliest or t == 0):
                 carry = [_TimeEdge.apply(c, self.edge_factors[t]) if differentiable(c) else c for c in carry]
-            received = reset(carry, self.values.resets, t), [x[t] for x in self.xs], self.captured
-            visit = self.replay.visit(t, *([alias(r) for r in group] for group in received))
+            received = *reset(carry, self.values.resets, t), *(x[t] for x in self.xs), *self.captured
+            visit = self.replay.visit(t, list(map(alias, received)))
             if t == earliest:
                 self.replay.check(visit)
             self.values.check(self.replay, visit, t, None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -16,13 +16,12 @@ from .arguments import Arguments
 from .eager import kept_eager
 from .forward import ForwardPass
 from .graph import Block, PolicyGraph
-from .leaves import differentiable, fresh, reset
+from .leaves import differentiable, fresh
 from .replay import Replay
-from .replays import ForwardValues, Segment, StepReplays
+from .replays import ForwardValues, StepReplays
 from .segments import KeptCarries, RecomputedCarries
 from .surroundings import random_kept
-from .sweep import MISFITS, Grads, Sweep, exhausted, independent
-from .visit import Visit
+from .sweep import MISFITS, CoupledRows, MergedRows, PerLeaf, exhausted, independent, swept
 
 __all__ = ["Rows", "ScanPullback", "edge_factors", "obstacle_to_merging"]
 
@@ -41,7 +40,8 @@ class ScanPullback:
 
     counts: tuple[int, int]
     replay: Replay
-    sweep: Sweep
+    blocks: Sequence[Block]
+    edge_factors: Tensor | None
     resets: Tensor | None
     rows: Rows
     obstacle: str | None
@@ -51,12 +51,12 @@ class ScanPullback:
     @property
     def held(self) -> Tensors:
         """Beside these, it keeps no tensor alive but those that the step captures."""
-        return self.resets, self.sweep.edge_factors
+        return self.resets, self.edge_factors
 
     def holding(self, tensors: Tensors) -> ScanPullback:
         """The same with these in the place of `held`."""
-        resets, factors = tensors
-        return replace(self, resets=resets, sweep=replace(self.sweep, edge_factors=factors))
+        resets, edge_factors = tensors
+        return replace(self, resets=resets, edge_factors=edge_factors)
 
     @kept_eager("bptt.scan runs its step again")
     def backward(
@@ -67,7 +67,7 @@ class ScanPullback:
         cotangents: Tensors,
         needs: tuple[bool, ...],
     ) -> Tensors:
-        n, m = self.counts
+        (n, m), factors = self.counts, self.edge_factors
         T = len(self.replay.carry)
         given = [t for t in tensors if t is not None]
         carry, xs, captured = given[:n], given[n : n + m], given[n + m :]
@@ -75,44 +75,39 @@ class ScanPullback:
         values = ForwardValues(T, outputs[:n], outputs[n:], self.resets)
         with random_kept(self.replay.states), self.replay.surroundings.on_default_device():
             if tape is None:
-                graph = PolicyGraph(self.replay, values, carry, xs, captured, self.sweep.edge_factors)
-                chains = graph.chains(self.sweep.blocks)
-
-                def recorded_for(t: int) -> Callable[[Block], Visit]:
-                    return lambda block: chains[block][t - block[0]]
-
-                grads = self.sweep.one_by_one(recorded_for, T, m, dcarry, dys)
+                chains = PolicyGraph(self.replay, values, carry, xs, captured, factors).chains(self.blocks)
+                of_block = CoupledRows([(0, T)], factors, dys, lambda t: lambda block: chains[block][t - block[0]], m)
+                grads = swept(of_block, self.blocks, dcarry)
             else:
                 held = [fresh(w, True) for w in captured]
+                carries = RecomputedCarries(self.kept, self.replay, carry, tape, xs, held, self.resets)
 
-                def replays() -> StepReplays:
-                    segments = self._segments(tape, carry, xs, held)
+                def replaying() -> StepReplays:
+                    segments = carries.segments()
                     return StepReplays(self.replay, values, xs, held, needs[n:], next(segments), segments)
 
-                grads = self._side_by_side(replays, dcarry, dys) or self._one_by_one(replays(), m, dcarry, dys)
+                grads = self._merged(replaying, dcarry, dys)
+                if grads is None:
+                    replays = replaying()
+                    shared = CoupledRows(replays.each_segment(), factors, dys, replays.shared, m)
+                    grads = swept(shared, self.blocks, dcarry)
+        assert grads is not None  # coupled rows always fit
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
-    def _segments(
-        self, tape: tuple[Tensor, ...], carry: list[Tensor], xs: list[Tensor], captured: list[Tensor]
-    ) -> Iterator[Segment]:
-        """The carries of all steps, from the last to the first: those on the tape, or run again from them."""
-        starts, schedule = self.kept.starts, self.kept.schedule
-        if schedule is None:
-            return iter([Segment(0, starts[-1], tape)])
-        first = [c.detach() for c in reset(carry, self.resets, 0)]
-        stored = {segment: [c[i] for c in tape] for i, segment in enumerate(schedule.stored_forward)}
-        return RecomputedCarries(self.replay, starts, schedule, first, stored, xs, captured, self.resets).segments()
-
-    def _side_by_side(self, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors) -> Grads | None:
-        """The gradient from blocks walked side by side, or None where they are not to be."""
-        if self.rows == "coupled" or len(self.sweep.blocks) == 1 or self.obstacle is not None:
+    def _merged(self, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors) -> PerLeaf | None:
+        """The gradient from merged rows, or None where rows are coupled."""
+        if self.rows == "coupled" or len(self.blocks) == 1 or self.obstacle is not None:
+            return None
+        replays, tested = replaying(), self.rows == "auto"
+        if tested and not independent(replays):
             return None
         # Each visit is compared with the forward: a step may branch on values of the whole batch.
-        replays = replaying()
-        if self.rows == "auto":
-            return self.sweep.merged(replays, dcarry, dys, replays.fits) if independent(replays) else None
+        rounding = 0.0 if tested else self.replay.rounding
+        merged = MergedRows(replays.each_segment(), self.edge_factors, dys, replays, rounding)
+        if tested:
+            return swept(merged, self.blocks, dcarry)
         try:
-            grads = self.sweep.merged(replays, dcarry, dys, partial(replays.fits, rounding=self.replay.rounding))
+            grads = swept(merged, self.blocks, dcarry)
         except MISFITS as error:
             if exhausted(error):
                 raise
@@ -121,21 +116,13 @@ class ScanPullback:
             ) from error
         if grads is None:
             replays = replaying()
-            for t in reversed(range(replays.T)):
-                replays.visit(t)  # raises where the step differs on its own rows too
+            for a, b in replays.each_segment():
+                for t in reversed(range(a, b)):
+                    replays.visit(t)  # raises where the step differs on its own rows too
             raise ValueError(
                 "rows='independent' does not hold: on the rows of several blocks at once the step gives another result"
             )
         return grads
-
-    def _one_by_one(self, replays: StepReplays, m: int, dcarry: Tensors, dys: Tensors) -> Grads:
-        """The gradient from one step after the other, each run again once for all blocks that walk over it."""
-
-        def shared(t: int) -> Callable[[Block], Visit]:
-            visit = replays.visit(t)
-            return lambda block: visit
-
-        return self.sweep.one_by_one(shared, replays.T, m, dcarry, dys)
 
 
 def obstacle_to_merging(replay: Replay, computed: ForwardPass, xs: list[Tensor]) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,20 +22,21 @@ from .leaves import alias, differentiable
 from .surroundings import GeneratorStates, Surroundings, set_generators
 from .visit import Visit, unseen
 
-__all__ = ["Replay"]
-
-_Mode = TypeVar("_Mode", bound="_Substitution")
+__all__ = ["Replay", "differs"]
 
 
 class _Substitution(TorchFunctionMode):
-    """Puts other tensors in the place of the captured ones."""
+    """Puts other tensors in the place of the captured ones. made: notes the tensors that are made, where given."""
 
-    def __init__(self, table: dict[int, Tensor]) -> None:
+    def __init__(self, table: dict[int, Tensor], made: list[weakref.ref[Tensor]] | None) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.made = table, made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*self._swap(args), **self._swap(kwargs or {}))
+        result = func(*self._swap(args), **self._swap(kwargs or {}))
+        if self.made is not None:
+            self.made += [weakref.ref(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return result
 
     def _swap(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -46,19 +47,6 @@ class _Substitution(TorchFunctionMode):
             items = [self._swap(item) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return value
-
-
-class _NotedSubstitution(_Substitution):
-    """The same, and notes the tensors that were made."""
-
-    def __init__(self, table: dict[int, Tensor]) -> None:
-        super().__init__(table)
-        self.made: list[weakref.ref[Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs)
-        self.made += [weakref.ref(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
-        return result
 
 
 @dataclass(frozen=True)
@@ -89,45 +77,36 @@ class Replay:
         types |= {dtype for enabled, dtype in self.surroundings.autocast.values() if enabled}
         return max((torch.finfo(dtype).eps for dtype in types), default=0.0)
 
-    def visit(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> Visit:
-        """Step t again, recorded by autograd from these carry and x, with these in place of the captured tensors."""
-        return self._visit(_Substitution, t, carry, x, captured)[0]
+    def visit(self, t: int, entries: Sequence[Tensor], made: list[weakref.ref[Tensor]] | None = None) -> Visit:
+        """Step t again, recorded by autograd from these carry, x, and tensors in the place of the captured ones.
 
-    def noted(
-        self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]
-    ) -> tuple[Visit, list[weakref.ref[Tensor]]]:
-        """The same, and the tensors that were made."""
-        visit, mode = self._visit(_NotedSubstitution, t, carry, x, captured)
-        return visit, mode.made
-
-    def _visit(
-        self, kind: type[_Mode], t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]
-    ) -> tuple[Visit, _Mode]:
+        made: a list that is to hold all tensors that are made.
+        """
         with torch.enable_grad():
-            results, mode = self._run(kind, t, carry, x, captured)
+            carry, y = self._run(t, entries, made)
             # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
-            outputs = [alias(r) if r.requires_grad else r for r in results]
-        return Visit([*carry, *x, *captured], outputs, self.captured if self.opaque else ()), mode
+            outputs = [alias(r) if r.requires_grad else r for r in (*carry, *y)]
+        return Visit(list(entries), outputs, self.captured if self.opaque else ())
 
-    def again(self, t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]) -> list[Tensor]:
+    def again(self, t: int, entries: Sequence[Tensor]) -> list[Tensor]:
         """The carry after step t, run again as in forward: not recorded."""
         with torch.no_grad():
-            return [c.detach() for c in self._run(_Substitution, t, carry, x, captured)[0][: len(carry)]]
+            return [c.detach() for c in self._run(t, entries)[0]]
 
     def _run(
-        self, kind: type[_Mode], t: int, carry: Sequence[Tensor], x: Sequence[Tensor], captured: Sequence[Tensor]
-    ) -> tuple[list[Tensor], _Mode]:
-        """The carry after step t, and y; the mode that it ran under."""
-        table = {id(old): new for old, new in zip(self.captured, captured, strict=True)}
+        self, t: int, entries: Sequence[Tensor], made: list[weakref.ref[Tensor]] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The carry after step t, and y."""
+        given = len(entries) - len(self.captured)
+        table = {id(old): new for old, new in zip(self.captured, entries[given:], strict=True)}
         table |= {id(old): old.clone() for old in self.written}
         state = self.states[t]
         if state is not None:
             set_generators(state)
-        received = [r.clone() for r in (*carry, *x)] if self.overwrites else [*carry, *x]
-        mode = kind(table)
-        with self.surroundings.entered(), mode:
-            new_carry, y = self.step(self.carry[t].join(received[: len(carry)]), self.x.join(received[len(carry) :]))
-        return [*split(new_carry, self.carry[t])[0], *split_y(y, self.y)[0]], mode
+        received = (r.clone() if self.overwrites else r for r in entries[:given])
+        with self.surroundings.entered(), _Substitution(table, made):
+            carry, y = self.step(self.carry[t].join(received), self.x.join(received))
+        return split(carry, self.carry[t])[0], split_y(y, self.y)[0]
 
     def check(self, visit: Visit) -> None:
         """Raise RuntimeError where a visit in backward uses a parameter that the forward did not."""
@@ -138,3 +117,12 @@ class Replay:
                     "forward: what its closure captures must still be there in backward (torch.func.functional_call "
                     "puts its tensors there only until it returns)"
                 )
+
+
+def differs(t: int) -> RuntimeError:
+    """The error for a step that gives another result in backward."""
+    return RuntimeError(
+        f"step, run again in backward, gave another result at step {t}: it must depend on carry, x and captured "
+        "tensors alone (captured state it changes, random numbers from another generator than torch's default, or "
+        "a module switched between train and eval?)"
+    )

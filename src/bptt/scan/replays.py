@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .leaves import beside, differentiable, fresh, reset
-from .replay import Replay
+from .replay import Replay, differs
+from .segments import Segment
 from .visit import Visit
 
-__all__ = ["ForwardValues", "Segment", "StepReplays", "differs"]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The carries, resets applied, that enter steps start to stop-1, and step stop where there is one: `[n, ...]`."""
-
-    start: int
-    stop: int
-    carry: Sequence[Tensor]
+__all__ = ["ForwardValues", "StepReplays"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +66,10 @@ class ForwardValues:
 
 @dataclass
 class StepReplays:
-    """Where a first-order backward replays steps from: each visit is a graph of its own, cut off on all sides.
+    """Steps as a first-order backward replays them: each visit is a graph of its own, cut off on all sides.
 
     xs: `[T, ...]`. captured: leaves in the place of the captured tensors. wanted: whether each of xs and of captured is
-    to receive a gradient. segment: the steps that can be visited now, the last at first. segments: those before,
+    to receive a gradient. segment: the steps that can be visited now, the last at first. earlier: the segments before,
     from the last to the first. checked: a visit has passed `Replay.check`.
     """
 
@@ -87,56 +79,53 @@ class StepReplays:
     captured: Sequence[Tensor]
     wanted: Sequence[bool]
     segment: Segment
-    segments: Iterator[Segment]
+    earlier: Iterator[Segment]
     checked: bool = False
 
-    @property
-    def T(self) -> int:
-        return self.values.T
+    def each_segment(self) -> Iterator[tuple[int, int]]:
+        """(first step, step behind the last) of the segments, from the last to the first, each while it can be visited.
 
-    def back(self) -> None:
-        """Go on to the segment before."""
-        self.segment = replace(self.segment, carry=())  # let go before the next is built: one is in memory at a time
-        self.segment = next(self.segments)
+        One is in memory at a time.
+        """
+        yield self.segment.start, self.segment.stop
+        while self.segment.start > 0:
+            self.segment = replace(self.segment, carry=())  # let go before the next is computed
+            self.segment = next(self.earlier)
+            yield self.segment.start, self.segment.stop
 
     def visit(self, t: int) -> Visit:
-        """Step t, of this segment or of one before."""
-        while t < self.segment.start:
-            self.back()
-        visit = self._visit(t, [c[t - self.segment.start] for c in self.segment.carry], [x[t] for x in self.xs])
+        """Step t of the segment. Raises RuntimeError where it does not give what the forward gave."""
+        carry = [c[t - self.segment.start] for c in self.segment.carry]
+        visit = self._visit(t, carry, [x[t] for x in self.xs], self.wanted)
         self.values.check(self.replay, visit, t, self.segment)
         return visit
 
-    def visit_merged(self, times: list[int]) -> Visit:
-        """Several steps of this segment as one of `[len(times) * B, ...]` rows: they draw no numbers.
+    def shared(self, t: int) -> Callable[[object], Visit]:
+        """The same visit of step t for every block."""
+        visit = self.visit(t)
+        return lambda _: visit
 
-        Whether it gives what the forward gave is for the caller to ask.
+    def visit_merged(self, times: list[int], wanted: Sequence[bool] | None = None) -> Visit:
+        """Several steps of the segment as one of `[len(times) * B, ...]` rows: they draw no numbers.
+
+        wanted: in the place of the replays' own. Whether it gives what the forward gave is for the caller to ask.
         """
         carry = [c[[t - self.segment.start for t in times]].flatten(0, 1) for c in self.segment.carry]
-        return self._visit(times[0], carry, [x[times].flatten(0, 1) for x in self.xs])
+        return self._visit(times[0], carry, [x[times].flatten(0, 1) for x in self.xs], wanted or self.wanted)
 
     def fits(self, visit: Visit, times: list[int], rounding: float = 0.0) -> bool:
         """See `ForwardValues.check_merged`."""
         return self.values.check_merged(visit, times, self.segment, rounding)
 
-    def _visit(self, t: int, carry: list[Tensor], xs: list[Tensor]) -> Visit:
-        carry = [fresh(c, True) for c in carry]
-        x = [fresh(x, wanted) for x, wanted in zip(xs, self.wanted, strict=False)]
-        visit = self.replay.visit(t, carry, x, self.captured)
-        visit.wanted = [i for i in visit.wanted if i < len(carry) or self.wanted[i - len(carry)]]
+    def _visit(self, t: int, carry: list[Tensor], xs: list[Tensor], wanted: Sequence[bool]) -> Visit:
+        wanted = [*[True] * len(carry), *wanted]
+        entries = [fresh(given, w) for given, w in zip([*carry, *xs], wanted, strict=False)]
+        visit = self.replay.visit(t, [*entries, *self.captured])
+        visit.wanted = [i for i in visit.wanted if wanted[i]]
         if not self.checked:
             self.replay.check(visit)
             self.checked = True
         return visit
-
-
-def differs(t: int) -> RuntimeError:
-    """The error for a step that gives another result in backward."""
-    return RuntimeError(
-        f"step, run again in backward, gave another result at step {t}: it must depend on carry, x and captured "
-        "tensors alone (captured state it changes, random numbers from another generator than torch's default, or "
-        "a module switched between train and eval?)"
-    )
 
 
 def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:

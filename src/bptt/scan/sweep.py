@@ -1,10 +1,11 @@
-"""The block sweep over replayed steps: one step at a time, or the blocks side by side where rows are independent."""
+"""The block sweep over the steps of a scan: one driver over segments, and two ways to sweep the blocks within one."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -15,188 +16,187 @@ from .leaves import added, beside, differentiable
 from .replays import StepReplays
 from .visit import Visit
 
-__all__ = ["MISFITS", "Grads", "Sweep", "exhausted", "independent"]
+__all__ = ["MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "exhausted", "independent", "swept"]
 
-Grads = list[Tensor | None]
+PerLeaf = list[Tensor | None]
+"""A gradient for each leaf, or an adjoint; None stands for zeros."""
 
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
 """What a step may raise that is made for B rows and is given more; of them, not those that tell of `exhausted`."""
-
-_Left = tuple[list[Block], list[Tensor]]  # blocks that go on in the segment before, and their adjoints
 
 # Elements of carry, x and y that one merged step may take at once: bounds the memory of a walk over many blocks.
 _MERGED_ELEMENTS = 2**20
 
 
 @dataclass
-class _Sums:
-    """What all blocks send to first carry, xs and captured tensors so far."""
+class SegmentSweep(ABC):
+    """A way to sweep blocks through one segment after the other, with sums over what they send.
 
-    dfirst: Grads
-    dxs: Grads
-    dcaptured: Grads
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """How far the adjoints walk; both ways of walking return the gradients of first carry, xs and captured tensors.
-
-    blocks: (earliest step walked to, first loss, last loss). edge_factors: `[T, B]` or `[T, 1]`, what multiplies the
-    adjoint on its way from step t to step t-1; None is 1 everywhere. dcarry: cotangents of the final carry. dys: of the
-    ys.
+    segments: (first step, step behind the last), from the last segment to the first. edge_factors: `[T, B]` or
+    `[T, 1]`, what multiplies the adjoint on its way from step t to step t-1; None is 1 everywhere. dys: the cotangents
+    of the ys. first, captured: what was sent to first carry and captured tensors; empty at first.
     """
 
-    blocks: Sequence[Block]
+    segments: Iterable[tuple[int, int]]
     edge_factors: Tensor | None
+    dys: Sequence[Tensor | None]
+    first: PerLeaf = field(default_factory=list, init=False)
+    captured: PerLeaf = field(default_factory=list, init=False)
 
-    def one_by_one(
-        self,
-        visits: Callable[[int], Callable[[Block], Visit]],
-        T: int,
-        m: int,
-        dcarry: Sequence[Tensor | None],
-        dys: Sequence[Tensor | None],
-    ) -> Grads:
-        """One step after the other, with one vector-Jacobian product per block that walks over it.
+    @abstractmethod
+    def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf] | None:
+        """Sweep blocks through the steps a to b-1. Returns the adjoints of those that go on before a.
 
-        visits: the visit of a step for a block; asked once per step, so that blocks may share it. m: how many xs.
+        adjoints: what each block brings from behind, or has at its last loss; is emptied. Returns None where a step,
+        run on merged rows, does not give what the forward gave.
         """
-        n = len(dcarry)
-        waiting = list(self.blocks)
-        walking: dict[Block, Grads] = {}
-        dfirst: Grads = [None] * n
-        dxs: list[Grads] = []
-        dcaptured: Grads = []
-        for t in reversed(range(T)):
-            if waiting and waiting[-1][2] == t:
-                walking[waiting.pop()] = list(dcarry) if t == T - 1 else [None] * n
-            visit_for = visits(t)
-            total: Grads = []
+
+    @abstractmethod
+    def dxs(self) -> PerLeaf:
+        """What was sent to xs."""
+
+    def across(self, adjoints: PerLeaf, t: int | list[int]) -> PerLeaf:
+        """Adjoints behind step t-1, from those at step t; of merged rows, at several steps."""
+        if self.edge_factors is None:
+            return adjoints
+        factors = self.edge_factors[t]
+        return [None if adjoint is None else scaled(adjoint, factors) for adjoint in adjoints]
+
+
+def swept(rows: SegmentSweep, blocks: Sequence[Block], dcarry: Sequence[Tensor | None]) -> PerLeaf | None:
+    """The gradients of first carry, xs and captured tensors; None where merged rows do not give what the forward gave.
+
+    blocks: (earliest step walked to, first loss, last loss). dcarry: cotangents of the final carry, which belong to the
+    last loss.
+    """
+    waiting, adjoints = list(blocks), dict[Block, PerLeaf]()
+    for a, b in rows.segments:
+        new = bisect_left(waiting, a, key=lambda block: block[2])
+        adjoints |= {block: list(dcarry) if block is blocks[-1] else [None] * len(dcarry) for block in waiting[new:]}
+        del waiting[new:]
+        left = rows.sweep(a, b, adjoints)
+        if left is None:
+            return None
+        adjoints = left
+    return [*rows.first, *rows.dxs(), *rows.captured]
+
+
+@dataclass
+class CoupledRows(SegmentSweep):
+    """One step after the other, with one vector-Jacobian product per block that walks over it.
+
+    visits: the visit of a step for a block; asked once per step, so that blocks may share it. xs: how many. by_step:
+    what was sent to xs, from the last step to the first.
+    """
+
+    visits: Callable[[int], Callable[[Block], Visit]]
+    xs: int
+    by_step: list[PerLeaf] = field(default_factory=list, init=False)
+
+    def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf]:
+        """See `SegmentSweep.sweep`."""
+        waiting, walking = sorted(adjoints), dict[Block, PerLeaf]()
+        for t in reversed(range(a, b)):
+            while waiting and waiting[-1][2] >= t:
+                block = waiting.pop()
+                walking[block] = adjoints.pop(block)
+            visit_for = self.visits(t)
+            total: PerLeaf = []
             for block in list(walking):
                 earliest, first, _ = block
-                error = [None if dy is None or t < first else dy[t] for dy in dys]
-                grads = visit_for(block).vjp([*walking.pop(block), *error])
-                adjoint = [
-                    _scaled(grad, None if self.edge_factors is None else self.edge_factors[t]) for grad in grads[:n]
-                ]
-                total = list(map(added, total or [None] * len(grads[n:]), grads[n:]))
+                adjoint = walking.pop(block)
+                n, error = len(adjoint), [None if dy is None or t < first else dy[t] for dy in self.dys]
+                grads = visit_for(block).vjp([*adjoint, *error])
+                adjoint, total = self.across(grads[:n], t), _added(total, grads[n:])
                 if t > earliest:
                     walking[block] = adjoint
                 elif t == 0:
-                    dfirst = list(map(added, dfirst, adjoint))
-            dxs.append(total[:m])
-            dcaptured = list(map(added, dcaptured or [None] * len(total[m:]), total[m:]))
+                    self.first = _added(self.first, adjoint)
+            self.by_step.append(total[: self.xs])
+            self.captured = _added(self.captured, total[self.xs :])
             del visit_for  # and the visit that it holds, before another step is run
-        return [*dfirst, *(_stacked(grads[::-1]) for grads in zip(*dxs, strict=True)), *dcaptured]
+        return walking
 
-    def merged(
-        self,
-        replays: StepReplays,
-        dcarry: Sequence[Tensor | None],
-        dys: Sequence[Tensor | None],
-        fits: Callable[[Visit, list[int]], bool],
-    ) -> Grads | None:
-        """The blocks side by side in the rows, each at a step of its own; `window` visits of (blocks * B) rows.
+    def dxs(self) -> PerLeaf:
+        """See `SegmentSweep.dxs`."""
+        return [_stacked(grads[::-1]) for grads in zip(*self.by_step, strict=True)]
 
-        Where the tape comes in several segments, each has visits of its own, and a block goes on in the segment before.
-        fits: whether a visit of these steps is what it should be; None is returned once one is not.
-        """
-        # No rows of each leaf of the carry: nothing here may hold on to a segment.
-        none = [c.new_empty(0, *c.shape[1:]) for c in replays.segment.carry]
-        elements = sum(prod(t.shape[1:]) for t in (*none, *replays.xs, *dys) if t is not None)
-        size = max(1, _MERGED_ELEMENTS // max(1, elements))
-        dxs = [
-            torch.zeros_like(x) if w and differentiable(x) else None
-            for x, w in zip(replays.xs, replays.wanted, strict=False)
+
+@dataclass
+class MergedRows(SegmentSweep):
+    """Blocks side by side in the rows, each at a step of its own: `window` visits of (blocks * B) rows in a segment.
+
+    rounding: see `ForwardValues.check_merged`, which every visit must pass.
+    """
+
+    replays: StepReplays
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        taken = (*self.replays.segment.carry, *self.replays.xs, *self.dys)
+        self.most = max(1, _MERGED_ELEMENTS // max(1, sum(prod(t.shape[1:]) for t in taken if t is not None)))
+        self.sums: PerLeaf = [
+            torch.zeros_like(x) if wanted and differentiable(x) else None
+            for x, wanted in zip(self.replays.xs, self.replays.wanted, strict=False)
         ]
-        sums = _Sums([None] * len(none), dxs, [None] * len(replays.captured))
-        waiting = list(self.blocks)
-        crossing: list[Block] = []  # from the segment behind, in order
-        crossed = none  # their adjoints `[blocks, B, ...]`
-        while True:
-            begin = bisect_left(waiting, replays.segment.start, key=lambda block: block[2])
-            new, waiting = waiting[begin:], waiting[:begin]
-            blocks, left = [*new, *crossing], list[_Left]()
-            for i in range(0, len(blocks), size):
-                group = blocks[i : i + size]
-                begun = min(max(0, len(new) - i), len(group))
-                later = slice(max(0, i - len(new)), max(0, i + size - len(new)))
-                adjoint: Grads = [
-                    torch.cat([c.new_zeros(begun, *c.shape[1:]), rows[later]]) if differentiable(c) else None
-                    for c, rows in zip(none, crossed, strict=True)
-                ]
-                if begun == len(group) and group[-1][2] == replays.T - 1:
-                    for rows, dc in zip(adjoint, dcarry, strict=True):
-                        if rows is not None and dc is not None:
-                            rows[-1] = dc
-                gone = self._together(replays, group, adjoint, dys, fits, sums)
-                if gone is None:
-                    return None
-                left += gone
-            if not waiting and not left:
-                return [*sums.dfirst, *sums.dxs, *sums.dcaptured]
-            crossing = [block for blocks, _ in left for block in blocks]
-            crossed = [torch.cat([c, *(a[k] for _, a in left)]) for k, c in enumerate(none)]
-            replays.back()
 
-    def _together(
-        self,
-        replays: StepReplays,
-        blocks: list[Block],
-        adjoint: Grads,
-        dys: Sequence[Tensor | None],
-        fits: Callable[[Visit, list[int]], bool],
-        sums: _Sums,
-    ) -> list[_Left] | None:
-        """Some blocks through the segment. Returns those that go on in the one before, None where a visit misfits."""
-        n = len(adjoint)
-        times = [min(last, replays.segment.stop - 1) for _, _, last in blocks]
-        left: list[_Left] = []
-        while blocks:
-            visit = replays.visit_merged(times)
-            if not fits(visit, times):
-                return None
-            error = [_error(dy, blocks, times) for dy in dys]
-            grads = visit.vjp([None if rows is None else rows.flatten(0, 1) for rows in (*adjoint, *error)])
-            by_block = [None if g is None else g.unflatten(0, (len(blocks), -1)) for g in grads[: n + len(sums.dxs)]]
-            for dx, rows in zip(sums.dxs, by_block[n:], strict=True):
-                if dx is not None and rows is not None:
-                    dx.index_add_(0, torch.tensor(times, device=dx.device), rows)  # blocks may cross at one step
-            sums.dcaptured = list(map(added, sums.dcaptured, grads[n + len(sums.dxs) :]))
-            adjoint = [
-                _scaled(rows, None if self.edge_factors is None else self.edge_factors[times]) for rows in by_block[:n]
-            ]
-            begun = [i for i, t in enumerate(times) if t == 0]
-            sums.dfirst = [
-                added(d, rows[begun].sum(0)) if begun and rows is not None else d
-                for d, rows in zip(sums.dfirst, adjoint, strict=True)
-            ]
-            going = [i for i, (earliest, _, _) in enumerate(blocks) if times[i] > earliest]
-            out = [i for i in going if times[i] == replays.segment.start]
-            if out:
-                arrived = [
-                    c.new_zeros(len(out), *c.shape[1:]) if rows is None else rows[out]
-                    for c, rows in zip(replays.segment.carry, adjoint, strict=True)
-                ]
-                left.append(([blocks[i] for i in out], arrived))
-                going = [i for i in going if times[i] > replays.segment.start]
-            if len(going) < len(blocks):
-                adjoint = [None if rows is None else rows[going] for rows in adjoint]
-            blocks, times = [blocks[i] for i in going], [times[i] - 1 for i in going]
-        return left
+    def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf] | None:
+        """See `SegmentSweep.sweep`."""
+        waiting, leaving = sorted(adjoints), dict[Block, PerLeaf]()
+        for i in range(0, len(waiting), self.most):
+            blocks = waiting[i : i + self.most]
+            adjoint = [_stacked(leaf) for leaf in zip(*map(adjoints.pop, blocks), strict=True)]
+            times = [min(last, b - 1) for _, _, last in blocks]
+            while blocks:
+                visit = self.replays.visit_merged(times)
+                if not self.replays.fits(visit, times, self.rounding):
+                    return None
+                adjoint = self.across(self._pulled(visit, blocks, times, adjoint), times)
+                begun = [k for k, t in enumerate(times) if t == 0]
+                if begun:
+                    self.first = _added(self.first, [None if rows is None else rows[begun].sum(0) for rows in adjoint])
+                going = [k for k, (earliest, _, _) in enumerate(blocks) if times[k] > earliest]
+                out = [k for k in going if times[k] == a]
+                if out:
+                    gone = ([None] * len(out) if rows is None else rows[out].unbind() for rows in adjoint)
+                    leaving |= zip([blocks[k] for k in out], map(list, zip(*gone, strict=True)), strict=True)
+                    going = [k for k in going if times[k] > a]
+                if len(going) < len(blocks):
+                    adjoint = [None if rows is None else rows[going] for rows in adjoint]
+                blocks, times = [blocks[k] for k in going], [times[k] - 1 for k in going]
+        return leaving
+
+    def _pulled(self, visit: Visit, blocks: list[Block], times: list[int], adjoint: PerLeaf) -> PerLeaf:
+        """The adjoints `[blocks, B, ...]` of what entered these steps, from those of what came out; and the sums."""
+        error = [None if dy is None else dy[times] for dy in self.dys]
+        outside = [k for k, (_, first, _) in enumerate(blocks) if times[k] < first]
+        for rows in error:
+            if rows is not None:
+                rows[outside] = 0
+        grads = visit.vjp([None if rows is None else rows.flatten(0, 1) for rows in (*adjoint, *error)])
+        n, m = len(adjoint), len(self.sums)
+        by_block = [None if grad is None else grad.unflatten(0, (len(blocks), -1)) for grad in grads[: n + m]]
+        for dx, rows in zip(self.sums, by_block[n:], strict=True):
+            if dx is not None and rows is not None:
+                dx.index_add_(0, torch.tensor(times, device=dx.device), rows)  # blocks may cross at one step
+        self.captured = _added(self.captured, grads[n + m :])
+        return by_block[:n]
+
+    def dxs(self) -> PerLeaf:
+        """See `SegmentSweep.dxs`."""
+        return self.sums
 
 
 def independent(replays: StepReplays) -> bool:
     """Whether the last two steps, run as one of 2B rows, give what the forward gave and mix no rows."""
-    probe = replace(replays, wanted=[True] * len(replays.xs) + [False] * len(replays.captured))
-    times = [replays.T - 2, replays.T - 1]
+    T, entries = replays.values.T, len(replays.segment.carry) + len(replays.xs)
+    times = [T - 2, T - 1]
     try:
-        visit = probe.visit_merged(times)
+        visit = replays.visit_merged(times, wanted=[True] * len(replays.xs) + [False] * len(replays.captured))
     except MISFITS as error:
         if exhausted(error):
             raise
         return False
-    entries = len(replays.segment.carry) + len(replays.xs)
     return replays.fits(visit, times) and not _mixes_rows(visit, entries)
 
 
@@ -227,19 +227,14 @@ def _mixes_rows(visit: Visit, entries: int) -> bool:
     return False
 
 
-def _scaled(adjoint: Tensor | None, factor: Tensor | None) -> Tensor | None:
-    return adjoint if adjoint is None or factor is None else scaled(adjoint, factor)
-
-
-def _error(dy: Tensor | None, blocks: Sequence[Block], times: list[int]) -> Tensor | None:
-    """The local errors `[blocks, B, ...]` of blocks at these steps: zero before a block's first loss."""
-    if dy is None:
-        return None
-    error = dy[times]
-    error[[i for i, (_, first, _) in enumerate(blocks) if times[i] < first]] = 0
-    return error
+def _added(sums: PerLeaf, terms: PerLeaf) -> PerLeaf:
+    """sums: empty at first."""
+    return list(map(added, sums or [None] * len(terms), terms))
 
 
 def _stacked(grads: Sequence[Tensor | None]) -> Tensor | None:
     some = next((grad for grad in grads if grad is not None), None)
-    return None if some is None else torch.stack([torch.zeros_like(some) if g is None else g for g in grads])
+    if some is None:
+        return None
+    zero = torch.zeros_like(some)
+    return torch.stack([zero if grad is None else grad for grad in grads])

@@ -28,24 +28,21 @@ def complete(
     And, in words, whether a second run of it depends on what the first one left, in calls that the monitor could not
     see.
     """
-    T, n, m = len(replay.carry), len(carry), len(xs)
+    T = len(replay.carry)
     values = [*carry, *(x[-1] for x in xs), *replay.captured]
-    wanted = [*[True] * n, *(x.requires_grad for x in xs), *[True] * len(replay.captured)]
+    wanted = [*[True] * len(carry), *(x.requires_grad for x in xs), *[True] * len(replay.captured)]
 
-    def visited() -> tuple[Visit, list[weakref.ref[Tensor]]]:
-        entries = list(map(fresh, values, wanted))
-        return replay.noted(T - 1, entries[:n], entries[n : n + m], entries[n + m :])
+    made: list[weakref.ref[Tensor]] = []
+
+    def visited() -> Visit:
+        return replay.visit(T - 1, list(map(fresh, values, wanted)), made)
 
     fault = None
     with random_kept(replay.states):
-        visit, made = visited()
+        visit = visited()
         found, opaque = unseen(visit, replay.captured)
-        if T > 1 and (opaque or calls_functions(visit)):
-            again, made_again = visited()
-            if reaches(again, visit):
-                fault = "a step uses, inside a call that cannot be looked into, a tensor that the step before made"
-            made += made_again
-            del again
+        if T > 1 and (opaque or calls_functions(visit)) and reaches(visited(), visit):
+            fault = "a step uses, inside a call that cannot be looked into, a tensor that the step before made"
         # A leaf that the step itself made, to differentiate something inside, is none that it captured.
         inside = {id(alive(ref)) for ref in made}
         found = [t for t in found if id(t) not in inside]
