@@ -19,7 +19,7 @@ from ..scan import scan
 from ..scan.arguments import Arguments, described
 from ..scan.forms import Step, split
 from ..scan.leaves import fresh
-from ..scan.program import Rows
+from ..scan.pullback import Rows
 from ._comparable import LAGS, LOSSES
 from ._moments import Gradient, seeded
 from ._steps import StepChain

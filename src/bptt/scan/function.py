@@ -21,7 +21,7 @@ from .forms import Step
 from .forward import run_forward
 from .leaked import refuse_gradients
 from .monitor import StepMonitor, forward_mode, hidden
-from .program import Rows, ScanPullback, edge_factors, obstacle_to_merging
+from .pullback import Rows, ScanPullback, edge_factors, obstacle_to_merging
 from .segments import KeptCarries
 from .surroundings import Surroundings
 from .unseen import complete

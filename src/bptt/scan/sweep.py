@@ -16,7 +16,7 @@ from .leaves import added, beside, differentiable
 from .replays import StepReplays
 from .visit import Visit
 
-__all__ = ["MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "exhausted", "independent", "swept"]
+__all__ = ["MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "block_sweep", "exhausted", "independent"]
 
 PerLeaf = list[Tensor | None]
 """A gradient for each leaf, or an adjoint; None stands for zeros."""
@@ -63,7 +63,7 @@ class SegmentSweep(ABC):
         return [None if adjoint is None else scaled(adjoint, factors) for adjoint in adjoints]
 
 
-def swept(rows: SegmentSweep, blocks: Sequence[Block], dcarry: Sequence[Tensor | None]) -> PerLeaf | None:
+def block_sweep(rows: SegmentSweep, blocks: Sequence[Block], dcarry: Sequence[Tensor | None]) -> PerLeaf | None:
     """The gradients of first carry, xs and captured tensors; None where merged rows do not give what the forward gave.
 
     blocks: (earliest step walked to, first loss, last loss). dcarry: cotangents of the final carry, which belong to the

@@ -21,7 +21,7 @@ from .replay import Replay
 from .replays import ForwardValues, StepReplays
 from .segments import KeptCarries, RecomputedCarries
 from .surroundings import random_kept
-from .sweep import MISFITS, CoupledRows, MergedRows, PerLeaf, exhausted, independent, swept
+from .sweep import MISFITS, CoupledRows, MergedRows, PerLeaf, block_sweep, exhausted, independent
 
 __all__ = ["Rows", "ScanPullback", "edge_factors", "obstacle_to_merging"]
 
@@ -77,7 +77,7 @@ class ScanPullback:
             if tape is None:
                 chains = PolicyGraph(self.replay, values, carry, xs, captured, factors).chains(self.blocks)
                 of_block = CoupledRows([(0, T)], factors, dys, lambda t: lambda block: chains[block][t - block[0]], m)
-                grads = swept(of_block, self.blocks, dcarry)
+                grads = block_sweep(of_block, self.blocks, dcarry)
             else:
                 held = [fresh(w, True) for w in captured]
                 carries = RecomputedCarries(self.kept, self.replay, carry, tape, xs, held, self.resets)
@@ -90,7 +90,7 @@ class ScanPullback:
                 if grads is None:
                     replays = replaying()
                     shared = CoupledRows(replays.each_segment(), factors, dys, replays.shared, m)
-                    grads = swept(shared, self.blocks, dcarry)
+                    grads = block_sweep(shared, self.blocks, dcarry)
         assert grads is not None  # coupled rows always fit
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
@@ -105,9 +105,9 @@ class ScanPullback:
         rounding = 0.0 if tested else self.replay.rounding
         merged = MergedRows(replays.each_segment(), self.edge_factors, dys, replays, rounding)
         if tested:
-            return swept(merged, self.blocks, dcarry)
+            return block_sweep(merged, self.blocks, dcarry)
         try:
-            grads = swept(merged, self.blocks, dcarry)
+            grads = block_sweep(merged, self.blocks, dcarry)
         except MISFITS as error:
             if exhausted(error):
                 raise
