@@ -236,5 +236,5 @@ def _stacked(grads: Sequence[Tensor | None]) -> Tensor | None:
     some = next((grad for grad in grads if grad is not None), None)
     if some is None:
         return None
-    zero = torch.zeros_like(some)
+    zero = torch.zeros_like(some) if any(grad is None for grad in grads) else some
     return torch.stack([zero if grad is None else grad for grad in grads])
