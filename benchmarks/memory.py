@@ -137,7 +137,7 @@ def contender(name: str, case: Case, repeats: int, most: float, reference: str) 
     if name in OURS:
         memory = name if name in ("gates", "states") else "checkpoints"
         layer = bptt.convert(layer, gradient=case.gradient, memory=memory)
-    checkpoints, segments = tapes_of(Checkpointed, "ahead"), tapes_of(Stack, "forward")
+    checkpoints, segments = tapes_of(Checkpointed, "forward_segments"), tapes_of(Stack, "forward")
 
     def forward(x: Tensor) -> Tensor:
         return in_segments(layer, x) if name == "torch checkpoint" else layer(x)[0]

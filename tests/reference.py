@@ -49,7 +49,7 @@ class Fixed(Policy):
         self.calls: list[tuple[int, int]] = []
 
     def reach(self, T: int) -> Reach:
-        return Reach(None, None, fenced=False)
+        return Reach(None, None, stops_at_start=False)
 
     def draw(self, T: int, B: int) -> Tensor:
         self.calls.append((T, B))

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import bptt
 from bptt.engine import boundary, ops
-from bptt.nn.call import Call, program
+from bptt.nn.call import Call, net_of, whole_tape
 
 pytestmark = pytest.mark.slow
 
@@ -311,16 +311,16 @@ def test_the_operators_keep_torchs_rules(name: str) -> None:
     x = torch.randn(7, 3, I).double()
     resets = torch.rand(7, 3) < 0.3 if row.resets else None
     made = Call.of(layer, x.transpose(0, 1) if layer.batch_first else x, None, resets)
-    stack = program(layer, made, layer.gradient, differentiated=True)
-    plan = ops.text(stack, "gates" if stack.tapes_gates(made.tensors[0], stack.weights(made.tensors)) else "states")
-    tensors = [*made.tensors, *ops.held(stack)]
+    net = net_of(layer, made, layer.gradient, differentiated=True)
+    layout = ops.text(net, whole_tape(layer, net).decided(made.tensors).memory)
+    tensors = [*made.tensors, *ops.held(net)]
     for keep in (True, False):
-        opcheck(torch.ops.bptt.stack_forward.default, (tensors, plan, keep))
+        opcheck(torch.ops.bptt.stack_forward.default, (tensors, layout, keep))
     bare = [t.detach() for t in tensors]
-    results = torch.ops.bptt.stack_forward(bare, plan, True)
-    cotangents = [torch.randn_like(results[0]), *[None] * (stack.outputs - 1)]
+    results = torch.ops.bptt.stack_forward(bare, layout, True)
+    cotangents = [torch.randn_like(results[0]), *[None] * (net.outputs - 1)]
     needs = [i != 1 and i < len(made.tensors) for i in range(len(bare))]
-    opcheck(torch.ops.bptt.stack_backward.default, (bare, plan, results, cotangents, needs))
+    opcheck(torch.ops.bptt.stack_backward.default, (bare, layout, results, cotangents, needs))
 
 
 def test_the_draw_keeps_torchs_rules() -> None:
@@ -331,13 +331,13 @@ def test_the_draw_keeps_torchs_rules() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_plan_is_read_as_it_was_written(name: str) -> None:
+def test_a_layout_is_read_as_it_was_written(name: str) -> None:
     layer = layer_of(ROWS[name])
     x = torch.randn(4, 4, I).double()
-    stack = program(layer, Call.of(layer, x, None, None), layer.gradient, differentiated=False)
-    plan = ops.text(stack, "gates")
-    read, memory = ops.plain(plan)
+    net = net_of(layer, Call.of(layer, x, None, None), layer.gradient, differentiated=False)
+    layout = ops.text(net, "gates")
+    read, memory = ops.plain(layout)
     assert memory == "gates"
     for part in ("cell", "kernel", "layers", "directions", "per_layer", "biased", "reach"):
-        assert getattr(read, part) == getattr(stack, part)
-    assert ops.text(read, memory).split()[:-1] == plan.split()[:-1]
+        assert getattr(read, part) == getattr(net, part)
+    assert ops.text(read, memory).split()[:-1] == layout.split()[:-1]

@@ -7,9 +7,8 @@ import torch
 from clock import Clock
 
 import bptt
-from bptt.engine import Stack
-from bptt.engine.reversal import Back
-from bptt.engine.walk import Walk
+from bptt.engine import Stack, segment
+from bptt.engine.backward import BackwardPass
 
 T, B, I, H = 300, 4, 5, 16
 
@@ -48,12 +47,12 @@ class Measured:
         x = torch.randn(B, T, I) if layer.batch_first else torch.randn(T, B, I)
         saved = {}
         with monkeypatch.context() as patch:
-            stacks = self._returned(patch, "bptt.nn.layers.program")
+            nets = self._returned(patch, "bptt.nn.layers.net_of")
             with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
                 y, final = layer(x)
         states = final if isinstance(final, tuple) else (final,)
         own = _storages((x, y, *states, *layer.parameters()))
-        kept = _storages((*saved.values(), *stacks[0].masks, *stacks[0].xi))
+        kept = _storages((*saved.values(), *nets[0].masks, *nets[0].xi))
         with monkeypatch.context() as patch:
             self.steps, self.made, self.rebuilt, self.stored, alive = 0, 0, 0, 0, weakref.WeakSet()
             self._watch_segments(patch)
@@ -65,10 +64,10 @@ class Measured:
 
     @staticmethod
     def _returned(patch, name):
-        returned, program = [], bptt.nn.layers.program
+        returned, net_of = [], bptt.nn.layers.net_of
 
         def watched(*args, **kwargs):
-            returned.append(program(*args, **kwargs))
+            returned.append(net_of(*args, **kwargs))
             return returned[-1]
 
         patch.setattr(name, watched)
@@ -79,14 +78,14 @@ class Measured:
 
         def watched(stack, tensors, keep):
             outputs, tape = forward(stack, tensors, keep)
-            self.steps += len(tensors[0]) * stack.layers * stack.directions
+            self.steps += len(tensors[0]) * stack.net.layers * stack.net.directions
             self.made = max(self.made, sum(_storages(tape).values()))
             return outputs, tape
 
         patch.setattr(Stack, "forward", watched)
 
     def _watch_rebuilt(self, patch, alive):
-        rebuilt = Walk._rebuilt
+        rebuilt = BackwardPass._rebuilt
 
         def watched(*args):
             gates = rebuilt(*args)
@@ -94,19 +93,19 @@ class Measured:
             self.rebuilt = max(self.rebuilt, sum(t.nbytes for t in alive))
             return gates
 
-        patch.setattr(Walk, "_rebuilt", watched)
+        patch.setattr(BackwardPass, "_rebuilt", watched)
 
     def _watch_stored(self, patch, before):
-        def watching(run):
-            def watched(back, i, state):
-                stored = _storages([s for state in back.kept.values() for s in state])
-                self.stored = max(self.stored, sum(n for at, n in stored.items() if at not in before))
-                return run(back, i, state)
+        reversals, alive = segment.reversals, weakref.WeakSet()
 
-            return watched
+        def keep(state):
+            for s in state:
+                alive.add(s)
+            stored = _storages(alive)
+            self.stored = max(self.stored, sum(n for at, n in stored.items() if at not in before))
+            return state
 
-        for name in ("_advance", "_reverse"):
-            patch.setattr(Back, name, watching(getattr(Back, name)))
+        patch.setattr(segment, "reversals", lambda *given: reversals(*given, keep))
 
 
 def _storages(tensors):

@@ -183,7 +183,7 @@ def test_second_derivatives_of_a_trace() -> None:
 
 class Own(Policy):
     def reach(self, T: int) -> Reach:
-        return Reach(T // 2, T // 2, fenced=True)
+        return Reach(T // 2, T // 2, stops_at_start=True)
 
     def __str__(self) -> str:
         return "half"

@@ -80,9 +80,9 @@ def test_torch_checkpoint_keeps_the_states_between_segments(memory, cell):
 
 
 def test_tapes_are_recorded(memory, monkeypatch):
-    for program, method in ((Checkpointed, "ahead"), (Stack, "forward")):
+    for program, method in ((Checkpointed, "forward_segments"), (Stack, "forward")):
         monkeypatch.setattr(program, method, getattr(program, method))  # put back afterwards
-    ahead, segments = memory.tapes_of(Checkpointed, "ahead"), memory.tapes_of(Stack, "forward")
+    ahead, segments = memory.tapes_of(Checkpointed, "forward_segments"), memory.tapes_of(Stack, "forward")
     B, H = 2, 5
     layer = bptt.nn.LSTM(3, H, memory="checkpoints:steps=10")
     layer(torch.randn(95, B, 3))[0].sum().backward()
@@ -118,7 +118,7 @@ def test_no_number_is_an_error(memory):
 
 @pytest.mark.parametrize("name", ["torch.nn", "torch checkpoint", "checkpoints"])
 def test_a_contender(memory, monkeypatch, tmp_path, name):
-    for program, method in ((Checkpointed, "ahead"), (Stack, "forward")):
+    for program, method in ((Checkpointed, "forward_segments"), (Stack, "forward")):
         monkeypatch.setattr(program, method, getattr(program, method))  # put back afterwards
     case = Case("lstm", 100, 2, 3, 4)
     torch.save(memory.reference(case), tmp_path / "gradients.pt")

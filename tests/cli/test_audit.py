@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 import bptt as package
-from bptt.cli.audit import Audited, audit
+from bptt.cli.audit import AuditResult, audit
 
 from .command import bptt, error_of
 
@@ -30,7 +30,7 @@ class Mine(torch.nn.GRU):
 CPU = torch.device("cpu")
 
 
-def audited(kind: Any, dtype: torch.dtype = torch.float64) -> dict[str, Audited]:
+def audited(kind: Any, dtype: torch.dtype = torch.float64) -> dict[str, AuditResult]:
     return {row.case: row for row in audit(kind, CPU, dtype)}
 
 

@@ -184,8 +184,8 @@ def test_chunked_cuts_every_edge_in_own_steps() -> None:
     cells, x, s_0, dy, ds_T = make("gru", 2, 1)
     cut = stacks.chunk_edges(T, B, 2)
     got = stacks.sweep(cells, x, s_0, dy, ds_T, stacks.spans(T, T, T), xi=[[cut], [cut]])
-    fenced = [(first, first, last, last) for _, first, last in policies.chunks(T, 2)]
-    same = stacks.sweep(cells, x, s_0, dy, ds_T, fenced)
+    stops_at_start = [(first, first, last, last) for _, first, last in policies.chunks(T, 2)]
+    same = stacks.sweep(cells, x, s_0, dy, ds_T, stops_at_start)
     close(got["x"], same["x"])
     for l in range(2):
         close(got["s_0"][l][0], same["s_0"][l][0])

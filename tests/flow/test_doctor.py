@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
+from bptt.engine import Asked, Saved, Stack
 from bptt.flow import Finding, watch
 
 T, B, I, H = 9, 4, 3, 5
@@ -259,14 +260,15 @@ def test_what_a_step_drew_is_drawn_again(library: Any, own: bool):
         y, _ = layer(torch.randn(T, B, I))
         y.sum().backward()
         before = torch.get_rng_state(), None if generator is None else generator.get_state()
-        _, engine, stack = doctor._calls[-1].program()
+        _, engine, net = doctor._calls[-1].net()
         assert torch.equal(torch.get_rng_state(), before[0])
         assert generator is None or torch.equal(generator.get_state(), before[1])
     with torch.no_grad():
-        outputs, tape = stack.forward(engine.tensors, keep=True)
-        needs = (False,) * 3 + (True,) * 8
-        grads = stack.backward(engine.tensors, outputs, tape, (torch.ones_like(y), None, None), needs)
-    torch.testing.assert_close(outputs[0], y.detach())
+        program = Stack(net, "gates")
+        saved = Saved(engine.tensors, *program.forward(engine.tensors, keep=True))
+        asked = Asked((torch.ones_like(y), None, None), (False,) * 3 + (True,) * 8)
+        grads = program.backward(saved, asked).inputs
+    torch.testing.assert_close(saved.outputs[0], y.detach())
     for grad, parameter in zip(grads[3:], layer.parameters(), strict=True):
         torch.testing.assert_close(grad, parameter.grad)
 

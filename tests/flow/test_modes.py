@@ -106,7 +106,7 @@ def test_a_thread_that_trains_draws_its_dropout_while_another_measures():
 
     def measure() -> None:
         while not stop[0]:
-            recording.stack(bptt.Full())
+            recording.net(bptt.Full())
 
     thread = Thread(target=measure)
     thread.start()

@@ -35,8 +35,8 @@ def test_a_final_state_is_the_start_of_one_column(
     """Of each direction, in its own time: the column whose last loss is the sequence's, which begins there."""
     T, B = 23, 3
     ends = None if lengths is None else torch.tensor(lengths)
-    columns = Columns.of(Reach(window, every, fenced=False), ends, T, B, directions)
-    for part, takes in zip(columns.frames, columns.takes, strict=True):
+    columns = Columns.of(Reach(window, every, stops_at_start=False), ends, T, B, directions)
+    for part, takes in zip(columns.frames, columns.owns_losses, strict=True):
         begin = part.arrives >= 0
         assert part.arrives[begin].sort()[0].tolist() == list(range(B))
         assert torch.equal(part.arrives[begin], part.lane[begin])
@@ -45,7 +45,7 @@ def test_a_final_state_is_the_start_of_one_column(
 
 
 def test_a_part_has_the_rows_of_the_columns_that_end_in_it() -> None:
-    frames = Frames.of(Reach(4, 2, fenced=False), torch.tensor([7, 12, 5]), 12, 3)
+    frames = Frames.of(Reach(4, 2, stops_at_start=False), torch.tensor([7, 12, 5]), 12, 3)
     for a, b in ((0, 6), (6, 9), (9, 12), (4, 8)):
         part = frames.within(a, b)
         assert part.number is not None
@@ -99,7 +99,7 @@ def test_small_columns_are_kept_in_bounded_numbers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(frames, "_KEPT", {})
     monkeypatch.setattr(frames, "KEPT", 5)
     for T in range(1, 20):
-        Frames.of(Reach(None, None, fenced=False), None, T, 1)
+        Frames.of(Reach(None, None, stops_at_start=False), None, T, 1)
     assert [key[1] for key in frames._KEPT] == [15, 16, 17, 18, 19]
 
 

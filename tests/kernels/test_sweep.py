@@ -37,7 +37,7 @@ def test_lstm(
     initial = (torch.randn(B, P, dtype=dtype), torch.randn(B, H, dtype=dtype))
     states, gates = KERNELS["eager"].forward(cell, x, initial, resets, w, True, None)
     tape, factors = Tape(states, resets, gates), (~resets).to(dtype) * 1.25
-    frames = Frames.of(Reach(4, 1, fenced=False), None, T, B)
+    frames = Frames.of(Reach(4, 1, stops_at_start=False), None, T, B)
     # Rows of what arrives in any order, and columns that begin without.
     rows = torch.randperm(len(frames.start)).where(torch.rand(len(frames.start)) < 0.5, -1)
     frames = replace(frames, arrives=rows)
@@ -74,7 +74,7 @@ def test_what_arrives_is_the_walks_own_adjoint(variant: str) -> None:
         return kernel.sweep(Sweep(cell, w, tape, frames, errors[a:b], arriving, adjoints=2, leaving=True))
 
     def frames(T: int) -> Frames:
-        return Frames.of(Reach(None, None, fenced=False), None, T, B)
+        return Frames.of(Reach(None, None, stops_at_start=False), None, T, B)
 
     for kernel in KERNELS.values():
         whole = part(kernel, 0, T, final, frames(T))
@@ -91,7 +91,7 @@ def test_no_row_is_read_that_has_not_arrived() -> None:
     T, B, I, H = 5, 3, 4, 2
     cell, w = CELLS["RNN_TANH"], Weights(torch.randn(H, I), torch.randn(H, H), None, None, None)
     states, _ = KERNELS["cpu"].forward(cell, torch.randn(T, B, I), (torch.zeros(B, H),), None, w, False, None)
-    frames = Frames.of(Reach(None, None, fenced=False), None, T, B)
+    frames = Frames.of(Reach(None, None, stops_at_start=False), None, T, B)
     request = Sweep(cell, w, Tape(states, None, None), frames, None, (torch.randn(B - 1, H),))
     with pytest.raises(RuntimeError, match=r"what arrives must have the 3 rows .*: got shapes \[2, 2\]"):
         KERNELS["cpu"].sweep(request)

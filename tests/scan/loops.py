@@ -46,7 +46,7 @@ class FixedTruncated(Policy):
         self.window, self.every, self.xi = window, every, xi
 
     def reach(self, T: int) -> Reach:
-        return Reach(self.window, self.every, fenced=False)
+        return Reach(self.window, self.every, stops_at_start=False)
 
     def draw(self, T: int, B: int) -> Tensor:
         return self.xi

@@ -6,6 +6,7 @@ asks it of the cell; the layers stand in `bptt.nn.LAYERS`, by the cell's name.
 
 from ._activations import ACTIVATIONS as ACTIVATIONS
 from ._activations import Activation as Activation
+from ._cell import AllSteps as AllSteps
 from ._cell import Cell as Cell
 from ._cell import Pullback as Pullback
 from ._cell import Weights as Weights

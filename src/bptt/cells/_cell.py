@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Cell", "Pullback", "State", "Weights"]
+__all__ = ["AllSteps", "Cell", "Pullback", "State", "Weights"]
 
 State = tuple[Tensor, ...]
 """(h,) or (h, c): h `[..., P]`, c `[..., H]`."""
@@ -35,6 +36,11 @@ class Weights(NamedTuple):
         pieces = given if biased else (*given[:2], None, None, *given[2:])
         return cls(*pieces)  # type: ignore[arg-type]  # ih and hh are always given
 
+    @property
+    def named(self) -> list[tuple[str, Tensor]]:
+        """(name, weight) of those that there are, in torch.nn's order."""
+        return [(name, w) for name, w in zip(self._fields, self, strict=True) if w is not None]
+
 
 class Pullback(NamedTuple):
     """What one step sends back."""
@@ -42,6 +48,33 @@ class Pullback(NamedTuple):
     da: Tensor  # [..., G*H]  dL/d(pre-activation), as the input product sees it
     direct: Tensor | None = None  # dL/dh_{t-1} [..., P] by the paths that avoid the recurrent product
     carried: State = ()  # dL/dc_{t-1} [..., H], for a state (h, c)
+
+
+class TapedSteps(Protocol):
+    """What the forward pass kept of all steps of one layer and direction, h `[T, B, P]` and c `[T, B, H]`."""
+
+    @property
+    def prev(self) -> State:
+        """The states before the steps, resets applied."""
+
+    @property
+    def state(self) -> State:
+        """The states after the steps."""
+
+    @property
+    def gates(self) -> Tensor | None:
+        """`[T, B, F]`; None for a cell whose state is its tape."""
+
+
+@dataclass(eq=False)
+class AllSteps:
+    """The values of all steps of one layer and direction `[T, B, .]` that the gradients of its weights are made of."""
+
+    x: Tensor
+    tape: TapedSteps
+    da: Tensor
+    recurrent: tuple[Tensor, ...]  # `Cell.recurrent` of da, in parts along its features; () where it is not known
+    adjoints: State  # lambda of h and of c, as many as were asked for
 
 
 class Cell(ABC):
@@ -119,6 +152,50 @@ class Cell(ABC):
     def projected(self, gates: Tensor, state: State) -> Tensor:
         """What `Weights.hr` multiplies `[..., H]`."""
         raise TypeError(f"{self.name} has no projection")
+
+    # What follows from these ------------------------------------------------------------------------------------------
+
+    def before(self, lam: State, gates: Tensor | None, prev: State, state: State, w: Weights) -> tuple[Tensor, State]:
+        """(dL/d(pre-activation), the adjoint of the state before) of one step, recurrent product included."""
+        gates = lam[0] if gates is None else gates  # a cell that tapes no gates does not look at them
+        back = self.pull(lam, gates, prev, state, w)
+        through = self.recurrent(back.da, gates) @ w.hh
+        return back.da, (through if back.direct is None else through + back.direct, *back.carried)
+
+    def factors(self, weight: str, steps: AllSteps) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The factors of a weight's gradient, (6.4): the errors of its rows `[..., rows]`, in parts along its rows, and
+        what its columns multiply `[..., columns]`, None for a bias. The gradient is the sum of their products.
+
+        weight: a field of `Weights`.
+        """
+        if weight == "hr":
+            assert steps.tape.gates is not None
+            return steps.adjoints[:1], self.projected(steps.tape.gates, steps.tape.state)
+        if weight in ("ih", "b_ih"):
+            return (steps.da,), steps.x if weight == "ih" else None
+        if not steps.recurrent and self.inner is not None:
+            assert steps.tape.gates is not None
+            steps.recurrent = (self.recurrent(steps.da, steps.tape.gates),)
+        return steps.recurrent or (steps.da,), steps.tape.prev[0] if weight == "hh" else None
+
+    def needs_adjoint(self, w: Weights) -> bool:
+        """Whether the gradient of a weight takes lambda of h, as that of a projection does."""
+        return w.hr is not None
+
+    def input_weight(self, w: Weights) -> Tensor:
+        """The weight `[G*H, I]` through which da reaches x."""
+        return w.ih
+
+    def state_sizes(self, w: Weights) -> tuple[int, ...]:
+        """The size of each state: P of h, H of c."""
+        H = w.hh.shape[0] // self.gates_per_unit
+        return (w.hh.shape[1], H)[: self.states]
+
+    def products(self, w: Weights) -> tuple[int, int, int]:
+        """Multiplications of a step and lane forward in the products of the input, of the recurrence and of the
+        projection; on the way back through time those of the last two.
+        """
+        return w.ih.numel(), w.hh.numel(), 0 if w.hr is None else w.hr.numel()
 
 
 def parts(x: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ from ..equations import stacks
 from ..nn import LAYERS
 from ..train import InputError
 
-__all__ = ["DTYPES", "Audited", "audit", "load"]
+__all__ = ["DTYPES", "AuditResult", "audit", "load"]
 
 T, B, INPUTS, H, P = 7, 3, 3, 4, 2
 DROPOUT = 0.5
@@ -97,7 +97,7 @@ OF_A_PROJECTION = (Case("projection", {"proj_size": P}), Case("projection, two l
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditResult:
     """A case: the largest relative error of each tensor against the equations; or why the layer did not take it."""
 
     case: str
@@ -132,7 +132,7 @@ def load(name: str) -> Callable[..., torch.nn.Module]:
     return found
 
 
-def audit(kind: Callable[..., torch.nn.Module], device: torch.device, dtype: torch.dtype) -> Iterator[Audited]:
+def audit(kind: Callable[..., torch.nn.Module], device: torch.device, dtype: torch.dtype) -> Iterator[AuditResult]:
     """Every case in turn. Raises InputError for a class that is no recurrent layer with torch.nn's call form."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         cell = _cell_of(kind)
@@ -144,9 +144,9 @@ def audit(kind: Callable[..., torch.nn.Module], device: torch.device, dtype: tor
                     warnings.simplefilter("ignore")
                     errors = _Audit(kind, cell, case, device, dtype).errors()
             except Exception as error:  # a layer may refuse what it cannot do: told, and nothing wrong
-                yield Audited(case.name, {}, f"{type(error).__name__}: {error}")
+                yield AuditResult(case.name, {}, f"{type(error).__name__}: {error}")
             else:
-                yield Audited(case.name, errors)
+                yield AuditResult(case.name, errors)
 
 
 def _cell_of(kind: Callable[..., torch.nn.Module]) -> str:

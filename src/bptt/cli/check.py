@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..train import InputError
-from .audit import DTYPES, WEIGHTS, Audited, audit, load
+from .audit import DTYPES, WEIGHTS, AuditResult, audit, load
 from .comparison import compare, sources, tolerance
 
 __all__ = ["check"]
@@ -99,7 +99,7 @@ def _audited(module: str, device: str, dtype: str | None) -> int:
     return _said(console, wrong, f"{wrong} of {len(rows) - len(refused)} cases disagree")
 
 
-def _of(row: Audited, column: str) -> list[float]:
+def _of(row: AuditResult, column: str) -> list[float]:
     """The errors of a column: of a weight, those of all layers and directions."""
     names = (f"{WEIGHTS[column]}_l",) if column in WEIGHTS else ()
     return [error for name, error in row.errors.items() if name == column or name.startswith(names)]

@@ -1,23 +1,36 @@
 """The four stages, once, and the only autograd boundary.
 
-`boundary` puts a computation with a hand-written gradient into autograd's graph; `stack` is the stack of recurrent
-layers as such a computation (stage 1); `walk` is its gradient (stages 3 and 4), `parameters` its last stage, `restart`
-the way of an adjoint into a given state at a reset. `ops` is the boundary for a compiler: the stack as operators of
-torch; `tracing` says who else needs them. `tangents` refuses forward-mode derivatives.
-`device` says what torch's default device is.
+`net` is the recurrent layers of a call as data. Its programs, by what they keep: `stack` (a whole tape), `segments`
+and `bidirectional` (checkpoints); `programs` chooses. `backward` is stages 3 and 4 over a whole tape, `segment` the way
+back through segments, one after the other as `rerun` says, `crossing` what passes between them, `source` where x, y and
+their errors lie, `sweep` the one driver through the layers; `parameters` is stage 4, `restart` the way of an adjoint
+into a given state at a reset.
+
+`boundary` puts a computation with a hand-written gradient into autograd's graph; `records` is what its backward call is
+given and gives; `graph` is the policy as a graph, for derivatives of higher order; `ops` is the boundary for a
+compiler: the programs as operators of torch, `flops` their cost; `tracing` says who else needs them. `tangents` refuses
+forward-mode derivatives. `device` says what torch's default device is.
 """
 
-from .bothways import BothWays as BothWays
-from .bothways import taped as taped
+from .backward import BackwardPass as BackwardPass
+from .backward import Observer as Observer
 from .boundary import Program as Program
 from .boundary import Pullback as Pullback
-from .boundary import Tensors as Tensors
 from .boundary import attach as attach
-from .boundary import given as given
 from .boundary import run as run
+from .crossing import Crossing as Crossing
 from .device import default_device as default_device
+from .net import Net as Net
 from .ops import draw as draw
 from .ops import through_operators as through_operators
+from .programs import NetPrograms as NetPrograms
+from .programs import with_checkpoints as with_checkpoints
+from .records import Asked as Asked
+from .records import Grads as Grads
+from .records import Saved as Saved
+from .records import Tensors as Tensors
+from .records import given as given
+from .rerun import reversals as reversals
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
 from .tangents import refuse_tangents as refuse_tangents
@@ -27,4 +40,3 @@ from .tracing import recording as recording
 from .tracing import refusal as refusal
 from .tracing import refuse_recording as refuse_recording
 from .tracing import seen as seen
-from .walk import Walk as Walk

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from .records import Asked, Grads, Saved, Tensors
 from .tracing import named, seen
 
-__all__ = ["OPERATORS", "Program", "Pullback", "Tensors", "attach", "given", "own_precision", "run"]
-
-Tensors = tuple[Tensor | None, ...]
+__all__ = ["OPERATORS", "PULLBACKS", "Program", "Pullback", "attach", "own_precision", "run"]
 
 
 class Pullback(Protocol):
@@ -43,20 +42,8 @@ class Pullback(Protocol):
         """The same program with others in the place of `held`; None stands for a tensor that is given later."""
         ...
 
-    def backward(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-    ) -> Tensors:
-        """The gradient of every input (None where `needs` is False), from the cotangents of the outputs.
-
-        outputs: at least those it reads. tape: what the forward pass kept; or None when the gradient itself must be
-        differentiable (double backward): then grad mode is on, and the tape is to be rebuilt from `tensors` by
-        operations autograd can record. A cotangent is None where nothing arrived.
-        """
+    def backward(self, saved: Saved, asked: Asked) -> Grads:
+        """The gradient of every input, from the cotangents of the outputs."""
         ...
 
 
@@ -78,12 +65,6 @@ class Program(Pullback, Protocol):
         ...
 
 
-def given(tensor: Tensor | None) -> Tensor:
-    """A tensor that is never None by the program's contract."""
-    assert tensor is not None
-    return tensor
-
-
 def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Autocast off: the walks run in their tensors' own precision."""
     return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
@@ -92,8 +73,8 @@ def own_precision(device: torch.device) -> AbstractContextManager[Any]:
 OPERATORS: dict[type, Callable[[Any, Tensors], tuple[Tensor, ...]]] = {}
 """How a program of a type runs where it is looked at: through operators of torch, which a graph can hold."""
 
-PULLBACKS: dict[type, Callable[..., Tensors]] = {}
-"""The same of its backward call, with the arguments of `Pullback.backward`, where the forward call was not seen."""
+PULLBACKS: dict[type, Callable[[Any, Saved, Asked], Grads]] = {}
+"""The same of its backward call, where the forward call was not looked at."""
 
 
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -156,14 +137,15 @@ class _Boundary(torch.autograd.Function):
             tape = None
         elif any(map(_version, ctx.witnesses)):
             outputs, tape = program.forward(tensors, keep=True)
+        left, asked = Saved(tensors, outputs, tape), Asked(cotangents, needs)
         if tape is not None and type(program) in PULLBACKS and seen(tensors[0]):
-            grads = PULLBACKS[type(program)](program, tensors, outputs, tape, cotangents, needs)
+            grads = PULLBACKS[type(program)](program, left, asked)
         else:
             with named(program.name, "backward"):
-                grads = program.backward(tensors, outputs, tape, cotangents, needs)
+                grads = program.backward(left, asked)
         if not _keeps_graph():  # what has failed may be called again
             ctx.program = None
-        return (None, *grads)
+        return (None, *grads.inputs)
 
 
 class _Attached(_Boundary):

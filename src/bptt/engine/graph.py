@@ -1,42 +1,45 @@
 """A policy as a graph that autograd records: what derivatives of every order of a policy's gradient mean, (6.20).
 
 Every time edge is the identity forward and multiplies by xi backward, a cut edge is a detach, and blocks that overlap
-have a copy of their window each. The first derivative of this graph is the block sweep of `walk`; it is built where
+have a copy of their window each. The first derivative of this graph is the block sweep of `backward`; it is built where
 that derivative is to be differentiated again, which a compiled sweep cannot be.
 
-Legend: as in `stack` and `kernels.frames`: R positions and N columns of a sweep, K = layer * D + direction.
+Legend: as in `net` and `kernels.frames`: R positions and N columns of a sweep, K = layer * D + direction.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import KERNELS, Columns, Frames
-from .boundary import Tensors, given, own_precision
-
-if TYPE_CHECKING:
-    from .stack import Stack
+from ..kernels import Columns, Frames
+from .boundary import own_precision
+from .net import Net, States
+from .records import Asked, Tensors, given
 
 __all__ = ["graph_gradients", "policy_graph"]
 
-States = tuple[Tensor, ...]
+StatesOf = Callable[[Tensors], Iterable[States]]
+"""From the inputs of a call, the states of every layer and direction: the initial one, then that after each step."""
 
 
-def graph_gradients(stack: Stack, tensors: Tensors, cotangents: Tensors, needs: tuple[bool, ...]) -> Tensors:
-    """The gradient of every input that needs one, from the cotangents of the outputs, as a recorded computation."""
+def graph_gradients(net: Net, tensors: Tensors, asked: Asked, states: StatesOf) -> Tensors:
+    """The gradient of every input that needs one, from the cotangents of the outputs, as a recorded computation.
+
+    states: of every layer and direction, the initial state and that after each step, of a call with these inputs.
+    """
     # Views of their own: a weight that was computed from another input must not pass its gradient on to that one.
     inputs = tuple(None if t is None else t.view_as(t) for t in tensors)
     # In a transform, an input that comes from outside of it needs a gradient elsewhere, and has none here.
-    asked = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
-    wanted = [t for t in asked if t.requires_grad]
+    needed = [t for t, need in zip(inputs, asked.needs, strict=True) if need and t is not None]
+    wanted = [t for t in needed if t.requires_grad]
     with own_precision(given(tensors[0]).device):
         reached = [
             (output, cotangent)
-            for output, cotangent in zip(policy_graph(stack, inputs), cotangents, strict=True)
+            for output, cotangent in zip(policy_graph(net, inputs, states), asked.cotangents, strict=True)
             if cotangent is not None and output.requires_grad
         ]
         found = iter(
@@ -50,60 +53,61 @@ def graph_gradients(stack: Stack, tensors: Tensors, cotangents: Tensors, needs: 
             if reached and wanted
             else map(torch.zeros_like, wanted)
         )
-        grads = iter([next(found) if t.requires_grad else torch.zeros_like(t) for t in asked])
-        return tuple(next(grads) if need else None for need in needs)
+        grads = iter([next(found) if t.requires_grad else torch.zeros_like(t) for t in needed])
+        return tuple(next(grads) if need else None for need in asked.needs)
 
 
-def policy_graph(stack: Stack, tensors: Tensors) -> tuple[Tensor, ...]:
-    """The outputs of the stack: values as by `Stack.forward`, derivatives of every order as the policy says."""
+def policy_graph(net: Net, tensors: Tensors, states: StatesOf) -> tuple[Tensor, ...]:
+    """The outputs of the net: values as by `Stack.forward`, derivatives of every order as the policy says."""
     x = given(tensors[0])
     T, B, _ = x.shape
-    reach = stack.blocks(T, B)
-    graph = _Graph(stack, tensors)
-    if stack.layers > 1 and reach.every is not None and not reach.fenced:
-        return graph.block_by_block(Columns.of(reach, stack.lengths, T, B, stack.directions))
-    return graph.layer_by_layer(Frames.of(reach, stack.lengths, T, B))
+    reach = net.blocks(T, B)
+    graph = _Graph(net, tensors, states)
+    if net.by_block(reach):
+        return graph.block_by_block(Columns.of(reach, net.lengths, T, B, net.directions))
+    return graph.layer_by_layer(Frames.of(reach, net.lengths, T, B))
 
 
 class _Graph:
-    def __init__(self, stack: Stack, tensors: Tensors) -> None:
-        self.stack, self.tensors, self.x = stack, tensors, given(tensors[0])
-        self.weights, self.initial = stack.weights(tensors), stack.initial(tensors)
+    def __init__(self, net: Net, tensors: Tensors, states: StatesOf) -> None:
+        self.net, self.tensors, self.x = net, tensors, given(tensors[0])
+        self.states_of = states
+        self.weights, self.initial = net.weights(tensors), net.initial(tensors)
         self.entering: list[States] = []  # the states before each step [T+1, B, .], constants, by k
         self.finals: list[States] = []  # the final states [B, .], by k
 
     def layer_by_layer(self, frames: Frames) -> tuple[Tensor, ...]:
         """Blocks that do not overlap, or a single layer: each layer reads what the one below puts out at all steps."""
-        stack, y = self.stack, self.x
+        net, y = self.net, self.x
         if not frames.whole:
             self.entering = self._entering()
-        for layer in range(stack.layers):
-            below, halves = stack.masked(y, layer), []
-            for d in range(stack.directions):
-                k = layer * stack.directions + d
-                states = self._advance(k, frames, frames.spread(stack.turn(below, d)))
+        for layer in range(net.layers):
+            below, halves = net.masked(y, layer), []
+            for d in range(net.directions):
+                k = layer * net.directions + d
+                states = self._advance(k, frames, frames.spread(net.turn(below, d)))
                 self.finals.append(_final(frames, states))
-                halves.append(stack.turn(_owned(frames, states[0], None), d))
+                halves.append(net.turn(_owned(frames, states[0], None), d))
             y = torch.cat(halves, -1)
         return self._outputs(y)
 
     def block_by_block(self, columns: Columns) -> tuple[Tensor, ...]:
         """Overlapping blocks in several layers: a block has a copy of its span in every layer, (7.3) and (7.4)."""
-        stack, D = self.stack, self.stack.directions
+        net, D = self.net, self.net.directions
         self.entering = self._entering()
         below: Tensor | None = None  # [R, N, D*P], in forward positions
         own: list[Tensor] = []
-        for layer in range(stack.layers):
-            if below is not None and stack.masks:
-                below = below * columns.frames[0].spread(stack.masks[layer - 1])
+        for layer in range(net.layers):
+            if below is not None and net.masks:
+                below = below * columns.frames[0].spread(net.masks[layer - 1])
             halves, own = [], []
             for d, frames in enumerate(columns.frames):
                 k = layer * D + d
-                x = frames.spread(stack.turn(self.x, d)) if below is None else columns.turn(below, d)
+                x = frames.spread(net.turn(self.x, d)) if below is None else columns.turn(below, d)
                 states = self._advance(k, frames, x)
                 self.finals.append(_final(frames, states))
                 halves.append(columns.turn(states[0], d))
-                own.append(stack.turn(_owned(frames, states[0], columns.takes[d]), d))
+                own.append(net.turn(_owned(frames, states[0], columns.owns_losses[d]), d))
             below = torch.cat(halves, -1)
         return self._outputs(torch.cat(own, -1))
 
@@ -111,13 +115,10 @@ class _Graph:
         return (y, *map(torch.stack, zip(*self.finals, strict=True)))
 
     def _entering(self) -> list[States]:
-        """The states before each step, from a run that is no part of the graph."""
-        alone = replace(self.stack, kernel=KERNELS["eager"], memory="states")
-        tensors = tuple(None if t is None else t.detach() for t in self.tensors)
-        outputs, tape = alone.forward(tensors, keep=True)
+        """The states before each step, constants, from a run that is no part of the graph."""
         # Detached at every level: inside nested transforms no_grad holds for the innermost one alone.
-        kept = alone.kept(tape, outputs, tensors)
-        return [tuple(s.detach() for s in states) for states, _ in kept]
+        constants = tuple(None if t is None else t.detach() for t in self.tensors)
+        return [tuple(s.detach() for s in states) for states in self.states_of(constants)]
 
     def _advance(self, k: int, frames: Frames, x: Tensor) -> States:
         """The states after each position `[R, N, .]` of layer and direction k. x: its input there `[R, N, .]`.
@@ -125,14 +126,14 @@ class _Graph:
         A column begins with the state before its first step, held constant, or with the initial state. Behind its last
         step its state stays what it is, and is read by nobody.
         """
-        stack, w, device = self.stack, self.weights[k], x.device
+        net, w, device = self.net, self.weights[k], x.device
         state = self._first(k, frames)
-        resets, xi = stack.resets_of(k % stack.directions), stack.xi[k] if stack.xi else None
+        resets, xi = net.resets_of(k % net.directions), net.xi[k] if net.xi else None
         resets = None if resets is None else frames.spread(resets)
-        restart = [self._at_columns(frames, s) for s in stack.reset_state(self.tensors, k)]
+        restart = [self._at_columns(frames, s) for s in net.reset_state(self.tensors, k)]
         xi = None if xi is None else frames.spread(xi)
         beyond = None if frames.whole else (frames.steps() > frames.top)[..., None].to(device)
-        gx = stack.cell.project(x, w)
+        gx = net.cell.project(x, w)
         series = []
         for r in range(frames.R):
             before = state
@@ -144,7 +145,7 @@ class _Graph:
                     state = tuple(torch.where(resets[r], new, s) for new, s in zip(fresh, state, strict=True))
                 else:
                     state = tuple(s.masked_fill(resets[r], 0) for s in state)
-            state = stack.cell.advance(stack.cell.gates(gx[r], state[0], w), state, w)
+            state = net.cell.advance(net.cell.gates(gx[r], state[0], w), state, w)
             if beyond is not None:
                 state = tuple(torch.where(beyond[r], old, new) for old, new in zip(before, state, strict=True))
             series.append(state)
@@ -189,13 +190,13 @@ class _EdgeFactor(torch.autograd.Function):
         return (adjoint * factor).masked_fill(factor == 0, 0), None
 
 
-def _owned(frames: Frames, h: Tensor, takes: Tensor | None) -> Tensor:
+def _owned(frames: Frames, h: Tensor, owns_losses: Tensor | None) -> Tensor:
     """`[R, N, P]` -> `[T, B, P]`: at each step what the column gives that owns the loss there; zero in padding."""
     if frames.whole:
         return h
     steps = frames.steps()
     own = (steps >= frames.first) & (steps <= frames.last)
-    own = own if takes is None else own & takes
+    own = own if owns_losses is None else own & owns_losses
     r, n = own.nonzero(as_tuple=True)
     row = torch.full((frames.T * frames.B,), -1, device=r.device)
     row[steps[r, n] * frames.B + frames.lane[n]] = r * len(frames.start) + n
@@ -205,8 +206,9 @@ def _owned(frames: Frames, h: Tensor, takes: Tensor | None) -> Tensor:
 
 
 def _final(frames: Frames, states: States) -> States:
-    """The states after the last step of each sequence `[B, .]`, of the columns that begin with their cotangents."""
+    """The states after the last step of each sequence `[B, .]`, where the columns that end there begin their walk."""
     column = (frames.arrives >= 0).nonzero()[:, 0]
     column = column[frames.arrives[column].argsort()]
-    position = (frames.top - frames.start)[column].to(states[0].device)
-    return tuple(s[position, column.to(s.device)] for s in states)
+    position, device = (frames.top - frames.start)[column], states[0].device
+    position, column = position.to(device), column.to(device)
+    return tuple(s[position, column] for s in states)

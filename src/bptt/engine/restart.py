@@ -5,35 +5,31 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import SweepResult, Tape
-from .boundary import given
+from ..kernels import Tape
+from .net import States
+from .records import given
 
 __all__ = ["restart_gradients"]
 
 
-def restart_gradients(
-    cell: Cell, w: Weights, tape: Tape, walked: SweepResult, present: Tensor | None
-) -> tuple[Tensor, ...]:
+def restart_gradients(cell: Cell, w: Weights, tape: Tape, adjoints: States, present: Tensor | None) -> States:
     """The gradient of `tape.reset_state` of one layer and direction, of its shapes, in the direction's own time.
 
     At a reset the adjoint of the step leaves for the given state instead of the state before: one pull of the cell over
     the rows of all resets, from the sums over columns, in which it is linear. No edge factor is on that way. It is what
-    the initial state would get, were the reset the first step. walked: with the adjoints of h and c. present: the rows
-    of `[T * B]` that are steps of a sequence; None is all.
+    the initial state would get, were the reset the first step. adjoints: of h and c. present: the rows of `[T * B]`
+    that are steps of a sequence; None is all.
     """
-    B = walked.da.shape[1]
+    B = adjoints[0].shape[1]
     resets = given(tape.resets).flatten()
     rows = resets.nonzero()[:, 0] if present is None else present[resets[present]]
 
     def at(x: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, rows)
 
-    lam = tuple(map(at, walked.adjoints))
     prev = tuple(at(r) if r.dim() == 3 else r.index_select(0, rows % B) for r in tape.reset_state)
-    gates = lam[0] if tape.gates is None else at(tape.gates)  # a cell that tapes no gates does not look at them
-    back = cell.pull(lam, gates, prev, tuple(map(at, tape.state)), w)
-    through = cell.recurrent(back.da, gates) @ w.hh
-    leaving = (through if back.direct is None else through + back.direct, *back.carried)
+    gates = None if tape.gates is None else at(tape.gates)
+    _, leaving = cell.before(tuple(map(at, adjoints)), gates, prev, tuple(map(at, tape.state)), w)
     grads = []
     for r, left in zip(tape.reset_state, leaving, strict=True):
         zeros = r.new_zeros(r.shape).flatten(0, -2)

@@ -1,303 +1,234 @@
-"""A stack of recurrent layers as a program: stage 1 here, stages 3 and 4 in `walk`.
+"""A net as a program whose tape is kept whole: stage 1 here, stages 3 and 4 in `backward`.
 
-Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates, L layers, D directions. k = layer * D
-+ direction numbers the layers and directions, as torch.nn orders their parameters.
+Legend: as in `net`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from ..cells import Cell, Weights
-from ..kernels import Kernel
+from ..cells import Weights
+from ..kernels import KERNELS, Columns, Tape, columns_at_once
 from ..memory import Tapes, keeps_gates
-from ..policies import EVERYTHING, Reach
-from .boundary import Tensors, given, own_precision
+from .backward import BackwardPass, KeptSteps, Observer
+from .boundary import own_precision
+from .crossing import Crossing
 from .graph import graph_gradients
+from .net import Net, States
+from .records import Asked, Grads, Saved, Tensors, given
 from .tracing import refuse_recording
-from .walk import Walk
 
-__all__ = ["Stack"]
+__all__ = ["NetProgram", "Rerun", "Stack"]
 
 
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """A stack of recurrent layers as a program: the four stages for every cell, policy, kernel and direction.
+class Rerun(NamedTuple):
+    """Steps a to b-1 that direction d runs forward again, so many times."""
 
-    Inputs, in order: x `[T, B, I]`, h_0 `[L*D, B, P]`, for an LSTM c_0 `[L*D, B, H]`, then the weights of each layer
-    and direction as torch.nn orders them; last, where resets do not zero it, the state that they put in its place, like
-    h_0 (and c_0) for all resets or `[T, L*D, B, .]`. Outputs: y `[T, B, D*P]`, h_n, for an LSTM c_n.
+    d: int
+    a: int
+    b: int
+    times: float = 1
 
-    Everything random (dropout masks, xi) is drawn before and held here, so a rebuilt forward repeats it.
-    """
+
+@dataclass(eq=False)
+class NetProgram(ABC):
+    """What the programs of a net have in common: see `boundary.Program`."""
 
     name: ClassVar[str] = "stack"
-    repeats: ClassVar[bool] = True
 
-    cell: Cell
-    kernel: Kernel
-    layers: int
-    directions: int
-    per_layer: int  # weights per layer and direction
-    biased: bool
-    reach: Reach
-    memory: Tapes
-    lengths: Tensor | None = None  # [B] int64, on the CPU, where sequences end before T
-    masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
-    xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
-    resets: tuple[Tensor, ...] = ()  # [T, B, 1] bool for every direction, in its time; empty for none
-
-    @property
-    def inputs(self) -> int:
-        """How many inputs there are before the state of resets."""
-        return 1 + self.cell.states + self.layers * self.directions * self.per_layer
+    net: Net
 
     @property
     def outputs(self) -> int:
-        """How many outputs `forward` has."""
-        return 1 + self.cell.states
+        return self.net.outputs
+
+    @property
+    def held(self) -> Tensors:
+        return self.net.held
+
+    def holding(self, tensors: Tensors) -> Self:
+        return replace(self, net=self.net.holding(tensors)) if tensors else self
+
+    # What a call costs: `plan` and torch's counter of operations ask --------------------------------------------------
+
+    def segment_starts(self, T: int) -> tuple[int, ...]:
+        """The first step of each segment that is walked back by itself, and T."""
+        return (0, T)
+
+    @abstractmethod
+    def tape_values(self, inputs: Tensors) -> int:
+        """Values of the tape, by lane: what is kept, and what the backward call makes again at a time."""
+
+    def rerun(self, inputs: Tensors, most: int | None = None) -> list[Rerun]:
+        """The steps that the backward call runs forward again. most: groups of blocks that are counted; where there
+        are more, so many stand for them.
+        """
+        return []
+
+    def rerun_products(self, inputs: Tensors) -> int:
+        """Multiplications of what the backward call runs forward again."""
+        net, weights = self.net, self.net.weights(inputs)
+        products = [sum(net.cell.products(w)) for w in weights]
+        of_direction = [sum(products[d :: net.directions]) for d in range(net.directions)]
+        return sum(net.rows(inputs, a, b) * of_direction[d] for d, a, b, _ in self.rerun(inputs))
+
+    def decided(self, inputs: Tensors) -> Self:
+        """The same, with everything said that it would decide by the size of a call, as of these inputs."""
+        return self
+
+    @abstractmethod
+    def first_steps(self, n: int, net: Net) -> Self:
+        """The same way to keep a tape on the first n steps. net: on these alone."""
+
+
+@dataclass(eq=False)
+class Stack(NetProgram):
+    """A net as a program: the four stages for every cell, policy, kernel and direction.
+
+    memory: what the tape keeps beside the states.
+    """
+
+    memory: Tapes
 
     @property
     def reads(self) -> int:
         """How many outputs `backward` reads: y, where two directions have it instead of the tape."""
-        return self.directions - 1
+        return self.net.directions - 1
 
-    @property
-    def held(self) -> Tensors:
-        """Masks, xi, resets and lengths, if there are any."""
-        if not (self.masks or self.xi or self.resets) and self.lengths is None:
-            return ()
-        return (*self.masks, *self.xi, *self.resets, self.lengths)
-
-    def holding(self, tensors: Tensors) -> Stack:
-        """The same with these in the place of `held`."""
-        if not tensors:
-            return self
-        *found, lengths = cast("tuple[Tensor, ...]", tensors)  # None only where they are given later
-        xi, resets = len(self.masks), len(self.masks) + len(self.xi)
-        parts = tuple(found[:xi]), tuple(found[xi:resets]), tuple(found[resets:])
-        return replace(self, masks=parts[0], xi=parts[1], resets=parts[2], lengths=lengths)
-
-    # Stage 1 ---------------------------------------------------------------------------------------------------------
-
-    def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def forward(self, inputs: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped, layer by layer and direction by direction: states, gates.
 
         States are kept with the initial one before them, so that the output is a part of what is kept. Where it is put
         together from two directions, those of the top layer are kept in the output alone.
         """
-        x = given(tensors[0])
+        x = given(inputs[0])
         refuse_recording("a walk through time that is not the call of a bptt layer, as in bptt.gradients")
         with own_precision(x.device):
-            return self._forward(x, tensors, keep)
+            return self._forward(x, inputs, keep)
 
-    def _forward(self, x: Tensor, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        weights = self.weights(tensors)
-        if not keep and len(weights) == 1 and self.lengths is None and not self.resets:
-            outputs = self.kernel.infer(self.cell, x, tuple(map(given, tensors[1 : self.outputs])), weights[0])
+    def _forward(self, x: Tensor, inputs: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        net, weights = self.net, self.net.weights(inputs)
+        if not keep and len(weights) == 1 and net.lengths is None and not net.resets:
+            outputs = net.kernel.infer(net.cell, x, tuple(map(given, inputs[1 : net.outputs])), weights[0])
             if outputs is not None:
                 return outputs, ()
-        initial = self.initial(tensors)
+        initial = net.initial(inputs)
         tape_gates = keep and self.tapes_gates(x, weights)
         tape: list[Tensor] = []
         finals: list[tuple[Tensor, ...]] = []  # the states of every layer and direction
         y = x
-        for layer in range(self.layers):
-            below, ys = self.masked(y, layer), []
-            for d in range(self.directions):
-                k = layer * self.directions + d
-                restart = self.reset_state(tensors, k)
-                states, gates = self.kernel.forward(
-                    self.cell,
-                    self.turn(below, d),
+        for layer in range(net.layers):
+            below, ys = net.masked(y, layer), []
+            for d in range(net.directions):
+                k = layer * net.directions + d
+                states, gates = net.kernel.forward(
+                    net.cell,
+                    net.turn(below, d),
                     initial[k],
-                    self.resets_of(d),
+                    net.resets_of(d),
                     weights[k],
                     tape_gates,
-                    self.lengths,
-                    restart,
+                    net.lengths,
+                    net.reset_state(inputs, k),
                 )
                 finals.append(states)
-                ys.append(self.turn(states[0][1:], d))
-                tape += states[1:] if layer == self.layers - 1 and self.directions == 2 else states
+                ys.append(net.turn(states[0][1:], d))
+                tape += states[1:] if layer == net.layers - 1 and net.directions == 2 else states
                 if gates is not None:
                     tape.append(gates)
-            y = ys[0] if self.directions == 1 else torch.cat(ys, -1)
-        hc_n = tuple([self._last(states) for states in zip(*finals, strict=True)])
+            y = ys[0] if net.directions == 1 else torch.cat(ys, -1)
+        hc_n = tuple([net.last(states) for states in zip(*finals, strict=True)])
         return (y, *hc_n), tuple(tape) if keep else ()
 
-    def kept(self, tape: Tensors, outputs: Tensors, tensors: Tensors) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+    def backward(
+        self,
+        saved: Saved,
+        asked: Asked,
+        *,
+        observer: Observer | None = None,
+        columns: Columns | None = None,
+        crossing: Crossing | None = None,
+    ) -> Grads:
+        """See `Program.backward`; observer, columns and crossing: see `BackwardPass`."""
+        if saved.tape is None:
+            return Grads(graph_gradients(self.net, saved.inputs, asked, self._states))
+        return BackwardPass(self.net, saved.inputs, self._kept(saved), asked, observer, columns, crossing).run()
+
+    @torch.no_grad()
+    def tapes(self, saved: Saved) -> list[Tape]:
+        """What is known of all steps of every layer and direction; gates that were not kept are rebuilt."""
+        asked = Asked((None,) * self.outputs, (False,) * len(saved.inputs))
+        return BackwardPass(self.net, saved.inputs, self._kept(saved), asked).tapes()
+
+    def _states(self, inputs: Tensors) -> list[States]:
+        """The states of every layer and direction, run again by operations that any tensor knows."""
+        alone = Stack(replace(self.net, kernel=KERNELS["eager"]), "states")
+        outputs, tape = alone.forward(inputs, keep=True)
+        return [states for states, _ in alone._kept(Saved(inputs, outputs, tape))]
+
+    def _kept(self, saved: Saved) -> list[KeptSteps]:
         """(states with the initial one before them, gates if kept) of every layer and direction, from a tape."""
-        rest = map(given, tape)
-        D, S, K = self.directions, self.cell.states, self.layers * self.directions
+        net, tape = self.net, saved.tape
+        assert tape is not None
+        rest = iter(tape)
+        D, S, K = net.directions, net.cell.states, net.layers * net.directions
         in_output = range(K - 2, K) if D == 2 else range(0)
-        initial = self.initial(tensors) if in_output else []
+        initial = net.initial(saved.inputs) if in_output else []
         with_gates = len(tape) == K * S - len(in_output) + K
         found = []
         for k in range(K):
             if k in in_output:
-                h = torch.cat([initial[k][0][None], self.turn(self.half(given(outputs[0]), k % D), k % D)])
+                h = torch.cat([initial[k][0][None], net.turn(net.half(saved.outputs[0], k % D), k % D)])
             else:
                 h = next(rest)
             states = (h, *(next(rest) for _ in range(S - 1)))
             found.append((states, next(rest) if with_gates else None))
         return found
 
-    # Stages 3 and 4 --------------------------------------------------------------------------------------------------
-
-    def backward(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-    ) -> Tensors:
-        """See `Program.backward`."""
-        return self.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints=False)[0]
-
-    def gradients(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-        want_adjoints: bool,
-    ) -> tuple[Tensors, list[Tensor]]:
-        """`backward`, and lambda_t of h for every layer and direction `[T, B, P]` in the direction's own time."""
-        if tape is None:
-            return graph_gradients(self, tensors, cotangents, needs), []
-        return Walk(self, tensors, outputs, tape, cotangents).run(needs, want_adjoints)
-
-    def blocks(self, T: int, B: int) -> Reach:
-        """The reach for a call on so many steps and lanes: equal blocks of their own length do not overlap."""
-        reach = self.reach
-        if B == 0:
-            return EVERYTHING  # no lane, no block
-        if reach.every is None or reach.window != reach.every:
-            return reach
-        divides = T % reach.every == 0 if self.lengths is None else not (self.lengths % reach.every).any()
-        return replace(reach, fenced=True) if divides else reach
-
-    def tape_bytes(self, tensors: Tensors) -> int:
-        """Bytes of the whole tape, gates included."""
-        x = given(tensors[0])
-        state = sum(given(s).shape[2] for s in tensors[1 : 1 + self.cell.states])
-        values = sum(state + self.cell.taped(w) for w in self.weights(tensors))
-        return x.shape[0] * x.shape[1] * values * x.element_size()
-
     def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
         """Whether a call that keeps a tape keeps gates in it."""
-        if self.cell.taped_per_unit == 0:
+        if self.net.cell.taped_per_unit == 0:
             return False
-        values = x.shape[0] * x.shape[1] * self.cell.taped(weights[0]) * len(weights)
+        values = x.shape[0] * x.shape[1] * self.net.cell.taped(weights[0]) * len(weights)
         return keeps_gates(self.memory, values * x.element_size())
 
-    # What both directions in time share ------------------------------------------------------------------------------
+    # What a call costs ------------------------------------------------------------------------------------------------
 
-    def with_resets(self, resets: Tensor) -> Stack:
-        """The same with the state replaced before the steps where resets `[T, B]` (bool) is True, and in padding.
+    def tape_values(self, inputs: Tensors) -> int:
+        net, (T, B, _) = self.net, given(inputs[0]).shape
+        weights = net.weights(inputs)
+        sizes, K = net.cell.state_sizes(weights[0]), len(weights)
+        at_once = 1  # one layer and direction after the other, where the gates are rebuilt
+        if self.tapes_gates(given(inputs[0]), weights) or self._groups(T, B, weights[0]) > 1:
+            at_once = K
+        states = sum(sizes) * K - sizes[0] * net.directions  # y holds the top layer's h
+        return states * (T + 1) + at_once * net.cell.taped(weights[0]) * T
 
-        A reset at t closes the edge between t-1 and t; a reverse layer crosses it on its way to step t-1. What a state
-        would become after its sequence has ended is nobody's, but it must not overflow.
-        """
-        own = [self.at_resets(resets[..., None], d) for d in range(self.directions)]
-        if self.lengths is not None:
-            ended = torch.arange(resets.shape[0], device=resets.device)[:, None] >= self.lengths.to(resets.device)
-            own = [r | ended[..., None] for r in own]
-        return replace(self, resets=tuple(own))
+    def _groups(self, T: int, B: int, w: Weights) -> int:
+        """Groups of columns that are swept through all layers."""
+        net, reach = self.net, self.net.blocks(T, B)
+        if not net.by_block(reach):
+            return 1
+        columns = Columns.of(reach, net.lengths, T, B, net.directions)
+        return -(-len(columns.span) // columns_at_once(columns.frames[0], w))
 
-    def at_resets(self, x: Tensor, d: int) -> Tensor:
-        """What belongs to a reset at t `[T, B, F]`, where direction d starts anew after it, in its time."""
-        if d == 0:
-            return x
-        turned = self.turn(x, 1)
-        return torch.cat([torch.zeros_like(turned[:1]), turned[:-1]])
+    def rerun_products(self, inputs: Tensors) -> int:
+        net, x, weights = self.net, given(inputs[0]), self.net.weights(inputs)
+        if net.cell.taped_per_unit == 0 or self.tapes_gates(x, weights):
+            return 0
+        gates = sum(sum(net.cell.products(w)[:2]) for w in weights)  # the states known
+        return net.rows(inputs, 0, x.shape[0]) * gates
 
-    def from_resets(self, x: Tensor, d: int) -> Tensor:
-        """The inverse of `at_resets`, zero where no step of the direction starts anew."""
-        return x if d == 0 else self.turn(torch.cat([x[1:], torch.zeros_like(x[:1])]), 1)
+    def decided(self, inputs: Tensors) -> Stack:
+        x = given(inputs[0])
+        gates = self.tapes_gates(x, self.net.weights(inputs))
+        net = replace(self.net, reach=self.net.blocks(*x.shape[:2]))
+        return Stack(net, "gates" if gates else "states")
 
-    def reset_state(self, tensors: Tensors, k: int) -> tuple[Tensor, ...]:
-        """What resets put in the place of the state of layer and direction k, in its time: see `Tape`."""
-        states = tensors[self.inputs :]
-        if not states:
-            return ()
-        own = [given(state).select(-3, k) for state in states]
-        return tuple([self.at_resets(s, k % self.directions) if s.dim() == 3 else s for s in own])
-
-    def join(self, per_k: list[Tensor]) -> tuple[Tensor, ...]:
-        """Values of every layer and direction, in own time, as one `[T, B, D*F]` per layer in forward time."""
-        turned = [self.turn(value, k % self.directions) for k, value in enumerate(per_k)]
-        return tuple(torch.cat(turned[i : i + self.directions], -1) for i in range(0, len(turned), self.directions))
-
-    def initial(self, tensors: Tensors) -> list[tuple[Tensor, ...]]:
-        """The initial states of every layer and direction."""
-        return list(zip(*[given(s).unbind(0) for s in tensors[1 : 1 + self.cell.states]], strict=True))
-
-    def weights(self, tensors: Tensors) -> list[Weights]:
-        """The weights of every layer and direction."""
-        step, flat = self.per_layer, tensors[1 + self.cell.states : self.inputs]
-        return [Weights.of(flat[i : i + step], self.biased) for i in range(0, len(flat), step)]
-
-    def masked(self, below: Tensor, layer: int) -> Tensor:
-        """The input of a layer: dropout on what the layer below puts out."""
-        return below * self.masks[layer - 1] if self.masks and layer > 0 else below
-
-    def turn(self, x: Tensor, d: int) -> Tensor:
-        """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
-        return x if d == 0 else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
-
-    def turned(self, x: Tensor, a: int, b: int) -> Tensor:
-        """The steps a to b-1 of the reverse direction's time `[b-a, B, F]`."""
-        return x[len(x) - b : len(x) - a].flip(0) if self.lengths is None else x[self._back(x, a, b)]
-
-    def add_turned(self, x: Tensor, a: int, b: int, value: Tensor) -> None:
-        """Add to the steps a to b-1 of the reverse direction's time, in place."""
-        if self.lengths is None:
-            x[len(x) - b : len(x) - a] += value.flip(0)
-        else:
-            x[self._back(x, a, b)] += value
-
-    def _back(self, x: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """(steps `[b-a, B]` in forward time, lanes `[B]`) of the steps a to b-1 of the reverse direction's time."""
-        assert self.lengths is not None
-        t = torch.arange(a, b, device=x.device)[:, None]
-        lengths = self.lengths.to(x.device)
-        return torch.where(t < lengths, lengths - 1 - t, t), torch.arange(x.shape[1], device=x.device)
-
-    def half(self, x: Tensor, d: int) -> Tensor:
-        """Direction d's part of `[..., D*P]`."""
-        return x if self.directions == 1 else x.chunk(2, -1)[d]
-
-    def edges(self, k: int, dtype: torch.dtype) -> Tensor | None:
-        """The factor on each time edge `[T, B, 1]` of layer and direction k, None for 1."""
-        resets, xi = self.resets_of(k % self.directions), self.xi[k] if self.xi else None
-        if resets is None:
-            return xi
-        open_edges = ~resets if xi is None else xi.masked_fill(resets, 0)
-        return open_edges.to(dtype)
-
-    def resets_of(self, d: int) -> Tensor | None:
-        """Where direction d's state is replaced before the step `[T, B, 1]`, in its time; None for nowhere."""
-        return self.resets[d] if self.resets else None
-
-    def present(self, x: Tensor) -> Tensor | None:
-        """The rows of `[T * B]`, in any direction's own time, that are steps of a sequence; None for all."""
-        if self.lengths is None:
-            return None
-        t = torch.arange(x.shape[0], device=self.lengths.device)
-        return (t[:, None] < self.lengths).flatten().nonzero()[:, 0].to(x.device)
-
-    def _last(self, states: tuple[Tensor, ...]) -> Tensor:
-        """The state after each sequence's last step `[L*D, B, F]`, from `[T+1, B, F]` of every layer and direction."""
-        if self.lengths is not None:
-            lanes = torch.arange(len(self.lengths), device=states[0].device)
-            lengths = self.lengths.to(states[0].device)
-            return torch.stack([s[lengths, lanes] for s in states])
-        return states[0][-1:].clone() if len(states) == 1 else torch.stack([s[-1] for s in states])
+    def first_steps(self, n: int, net: Net) -> Stack:
+        return replace(self, net=net)

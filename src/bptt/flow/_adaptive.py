@@ -6,7 +6,7 @@ lags 0..w-1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..engine import Stack
+from ..engine import Observer
 from ..kernels import Columns, Frames, SweepResult
 from ..policies import Adaptive, Reach
 from ._lags import _count
@@ -174,28 +174,32 @@ def contributions(recording: Recording, window: int, losses: int) -> tuple[Float
 
     K is window, or less where no loss reaches so far back; 0 where there is none.
     """
-    walk = recording.walk()
-    stack = walk.stack
+    program, saved = recording.forward()
+    net = program.net
     K = min(window, recording.T)
-    columns = Columns.of(Reach(K, 1, fenced=False), stack.lengths, recording.T, recording.B, stack.directions)
+    columns = Columns.of(Reach(K, 1, stops_at_start=False), net.lengths, recording.T, recording.B, net.directions)
     columns = _with_loss(columns, recording, losses)
     if len(columns.span) == 0:
         return np.zeros(0), np.zeros(0), np.zeros(0)
     width = sum(state.shape[2] for state in recording.call.hx)
     means = recording.dy.new_zeros(len(recording.names), K, width, dtype=torch.float64)
     norms, count = means.new_zeros(K), means.new_zeros(K)
-    for group in _groups(walk.sweeps(columns, stack.cell.states), stack):
+
+    def see(group: list[tuple[int, Frames, SweepResult]]) -> None:
+        """The sweeps of all layers and directions over the same columns."""
         squares = means.new_zeros(K, len(group[0][1].start))
         reached = torch.zeros_like(squares, dtype=torch.bool)
-        for k, frames, swept in group:
-            rows = torch.cat(swept.adjoints, -1).double().flatten(0, 1)
+        for k, frames, result in group:
+            rows = torch.cat(result.adjoints, -1).double().flatten(0, 1)
             lag, column = (index.to(rows.device) for index in _lags(frames))
             rows, lag, column = rows[lag >= 0], lag[lag >= 0], column[lag >= 0]
             means[k].index_add_(0, lag, rows)
             squares.index_put_((lag, column), rows.square().sum(-1), accumulate=True)
             reached[lag, column] = True
-        norms += squares.sqrt().sum(1)
-        count += reached.sum(1)
+        norms.add_(squares.sqrt().sum(1))
+        count.add_(reached.sum(1))
+
+    program.backward(saved, recording.asked(), observer=_Groups(len(recording.names), see), columns=columns)
     far = int((count > 0).sum())  # the farthest lag that any loss reaches
     norms, count, means = norms[:far], count[:far], means[:, :far]
     partial = (means / count[:, None]).cumsum(1).square().sum((0, 2)).sqrt()
@@ -204,26 +208,28 @@ def contributions(recording: Recording, window: int, losses: int) -> tuple[Float
 
 def _with_loss(columns: Columns, recording: Recording, losses: int) -> Columns:
     """The columns of the last so many steps with a loss, one per step and lane."""
-    ahead = columns.frames[0]
-    has = (recording.dy != 0).any(-1).cpu()[ahead.first, ahead.lane]
+    forward = columns.frames[0]
+    has = (recording.dy != 0).any(-1).cpu()[forward.first, forward.lane]
     if any(d is not None for d in recording.dfinal):
         for frames in columns.frames:
             has = has | (frames.last == frames.end)
-    steps = ahead.first[has].unique()
-    keep = has & torch.isin(ahead.first, steps[-losses:])
-    return Columns(tuple(f.pick(keep) for f in columns.frames), columns.takes[:, keep], columns.span[keep])
+    steps = forward.first[has].unique()
+    keep = has & torch.isin(forward.first, steps[-losses:])
+    return columns.pick(keep)
 
 
-def _groups(
-    sweeps: Iterator[tuple[int, Frames, SweepResult]], stack: Stack
-) -> Iterator[list[tuple[int, Frames, SweepResult]]]:
-    """The sweeps of all layers and directions over the same columns."""
-    group: list[tuple[int, Frames, SweepResult]] = []
-    for swept in sweeps:
-        group.append(swept)
-        if len(group) == stack.layers * stack.directions:
-            yield group
-            group = []
+class _Groups(Observer):
+    """Collects the sweeps of all layers and directions over the same columns."""
+
+    def __init__(self, size: int, see: Callable[[list[tuple[int, Frames, SweepResult]]], None]) -> None:
+        self.size, self.see = size, see
+        self.group: list[tuple[int, Frames, SweepResult]] = []
+
+    def swept(self, k: int, frames: Frames, result: SweepResult) -> None:
+        self.group.append((k, frames, result))
+        if len(self.group) == self.size:
+            self.see(self.group)
+            self.group = []
 
 
 def _lags(frames: Frames) -> tuple[Tensor, Tensor]:

@@ -99,11 +99,9 @@ class LayerChain:
     def _pull(self, t: int, rows: Tensor) -> Tensor:
         """One step of the eager kernel's sweep: (6.2) of equations/README.md."""
         lam = rows.split(self.sizes, -1)
-        gates = lam[0] if self.tape.gates is None else self.tape.gates[t]
+        gates = None if self.tape.gates is None else self.tape.gates[t]
         prev, state = tuple(s[t] for s in self.tape.prev), tuple(s[t] for s in self.tape.state)
-        back = self.cell.pull(lam, gates, prev, state, self.w)
-        through = self.cell.recurrent(back.da, gates) @ self.w.hh
-        out = torch.cat([through if back.direct is None else through + back.direct, *back.carried], -1)
+        out = torch.cat(self.cell.before(lam, gates, prev, state, self.w)[1], -1)
         return out if self.tape.resets is None else out.masked_fill(self.tape.resets[t], 0)
 
     @cached_property
@@ -112,13 +110,13 @@ class LayerChain:
 
         The cotangent of the final state belongs to the last step of each lane.
         """
-        stack, recording = self.recording.stack(Full()), self.recording
-        d = self.k % stack.directions
-        if self.k // stack.directions < stack.layers - 1:
+        net, recording = self.recording.net(Full()), self.recording
+        d = self.k % net.directions
+        if self.k // net.directions < net.layers - 1:
             return None
-        dh = stack.turn(stack.half(recording.dy, d), d)
+        dh = net.turn(net.half(recording.dy, d), d)
         errors = torch.cat([dh, *(dh.new_zeros(self.T, self.B, size) for size in self.sizes[1:])], -1)
-        lengths = torch.full((self.B,), self.T, device="cpu") if stack.lengths is None else stack.lengths
+        lengths = torch.full((self.B,), self.T, device="cpu") if net.lengths is None else net.lengths
         lanes = torch.arange(self.B, device=self.device)
         for part, final in zip(errors.split(self.sizes, -1), recording.dfinal, strict=True):
             if final is not None:

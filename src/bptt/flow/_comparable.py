@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..engine import Saved
+from ..nn.call import whole_tape
 from ..policies import Adaptive, Full, Policy
 from ._adaptive import adapted, contributions
 from ._moments import Gradient, seeded
@@ -90,14 +92,13 @@ class OfLayer:
 
     def training_pass(self, policy: Policy, seed: int) -> Callable[[], Tensor]:
         policy, recording = seeded(policy, seed), self.recording
-        plain, tensors = recording.stack(Full()), recording.call.tensors
-        cotangents = (recording.dy, *recording.dfinal)
+        plain, tensors = recording.net(Full()), recording.call.tensors
+        cotangents = recording.asked().cotangents
 
         @torch.no_grad()
         def run() -> Tensor:
-            stack = under(plain, policy, recording.T, recording.B, tensors)
-            outputs, tape = stack.forward(tensors, keep=True)
-            return gradient_vector(stack, tensors, outputs, tape, cotangents)
+            program = whole_tape(recording.layer, under(plain, policy, recording.T, recording.B, tensors))
+            return gradient_vector(program, Saved(tensors, *program.forward(tensors, keep=True)), cotangents)
 
         return run
 

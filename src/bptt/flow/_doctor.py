@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._by_lag import Lags
-from ._doctor_calls import Called, Generators, detached, tensors_in
+from ._doctor_calls import Generators, RecordedCall, detached, tensors_in
 from ._doctor_findings import Diagnosis, Examination, Finding, Place
 from ._doctor_search import first_not_finite
 from ._doctor_symptoms import lags_of, symptoms
@@ -83,7 +83,7 @@ class Watch:
     ) -> None:
         self.model, self.carries = model, carries
         self._tell = _warn if tell is None else tell
-        self._calls: deque[Called] = deque(maxlen=CALLS)
+        self._calls: deque[RecordedCall] = deque(maxlen=CALLS)
         self._names = {module: name for name, module in model.named_modules()}
         self._generators: dict[torch.nn.Module, Generators | None] = {}
         self._steps = 0  # that were checked
@@ -193,7 +193,7 @@ class Watch:
             self._forget()
         generators = self._generators.get(module)
         given, named, returned = detached(args), detached(kwargs), detached(output)
-        call = Called(self._names[module], module, given, named, returned, generators)
+        call = RecordedCall(self._names[module], module, given, named, returned, generators)
         self._calls.append(call)
         if call.recurrent:
             self._look_at_start(call, tuple(tensors_in(args[1] if len(args) > 1 else kwargs.get("hx"))))
@@ -203,7 +203,7 @@ class Watch:
                     if i > 0 and tensor.grad_fn is not None:
                         _metadata(tensor.grad_fn)[self] = self._steps
 
-    def _look_at_start(self, call: Called, states: tuple[Tensor, ...]) -> None:
+    def _look_at_start(self, call: RecordedCall, states: tuple[Tensor, ...]) -> None:
         """Whether a call starts from an attached state, or from zero."""
         if any(state.grad_fn is not None for state in states) and self._leads_to_an_earlier_step(states):
             what = "its initial state still carries the graph of an earlier step: the graph grows, step by step"

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engine import Stack
+from ..engine import Net
 from ..nn import LAYERS
-from ..nn.call import Call, program
+from ..nn.call import Call, net_of
 from ..nn.layers import Recurrent
 from ..policies import Randomized
 from ._recording import Recording, _twin
 
-__all__ = ["Called", "Generators", "tensors_in"]
+__all__ = ["Generators", "RecordedCall", "tensors_in"]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -87,7 +87,7 @@ class Generators:
 
 
 @dataclass(eq=False)
-class Called:
+class RecordedCall:
     """One call of one module. Tensors are the caller's own, without history.
 
     errors: the cotangents of a recurrent layer's output (0) and final states (1, 2), filled in by the backward pass. A
@@ -132,13 +132,13 @@ class Called:
         return Recording(self.name, layer, call, dy, dfinal, None)
 
     @torch.no_grad()
-    def program(self) -> tuple[Recurrent, Call, Stack]:
-        """(the layer or its twin, the call, its program under the layer's own policy), with all it drew drawn again."""
+    def net(self) -> tuple[Recurrent, Call, Net]:
+        """(the layer or its twin, the call, its net under the layer's own policy), with all it drew drawn again."""
         layer, call = self._call()
         if self.generators is None:
-            return layer, call, program(layer, call, layer.gradient, differentiated=True, adjoints=True)
+            return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
         with self.generators.again(layer):
-            return layer, call, program(layer, call, layer.gradient, differentiated=True, adjoints=True)
+            return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
 
     def _call(self) -> tuple[Recurrent, Call]:
         layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so

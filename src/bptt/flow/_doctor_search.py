@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS, Cell
-from ..engine import Walk
+from ..engine import Observer, Saved, Stack
 from ..kernels import SweepResult, Tape
-from ..nn.call import Call
+from ..nn.call import Call, whole_tape
 from ..nn.layers import Recurrent
-from ._doctor_calls import Called, tensors_in
+from ._doctor_calls import RecordedCall, tensors_in
 from ._doctor_findings import Finding, Kind, Place, Stage
 
 __all__ = ["first_not_finite"]
@@ -31,7 +31,7 @@ _SHRINK = (
 )
 
 
-def first_not_finite(model: torch.nn.Module, calls: Sequence[Called], loss: Tensor | float | None) -> Finding:
+def first_not_finite(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tensor | float | None) -> Finding:
     """The cause of a step that is not finite. calls: of the step, in order. To be called after its backward pass."""
     with torch.no_grad():
         for found in _in_order(model, calls, loss):
@@ -42,7 +42,7 @@ def first_not_finite(model: torch.nn.Module, calls: Sequence[Called], loss: Tens
     return Finding.at("overflow", "parameter gradient", Place(""), math.inf, what, _SHRINK)
 
 
-def _in_order(model: torch.nn.Module, calls: Sequence[Called], loss: Tensor | float | None) -> Iterator[Finding]:
+def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tensor | float | None) -> Iterator[Finding]:
     yield from _parameters(model, calls)
     for call in calls:
         yield from _inputs(call)
@@ -63,7 +63,7 @@ def _in_order(model: torch.nn.Module, calls: Sequence[Called], loss: Tensor | fl
 # Forward -------------------------------------------------------------------------------------------------------------
 
 
-def _parameters(model: torch.nn.Module, calls: Sequence[Called]) -> Iterator[Finding]:
+def _parameters(model: torch.nn.Module, calls: Sequence[RecordedCall]) -> Iterator[Finding]:
     """A parameter or buffer that is not finite, with the step and lane where it first shows in a recurrent layer."""
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         index = _first(parameter)
@@ -80,11 +80,11 @@ def _parameters(model: torch.nn.Module, calls: Sequence[Called]) -> Iterator[Fin
         yield Finding.at(_kind(value, of_finite=False), "forward", place, value, what, _RESTORE)
 
 
-def _inputs(call: Called) -> Iterator[Finding]:
+def _inputs(call: RecordedCall) -> Iterator[Finding]:
     """What went into a call and was not finite already."""
     found: list[tuple[str, Place, Tensor, tuple[int, ...]]] = []
     if call.recurrent:
-        layer, engine, _ = call.program()
+        layer, engine, _ = call.net()
         if (index := _first(engine.x)) is not None:
             found.append(("its input", Place(call.name, None, index[0], index[1]), engine.x, index))
         for state in engine.hx:
@@ -103,7 +103,7 @@ def _inputs(call: Called) -> Iterator[Finding]:
         yield Finding.at(_kind(value, of_finite=False), "forward", place, value, f"{what} holds {_word(value)}", advice)
 
 
-def _outputs(call: Called) -> Iterator[Finding]:
+def _outputs(call: RecordedCall) -> Iterator[Finding]:
     """What came out of a call whose input and parameters were finite."""
     for tensor in tensors_in(call.output):
         if (index := _first(tensor)) is not None:
@@ -112,7 +112,7 @@ def _outputs(call: Called) -> Iterator[Finding]:
             yield Finding.at(_kind(value), "forward", Place(call.name), value, what, "scale its input or weights down")
 
 
-def _forward(call: Called) -> Iterator[Finding]:
+def _forward(call: RecordedCall) -> Iterator[Finding]:
     """The first gate or state of a recurrent layer that is not finite."""
     for place, value in _walked_forward(call):
         what = f"{_word(value)} out of finite input, state and weights"
@@ -120,18 +120,17 @@ def _forward(call: Called) -> Iterator[Finding]:
         yield Finding.at(_kind(value), "forward", place, value, what, advice)
 
 
-def _walked_forward(call: Called) -> Iterator[tuple[Place, float]]:
+def _walked_forward(call: RecordedCall) -> Iterator[tuple[Place, float]]:
     """Where the walk forward first meets a number that is not finite: layers bottom up, each by its own time."""
-    layer, engine, stack = call.program()
-    stack = replace(stack, memory="gates")
-    outputs, taped = stack.forward(engine.tensors, keep=True)
-    tapes = Walk(stack, engine.tensors, outputs, taped, (None,) * len(outputs)).tapes
+    layer, engine, net = call.net()
+    program = Stack(net, "gates")  # so that no gate is computed a second time
+    tapes = program.tapes(Saved(engine.tensors, *program.forward(engine.tensors, keep=True)))
     names = _names(layer)
-    for i in range(stack.layers):
+    for i in range(net.layers):
         found = []
-        for d in range(stack.directions):
-            k = i * stack.directions + d
-            hit = _first_in_tape(stack.cell, tapes[k])
+        for d in range(net.directions):
+            k = i * net.directions + d
+            hit = _first_in_tape(net.cell, tapes[k])
             if hit is not None:
                 t, lane, gate, value = hit
                 found.append((t, Place(call.name, names[k], _forward_time(engine, d, t, lane), lane, gate), value))
@@ -159,24 +158,17 @@ def _first_in_tape(cell: Cell, tape: Tape) -> tuple[int, int, str, float] | None
 # Back ----------------------------------------------------------------------------------------------------------------
 
 
-class _Watched(Walk):
-    """A walk that writes down what every layer and direction sends to its pre-activations."""
+class _Results(Observer):
+    """What every layer and direction has sent back, summed over sweeps."""
 
-    def _finish(
-        self,
-        k: int,
-        tape: Tape,
-        x: Tensor,
-        walked: SweepResult,
-        initial: tuple[Tensor, ...],
-        dx: Tensor | None,
-        needs_dx: bool = True,
-    ) -> Tensor | None:
-        self.walked = {**getattr(self, "walked", {}), k: walked}
-        return super()._finish(k, tape, x, walked, initial, dx, needs_dx)
+    def __init__(self) -> None:
+        self.found: dict[int, SweepResult] = {}
+
+    def summed(self, k: int, result: SweepResult) -> None:
+        self.found[k] = result
 
 
-def _backward(call: Called) -> Iterator[Finding]:
+def _backward(call: RecordedCall) -> Iterator[Finding]:
     """Local errors that are not finite, else the adjoint where the walk back first meets one: top layer first."""
     recording = call.recording()
     if recording is None:
@@ -189,17 +181,18 @@ def _backward(call: Called) -> Iterator[Finding]:
             advice = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
             kind = _kind(value, of_finite=False)
             yield Finding.at(kind, "local error", place, value, f"{what} is {_word(value)}", advice)
-    layer, engine, stack = call.program()
-    outputs, taped = stack.forward(engine.tensors, keep=True)
-    walk = _Watched(stack, engine.tensors, outputs, taped, (recording.dy, *recording.dfinal))
-    _, adjoints = walk.run((True,) * len(engine.tensors), want_adjoints=True)
+    layer, engine, net = call.net()
+    program, results = whole_tape(layer, net), _Results()
+    saved = Saved(engine.tensors, *program.forward(engine.tensors, keep=True))
+    program.backward(saved, recording.asked(gradients=True), observer=results)
     names = _names(layer)
-    labels = stack.cell.gate_names
-    for i in reversed(range(stack.layers)):
+    labels = net.cell.gate_names
+    for i in reversed(range(net.layers)):
         found = []
-        for d in range(stack.directions):
-            k = i * stack.directions + d
-            parts = [(None, adjoints[k]), *zip(labels, walk.walked[k].da.chunk(len(labels), -1), strict=True)]
+        for d in range(net.directions):
+            k = i * net.directions + d
+            result = results.found[k]
+            parts = [(None, result.adjoints[0]), *zip(labels, result.da.chunk(len(labels), -1), strict=True)]
             for order, (gate, part) in enumerate(parts):
                 if (index := _last(part)) is not None:
                     t, lane = index[:2]

@@ -5,8 +5,9 @@ Legend: T steps, K lags measured (0..K-1), N losses measured, L layers (and dire
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from operator import index
 from typing import Any
 
@@ -15,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..engine import Walk
+from ..engine import Observer
 from ..kernels import Columns, Frames, SweepResult
 from ..policies import Reach
 from ._chain import Chain, Subject, chain_of
 from ._recording import Loss, Recording, recorded
 from .shown import Shown
 
-__all__ = ["LAGS", "LagMap", "check_one_way", "followed", "lag_map", "sweeps_by_loss"]
+__all__ = ["LAGS", "LagMap", "check_one_way", "followed", "lag_map", "sweep_by_loss"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -149,11 +150,9 @@ def lag_map(
     row[last] = np.arange(len(last))
     tiny = 16 * torch.finfo(recording.dy.dtype).tiny
     with torch.no_grad():
-        for k, frames, swept, lag, open in sweeps_by_loss(recording, K, last, lanes):
-            size, *of_c = map(_norm, swept.adjoints)
-            for more in of_c:
-                size = torch.hypot(size, more)
-            norm = size.cpu().numpy()
+
+        def see(k: int, frames: Frames, result: SweepResult, lag: Tensor, open: Tensor) -> None:
+            norm = reduce(torch.hypot, map(_norm, result.adjoints)).cpu().numpy()
             norm[norm < tiny] = 0  # what has lost its precision on the way to zero
             t = (frames.end - frames.last if names[k].endswith(REVERSED) else frames.last).expand_as(lag)
             seen = ((lag >= 0) & open).numpy()
@@ -165,6 +164,8 @@ def lag_map(
             np.add.at(own[k], in_lane, norm[seen])
             np.add.at(owned[k], in_lane, np.roll(norm, -1, 0)[seen])
             np.add.at(sent[k], in_lane, 1)
+
+        sweep_by_loss(recording, K, last, lanes, see)
     lengths = recording.lengths.numpy()[:B]
     present = np.array([_present(lengths, last, np.arange(K), name) for name in names])
     norm = total / np.where(present > 0, present, np.nan)
@@ -174,38 +175,44 @@ def lag_map(
     return LagMap(names, last, np.arange(K), norm, state, T, B, present, sending, before, lane_norm)
 
 
-def sweeps_by_loss(
-    recording: Recording, K: int, at: Ints | None, lanes: int | None, walk: Walk | None = None
-) -> Iterator[tuple[int, Frames, SweepResult, Tensor, Tensor]]:
-    """The sweeps of the walk in which every loss is a block: (k, frames, what came back, lag `[R, N]`, whether no reset
-    lies on the way `[R, N]`). The lag is -1 where there is none: no loss of its own, or beyond what is walked.
+See = Callable[[int, Frames, SweepResult, Tensor, Tensor], None]
+"""What is done with a sweep: (k, frames, its result, lag `[R, N]`, whether no reset lies on the way `[R, N]`)."""
+
+
+def sweep_by_loss(recording: Recording, K: int, at: Ints | None, lanes: int | None, see: See) -> None:
+    """Walk back with a block for every loss, and see each sweep. The lag is -1 where there is none: no loss of its own,
+    or beyond what is walked.
 
     at: the steps whose losses walk; None for all. A step and lane without a loss walks nowhere.
     """
-    walk = recording.walk() if walk is None else walk
-    stack = walk.stack
-    columns = Columns.of(Reach(K, 1, fenced=False), stack.lengths, recording.T, recording.B, stack.directions)
+    program, saved = recording.forward()
+    net = program.net
+    columns = Columns.of(Reach(K, 1, stops_at_start=False), net.lengths, recording.T, recording.B, net.directions)
     sends = [recording.sends(k) for k in range(len(recording.names))]
     chosen = torch.stack(sends).any(0)
     if at is not None:
         chosen[np.setdiff1d(np.arange(recording.T), at)] = False
     if lanes is not None:
         chosen[:, _count("lanes", lanes, 1) :] = False
-    ahead = columns.frames[0]
-    own = chosen[ahead.last, ahead.lane]
-    picked = Columns(tuple(f.pick(own) for f in columns.frames), columns.takes[:, own], columns.span[own])
+    forward = columns.frames[0]
+    own = chosen[forward.last, forward.lane]
+    picked = columns.pick(own)
     if not len(picked.span):
         return
-    for k, frames, swept in walk.sweeps(picked, stack.cell.states):
-        lag, steps = frames.last - frames.steps(), frames.steps().clamp(max=recording.T - 1)
-        resets = stack.resets_of(k % stack.directions)
-        reached = torch.ones_like(lag, dtype=torch.bool)
-        if resets is not None:
-            episode = resets[..., 0].cpu().cumsum(0)
-            reached = episode[steps, frames.lane] == episode[frames.last, frames.lane]
-        reverse = recording.names[k].endswith(REVERSED)
-        sent = sends[k][frames.end - frames.last if reverse else frames.last, frames.lane]
-        yield k, frames, swept, torch.where((lag >= 0) & (lag < K) & sent, lag, -1), reached
+
+    class ByLoss(Observer):
+        def swept(self, k: int, frames: Frames, result: SweepResult) -> None:
+            lag, steps = frames.last - frames.steps(), frames.steps().clamp(max=recording.T - 1)
+            resets = net.resets_of(k % net.directions)
+            reached = torch.ones_like(lag, dtype=torch.bool)
+            if resets is not None:
+                episode = resets[..., 0].cpu().cumsum(0)
+                reached = episode[steps, frames.lane] == episode[frames.last, frames.lane]
+            reverse = recording.names[k].endswith(REVERSED)
+            sent = sends[k][frames.end - frames.last if reverse else frames.last, frames.lane]
+            see(k, frames, result, torch.where((lag >= 0) & (lag < K) & sent, lag, -1), reached)
+
+    program.backward(saved, recording.asked(), observer=ByLoss(), columns=picked)
 
 
 def check_one_way(recording: Recording) -> None:

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..engine import Stack, Tensors
-from ..policies import Full, Policy
+from ..engine import Asked, Net, Saved, Stack, Tensors
+from ..policies import Policy
 from ._recording import Recording
 
 __all__ = ["PolicyGradient", "gradient_vector", "under"]
@@ -22,15 +22,13 @@ class PolicyGradient:
 
     def __init__(self, recording: Recording) -> None:
         self.recording, self.T, self.B = recording, recording.T, recording.B
-        self.stack, self.tensors = recording.stack(Full()), recording.call.tensors
-        with torch.no_grad():
-            self.outputs, self.tape = self.stack.forward(self.tensors, keep=True)
-        self.cotangents: Tensors = (recording.dy, *recording.dfinal)
+        self.program, self.saved = recording.forward()
+        self.net = self.program.net
 
     @property
     def draws(self) -> int:
         """Independent draws of xi in a call: see `Randomized`."""
-        return self.stack.layers * 2 if self.stack.directions == 2 else 1
+        return self.net.layers * 2 if self.net.directions == 2 else 1
 
     @property
     def edges(self) -> int:
@@ -49,28 +47,24 @@ class PolicyGradient:
     @torch.no_grad()
     def __call__(self, policy: Policy, xi: tuple[Tensor, ...] | None = None) -> Tensor:
         """xi: `[T, B, 1]` of each draw; None is what the policy draws."""
-        stack = under(self.stack, policy, self.T, self.B, self.tensors, xi)
-        return gradient_vector(stack, self.tensors, self.outputs, self.tape, self.cotangents)
+        net = under(self.net, policy, self.T, self.B, self.saved.inputs, xi)
+        return gradient_vector(replace(self.program, net=net), self.saved, self.recording.asked().cotangents)
 
 
-def under(
-    stack: Stack, policy: Policy, T: int, B: int, tensors: Tensors, xi: tuple[Tensor, ...] | None = None
-) -> Stack:
+def under(net: Net, policy: Policy, T: int, B: int, tensors: Tensors, xi: tuple[Tensor, ...] | None = None) -> Net:
     """The same call under another policy."""
-    layers, D = stack.layers, stack.directions
+    layers, D = net.layers, net.directions
     if xi is None:
         drawn = [policy.draw(T, B) for _ in range(layers * 2 if D == 2 else 1)]
         xi = tuple(d[..., None] for d in drawn if d is not None)
     assert tensors[0] is not None
     xi = tuple(d.to(tensors[0]) for d in xi) * (layers if D == 1 else 1)
-    return replace(stack, reach=policy.reach(T), xi=xi)
+    return replace(net, reach=policy.reach(T), xi=xi)
 
 
-def gradient_vector(
-    stack: Stack, tensors: Tensors, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...], cotangents: Tensors
-) -> Tensor:
+def gradient_vector(program: Stack, saved: Saved, cotangents: Tensors) -> Tensor:
     """The gradient of all parameters `[N]`."""
-    inputs = 1 + stack.cell.states
-    needs = (False,) * inputs + (True,) * (stack.inputs - inputs) + (False,) * (len(tensors) - stack.inputs)
-    grads, _ = stack.gradients(tensors, outputs, tape, cotangents, needs, want_adjoints=False)
+    net, inputs = program.net, program.outputs
+    needs = (False,) * inputs + (True,) * (net.inputs - inputs) + (False,) * (len(saved.inputs) - net.inputs)
+    grads = program.backward(saved, Asked(cotangents, needs)).inputs
     return torch.cat([g.flatten() for g in grads[inputs:] if g is not None])

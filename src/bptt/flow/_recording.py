@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import nn
 from ..cells import Cell, Weights
-from ..engine import Stack, Walk
+from ..engine import Asked, Net, Saved, Stack
 from ..kernels import Tape
-from ..nn.call import Call, program
+from ..nn.call import Call, net_of, whole_tape
 from ..nn.layers import Recurrent
 from ..policies import Full, Policy
 
@@ -88,7 +88,7 @@ class Recording:
     @property
     def weights(self) -> list[Weights]:
         """The parameters of every layer and direction."""
-        return self.stack(Full()).weights(self.call.tensors)
+        return self.net(Full()).weights(self.call.tensors)
 
     def sends(self, k: int) -> Tensor:
         """Where a loss reaches layer and direction k, bool `[T, B]` on the CPU, in forward time.
@@ -177,21 +177,25 @@ class Recording:
         dfinal = tuple(None if d is None else d[:, on] for d in self.dfinal)
         return replace(self, call=call, dy=self.dy[:, on], dfinal=dfinal)
 
-    def stack(self, gradient: Policy) -> Stack:
-        """The engine's program of this call under a policy, without the dropout between layers."""
-        return program(self.layer, self.call, gradient, differentiated=True, drops=False, adjoints=True)
+    def net(self, gradient: Policy) -> Net:
+        """The engine's net of this call under a policy, without the dropout between layers."""
+        return net_of(self.layer, self.call, gradient, differentiated=True, drops=False, adjoints=True)
 
     @torch.no_grad()
     def tapes(self) -> list[Tape]:
         """States and gates of every layer and direction, in the direction's own time."""
-        return self.walk().tapes
+        program, saved = self.forward()
+        return program.tapes(saved)
 
     @torch.no_grad()
-    def walk(self) -> Walk:
-        """Stages 3 and 4 of the call, to be looked into."""
-        stack = replace(self.stack(Full()), memory="gates")
-        outputs, tape = stack.forward(self.call.tensors, keep=True)
-        return Walk(stack, self.call.tensors, outputs, tape, (self.dy, *self.dfinal))
+    def forward(self) -> tuple[Stack, Saved]:
+        """The call under the full gradient, run forward: its program, with a whole tape, and what that has saved."""
+        program = whole_tape(self.layer, self.net(Full()))
+        return program, Saved(self.call.tensors, *program.forward(self.call.tensors, keep=True))
+
+    def asked(self, *, gradients: bool = False, adjoints: bool = False) -> Asked:
+        """What the backward call is asked for, from the cotangents of this call."""
+        return Asked((self.dy, *self.dfinal), (gradients,) * len(self.call.tensors), adjoints)
 
 
 def record(

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..policies import Full
-from ._lags import check_one_way, sweeps_by_loss
+from ..kernels import Frames, SweepResult
+from ._lags import check_one_way, sweep_by_loss
 from ._recording import Loss, Recording, recorded
 from .shown import Shown
 
@@ -82,16 +82,20 @@ def shares(
     parts = [torch.zeros(len(bounds), *shape, dtype=torch.float64, device="cpu") for shape in shapes]
     bins = torch.bucketize(torch.arange(K, device="cpu"), torch.tensor(bounds[1:], device="cpu"), right=True)
     with torch.no_grad():
-        walk = recording.walk()
-        for k, frames, swept, lag, _ in sweeps_by_loss(recording, K, None, None, walk):
-            tape, cell = walk.tapes[k], recording.cell
-            gates = swept.da if tape.gates is None else frames.spread(tape.gates)
-            da, h = cell.recurrent(swept.da, gates), frames.spread(tape.prev[0])
+        program, saved = recording.forward()
+        tapes, cell = program.tapes(saved), recording.cell
+
+        def see(k: int, frames: Frames, result: SweepResult, lag: Tensor, _: Tensor) -> None:
+            tape = tapes[k]
+            gates = result.da if tape.gates is None else frames.spread(tape.gates)
+            da, h = cell.recurrent(result.da, gates), frames.spread(tape.prev[0])
             bin = torch.where(lag >= 0, bins[lag.clamp(min=0)], -1)
             for m in bin.unique().tolist():
                 if m >= 0:
                     rows = bin == m
                     parts[k][m] += (da[rows].double().T @ h[rows].double()).cpu()
+
+        sweep_by_loss(recording, K, None, None, see)
         total = _full(recording)
     for k, G in enumerate(total):
         parts[k][-1] += G - parts[k].sum(0)  # the last bin: what lies beyond the lags walked
@@ -112,8 +116,6 @@ def shares(
 
 def _full(recording: Recording) -> list[Tensor]:
     """dL/dW_hh of every layer and direction, float64."""
-    stack, tensors = recording.stack(Full()), recording.call.tensors
-    outputs, tape = stack.forward(tensors, keep=True)
-    cotangents = (recording.dy, *recording.dfinal)
-    grads, _ = stack.gradients(tensors, outputs, tape, cotangents, (True,) * len(tensors), want_adjoints=False)
-    return [w.hh.double().cpu() for w in stack.weights(grads)]
+    program, saved = recording.forward()
+    grads = program.backward(saved, recording.asked(gradients=True)).inputs
+    return [w.hh.double().cpu() for w in program.net.weights(grads)]

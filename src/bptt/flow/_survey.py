@@ -18,7 +18,6 @@ from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
 from ._lags import LAGS, LagMap, lag_map
 from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
-from ._policy_gradient import PolicyGradient
 from ._recording import Loss, Recording, recorded
 from ._setting import Setting
 from ._shares import Shares, shares
@@ -194,15 +193,8 @@ def survey(
 @torch.no_grad()
 def _not_finite(recording: Recording) -> Tensor:
     """The lanes `[B]` whose input, local errors or adjoints are not finite."""
-    gradient = PolicyGradient(recording)
-    _, adjoints = gradient.stack.gradients(
-        gradient.tensors,
-        gradient.outputs,
-        gradient.tape,
-        gradient.cotangents,
-        (False,) * len(gradient.tensors),
-        want_adjoints=True,
-    )
+    program, saved = recording.forward()
+    adjoints = program.backward(saved, recording.asked(adjoints=True)).adjoints
     padding = torch.arange(recording.T, device="cpu")[:, None] >= recording.lengths
     found = torch.zeros(recording.B, dtype=torch.bool, device="cpu")
     for values in (recording.call.x, recording.dy, *adjoints):

@@ -48,6 +48,9 @@ which it is called for one step, and for two. One step of one lane has it whatev
 Autograd's record of a few products and element-wise operations takes less time than a function with a gradient of its
 own, which by then has hardly been of use: measured at B = 1 to 32, H = 32 to 1024."""
 
+STEPS_BY_TORCH = max(len(most) for _, most in BY_TORCH.values())
+"""Beyond so many steps none of them is called."""
+
 
 @dataclass(frozen=True)
 class Choice:

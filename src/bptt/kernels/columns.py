@@ -28,25 +28,25 @@ class Columns:
     """
 
     frames: tuple[Frames, ...]  # one per direction, each in its own time
-    takes: Tensor  # [D, N] bool: whether the column's losses are those on this direction's outputs
+    owns_losses: Tensor  # [D, N] bool: whether the column's losses are those on this direction's outputs
     span: Tensor  # [N] steps from the first to the last of the block's span
 
     @classmethod
     def of(cls, reach: Reach, lengths: Tensor | None, T: int, B: int, directions: int) -> Columns:
-        """The columns of a policy whose blocks overlap (reach.window and reach.every given, not fenced)."""
-        ahead = Frames.of(reach, lengths, T, B)
+        """The columns of a policy whose blocks overlap (reach.window and reach.every given)."""
+        forward = Frames.of(reach, lengths, T, B)
         if directions == 1:
-            takes = torch.ones(1, len(ahead.start), dtype=torch.bool, device=ahead.start.device)
-            return cls((ahead,), takes, ahead.last - ahead.start + 1)
+            owns_losses = torch.ones(1, len(forward.start), dtype=torch.bool, device=forward.start.device)
+            return cls((forward,), owns_losses, forward.last - forward.start + 1)
         assert reach.window is not None
         assert reach.every is not None
-        first, last, lane, end = ahead.first, ahead.last, ahead.lane, ahead.end
-        takes = torch.ones(2, len(first), dtype=torch.bool, device=first.device)
+        first, last, lane, end = forward.first, forward.last, forward.lane, forward.end
+        owns_losses = torch.ones(2, len(first), dtype=torch.bool, device=first.device)
         if reach.every > 1 and ((end + 1) % reach.every).any():
             # Counted from the other end the blocks are others: the two halves of the output have columns of their own.
-            takes = takes.repeat(1, 2)
-            takes[1, : len(first)] = False
-            takes[0, len(first) :] = False
+            owns_losses = owns_losses.repeat(1, 2)
+            owns_losses[1, : len(first)] = False
+            owns_losses[0, len(first) :] = False
             first, last = torch.cat([first, end - last]), torch.cat([last, end - first])
             lane, end = lane.repeat(2), end.repeat(2)
         low = (last - reach.window + 1).clamp(min=0)
@@ -54,19 +54,19 @@ class Columns:
         span = high - low + 1
         R = int(span.max())
         final = [final_rows(lane, last, end), final_rows(lane, end - first, end)]
-        arrives = [rows.where(own, -1) for rows, own in zip(final, takes, strict=True)]
-        forward = Frames(T, ahead.B, R, low, lane, first, last, end, high, arrives[0])
-        reverse = Frames(T, ahead.B, R, end - high, lane, end - last, end - first, end, end - low, arrives[1])
-        return cls((forward, reverse), takes, span)
+        arrives = [rows.where(own, -1) for rows, own in zip(final, owns_losses, strict=True)]
+        forward = Frames(T, forward.B, R, low, lane, first, last, end, high, arrives[0])
+        reverse = Frames(T, forward.B, R, end - high, lane, end - last, end - first, end, end - low, arrives[1])
+        return cls((forward, reverse), owns_losses, span)
 
     def within(self, a: int, b: int) -> Columns:
         """Those of one direction that cross the steps a to b-1, in the time of that part alone: see `Frames.within`."""
         part = self.frames[0].within(a, b)
-        return Columns((part,), self.takes[:, part.number], part.top - part.start + 1)
+        return Columns((part,), self.owns_losses[:, part.number], part.top - part.start + 1)
 
     def pick(self, columns: slice | Tensor) -> Columns:
         """Some of the columns."""
-        return Columns(tuple(f.pick(columns) for f in self.frames), self.takes[:, columns], self.span[columns])
+        return Columns(tuple(f.pick(columns) for f in self.frames), self.owns_losses[:, columns], self.span[columns])
 
     def groups(self, columns: int) -> Iterator[Columns]:
         """The same columns in groups of at most `columns`."""
@@ -83,7 +83,7 @@ class Columns:
 
     def errors(self, x: Tensor, d: int) -> Tensor:
         """`[T, B, F]` in direction d's time -> `[R, N, F]`: the losses on direction d's outputs, zero elsewhere."""
-        return self.frames[d].errors(x, self.takes[d])
+        return self.frames[d].errors(x, self.owns_losses[d])
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Blocks:
         if self.lengths is not None:
             return self._all.within(a, b)
         part = Frames.crossing(self.reach, self.T, self.B, a, b)
-        takes = torch.ones(1, len(part.start), dtype=torch.bool, device=part.start.device)
-        return Columns((part,), takes, part.top - part.start + 1)
+        owns_losses = torch.ones(1, len(part.start), dtype=torch.bool, device=part.start.device)
+        return Columns((part,), owns_losses, part.top - part.start + 1)
 
     @cached_property
     def _all(self) -> Columns:

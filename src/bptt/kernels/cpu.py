@@ -92,11 +92,8 @@ class Cpu:
         if lengths is not None:
             lane = lengths.argsort(descending=True)
             active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
-        (reset_h, reset_c), steps = _restart(reset_state)
-        # What is computed from lives until the call is over, as these names do.
-        dense_x, w_ih = (_dense(x), _dense(w.ih)) if small else (None, None)
-        h_0, c_0 = _dense(initial[0]), None if c is None else _dense(initial[1])
-        w_hh, b_ih, b_hh, w_hr, resets = map(_dense, (w.hh, w.b_ih, w.b_hh, w.hr, resets))
+        # What is computed from lives until the call is over, as these names do. A field that is not set is none.
+        h_0, w_hh, b_ih, b_hh = map(_dense, (initial[0], w.hh, w.b_ih, w.b_hh))
         if B:
             walk = FORWARD[x.dtype]()
             walk.cell = CODES[cell.mode]
@@ -105,26 +102,34 @@ class Cpu:
             walk.I = inputs
             walk.H = H
             walk.P = P
-            walk.reset_h_step = steps[0]
-            walk.reset_c_step = steps[1]
             walk.stride = stride
             walk.keeps = tape_gates
-            walk.lane = _at(lane)
-            walk.active = _at(active)
             walk.gates = _at(gates)
-            walk.x = _at(dense_x)
-            walk.w_ih = _at(w_ih)
             walk.h_0 = _at(h_0)
-            walk.c_0 = _at(c_0)
-            walk.resets = _at(resets)
-            walk.reset_h = _at(reset_h)
-            walk.reset_c = _at(reset_c)
             walk.w_hh = _at(w_hh)
             walk.b_ih = _at(b_ih)
             walk.b_hh = _at(b_hh)
-            walk.w_hr = _at(w_hr)
             walk.h = _at(h)
-            walk.c = _at(c)
+            if c is not None:
+                c_0 = _dense(initial[1])
+                walk.c_0 = _at(c_0)
+                walk.c = _at(c)
+            if w.hr is not None:
+                w_hr = _dense(w.hr)
+                walk.w_hr = _at(w_hr)
+            if small:
+                dense_x, w_ih = _dense(x), _dense(w.ih)
+                walk.x = _at(dense_x)
+                walk.w_ih = _at(w_ih)
+            if resets is not None:
+                resets, ((reset_h, reset_c), steps) = _dense(resets), _restart(reset_state)
+                walk.resets = _at(resets)
+                walk.reset_h = _at(reset_h)
+                walk.reset_c = _at(reset_c)
+                walk.reset_h_step, walk.reset_c_step = steps
+            if lengths is not None:
+                walk.lane = _at(lane)
+                walk.active = _at(active)
             walk.run(variant=self._variant, threads=torch.get_num_threads())
         return (h,) if c is None else (h, c), gates if tape_gates else None
 
@@ -167,7 +172,7 @@ class Cpu:
     def sweep(self, request: Sweep) -> SweepResult:
         cell, w, tape, frames, by_position = request.cell, request.w, request.tape, request.frames, request.by_position
         GH, P = w.hh.shape
-        N, H = len(frames.start), GH // cell.gates_per_unit
+        N, H = frames.start.shape[0], GH // cell.gates_per_unit
         walks = frames.walks
         rows = (frames.R, N) if by_position else (frames.T, frames.B)
         covers = walks.covers and not by_position
@@ -180,24 +185,19 @@ class Cpu:
         wanted = covers and N > 0 and (request.weights or request.dx)
         if x is not None and wanted and _is_small(x, w, FEW_ROWS_BACK):
             dx = x.new_empty(x.shape) if request.dx else None
-            dw_ih, dw_hh = (w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)) if request.weights else (None, None)
+            if request.weights:
+                dw_ih, dw_hh = w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)
         else:
             x = None
         for a in request.arriving:
-            if a is not None and len(a) < walks.rows:
+            if a is not None and a.shape[0] < walks.rows:
                 shapes = ", ".join(str(list(a.shape)) for a in request.arriving if a is not None)
                 raise RuntimeError(
                     f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
                 )
-        # What is computed from lives until the call is over, as these names do.
-        h, c = _dense(tape.states[0]), _dense(tape.states[1]) if cell.states == 2 else None
-        gates, resets, factors, w_hh, w_hr = map(_dense, (tape.gates, tape.resets, request.edge_factors, w.hh, w.hr))
-        (reset_h, reset_c), steps = _restart(tape.reset_state)
+        # What is computed from lives until the call is over, as these names do. A field that is not set is none.
+        h, gates, w_hh = _dense(tape.states[0]), _dense(tape.gates), _dense(w.hh)
         errors, stride = (None, 0) if request.errors is None else _rows(request.errors)
-        arriving_h, arriving_c = (*map(_dense, request.arriving), None, None)[:2]
-        x, w_ih = _dense(x), None if x is None else _dense(w.ih)
-        adjoint_h, adjoint_c = (*adjoints, None, None)[:2]
-        leaving_h, leaving_c = (*leaving, None, None)[:2]
         walk = SWEEP[da.dtype]()
         walk.cell = CODES[cell.mode]
         walk.T = frames.T
@@ -207,38 +207,54 @@ class Cpu:
         walk.P = P
         walk.N = N
         walk.R = frames.R
-        walk.reset_h_step = steps[0]
-        walk.reset_c_step = steps[1]
-        walk.error_stride = stride
         walk.by_position = by_position
         walk.overlaps = walks.overlaps and not by_position
-        walk.columns = _at(walks.columns)
-        walk.counts = _at(walks.counts)
-        walk.gates = _at(gates)
+        walk.columns = walks.columns.data_ptr()
+        walk.counts = walks.counts.data_ptr()
         walk.h = _at(h)
-        walk.c = _at(c)
-        walk.resets = _at(resets)
-        walk.reset_h = _at(reset_h)
-        walk.reset_c = _at(reset_c)
+        walk.gates = _at(gates)
         walk.errors = _at(errors)
-        walk.arriving_h = _at(arriving_h)
-        walk.arriving_c = _at(arriving_c)
-        walk.edge_factors = _at(factors)
+        walk.error_stride = stride
         walk.w_hh = _at(w_hh)
-        walk.w_hr = _at(w_hr)
-        walk.da = _at(da)
-        walk.adjoint_h = _at(adjoint_h)
-        walk.adjoint_c = _at(adjoint_c)
-        walk.bias = _at(bias)
-        walk.leaving_h = _at(leaving_h)
-        walk.leaving_c = _at(leaving_c)
-        walk.x = _at(x)
-        walk.w_ih = _at(w_ih)
-        walk.dx = _at(dx)
-        walk.dw_ih = _at(dw_ih)
-        walk.dw_hh = _at(dw_hh)
+        walk.da = da.data_ptr()
+        if bias is not None:
+            walk.bias = bias.data_ptr()
+        arriving = tuple(map(_dense, request.arriving))
+        if arriving:
+            walk.arriving_h = _at(arriving[0])
+        if adjoints:
+            walk.adjoint_h = adjoints[0].data_ptr()
+        if leaving:
+            walk.leaving_h = leaving[0].data_ptr()
+        if cell.states == 2:
+            c = _dense(tape.states[1])
+            walk.c = _at(c)
+            walk.arriving_c = _at(arriving[1]) if arriving else 0
+            walk.adjoint_c = _at(adjoints[1]) if len(adjoints) == 2 else 0
+            walk.leaving_c = _at(leaving[1]) if leaving else 0
+        if w.hr is not None:
+            w_hr = _dense(w.hr)
+            walk.w_hr = _at(w_hr)
+        if tape.resets is not None:
+            resets, ((reset_h, reset_c), steps) = _dense(tape.resets), _restart(tape.reset_state)
+            walk.resets = _at(resets)
+            walk.reset_h = _at(reset_h)
+            walk.reset_c = _at(reset_c)
+            walk.reset_h_step, walk.reset_c_step = steps
+        if request.edge_factors is not None:
+            factors = _dense(request.edge_factors)
+            walk.edge_factors = _at(factors)
+        if x is not None:
+            x, w_ih = _dense(x), _dense(w.ih)
+            walk.x = _at(x)
+            walk.w_ih = _at(w_ih)
+            walk.dx = _at(dx)
+            walk.dw_ih = _at(dw_ih)
+            walk.dw_hh = _at(dw_hh)
         walk.run(variant=self._variant, threads=torch.get_num_threads())
-        weights = () if dw_ih is None and bias is None else (dw_ih, dw_hh, *((None, None) if bias is None else bias))
+        weights: tuple[Tensor | None, ...] = () if dw_ih is None else (dw_ih, dw_hh)
+        if bias is not None:
+            weights = (dw_ih, dw_hh, *bias.unbind(0))
         recurrent: tuple[Tensor, ...] = ()
         if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
             inner_first, da = da, da[..., H:]

@@ -104,9 +104,9 @@ class Frames:
     def within(self, a: int, b: int) -> Frames:
         """What the columns walk between the steps a and b-1, in the time of that part alone, numbered as they are here.
 
-        A column that comes from behind b-1 starts at the part's last step, without losses of its own if they all lie
-        behind. The end of a sequence behind b-1 lies nowhere in the part. What arrives at columns from behind is for
-        who walked the part behind to say: here it is none.
+        A column that comes from after b-1 starts at the part's last step, without losses of its own if they all lie
+        there. The end of a sequence after b-1 lies nowhere in the part. What arrives at columns from there is for whom
+        walked the later part to say: here it is none.
         """
         crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
         part = self.pick(crossing)
@@ -144,13 +144,13 @@ class Frames:
         rows.index_add_(0, self.addresses(x.device), x.flatten(0, 1))
         return rows.view(self.T, self.B, x.shape[2])
 
-    def errors(self, x: Tensor, takes: Tensor | None = None) -> Tensor:
-        """`[T, B, F]` -> `[R, N, F]`: every column's own losses, zero elsewhere. takes: `[N]`, who has any."""
+    def errors(self, x: Tensor, owns_losses: Tensor | None = None) -> Tensor:
+        """`[T, B, F]` -> `[R, N, F]`: every column's own losses, zero elsewhere. owns_losses: `[N]`, which have any."""
         if self.whole:
             return x
         steps = self.steps()
         own = (steps >= self.first) & (steps <= self.last)
-        own = own if takes is None else own & takes
+        own = own if owns_losses is None else own & owns_losses
         return self.spread(x).masked_fill(~own[..., None].to(x.device), 0)
 
     def collect_initial(self, initial: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -168,9 +168,9 @@ class Frames:
         return 8 * ((own + 6) * len(self.start) + 2 * (self.R + 1))
 
     @cached_property
-    def walks(self) -> Walks:
+    def walks(self) -> WalkOrder:
         """The columns in a compiled kernel's order."""
-        return Walks.of(self)
+        return WalkOrder.of(self)
 
 
 def final_rows(lane: Tensor, last: Tensor, end: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _even(reach: Reach, T: int, B: int) -> Frames:
     return Frames._of(reach, torch.full((B,), T, device="cpu"), T)
 
 
-class Walks(NamedTuple):
+class WalkOrder(NamedTuple):
     """Columns in the order in which a compiled kernel walks them: the longest first, so that those still walking after
     j steps are a range; of equally long ones those that reach step 0 first, so that those that leave there are one too.
     """
@@ -226,7 +226,7 @@ class Walks(NamedTuple):
     rows: int  # of what arrives, as many as are read
 
     @classmethod
-    def of(cls, frames: Frames) -> Walks:
+    def of(cls, frames: Frames) -> WalkOrder:
         """The walks of all columns."""
         start, top, device = frames.start, frames.top, frames.start.device
         length = top - start + 1

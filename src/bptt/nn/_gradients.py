@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
-from ..engine import refuse_tangents
-from .call import Call, Hidden, program, taped
+from ..engine import Asked, Saved, refuse_tangents
+from .call import Call, Hidden, net_of, program
 from .layers import Recurrent
 
 __all__ = ["Gradients", "gradients"]
@@ -72,8 +72,8 @@ def gradients(
         )
     call = Call.of(layer, x, hx, resets, reset_state)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
-    stack = program(layer, call, policy, differentiated=True, adjoints=True)
-    keeper = taped(layer, call, stack)
+    net = net_of(layer, call, policy, differentiated=True, adjoints=True)
+    keeper = program(layer, call, net)
     outputs, tape = keeper.forward(call.tensors, keep=True)
     states = len(outputs) - 1
     given: tuple[Tensor | None, ...] = (None,) * states
@@ -93,14 +93,14 @@ def gradients(
                 f"got {list(cotangent.shape)} {cotangent.dtype}"
             )
     needs = (True,) * len(call.tensors)
-    grads, adjoints = keeper.gradients(call.tensors, outputs, tape, cotangents, needs, want_adjoints=True)
-    dx, *rest = [g for g in grads if g is not None]
+    found = keeper.backward(Saved(call.tensors, outputs, tape), Asked(cotangents, needs, adjoints=True))
+    dx, *rest = [g for g in found.inputs if g is not None]
     end = states + len(call.weights)
     return Gradients(
         parameters=dict(zip(layer._flat_weights_names, rest[states:end], strict=True)),
         x=call.restore(dx),
         hx=call.restore_hidden(tuple(rest[:states])),
-        layer_adjoints=stack.join(adjoints),
+        layer_adjoints=net.join(found.adjoints),
         reset_state=call.restore_hidden(tuple(rest[end:])) if call.reset_state else None,
     )
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil
 from operator import index
 
 import torch
 
 from ..clock import Guard, Timing, now
-from ..engine import BothWays, Checkpointed, Stack
-from ..kernels import Columns, Frames, columns_at_once
+from ..engine import Asked, NetPrograms, Saved
 from ..memory import Checkpoints, Memory, parse
 from ..policies import Randomized, Reach
-from ..schedules import Action, Schedule, binomial
-from .call import Call, program, taped
+from .call import Call, net_of, program
 from .layers import Recurrent
 
 __all__ = ["Plan", "plan"]
-
-Keeper = Stack | Checkpointed | BothWays
-"""What `taped` returns."""
 
 ENOUGH, MOST = 0.05, 0.1
 """Seconds after which a run is long enough to be scaled: the first if it covers two windows, the second if not."""
@@ -130,19 +123,19 @@ def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
         own = _twin(layer, memory)
         one = weight.new_zeros(1, B, layer.input_size)
         call, few = (Call.of(own, one.expand(n, -1, -1), None, None) for n in (T, min(T, 2)))
-        drawn = program(own, few, own.gradient, differentiated=True)
-        stack = replace(drawn, reach=own.gradient.reach(T), masks=(), xi=())
-        keeper = taped(own, call, stack)
+        drawn = net_of(own, few, own.gradient, differentiated=True)
+        net = replace(drawn, reach=own.gradient.reach(T), masks=(), xi=())
+        keeper = program(own, call, net)
         given = sum(s.nbytes for s in call.hx)
         given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // few.x.shape[0]
-        tape = _tape(keeper, call) * B * weight.element_size()
-        edges, again = _edges(keeper, T), _again(keeper, call)
+        tape = keeper.tape_values(call.tensors) * B * weight.element_size()
+        starts, again = keeper.segment_starts(T), _again(keeper, call)
         time = _seconds(own, keeper, call, again)
     return Plan(
         memory=str(memory),
         tape_bytes=given + tape,
-        segments=len(edges) - 1,
-        steps=_longest(edges),
+        segments=len(starts) - 1,
+        steps=max(b - a for a, b in pairwise(starts)),
         recomputed=again,
         seconds=time.median,
         low=time.low,
@@ -161,99 +154,33 @@ def _twin(layer: Recurrent, memory: Memory) -> Recurrent:
     return twin
 
 
-def _edges(keeper: Keeper, T: int) -> tuple[int, ...]:
-    """Where segments begin, and T: a call without checkpoints is one."""
-    return (0, T) if isinstance(keeper, Stack) else keeper.edges
-
-
-def _longest(edges: tuple[int, ...]) -> int:
-    return max(b - a for a, b in pairwise(edges))
-
-
-def _through_layers(stack: Stack, call: Call) -> bool:
-    """Whether blocks that overlap are walked back through all layers before they are summed."""
-    reach = stack.blocks(*call.x.shape[:2])
-    return stack.layers > 1 and reach.every is not None and not reach.fenced
-
-
-# Sizes ---------------------------------------------------------------------------------------------------------------
-
-
-def _tape(keeper: Keeper, call: Call) -> int:
-    """Values of the tape, by lane: what is kept, and what is made again at a time."""
-    stack = keeper if isinstance(keeper, Stack) else keeper.stack
-    T, h, one = call.x.shape[0], call.hx[0].shape[2], sum(s.shape[2] for s in call.hx)
-    weights = stack.weights(call.tensors)
-    K, gates = len(weights), stack.cell.taped(weights[0])
-    if isinstance(keeper, Stack):
-        # Gates are rebuilt for one layer and direction while those of the one before are still there.
-        rebuilt = K if _through_layers(stack, call) else min(K, 2)
-        at_once = K if stack.tapes_gates(call.x, weights) else rebuilt
-        return (one * K - h * stack.directions) * (T + 1) + at_once * gates * T  # y holds the top layer's h
-    longest, first = _longest(keeper.edges), len(keeper.schedule.stored_forward)
-    later = keeper.schedule.held - first
-    if isinstance(keeper, BothWays):  # works on one layer and direction at a time, and keeps what lies between layers
-        return T * 2 * h * (stack.layers - 1) + (first * K + later) * one + (longest + 1) * one + longest * gates
-    return (
-        first * (one * K - h) + later * one * K + K * ((longest + 1) * one + longest * gates)
-    )  # y holds the top layer's h
-
-
-# Steps that are run again --------------------------------------------------------------------------------------------
-
-
-def _again(keeper: Keeper, call: Call) -> float:
-    """Forward steps that the backward call runs again, over T."""
-    if isinstance(keeper, Stack):
-        return 0.0
-    stack, edges, schedule = keeper.stack, keeper.edges, keeper.schedule
-    T, B, _ = call.x.shape
-    if isinstance(keeper, Checkpointed) or not _through_layers(stack, call):
-        return _steps(schedule.backward, edges) / T
-    # Every group of columns runs again what it crosses, in each layer and direction.
-    columns = Columns.of(stack.reach, None, T, B, 2)
-    at_once = columns_at_once(columns.frames[0], stack.weights(call.tensors)[0], sequence_fits=False)
-    groups = [slice(i, i + at_once) for i in range(0, len(columns.span), at_once)]
-    counted = groups[:: ceil(len(groups) / GROUPS)]
-    steps = sum(_crossed(schedule, edges, frames.pick(group)) for frames in columns.frames for group in counted)
-    return steps / (2 * T) * len(groups) / len(counted)
-
-
-def _crossed(schedule: Schedule, edges: tuple[int, ...], columns: Frames) -> int:
-    """Steps of the segments that some columns cross, and of those that lead there."""
-    first, last = (bisect_right(edges, int(t)) - 1 for t in (columns.start.min(), columns.top.max()))
-    idle = {i for i in range(first, last + 1) if not ((columns.start < edges[i + 1]) & (columns.top >= edges[i])).any()}
-    return _steps((a for a in schedule.only(first, last) if a.kind != "R" or a.first not in idle), edges)
-
-
-def _steps(actions: Iterable[Action], edges: tuple[int, ...]) -> int:
-    """Steps that actions run."""
-    ends = [(a.first, a.last if a.kind == "A" else a.first + 1) for a in actions if a.kind in "AR"]
-    return sum(edges[last] - edges[first] for first, last in ends)
+def _again(keeper: NetPrograms, call: Call) -> float:
+    """Forward steps that the backward call runs again, over T; in a bidirectional layer, of both directions."""
+    steps = sum((r.b - r.a) * r.times for r in keeper.rerun(call.tensors, GROUPS))
+    return steps / (keeper.net.directions * call.x.shape[0])
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
 
 
-def _seconds(layer: Recurrent, keeper: Keeper, call: Call, again: float) -> Timing:
+def _seconds(layer: Recurrent, keeper: NetPrograms, call: Call, again: float) -> Timing:
     """Seconds of forward and backward, from runs of the first steps, each about twice as long as the one before.
 
     The first length is run twice, since a first call pays for more than its steps; the last one as often as it takes.
     """
-    T, B, _ = call.x.shape
-    stack = keeper if isinstance(keeper, Stack) else keeper.stack
-    gates = stack.tapes_gates(call.x, stack.weights(call.tensors))  # as of all steps
-    stack = replace(stack, reach=stack.blocks(T, B), memory="gates" if gates else "states")
-    edges, reach, through = _edges(keeper, T), stack.reach, _through_layers(stack, call)
-    if through and stack.directions == 2 and reach.window is not None and reach.every is not None:
+    T = call.x.shape[0]
+    keeper = keeper.decided(call.tensors)
+    net = keeper.net
+    starts, reach, by_block = keeper.segment_starts(T), net.reach, net.by_block(net.reach)
+    if by_block and net.directions == 2 and reach.window is not None and reach.every is not None:
         reach = replace(reach, window=2 * reach.window - reach.every)  # to both sides
-    full = through and isinstance(keeper, Stack)  # columns that are walked together are padded to equal length
+    full = by_block and len(starts) == 2  # columns that are walked together are padded to equal length
     n, ran, rate, density = min(T, 8), 0, 0.0, 0.0
-    _timed(layer, keeper, stack, call, n)
+    _timed(layer, keeper, call, n)
     while True:
-        whole = edges[bisect_right(edges, n) - 1]
+        whole = starts[bisect_right(starts, n) - 1]
         n = whole if whole > ran else n
-        ahead, back, _ = _timed(layer, keeper, stack, call, n)
+        ahead, back, _ = _timed(layer, keeper, call, n)
         ran, rate_before, density_before = n, rate, density
         rate, density = back / n, _walked(reach, n, full)
         if n == T or ahead + back > MOST or (ahead + back > ENOUGH and n >= 2 * (reach.window or 0)):
@@ -268,7 +195,7 @@ def _seconds(layer: Recurrent, keeper: Keeper, call: Call, again: float) -> Timi
             rate += more * min(max(slope, 0), rate / density)
         return T * (ahead / n * (1 + max(again - again_first, 0)) + rate)
 
-    return Timing.of([of_all(*_timed(layer, keeper, stack, call, n)) for _ in range(SAMPLES)])
+    return Timing.of([of_all(*_timed(layer, keeper, call, n)) for _ in range(SAMPLES)])
 
 
 def _walked(reach: Reach, n: int, full: bool) -> float:
@@ -276,26 +203,22 @@ def _walked(reach: Reach, n: int, full: bool) -> float:
 
     full: of a window each, as far as there are so many steps; else only to the first step.
     """
-    if reach.window is None or reach.every is None or reach.fenced:
+    if reach.window is None or not reach.overlaps or reach.every is None:
         return 1.0
     longest = min(n, reach.window)
     return longest * (n if full else n - longest / 2) / (reach.every * n)
 
 
-def _timed(layer: Recurrent, keeper: Keeper, stack: Stack, call: Call, n: int) -> tuple[float, float, float]:
+def _timed(layer: Recurrent, keeper: NetPrograms, call: Call, n: int) -> tuple[float, float, float]:
     """Seconds of forward and of backward over the first n steps; the steps that were run again, over n."""
     x = torch.randn(n, *call.x.shape[1:], device="cpu").to(call.x)
     short = replace(call, x=x)
     start = now(x.device)
-    drawn = program(layer, short, layer.gradient, differentiated=True)
-    stack = replace(stack, masks=drawn.masks, xi=drawn.xi)
-    run: Keeper = stack
-    if not isinstance(keeper, Stack):
-        edges = (*(a for a in keeper.edges if a < n), n)
-        run = replace(keeper, stack=stack, edges=edges, schedule=binomial(len(edges) - 1, len(edges) - 2))
+    drawn = net_of(layer, short, layer.gradient, differentiated=True)
+    run = keeper.first_steps(n, replace(keeper.net, masks=drawn.masks, xi=drawn.xi))
     outputs, tape = run.forward(short.tensors, keep=True)
     middle = now(x.device)
     dy = torch.ones_like(outputs[0])
     needs = (True, *(False for _ in call.hx), *(True for _ in call.weights))
-    run.backward(short.tensors, outputs, tape, (dy, *(None for _ in call.hx)), needs)
+    run.backward(Saved(short.tensors, outputs, tape), Asked((dy, *(None for _ in call.hx)), needs))
     return middle - start, now(x.device) - middle, _again(run, short)

@@ -16,7 +16,7 @@ from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
 from ._pieces import Laid, rechunked
-from .call import Call, Hidden, program
+from .call import Call, Hidden, net_of
 from .layers import Recurrent
 
 __all__ = ["StreamGradients", "stream_gradients"]
@@ -204,9 +204,9 @@ def _streamed(
     layer: Recurrent, call: Call, policy: policies.Policy, memory: Checkpoints, source: _Segments
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """(the final state, the gradients of the initial state and the weights) of a call whose x is in the source."""
-    stack = program(layer, call, policy, differentiated=True)
-    keeper = Checkpointed.of(stack, memory, call.tensors, reads_y=False)
-    tensors, states = (None, *call.tensors[1:]), stack.cell.states
+    net = net_of(layer, call, policy, differentiated=True)
+    keeper = Checkpointed.of(net, memory, call.tensors, reads_y=False)
+    tensors, states = (None, *call.tensors[1:]), net.cell.states
     final, grads = keeper.stream(tensors, source, (None,) * states, (False, *(True,) * (len(tensors) - 1)))
     return final, tuple(map(given, grads))
 

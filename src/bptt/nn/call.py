@@ -17,13 +17,23 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.overrides import has_torch_function
 
 from .. import kernels, policies
-from ..cells import CELLS, Cell, Weights
-from ..engine import BothWays, Checkpointed, Stack, draw, named, recorder, refuse_recording, refuse_tangents, seen
-from ..engine import taped as with_checkpoints
+from ..cells import CELLS, Weights
+from ..engine import (
+    Net,
+    NetPrograms,
+    Stack,
+    draw,
+    named,
+    recorder,
+    refuse_recording,
+    refuse_tangents,
+    seen,
+    with_checkpoints,
+)
 from ..kernels import Kernel, Request
-from ..memory import Checkpoints, Tapes
+from ..memory import Checkpoints
 
-__all__ = ["Call", "Hidden", "at_once", "by_torch", "program", "taped"]
+__all__ = ["Call", "Hidden", "at_once", "by_torch", "net_of", "program", "whole_tape"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -219,7 +229,7 @@ class Call:
         own = tuple((r if batched else r.unsqueeze(-2)).to(x.dtype) for r in found)
         if self.lengths is None or self.resets is None:
             return own
-        # Padding restarts too (see `Stack.with_resets`), and must not overflow by what no reset has asked for.
+        # Padding restarts too (see `Net.with_resets`), and must not overflow by what no reset has asked for.
         used = self.resets & (torch.arange(len(x), device=x.device)[:, None] < self.lengths.to(x.device))
         unused = ~(used[:, None] if of_each else used.any(0))[..., None]
         return tuple(r.masked_fill(unused, 0) for r in own)
@@ -269,9 +279,15 @@ def bare(states: tuple[Tensor, ...]) -> Hidden:
     return states[0] if len(states) == 1 else (states[0], states[1])
 
 
-def taped(layer: Layer, call: Call, stack: Stack) -> Stack | Checkpointed | BothWays:
-    """The program that keeps what the layer's memory policy asks for."""
-    return with_checkpoints(stack, layer.memory, call.tensors) if isinstance(layer.memory, Checkpoints) else stack
+def program(layer: Layer, call: Call, net: Net) -> NetPrograms:
+    """The program of a call that keeps what the layer's memory policy asks for."""
+    memory = layer.memory
+    return with_checkpoints(net, memory, call.tensors) if isinstance(memory, Checkpoints) else whole_tape(layer, net)
+
+
+def whole_tape(layer: Layer, net: Net) -> Stack:
+    """The program of a call with a whole tape, as far as the layer's memory policy leaves it open."""
+    return Stack(net, "gates" if isinstance(layer.memory, Checkpoints) else layer.memory)
 
 
 def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
@@ -279,9 +295,11 @@ def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
 
     Of one layer in one direction, where nothing is reset or padded and the gradient is the full one.
     """
-    plain = call.lengths is None and call.resets is None and type(call.x) is Tensor
+    if torch.compiler.is_compiling() or type(call.x) is not Tensor or call.x.shape[0] > kernels.STEPS_BY_TORCH:
+        return None
+    plain = call.lengths is None and call.resets is None
     plain = plain and not torch._C._is_any_autocast_enabled()  # in which torch's layer computes products less precisely
-    if not plain or torch.compiler.is_compiling() or has_torch_function(call.tensors):
+    if not plain or has_torch_function(call.tensors):
         return None
     function = kernels.torch_layer(layer, call.x)
     if function is None:
@@ -307,20 +325,16 @@ def at_once(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
         return kernel.infer(cell, x, call.hx, Weights.of(call.weights, layer.bias))
 
 
-def program(
-<<<<<<< HEAD:src/bptt/nn/call.py
-    layer: Layer, call: Call, gradient: policies.Policy, differentiated: bool, *, drops: bool | None = None
-=======
-    layer: Recurrent,
+def net_of(
+    layer: Layer,
     call: Call,
     gradient: policies.Policy,
     differentiated: bool,
     *,
     drops: bool | None = None,
     adjoints: bool = False,
->>>>>>> 343514f (kernels: a kernel is asked with what a call needs: edge factors, resets, adjoints):src/bptt/nn/_call.py
-) -> Stack:
-    """The stack of this call, with everything random in it drawn: xi only for a call that will be differentiated.
+) -> Net:
+    """The net of this call, with everything random in it drawn: xi only for a call that will be differentiated.
 
     drops: whether dropout between layers is drawn; None: as the layer's mode says. adjoints: whether they will be asked
     for, beside gradients.
@@ -328,7 +342,6 @@ def program(
     x, cell = call.x, layer.cell()
     T, B, _ = x.shape
     D = 2 if layer.bidirectional else 1
-    tapes = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
     compiled = torch.compiler.is_compiling()  # by a compiler, which sees through a cache, and warns of it
     traced = compiled or recorder() is not None
     reach = gradient.reach_of_any() if traced else None  # a graph is for any T
@@ -345,24 +358,31 @@ def program(
         draws = [draw(gradient, T, B) if traced else gradient.draw(T, B) for _ in range(count)]
         xi = [d[..., None].to(x) for d in draws if d is not None] * (layer.num_layers if D == 1 else 1)
     request = Request(cell, x.device, x.dtype, bool(xi), call.resets is not None, adjoints)
-    kernel = kernels.choose(layer.kernel, request).kernel
-    stack = (_plain.__wrapped__ if compiled else _plain)(
-        cell, kernel, layer.num_layers, D, len(call.weights), layer.bias, reach, tapes
-    )
+    sizes = layer.num_layers, D, len(call.weights)
+    kinds = tuple(kernels.KERNELS.values())
+    net = (_plain.__wrapped__ if compiled else _plain)(layer.kernel, request, kinds, *sizes, layer.bias, reach)
     if masks or xi or call.lengths is not None:
-        stack = replace(stack, masks=masks, xi=tuple(xi), lengths=call.lengths)
+        net = replace(net, masks=masks, xi=tuple(xi), lengths=call.lengths)
     if call.resets is None and call.lengths is None:
-        return stack
+        return net
     if call.resets is None:
         resets = torch.zeros(T, B, dtype=torch.bool, device=x.device)
     else:  # of one's own where they are read again: environments write the next episode starts into the same tensor
         resets = call.resets.clone() if differentiated else call.resets
-    return stack.with_resets(resets)
+    return net.with_resets(resets)
 
 
 @lru_cache(maxsize=256)
 def _plain(
-    cell: Cell, kernel: Kernel, layers: int, D: int, weights: int, biased: bool, reach: policies.Reach, memory: Tapes
-) -> Stack:
-    """The stack of a call without dropout, random factors or lengths; kept, since a training loop repeats it."""
-    return Stack(cell, kernel, layers, D, weights // (layers * D), biased, reach, memory)
+    kernel: str,
+    request: Request,
+    kernels_there_are: tuple[Kernel, ...],
+    layers: int,
+    D: int,
+    weights: int,
+    biased: bool,
+    reach: policies.Reach,
+) -> Net:
+    """The net of a call without dropout, random factors or lengths; kept, since a training loop repeats it."""
+    chosen = kernels.choose(kernel, request).kernel
+    return Net(request.cell, chosen, layers, D, weights // (layers * D), biased, reach)

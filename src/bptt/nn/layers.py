@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
-from ..engine import Stack, recorder, recording, refusal, run, through_operators
+from ..engine import Net, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
 from ._symbolic import fx_node
-from .call import Call, Hidden, at_once, by_torch, program, taped
+from .call import Call, Hidden, at_once, by_torch, net_of, program, whole_tape
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
 
@@ -155,7 +155,7 @@ class Recurrent(torch.nn.RNNBase):
         outputs = by_torch(self, call) if differentiated else at_once(self, call)
         if outputs is not None:
             return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
-        stack = program(self, call, self.gradient, differentiated)
+        net = net_of(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
             if torch.compiler.is_exporting():
                 raise NotImplementedError(
@@ -163,9 +163,9 @@ class Recurrent(torch.nn.RNNBase):
                     "torch.no_grad(), set memory to 'auto', 'gates' or 'states', or put torch.nn's layers back first "
                     "with bptt.revert(model)"
                 )
-            y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, stack)
+            y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, net)
         else:
-            y, *final = run(stack, *call.tensors)
+            y, *final = run(whole_tape(self, net), *call.tensors)
         return call.restore(y), call.restore_hidden(tuple(final))
 
     def _recorded(
@@ -178,8 +178,8 @@ class Recurrent(torch.nn.RNNBase):
         """`forward` inside torch.jit.trace: whether there or later a gradient is asked for, at any size."""
         with recording():
             call = Call.of(self, input, hx, resets, reset_state)
-            stack = program(self, call, self.gradient, differentiated=True)
-            y, *final = through_operators(stack, self.memory, call.tensors)
+            net = net_of(self, call, self.gradient, differentiated=True)
+            y, *final = through_operators(net, self.memory, call.tensors)
             return call.restore(y), call.restore_hidden(tuple(final))
 
 
@@ -187,9 +187,9 @@ _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
 """`_checkpointed`, kept out of a compiler's graphs; once there is a layer with checkpoints."""
 
 
-def _checkpointed(layer: Recurrent, call: Call, stack: Stack) -> tuple[Tensor, ...]:
+def _checkpointed(layer: Recurrent, call: Call, net: Net) -> tuple[Tensor, ...]:
     """The call with checkpoints for a tape, outside of a compiler's graph."""
-    return run(taped(layer, call, stack), *call.tensors)
+    return run(program(layer, call, net), *call.tensors)
 
 
 class RNN(Recurrent):

@@ -52,7 +52,7 @@ class Chunked(Policy):
         return self.reach_of_any().within(T)
 
     def reach_of_any(self) -> Reach:
-        return Reach(self.k, self.k, fenced=True)
+        return Reach(self.k, self.k, stops_at_start=True)
 
     def __str__(self) -> str:
         return f"chunked:{self.k}"
@@ -93,7 +93,7 @@ class Truncated(Policy):
         return self.reach_of_any().within(T)
 
     def reach_of_any(self) -> Reach:
-        return Reach(self.window, self.every, fenced=False)
+        return Reach(self.window, self.every, stops_at_start=False)
 
     def __str__(self) -> str:
         return f"truncated:{self.window}" + (f"/{self.every}" if self.every != 1 else "")
@@ -146,7 +146,7 @@ class Adaptive(Policy):
         return self.reach_of_any().within(T)
 
     def reach_of_any(self) -> Reach:
-        return Reach(self.max_window if self.window is None else self.window, self.every, fenced=False)
+        return Reach(self.max_window if self.window is None else self.window, self.every, stops_at_start=False)
 
     def __str__(self) -> str:
         every = f",every={self.every}" if self.every != 1 else ""

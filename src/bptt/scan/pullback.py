@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..engine import Tensors
+from ..engine import Asked, Grads, Saved, Tensors
 from ..policies import Policy
 from .arguments import Arguments
 from .eager import kept_eager
@@ -59,14 +59,9 @@ class ScanPullback:
         return replace(self, resets=resets, edge_factors=edge_factors)
 
     @kept_eager("bptt.scan runs its step again")
-    def backward(
-        self,
-        tensors: Tensors,
-        outputs: tuple[Tensor, ...],
-        tape: tuple[Tensor, ...] | None,
-        cotangents: Tensors,
-        needs: tuple[bool, ...],
-    ) -> Tensors:
+    def backward(self, saved: Saved, asked: Asked) -> Grads:
+        tensors, outputs, tape = saved
+        cotangents, needs = asked.cotangents, asked.needs
         (n, m), factors = self.counts, self.edge_factors
         T = len(self.replay.carry)
         given = [t for t in tensors if t is not None]
@@ -92,7 +87,7 @@ class ScanPullback:
                     shared = CoupledRows(replays.each_segment(), factors, dys, replays.shared, m)
                     grads = block_sweep(shared, self.blocks, dcarry)
         assert grads is not None  # coupled rows always fit
-        return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
+        return Grads(tuple(grad if need else None for grad, need in zip(grads, needs, strict=True)))
 
     def _merged(self, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors) -> PerLeaf | None:
         """The gradient from merged rows, or None where rows are coupled."""

@@ -1,0 +1,261 @@
+"""Stages 3 and 4 of a backward call: the block sweep through a net whose tape is whole, then one product per weight.
+
+Legend: as in `net` and `kernels.frames`. Everything indexed by k is in that direction's own time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import add
+
+import torch
+from torch import Tensor
+
+from ..cells import AllSteps, Weights
+from ..kernels import Columns, Frames, Sums, Sweep, SweepResult, Tape, columns_at_once, product
+from .boundary import own_precision
+from .crossing import Crossing
+from .net import Net, States
+from .parameters import parameter_gradients, steps_of
+from .records import Asked, Grads, Tensors
+from .restart import restart_gradients
+from .sweep import LayerGradients, LayerSweep
+
+__all__ = ["BackwardPass", "KeptSteps", "Observer"]
+
+KeptSteps = tuple[States, Tensor | None]
+"""Of a layer and direction: its states with the initial one before them, its gates where they were kept."""
+
+REBUILD_VALUES = 2**20
+"""Values of the gates that are rebuilt at a time: enough for one product to be large."""
+
+
+class Observer:
+    """Who looks at a backward pass, by layer and direction k; by itself at nothing."""
+
+    def swept(self, k: int, frames: Frames, result: SweepResult) -> None:
+        """What one sweep has brought back."""
+
+    def summed(self, k: int, result: SweepResult) -> None:
+        """The sums over all sweeps, by step and lane."""
+
+
+class _LayerWalk:
+    """A layer and direction while it is swept."""
+
+    def __init__(self, x: Tensor, tape: Tape, edge_factors: Tensor | None, needs: Sequence[bool]) -> None:
+        self.x, self.tape, self.edge_factors = x, tape, edge_factors  # x: `[T, B, I]`, its input
+        self.needs = needs  # whether each of its weights needs a gradient
+        self.sums: Sums | None = None  # where there may be several sweeps
+        self.d_initial: States = ()
+
+
+class BackwardPass(LayerSweep["Frames | Columns"]):
+    """One backward call of a net with a whole tape.
+
+    observer: sees what every sweep brings back, lambda of all states included. columns: those of blocks that are to be
+    walked, where they are not those of the policy. crossing: for a segment of a longer call, whose blocks come from the
+    later one and go on into the one before; its columns then are those of the segment.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        inputs: Tensors,
+        kept: list[KeptSteps],
+        asked: Asked,
+        observer: Observer | None = None,
+        columns: Columns | None = None,
+        crossing: Crossing | None = None,
+    ) -> None:
+        super().__init__(net, inputs, asked)
+        self.kept, self.observer, self.columns, self.crossing = kept, observer, columns, crossing
+        self.weights, self.present = net.weights(inputs), net.present(self.x)
+        states = net.cell.states
+        self.needs_initial, self.needs_restart = any(asked.needs[1 : 1 + states]), any(asked.needs[net.inputs :])
+        self.adjoints_asked = int(asked.adjoints or net.cell.needs_adjoint(self.weights[0]))
+        if self.needs_restart or observer is not None:
+            self.adjoints_asked = states
+        self.has_finals = any(f is not None for f in self.d_finals)
+        self.walks: dict[int, _LayerWalk] = {}
+        self.top_errors: dict[int, Tensor | None] = {}
+        self.below: tuple[int, Tensor] = 0, self.x  # a layer and its input, in forward time
+
+    def run(self) -> Grads:
+        """The gradient of every input that needs one; the adjoints of h."""
+        net, columns = self.net, self.columns
+        T, B, _ = self.x.shape
+        with own_precision(self.x.device):
+            if columns is None:
+                reach = net.blocks(T, B)
+                if net.by_block(reach):
+                    columns = Columns.of(reach, net.lengths, T, B, net.directions)
+            if columns is None:
+                self.by_position = False
+                self.down([Frames.of(reach, net.lengths, T, B)])
+            else:
+                self.by_position = len(self.weights) > 1 or self.crossing is None or self.crossing.by_position
+                at_once = columns_at_once(columns.frames[0], self.weights[0])
+                self.down(columns.groups(at_once) if self.by_position else columns.frames)
+        return self.grads()
+
+    # Stage 3 ---------------------------------------------------------------------------------------------------------
+
+    def back(
+        self, layer: int, d: int, group: Frames | Columns, errors: Tensor | None, below: Tensor | None
+    ) -> Tensor | None:
+        net, k = self.net, layer * self.net.directions + d
+        walk = self.walks.pop(k, None) or self._walk_of(k)
+        frames, own = self._own_errors(layer, d, group, errors)
+        arriving: tuple[Tensor | None, ...] = ()
+        if self.has_finals:
+            arriving = tuple([None if f is None else f[k] for f in self.d_finals])
+        if self.crossing is not None:
+            own = self.crossing.errors(frames, own)
+            frames, arriving = self.crossing.arriving(k, frames, arriving)
+        wanted = any(walk.needs)
+        request = Sweep(
+            cell=net.cell,
+            w=self.weights[k],
+            tape=walk.tape,
+            frames=frames,
+            errors=own,
+            arriving=arriving,
+            edge_factors=walk.edge_factors,
+            by_position=self.by_position,
+            adjoints=self.adjoints_asked,
+            leaving=self.needs_initial or self.crossing is not None,
+            x=walk.x,
+            weights=wanted,
+            bias=net.biased and wanted,
+            dx=layer > 0 or self.asked.needs[0],
+        )
+        result = net.kernel.sweep(request)
+        if self.observer is not None:
+            self.observer.swept(k, frames, result)
+        if self.crossing is not None:
+            self.crossing.leave(k, frames, result.leaving)
+        if self.needs_initial:
+            found = frames.collect_initial(result.leaving)
+            walk.d_initial = tuple(map(add, walk.d_initial, found)) if walk.d_initial else found
+        if not self.by_position:
+            return self._finish(layer, d, walk, result, below)
+        goes_down = layer > 0 or (self.crossing is not None and self.crossing.below is not None)
+        if isinstance(group, Columns) and goes_down:
+            rows = product(result.da.flatten(0, 1), net.cell.input_weight(self.weights[k]).t())
+            rows = rows.unflatten(0, result.da.shape[:2])
+            if layer > 0:
+                rows = group.turn(rows, d)
+                below = rows if below is None else below + rows
+            elif self.crossing is not None:
+                self.crossing.descend(frames, rows)
+        if any(self.asked.needs) or self.asked.adjoints:
+            walk.sums = walk.sums or Sums(request)
+            walk.sums.add(frames, result)
+            if self.is_last:
+                self._finish(layer, d, walk, walk.sums.result(), None)
+        if not self.is_last:
+            self.walks[k] = walk
+        return below
+
+    def _own_errors(
+        self, layer: int, d: int, group: Frames | Columns, errors: Tensor | None
+    ) -> tuple[Frames, Tensor | None]:
+        """(the columns of direction d, the errors of a layer there): the call's own for the top layer."""
+        net, is_top = self.net, layer == self.net.layers - 1
+        frames = group if isinstance(group, Frames) else group.frames[d]
+        if is_top:
+            errors = self._top_errors(d)
+            return frames, group.errors(errors, d) if isinstance(group, Columns) and errors is not None else errors
+        if errors is None:
+            return frames, None
+        half = net.half(errors, d)
+        return frames, net.turn(half, d) if isinstance(group, Frames) else group.turn(half, d)
+
+    def _top_errors(self, d: int) -> Tensor | None:
+        """dL/dy of direction d, in its own time; made once, whatever the number of groups."""
+        if d not in self.top_errors:
+            self.top_errors[d] = None if self.dy is None else self.net.turn(self.net.half(self.dy, d), d)
+        return self.top_errors[d]
+
+    def dropped(self, below: Tensor, layer: int, group: Frames | Columns) -> Tensor:
+        if not self.net.masks:
+            return below
+        mask = self.net.masks[layer - 1]
+        return below * (mask if isinstance(group, Frames) else group.frames[0].spread(mask))
+
+    # Stage 4 ---------------------------------------------------------------------------------------------------------
+
+    def _finish(self, layer: int, d: int, walk: _LayerWalk, total: SweepResult, below: Tensor | None) -> Tensor | None:
+        """(6.4): one product per weight over all steps and lanes; returns `below` plus what goes to the layer below."""
+        net, k = self.net, layer * self.net.directions + d
+        w, tape = self.weights[k], walk.tape
+        if self.observer is not None:
+            self.observer.summed(k, total)
+        steps = AllSteps(walk.x, tape, total.da, total.recurrent, total.adjoints)
+        weights = parameter_gradients(net.cell, w, steps, total.weights, walk.needs, self.present)
+        restart: States = ()
+        if self.needs_restart:
+            restart = restart_gradients(net.cell, w, tape, total.adjoints, self.present)
+        initial = walk.d_initial or (None,) * net.cell.states
+        self.gradients[k] = LayerGradients(
+            initial, tuple(weights), restart, total.adjoints[0] if total.adjoints else None
+        )
+        if self.by_position if layer > 0 else not self.asked.needs[0]:
+            return below
+        part = net.turn(self._input_gradient(w, walk.x, total), d)
+        if layer == 0:
+            self.dx = part if self.dx is None else self.dx + part
+            return None
+        return part if below is None else below + part
+
+    def _input_gradient(self, w: Weights, x: Tensor, total: SweepResult) -> Tensor:
+        """dL/dx of a layer and direction `[T, B, I]`."""
+        if total.dx is not None:
+            return total.dx
+        T, B, _ = x.shape
+        rows = product(steps_of(total.da, self.present), self.net.cell.input_weight(w).t())
+        if self.present is not None:
+            rows = rows.new_zeros(T * B, rows.shape[1]).index_copy(0, self.present, rows)
+        return rows.view(x.shape)
+
+    # What the tape holds ---------------------------------------------------------------------------------------------
+
+    def _walk_of(self, k: int) -> _LayerWalk:
+        layer, d = divmod(k, self.net.directions)
+        if self.below[0] != layer:
+            self.below = layer, self._below(layer)
+        x = self.net.turn(self.below[1], d)
+        return _LayerWalk(x, self._tape(k, x), self.net.edge_factors(k, x.dtype), self.needs_of(k))
+
+    def _below(self, layer: int) -> Tensor:
+        """The input of a layer `[T, B, I or D*P]`, in forward time."""
+        if layer == 0:
+            return self.x
+        net, D = self.net, self.net.directions
+        hs = [net.turn(self.kept[(layer - 1) * D + d][0][0][1:], d) for d in range(D)]
+        return net.masked(hs[0] if D == 1 else torch.cat(hs, -1), layer)
+
+    def tapes(self) -> list[Tape]:
+        """The tapes of all layers and directions, gates that were not kept rebuilt."""
+        return [self._walk_of(k).tape for k in range(len(self.weights))]
+
+    def _tape(self, k: int, x: Tensor) -> Tape:
+        """The tape of layer and direction k; gates that were not kept are rebuilt by one product over all steps."""
+        states, gates = self.kept[k]
+        tape = Tape(states, self.net.resets_of(k % self.net.directions), gates, self.net.reset_state(self.inputs, k))
+        if gates is None and self.net.cell.taped_per_unit:
+            tape.gates = self._rebuilt(x, tape.prev[0], self.weights[k])
+        return tape
+
+    def _rebuilt(self, x: Tensor, h: Tensor, w: Weights) -> Tensor:
+        """The gates of all steps by one product, a few steps at a time to bound what it needs besides."""
+        cell = self.net.cell
+        T, B, _ = x.shape
+        present = self.present  # past the end the gates are zero
+        gates = (x.new_empty if present is None else x.new_zeros)(T * B, cell.taped(w))
+        at_once = max(1, REBUILD_VALUES // cell.taped(w))
+        for i in range(0, T * B if present is None else len(present), at_once):
+            rows = slice(i, i + at_once) if present is None else present[i : i + at_once]
+            gates[rows] = cell.gates(cell.project(x.flatten(0, 1)[rows], w), h.flatten(0, 1)[rows], w)
+        return gates.view(T, B, cell.taped(w))

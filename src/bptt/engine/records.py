@@ -1,0 +1,49 @@
+"""What a backward call is given, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Asked", "Grads", "Saved", "Tensors", "given"]
+
+Tensors = tuple[Tensor | None, ...]
+
+
+class Saved(NamedTuple):
+    """What a forward call leaves for its backward call."""
+
+    inputs: Tensors
+    outputs: tuple[Tensor, ...]
+    """At least those that the program reads."""
+    tape: tuple[Tensor, ...] | None
+    """What `forward` kept; or None where the gradient itself must be differentiable (double backward): then grad mode
+    is on, and the tape is to be built again from the inputs by operations that autograd can record."""
+
+
+class Asked(NamedTuple):
+    """What a backward call is asked for."""
+
+    cotangents: Tensors
+    """Of the outputs; None where nothing arrived."""
+    needs: tuple[bool, ...]
+    """Whether each input needs a gradient."""
+    adjoints: bool = False
+    """Whether lambda_t is wanted too, of every layer and direction."""
+
+
+class Grads(NamedTuple):
+    """What a backward call gives."""
+
+    inputs: Tensors
+    """The gradient of every input, None where it is not needed."""
+    adjoints: Sequence[Tensor] = ()
+    """lambda_t of h `[T, B, P]`, of every layer and direction in the direction's own time, where asked for."""
+
+
+def given(tensor: Tensor | None) -> Tensor:
+    """A tensor that is never None by the program's contract."""
+    assert tensor is not None
+    return tensor

@@ -1,0 +1,108 @@
+"""Where the input of a call comes from, segment by segment, and where its output and dL/dx go.
+
+Legend: as in `net`; a, b: a segment's first step, and the one after its last.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .net import Net
+from .records import given
+
+__all__ = ["OneDirection", "Source", "Whole"]
+
+
+class Source(Protocol):
+    """Where a call's x comes from, and where its y and dx go, segment by segment."""
+
+    def x(self, a: int, b: int) -> Tensor:
+        """The input of steps a to b-1 `[b-a, B, I]`."""
+        ...
+
+    def see(self, a: int, b: int, y: Tensor) -> None:
+        """The output of these steps, on the way forward."""
+        ...
+
+    def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
+        """dL/dy of these steps, y run again."""
+        ...
+
+    def put(self, a: int, b: int, dx: Tensor | None) -> None:
+        """dL/dx of these steps, None where it is not asked for."""
+        ...
+
+
+class Whole:
+    """A `Source` of x, y, dy and dx as tensors of all steps."""
+
+    def __init__(self, x: Tensor, dy: Tensor | None, wants_dx: bool) -> None:
+        self.given, self.dy = x, dy
+        self.y: Tensor | None = None
+        self.dx = torch.empty_like(x) if wants_dx else None
+
+    def x(self, a: int, b: int) -> Tensor:
+        return self.given[a:b]
+
+    def see(self, a: int, b: int, y: Tensor) -> None:
+        if self.y is None:
+            self.y = y.new_empty(len(self.given), *y.shape[1:])
+        self.y[a:b] = y
+
+    def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
+        return None if self.dy is None else self.dy[a:b]
+
+    def put(self, a: int, b: int, dx: Tensor | None) -> None:
+        if self.dx is not None:
+            self.dx[a:b] = given(dx)
+
+
+class OneDirection:
+    """A `Source` of one direction of a layer, in its own time, of tensors of all steps in forward time.
+
+    below: the layer's input before dropout. y: `[T, B, 2P]`, added to. dy: `[T, B, 2P]`. dx: like below, added to.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        layer: int,
+        d: int,
+        below: Tensor,
+        *,
+        y: Tensor | None = None,
+        dy: Tensor | None = None,
+        dx: Tensor | None = None,
+    ) -> None:
+        self.net, self.d, self.below = net, d, below
+        self.mask = net.masks[layer - 1] if net.masks and layer > 0 else None
+        self.y = None if y is None else net.half(y, d)
+        self.dy = None if dy is None else net.half(dy, d)
+        self.dx = dx
+
+    def _part(self, x: Tensor, a: int, b: int) -> Tensor:
+        return self.net.turned(x, a, b) if self.d else x[a:b]
+
+    def _add(self, x: Tensor, a: int, b: int, value: Tensor) -> None:
+        if self.d:
+            self.net.add_turned(x, a, b, value)
+        else:
+            x[a:b] += value
+
+    def x(self, a: int, b: int) -> Tensor:
+        x = self._part(self.below, a, b)
+        return x if self.mask is None else x * self._part(self.mask, a, b)
+
+    def see(self, a: int, b: int, y: Tensor) -> None:
+        self._add(given(self.y), a, b, y)
+
+    def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
+        return None if self.dy is None else self._part(self.dy, a, b)
+
+    def put(self, a: int, b: int, dx: Tensor | None) -> None:
+        if self.dx is not None:
+            dx = given(dx)
+            self._add(self.dx, a, b, dx if self.mask is None else dx * self._part(self.mask, a, b))
