@@ -3,8 +3,7 @@
 `net` is the recurrent layers of a call as data. Its programs, by what they keep: `stack` (a whole tape), `segments`
 and `bidirectional` (checkpoints); `programs` chooses. `backward` is stages 3 and 4 over a whole tape, `segment` the way
 back through segments, one after the other as `rerun` says, `crossing` what passes between them, `source` where x, y and
-their errors lie, `sweep` the one driver through the layers; `parameters` is stage 4, `restart` the way of an adjoint
-into a given state at a reset.
+their errors lie, `sweep` the one driver through the layers; `parameters` is stage 4.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `records` is what its backward call is
 given and gives; `graph` is the policy as a graph, for derivatives of higher order; `ops` is the boundary for a

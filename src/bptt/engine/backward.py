@@ -16,9 +16,8 @@ from ..kernels import Columns, Frames, Sums, Sweep, SweepResult, Tape, columns_a
 from .boundary import own_precision
 from .crossing import Crossing
 from .net import Net, States
-from .parameters import parameter_gradients, steps_of
+from .parameters import parameter_gradients, restart_gradients, steps_of
 from .records import Asked, Grads, Tensors
-from .restart import restart_gradients
 from .sweep import LayerGradients, LayerSweep
 
 __all__ = ["BackwardPass", "KeptSteps", "Observer"]
