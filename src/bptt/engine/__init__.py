@@ -32,6 +32,7 @@ from .records import given as given
 from .rerun import reversals as reversals
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
+from .tangents import forward_mode as forward_mode
 from .tangents import refuse_tangents as refuse_tangents
 from .tracing import named as named
 from .tracing import recorder as recorder

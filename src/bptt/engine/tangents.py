@@ -9,15 +9,17 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
-__all__ = ["refuse_tangents"]
+__all__ = ["forward_mode", "refuse_tangents"]
+
+
+def forward_mode() -> bool:
+    """Whether tensors may have tangents: inside a dual level, which torch.func.jvp, jacfwd and linearize enter too."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def refuse_tangents(where: str, tensors: Iterable[Tensor | None]) -> None:
-    """Raise NotImplementedError where a tensor has a tangent of torch.autograd.forward_ad or torch.func.
-
-    Outside of a dual level, which torch.func.jvp, jacfwd and linearize enter too, there is none.
-    """
-    if getattr(forward_ad, "_current_level", 0) >= 0 and any(t is not None and _has_tangent(t) for t in tensors):
+    """Raise NotImplementedError where a tensor has a tangent of torch.autograd.forward_ad or torch.func."""
+    if forward_mode() and any(t is not None and _has_tangent(t) for t in tensors):
         raise NotImplementedError(
             f"{where}: bptt has no forward-mode derivatives yet (torch.autograd.forward_ad, torch.func.jvp, jacfwd, "
             "linearize), and was given a tensor with a tangent. Use reverse mode (torch.autograd.grad, torch.func.vjp, "

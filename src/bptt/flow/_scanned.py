@@ -17,9 +17,8 @@ from ..memory import Checkpoints
 from ..policies import Full, Policy, Reach, parse
 from ..scan import scan
 from ..scan.arguments import Arguments, described
-from ..scan.forms import Step, split
-from ..scan.leaves import fresh
 from ..scan.pullback import Rows
+from ..scan.pytrees import Step, fresh, split
 from ._comparable import LAGS, LOSSES
 from ._moments import Gradient, seeded
 from ._steps import StepChain

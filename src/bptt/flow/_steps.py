@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..scan.arguments import Arguments
 from ..scan.forward import StepVisits
-from ..scan.leaves import fresh
-from ..scan.visit import Visit
+from ..scan.pytrees import fresh
+from ..scan.replay import Visit
 from ._chain import jacobian
 from ._recording import Loss
 

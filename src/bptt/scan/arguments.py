@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ..engine import recorder
-from .forms import Form, Step, split
-from .leaves import differentiable
+from .pytrees import Form, Step, differentiable, split
 
 __all__ = ["Arguments", "check_no_tensor_hidden", "check_not_traced", "check_same", "described"]
 

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .arguments import Arguments, check_no_tensor_hidden, check_same, described
-from .forms import Form, split, split_y
-from .leaves import fresh, reset
 from .monitor import StepMonitor, hidden
-from .replay import Replay
+from .pytrees import Form, fresh, reset, split, split_y
+from .replay import Replay, Visit
 from .surroundings import Surroundings, random_kept
-from .visit import Visit
 
 __all__ = ["ForwardPass", "StepVisits", "run_forward"]
 

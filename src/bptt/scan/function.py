@@ -12,19 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import attach, named, refuse_tangents
+from ..engine import attach, forward_mode, named, refuse_tangents
 from ..memory import Checkpoints
 from ..policies import Policy, parse
 from .arguments import Arguments, check_not_traced
 from .eager import kept_eager
-from .forms import Step
 from .forward import run_forward
 from .leaked import refuse_gradients
-from .monitor import StepMonitor, forward_mode, hidden
+from .monitor import StepMonitor, complete, hidden
 from .pullback import Rows, ScanPullback, edge_factors, obstacle_to_merging
+from .pytrees import Step
 from .segments import KeptCarries
 from .surroundings import Surroundings
-from .unseen import complete
 
 __all__ = ["scan"]
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .leaves import alias, beside, differentiable, reset
-from .replay import Replay
+from .pytrees import alias, beside, differentiable, reset
+from .replay import Replay, Visit
 from .replays import ForwardValues
-from .visit import Visit
 
 __all__ = ["Block", "PolicyGraph", "scaled"]
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
 from ..engine import refuse_tangents
-from .forms import Form, Step
-from .leaves import alive, differentiable
+from .leaked import refuse_gradients
 from .located import located
-from .replay import Replay
-from .surroundings import GeneratorStates, Surroundings, generator_states
+from .pytrees import Form, Step, alive, differentiable, fresh
+from .replay import Replay, Visit
+from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept
 
-__all__ = ["StepMonitor", "forward_mode", "hidden"]
+__all__ = ["StepMonitor", "complete", "hidden"]
 
 # What a tensor made inside a step depends on, from least to most; one that is not noted depends on the most.
 _STEADY = 0
@@ -220,8 +220,7 @@ class StepMonitor(TorchFunctionMode):
 
     def _meet(self, outside: Sequence[Tensor]) -> None:
         """Note tensors that a step received by its closure."""
-        if forward_mode():
-            refuse_tangents("a tensor that the step of bptt.scan captures", outside)
+        refuse_tangents("a tensor that the step of bptt.scan captures", outside)
         for t in outside:
             i = id(t)
             if t.requires_grad:
@@ -287,9 +286,41 @@ class StepMonitor(TorchFunctionMode):
         return kind if place is None else f"{place}, {kind}"
 
 
-def forward_mode() -> bool:
-    """Whether tensors may have tangents: inside a dual level, which torch.func.jvp enters too."""
-    return getattr(forward_ad, "_current_level", 0) >= 0
+def complete(
+    replay: Replay, carry: list[Tensor], xs: list[Tensor], inputs: Sequence[Tensor]
+) -> tuple[Replay, str | None]:
+    """With the captured tensors that the monitor could not see, found in the graph of the last step.
+
+    carry: what enters it. inputs: what the call depends on, beside the captured tensors. The last step, so that what a
+    module keeps for itself stays as the forward left it.
+
+    And, in words, whether a second run of it depends on what the first one left, in calls that the monitor could not
+    see.
+    """
+    T = len(replay.carry)
+    values = [*carry, *(x[-1] for x in xs), *replay.captured]
+    wanted = [*[True] * len(carry), *(x.requires_grad for x in xs), *[True] * len(replay.captured)]
+
+    made: list[weakref.ref[Tensor]] = []
+
+    def visited() -> Visit:
+        return replay.visit(T - 1, list(map(fresh, values, wanted)), made)
+
+    fault = None
+    with random_kept(replay.states):
+        visit = visited()
+        found, opaque = visit.unseen(replay.captured)
+        if T > 1 and (opaque or visit.calls_functions()) and visited().reaches(visit):
+            fault = "a step uses, inside a call that cannot be looked into, a tensor that the step before made"
+        # A leaf that the step itself made, to differentiate something inside, is none that it captured.
+        inside = {id(alive(ref)) for ref in made}
+        found = [t for t in found if id(t) not in inside]
+    del visit
+    leaked = {id(t): t for t in map(alive, made) if t is not None and t.requires_grad}
+    made.clear()  # a tensor that is referred to weakly cannot be exchanged
+    replay = replace(replay, captured=(*replay.captured, *found), opaque=opaque)
+    refuse_gradients(list(leaked.values()), (*inputs, *replay.captured))
+    return replay, fault
 
 
 def hidden(fault: str) -> RuntimeError:

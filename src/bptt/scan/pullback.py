@@ -16,7 +16,7 @@ from .arguments import Arguments
 from .eager import kept_eager
 from .forward import ForwardPass
 from .graph import Block, PolicyGraph
-from .leaves import differentiable, fresh
+from .pytrees import differentiable, fresh
 from .replay import Replay
 from .replays import ForwardValues, StepReplays
 from .segments import KeptCarries, RecomputedCarries

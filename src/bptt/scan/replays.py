@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .leaves import beside, differentiable, fresh, reset
-from .replay import Replay, differs
+from .pytrees import beside, differentiable, fresh, reset
+from .replay import Replay, Visit, differs
 from .segments import Segment
-from .visit import Visit
 
 __all__ = ["ForwardValues", "StepReplays"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine.rerun import reversals
 from ..memory import Checkpoints, parse
 from ..schedules import Schedule, binomial
-from .leaves import reset
+from .pytrees import reset
 from .replay import Replay, differs
 
 __all__ = ["KeptCarries", "RecomputedCarries", "Segment"]

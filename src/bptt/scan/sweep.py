@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .graph import Block, scaled
-from .leaves import added, beside, differentiable
+from .pytrees import added, beside, differentiable
+from .replay import Visit
 from .replays import StepReplays
-from .visit import Visit
 
 __all__ = ["MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "block_sweep", "exhausted", "independent"]
 

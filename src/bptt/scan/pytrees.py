@@ -1,0 +1,106 @@
+"""Pytrees taken apart: their tensors, the form that is left, and what is asked of one tensor and done to one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_is_leaf, tree_map, tree_unflatten
+
+__all__ = ["Form", "Step", "added", "alias", "alive", "beside", "differentiable", "fresh", "reset", "split", "split_y"]
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+"""A function of (carry, x) to (carry, y)."""
+
+
+class _Hole:
+    """Stands for a tensor in a `Form`."""
+
+
+_HOLE = _Hole()
+
+
+@dataclass(frozen=True)
+class Form:
+    """A pytree without its tensors: what is needed to put others in their place."""
+
+    spec: TreeSpec
+    leaves: tuple[Any, ...]
+
+    @property
+    def tensors_only(self) -> bool:
+        """Whether no leaf is a Python value (None, which holds nothing, aside)."""
+        return all(leaf is _HOLE or leaf is None for leaf in self.leaves)
+
+    def join(self, tensors: Iterable[Tensor]) -> Any:
+        """The pytree with these tensors."""
+        tensors = iter(tensors)
+        return tree_unflatten([next(tensors) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)
+
+
+def split(tree: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
+    """The tensors of a pytree, and its form. like: keys of dicts that only come in another order are put in its."""
+    leaves, spec = tree_flatten(tree)
+    if like is not None and spec != like.spec:
+        leaves, spec = _by_key(tree, like.spec) or (leaves, spec)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, Form(spec, tuple(_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
+
+def split_y(y: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
+    """The same for a y, whose numbers become tensors, on the CPU whatever the default device is now and in backward."""
+    numbers = (bool, int, float, complex)
+    return split(tree_map(lambda v: torch.as_tensor(v, device="cpu") if isinstance(v, numbers) else v, y), like)
+
+
+def _by_key(tree: Any, spec: TreeSpec) -> tuple[list[Any], TreeSpec] | None:
+    """The leaves in the order of spec, or None where the tree has another structure."""
+    try:
+        leaves = spec.flatten_up_to(tree)
+    except ValueError:
+        return None
+    return (leaves, spec) if all(map(tree_is_leaf, leaves)) else None
+
+
+def differentiable(t: Tensor) -> bool:
+    """Whether a tensor can have a gradient."""
+    return t.is_floating_point() or t.is_complex()
+
+
+def fresh(t: Tensor, wanted: bool) -> Tensor:
+    """The same values without a past, to receive a gradient if that is wanted and they can have one."""
+    return t.detach().requires_grad_(wanted and differentiable(t))
+
+
+def alias(t: Tensor) -> Tensor:
+    """The same values as a tensor of its own, behind a node of its own. Sparse tensors have no views."""
+    return t.view_as(t) if t.layout is torch.strided else t.clone()
+
+
+def alive(ref: weakref.ref[Tensor]) -> Tensor | None:
+    """The tensor that ref refers to, or None. Not ref() alone: up to torch 2.8, what only C++ holds would be lost."""
+    t = ref()
+    if t is not None:
+        t._fix_weakref()  # type: ignore[attr-defined]  # not in torch's stubs
+    return t
+
+
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, None counting as zero."""
+    if a is None or b is None:
+        return b if a is None else a
+    return b + a if b.layout is torch.strided else a + b  # a sparse tensor can be added to a dense one only
+
+
+def beside(rows: Tensor, leaf: Tensor) -> Tensor:
+    """`[B]` (or `[blocks, B]`) shaped to stand beside a leaf `[B, ...]`; `[1]` beside any leaf."""
+    return rows.reshape(rows.shape + (1,) * (leaf.dim() - rows.dim())) if leaf.dim() else rows.reshape(())
+
+
+def reset(carry: Sequence[Tensor], resets: Tensor | None, t: int) -> list[Tensor]:
+    """The carry that enters step t. resets: `[T, B]` or `[T, 1]`."""
+    return list(carry) if resets is None else [c.masked_fill(beside(resets[t], c), 0) for c in carry]
