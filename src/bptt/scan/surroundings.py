@@ -43,8 +43,10 @@ class Surroundings:
             for kind, (enabled, dtype) in self.autocast.items():
                 if enabled or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False))
-            if getattr(parametrize, "_cache_enabled", 0):
-                stack.enter_context(_parametrized_anew())
+            if cached := getattr(parametrize, "_cache_enabled", 0):
+                # torch.nn.utils.parametrize.cached would hand a weight made without grad in one step to the next.
+                stack.callback(setattr, parametrize, "_cache_enabled", cached)
+                parametrize._cache_enabled = 0
             yield
 
     def on_default_device(self) -> AbstractContextManager[Any]:
@@ -52,25 +54,11 @@ class Surroundings:
         return nullcontext() if default_device() == self.device else self.device
 
 
-@contextmanager
-def _parametrized_anew() -> Iterator[None]:
-    """`torch.nn.utils.parametrize.cached` off: it would hand a weight made without grad in one step to the next."""
-    enabled, parametrize._cache_enabled = parametrize._cache_enabled, 0
-    try:
-        yield
-    finally:
-        parametrize._cache_enabled = enabled
-
-
-@contextmanager
-def random_kept(states: Sequence[GeneratorStates | None]) -> Iterator[None]:
+def random_kept(states: Sequence[GeneratorStates | None]) -> AbstractContextManager[None]:
     """Leaves the random generators as they were, whatever is replayed inside."""
     devices = {device for state in states if state is not None for device in state}
-    before = generator_states(devices)
-    try:
-        yield
-    finally:
-        set_generators(before)
+    cuda = [device for device in devices if device.type == "cuda"]
+    return torch.random.fork_rng(cuda, enabled=bool(devices), device_type="cuda")
 
 
 def generator_states(devices: Iterable[torch.device]) -> GeneratorStates:
