@@ -9,6 +9,9 @@ from types import ModuleType
 
 import pytest
 
+import bptt
+from bptt.nn import LAYERS
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +119,15 @@ def test_every_slip_of_the_notes_has_its_box() -> None:
     found = re.findall(r'^!!! warning "(?:A c|C)ommon slip.*\n(?:    .*\n|\n(?=    ))+', text, re.MULTILINE)
     boxes = " ".join(" ".join(found).split())
     assert [words for words in SLIPS if words not in boxes] == []
+
+
+def test_the_reference_has_every_layer_and_public_name() -> None:
+    def members(page: str) -> set[str]:
+        [names] = re.findall(r"members: \[(.*)\]", (DOCS / "reference" / page).read_text(encoding="utf-8"))
+        return set(names.split(", "))
+
+    assert members("bptt.md") | {"flow", "nn"} == set(bptt.__all__)
+    assert {layer.__name__ for layer in LAYERS.values()} <= members("nn.md")
 
 
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:

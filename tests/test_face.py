@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import bptt
+from bptt.nn import LAYERS
 
 PROBE = """
 import json, sys
@@ -93,8 +94,6 @@ SIGNATURES = {
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
     "memory='auto')",
 }
-
-LAYERS = ["GRU", "LSTM", "RNN"]
 
 
 def bare_signature(callable_: object) -> str:
@@ -181,9 +180,10 @@ def test_signature(name: str) -> None:
     assert bare_signature(getattr(bptt, name)) == SIGNATURES[name]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layer_call_signature(name: str) -> None:
-    assert bare_signature(getattr(bptt.nn, name).forward) == "(self, input, hx=None, *, resets=None, reset_state=None)"
+@pytest.mark.parametrize("layer", LAYERS.values())
+def test_layer_call_signature(layer: type) -> None:
+    assert getattr(bptt.nn, layer.__name__) is layer
+    assert bare_signature(layer.forward) == "(self, input, hx=None, *, resets=None, reset_state=None)"
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLIC if n not in MODULES])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bptt import equations
 from bptt.cli import comparison
 from bptt.cli.comparison import Row
 
@@ -29,6 +30,10 @@ def test_everything_agrees_on_this_machine(capsys: pytest.CaptureFixture[str], m
         assert row.errors["autograd"] is not None
         assert row.errors["eager float64"] is not None
         assert (row.errors["differences"] is None) == (row.policy != "full")
+
+
+def test_every_cell_of_the_equations_is_checked():
+    assert {net.cell for net in comparison.NETS.values()} == set(equations.CELLS)
 
 
 @pytest.mark.parametrize("error", [1e-3, float("inf")])

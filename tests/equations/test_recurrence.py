@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bptt import equations
 from bptt.equations import chain, recurrence
 
 from .numeric import CELLS, Array, build, central, close, complex_step, data, generator, losses_of
@@ -16,6 +17,10 @@ def f(x: Array, s: Array, w: Array) -> Array:
 
 def any_cell() -> recurrence.AnyStep:
     return recurrence.AnyStep(f, generator(3).normal(size=(4, 3)), state_size=3)
+
+
+def test_every_cell_is_among_the_cells_of_these_tests() -> None:
+    assert {type(build(name)) for name in CELLS} == set(equations.CELLS.values())
 
 
 @pytest.mark.parametrize("name", CELLS)

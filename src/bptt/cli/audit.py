@@ -33,7 +33,7 @@ DROPOUT = 0.5
 DTYPES = {"float64": 1e-10, "float32": 1e-5}
 """The precisions a layer is run in, and the largest relative error that counts as agreement."""
 WEIGHTS = {"W_ih": "weight_ih", "W_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh", "W_hr": "weight_hr"}
-CELLS = {of_name(name).gates_per_unit: name for name in equations.CELLS}
+CELLS = {of_name(name).gates_per_unit: name for name in reversed(equations.CELLS)}  # the first of those that share it
 """What the cell is by gates per hidden unit, which is all that the parameters of somebody's layer tell."""
 
 Answer = dict[str, Any]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import equations, kernels, nn
+from ..bench.loop import rival
 from ..cells import of_name
 from ..equations import stacks
 from ..policies import Chunked, Full, Policy, Randomized, Truncated
@@ -34,7 +35,7 @@ DIFFERENCE = 1e-5
 
 @dataclass(frozen=True)
 class Net:
-    """One kind of layer, which ours, torch's and the equations have: its cell, and the constructor's arguments."""
+    """One kind of layer that ours and the equations have: its cell, and the constructor's arguments."""
 
     cell: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -44,10 +45,9 @@ class Net:
         return nn.LAYERS[self.cell]
 
     @property
-    def torchs(self) -> Callable[..., torch.nn.RNNBase]:
-        found = nn.LAYERS[self.cell].torchs
-        assert found is not None
-        return found
+    def rival(self) -> Callable[..., torch.nn.Module]:
+        """torch.nn's layer, or a loop over the cell's formulas where torch has none."""
+        return rival(self.cell)
 
     @property
     def equations(self) -> Callable[..., Any]:
@@ -140,23 +140,23 @@ class _Case:
 
         self.net, self.states = net, of_name(net.cell).states
         self.output = net.arguments.get("proj_size", H)
-        self.torch = net.torchs(INPUTS, H, num_layers=LAYERS, dtype=torch.float64, **net.arguments)
+        self.rival = net.rival(INPUTS, H, num_layers=LAYERS, dtype=torch.float64, **net.arguments)
         with torch.no_grad():
-            for parameter in self.torch.parameters():
+            for parameter in self.rival.parameters():
                 parameter.copy_(0.5 * random(*parameter.shape))
         self.x, self.dy = random(T, B, INPUTS), random(T, B, self.output)
         sizes = (self.output, H)[: self.states]
         self.initial = [random(LAYERS, B, size) for size in sizes]
         self.dfinal = [random(LAYERS, B, size) for size in sizes]
         self.resets = torch.rand(T, B, generator=g) < 0.1
-        self.names = [*("h_0", "c_0")[: self.states], *(name for name, _ in self.torch.named_parameters())]
+        self.names = [*("h_0", "c_0")[: self.states], *(name for name, _ in self.rival.named_parameters())]
 
     def ours(self, policy: Policy, kernel: str, dtype: torch.dtype) -> list[Answer]:
         """The drop-in layer with either tape; none if the kernel refuses the net."""
         layer = self.net.ours(
             INPUTS, H, num_layers=LAYERS, dtype=dtype, gradient=policy, kernel=kernel, **self.net.arguments
         )
-        layer.load_state_dict(self.torch.state_dict())
+        layer.load_state_dict(self.rival.state_dict())
         if kernels.KERNELS[kernel].refuses(kernels.Request(layer.cell(), self.x.device, dtype)) is not None:
             return []
         return [self._run(layer, memory, dtype) for memory in ("gates", "states")]
@@ -202,7 +202,7 @@ class _Case:
         return answer
 
     def _cell(self, layer: int) -> Any:
-        weights = self.torch.state_dict()
+        weights = self.rival.state_dict()
         named = {
             ours: weights[f"{name}_l{layer}"].numpy()
             for ours, name in TORCH_NAMES.items()
@@ -213,9 +213,9 @@ class _Case:
         return self.net.equations(**named)
 
     def autograd(self, blocks: list[tuple[int, int, int]], xi: Tensor | None) -> Answer:
-        """torch's layer, one step a call, one backward pass a block, histories cut by `detach`."""
+        """The rival's layer, one step a call, one backward pass a block, histories cut by `detach`."""
         leaves = [t.clone().requires_grad_() for t in (self.x, *self.initial)]
-        totals = [torch.zeros_like(t) for t in (*leaves, *self.torch.parameters())]
+        totals = [torch.zeros_like(t) for t in (*leaves, *self.rival.parameters())]
         y, finals = self._outputs()
         for earliest, first, last in blocks:
             x, *states = leaves
@@ -231,13 +231,13 @@ class _Case:
                     loss = loss + (y_t * self.dy[t]).sum()
             if last == T - 1:
                 loss = loss + sum((s * d).sum() for s, d in zip(states, self.dfinal, strict=True))
-            grads = torch.autograd.grad(loss, [*leaves, *self.torch.parameters()], allow_unused=True)
+            grads = torch.autograd.grad(loss, [*leaves, *self.rival.parameters()], allow_unused=True)
             totals = [a if g is None else a + g for a, g in zip(totals, grads, strict=True)]
         return self._answer(y, finals, totals)
 
     def differences(self) -> Answer:
-        """Central differences of the loss, entry by entry, the forward pass torch's."""
-        inputs = [self.x, *self.initial, *(p.data for p in self.torch.parameters())]
+        """Central differences of the loss, entry by entry, the forward pass the rival's."""
+        inputs = [self.x, *self.initial, *(p.data for p in self.rival.parameters())]
         grads = []
         for tensor in inputs:
             flat, grad = tensor.view(-1), torch.zeros_like(tensor)
@@ -263,9 +263,9 @@ class _Case:
         return torch.stack(ys), states
 
     def _step(self, x: Tensor, states: list[Tensor], t: int) -> tuple[Tensor, list[Tensor]]:
-        """One step of torch's layer, the states zeroed first in lanes that are reset."""
+        """One step of the rival's layer, the states zeroed first in lanes that are reset."""
         keep = (~self.resets[t])[:, None].double()
-        y, after = self.torch(x[None], _bare([keep * state for state in states]))
+        y, after = self.rival(x[None], _bare([keep * state for state in states]))
         return y[0], [after] if isinstance(after, Tensor) else list(after)
 
 
