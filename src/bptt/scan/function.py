@@ -153,12 +153,14 @@ def scan(
             if fault is not None:
                 raise hidden(fault)
             obstacle = obstacle_to_merging(replay, computed, given.xs)
-            if rows == "independent" and obstacle is not None:
-                raise ValueError(f"rows='independent' cannot hold: {obstacle}")
+            if obstacle is not None:
+                if rows == "independent":
+                    raise ValueError(f"rows='independent' cannot hold: {obstacle}")
+                rows = "coupled"
             blocks, factors = policy.reach(given.T).blocks(given.T), edge_factors(policy, given)
             refuse_gradients(leaked, tensors)
             counts = len(given.carry), len(given.xs)
-            pullback = ScanPullback(counts, replay, blocks, factors, given.resets, rows, obstacle, kept, len(outputs))
+            pullback = ScanPullback(counts, replay, blocks, factors, given.resets, rows, kept, len(outputs))
             outputs = attach(pullback, outputs, tuple(computed.kept), *tensors)
     final, ys = outputs[: len(given.carry)], outputs[len(given.carry) :]
     return computed.final_form.join(final), computed.y_form.join(y.flip(0) if reverse else y for y in ys)

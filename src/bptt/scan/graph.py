@@ -7,19 +7,17 @@ carry that enters its first step, detached; that of the first step of all is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .pytrees import alias, beside, differentiable, reset
-from .replay import Replay, Visit
-from .replays import ForwardValues
+from .replay import Visit
+from .segments import ScanCall
 
-__all__ = ["Block", "PolicyGraph", "scaled"]
+__all__ = ["Block", "policy_graph", "scaled"]
 
 Block = tuple[int, int, int]
 """The earliest step that is walked to, the first loss, the last loss."""
@@ -45,53 +43,33 @@ class _TimeEdge(torch.autograd.Function):
         return scaled(adjoint, factor), None
 
 
-@dataclass(frozen=True)
-class PolicyGraph:
-    """The chains of a call. carry: the first. edge_factors: `[T, B]` or `[T, 1]`; None is 1 everywhere."""
+def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor | None) -> dict[Block, list[Visit]]:
+    """The visits of each block, from its earliest step to its last loss. edge_factors: as in `SegmentSweep`.
 
-    replay: Replay
-    values: ForwardValues
-    carry: Sequence[Tensor]
-    xs: Sequence[Tensor]
-    captured: Sequence[Tensor]
-    edge_factors: Tensor | None
-
-    @cached_property
-    def _cuts(self) -> frozenset[int]:
-        """The steps before which every row is cut: a derivative of the zeros that would go on could be NaN."""
-        factors = self.edge_factors
-        return frozenset() if factors is None else frozenset((factors == 0).all(1).nonzero()[:, 0].tolist())
-
-    def chains(self, blocks: Sequence[Block]) -> dict[Block, list[Visit]]:
-        """The visits of each block, from its earliest step to its last loss."""
-        chains: dict[Block, list[Visit]] = {}
-        entering: list[Sequence[Tensor]] = []  # the carries of the block before, from its earliest step on
-        start = 0
-        for block in blocks:
-            earliest, _, last = block
-            # Blocks follow one another: where this one starts, the one before has been, or has just arrived.
-            carry = self.carry if earliest == 0 else [c.detach() for c in entering[earliest - start]]
-            start, entering, chains[block] = earliest, [carry], []
-            for visit in self._chain(carry, earliest, last):
-                chains[block].append(visit)
-                entering.append(visit.outputs[: len(carry)])
-        return chains
-
-    def _chain(self, carry: Sequence[Tensor], earliest: int, last: int) -> Iterator[Visit]:
-        """Steps, each from the carry of the one before.
-
-        What a step receives are views of its own: a vector-Jacobian product to them is this step's alone, and its
-        own derivative goes on through the states to everything they depend on.
-        """
+    What a step receives are views of its own: a vector-Jacobian product to them is this step's alone, and its own
+    derivative goes on through the states to everything they depend on.
+    """
+    # Before these steps every row is cut: a derivative of the zeros that would go on could be NaN.
+    cuts = set() if edge_factors is None else set((edge_factors == 0).all(1).nonzero()[:, 0].tolist())
+    chains: dict[Block, list[Visit]] = {}
+    entering: list[Sequence[Tensor]] = []  # the carries of the block before, from its earliest step on
+    start = 0
+    for block in blocks:
+        earliest, _, last = block
+        # Blocks follow one another: where this one starts, the one before has been, or has just arrived.
+        carry = call.carry if earliest == 0 else [c.detach() for c in entering[earliest - start]]
+        start, entering, chains[block] = earliest, [carry], []
         for t in range(earliest, last + 1):
-            if t > 0 and t in self._cuts:
+            if t > 0 and t in cuts:
                 carry = [c.detach() for c in carry]
-            elif self.edge_factors is not None and (t > earliest or t == 0):
-                carry = [_TimeEdge.apply(c, self.edge_factors[t]) if differentiable(c) else c for c in carry]
-            received = *reset(carry, self.values.resets, t), *(x[t] for x in self.xs), *self.captured
-            visit = self.replay.visit(t, list(map(alias, received)))
+            elif edge_factors is not None and (t > earliest or t == 0):
+                carry = [_TimeEdge.apply(c, edge_factors[t]) if differentiable(c) else c for c in carry]
+            received = *reset(carry, call.resets, t), *(x[t] for x in call.xs), *call.captured
+            visit = call.replay.visit(t, list(map(alias, received)))
             if t == earliest:
-                self.replay.check(visit)
-            self.values.check(self.replay, visit, t, None)
+                call.replay.check(visit)
+            call.check(visit, t, None)
             carry = visit.outputs[: len(carry)]
-            yield visit
+            chains[block].append(visit)
+            entering.append(carry)
+    return chains

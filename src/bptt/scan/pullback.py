@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -15,13 +15,12 @@ from ..policies import Policy
 from .arguments import Arguments
 from .eager import kept_eager
 from .forward import ForwardPass
-from .graph import Block, PolicyGraph
+from .graph import Block, policy_graph
 from .pytrees import differentiable, fresh
 from .replay import Replay
-from .replays import ForwardValues, StepReplays
-from .segments import KeptCarries, RecomputedCarries
+from .segments import KeptCarries, ScanCall, StepReplays
 from .surroundings import random_kept
-from .sweep import MISFITS, CoupledRows, MergedRows, PerLeaf, block_sweep, exhausted, independent
+from .sweep import EXHAUSTED, MISFITS, CoupledRows, MergedRows, PerLeaf, block_sweep, independent
 
 __all__ = ["Rows", "ScanPullback", "edge_factors", "obstacle_to_merging"]
 
@@ -32,8 +31,8 @@ Rows = Literal["auto", "independent", "coupled"]
 class ScanPullback:
     """The way back through one call of `scan`: its inputs are the tensors of carry and xs, and the captured ones.
 
-    counts: how many tensors carry has, and xs. obstacle: why steps cannot be merged, or None. kept: which carries are
-    on the tape. reads: how many outputs there are: a replay must give all of them again.
+    counts: how many tensors carry has, and xs. kept: which carries are on the tape. reads: how many outputs there are:
+    a replay must give all of them again.
     """
 
     name: ClassVar[str] = "scan"
@@ -44,7 +43,6 @@ class ScanPullback:
     edge_factors: Tensor | None
     resets: Tensor | None
     rows: Rows
-    obstacle: str | None
     kept: KeptCarries
     reads: int
 
@@ -61,37 +59,31 @@ class ScanPullback:
     @kept_eager("bptt.scan runs its step again")
     def backward(self, saved: Saved, asked: Asked) -> Grads:
         tensors, outputs, tape = saved
-        cotangents, needs = asked.cotangents, asked.needs
         (n, m), factors = self.counts, self.edge_factors
-        T = len(self.replay.carry)
         given = [t for t in tensors if t is not None]
-        carry, xs, captured = given[:n], given[n : n + m], given[n + m :]
-        dcarry, dys = cotangents[:n], cotangents[n:]
-        values = ForwardValues(T, outputs[:n], outputs[n:], self.resets)
+        captured = given[n + m :] if tape is None else [fresh(w, True) for w in given[n + m :]]
+        call = ScanCall(self.replay, given[:n], given[n : n + m], captured, outputs[:n], outputs[n:], self.resets)
+        dcarry, dys = asked.cotangents[:n], asked.cotangents[n:]
         with random_kept(self.replay.states), self.replay.surroundings.on_default_device():
             if tape is None:
-                chains = PolicyGraph(self.replay, values, carry, xs, captured, factors).chains(self.blocks)
-                of_block = CoupledRows([(0, T)], factors, dys, lambda t: lambda block: chains[block][t - block[0]], m)
+                graph = policy_graph(call, self.blocks, factors)
+                of_block = CoupledRows(
+                    [(0, call.T)], factors, dys, lambda t: lambda block: graph[block][t - block[0]], m
+                )
                 grads = block_sweep(of_block, self.blocks, dcarry)
             else:
-                held = [fresh(w, True) for w in captured]
-                carries = RecomputedCarries(self.kept, self.replay, carry, tape, xs, held, self.resets)
-
-                def replaying() -> StepReplays:
-                    segments = carries.segments()
-                    return StepReplays(self.replay, values, xs, held, needs[n:], next(segments), segments)
-
+                replaying = partial(StepReplays.of, call, asked.needs[n:], self.kept, tape)
                 grads = self._merged(replaying, dcarry, dys)
                 if grads is None:
                     replays = replaying()
                     shared = CoupledRows(replays.each_segment(), factors, dys, replays.shared, m)
                     grads = block_sweep(shared, self.blocks, dcarry)
         assert grads is not None  # coupled rows always fit
-        return Grads(tuple(grad if need else None for grad, need in zip(grads, needs, strict=True)))
+        return Grads(tuple(grad if need else None for grad, need in zip(grads, asked.needs, strict=True)))
 
     def _merged(self, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors) -> PerLeaf | None:
         """The gradient from merged rows, or None where rows are coupled."""
-        if self.rows == "coupled" or len(self.blocks) == 1 or self.obstacle is not None:
+        if self.rows == "coupled" or len(self.blocks) == 1:
             return None
         replays, tested = replaying(), self.rows == "auto"
         if tested and not independent(replays):
@@ -103,9 +95,9 @@ class ScanPullback:
             return block_sweep(merged, self.blocks, dcarry)
         try:
             grads = block_sweep(merged, self.blocks, dcarry)
+        except EXHAUSTED:
+            raise
         except MISFITS as error:
-            if exhausted(error):
-                raise
             raise ValueError(
                 "rows='independent' does not hold: the step fails on the rows of several blocks at once"
             ) from error

@@ -1,20 +1,24 @@
-"""Which carries a call keeps, and its segments on the way back: carries that were not kept are computed again."""
+"""The steps of a call on its way back: which carries it kept, and replays from them, segment by segment.
+
+Carries that were not kept are computed again, and every replay must give what the forward pass gave.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from ..engine.rerun import reversals
+from ..engine import reversals
 from ..memory import Checkpoints, parse
 from ..schedules import Schedule, binomial
-from .pytrees import reset
-from .replay import Replay, differs
+from .pytrees import beside, differentiable, fresh, reset
+from .replay import Replay, Visit, differs
 
-__all__ = ["KeptCarries", "RecomputedCarries", "Segment"]
+__all__ = ["KeptCarries", "ScanCall", "StepReplays"]
 
 
 @dataclass(frozen=True)
@@ -66,61 +70,179 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class RecomputedCarries:
-    """The carries of a call, from those that it kept.
+class ScanCall:
+    """A call as its way back finds it: what went in, what came out, and what runs a step of it again.
 
-    carry: the first. tape: those that were kept `[n, ...]`. xs, captured: what a step is run again with. resets:
-    `[T, B]` or `[T, 1]`.
+    carry: the first. captured: what stands in the place of the captured tensors. final: the last carry. xs, ys:
+    `[T, ...]`. resets: `[T, B]` or `[T, 1]`.
     """
 
-    kept: KeptCarries
     replay: Replay
     carry: Sequence[Tensor]
-    tape: Sequence[Tensor]
     xs: Sequence[Tensor]
     captured: Sequence[Tensor]
+    final: Sequence[Tensor]
+    ys: Sequence[Tensor]
     resets: Tensor | None
 
-    def segments(self) -> Iterator[Segment]:
-        """The segments from the last to the first. One is in memory at a time, if the caller lets go of it too."""
-        starts, schedule = self.kept.starts, self.kept.schedule
-        first = [c.detach() for c in reset(self.carry, self.resets, 0)]
-        stored = {i: partial(self._stored, n) for n, i in enumerate(schedule.stored_forward)}
-        behind: list[Tensor] = []  # the carry that enters the segment behind
-        for i, carry in reversals(schedule.backward, first, stored, self._advance, _owned):
-            a, b = starts[i : i + 2]
-            yield Segment(a, b, self.tape if self.kept.whole else self._entering(a, b, carry, behind))
-            behind = carry
+    @property
+    def T(self) -> int:
+        """How many steps there are."""
+        return len(self.replay.carry)
 
-    def _stored(self, n: int) -> list[Tensor]:
-        return [c[n] for c in self.tape]
-
-    def _advance(self, i: int, carry: list[Tensor]) -> list[Tensor]:
-        """The carry behind segment i."""
-        for t in range(*self.kept.starts[i : i + 2]):
-            carry = self._after(carry, t)
-        return carry
-
-    def _entering(self, a: int, b: int, carry: list[Tensor], behind: list[Tensor]) -> list[Tensor]:
-        """The carries that enter the steps a to b-1, from the first, and step b, where there is one."""
-        found = [c.new_empty((b - a + bool(behind), *c.shape)) for c in carry]
-        for t in range(a, b):
-            for rows, c in zip(found, carry, strict=True):
-                rows[t - a] = c
-            if t < b - 1:
-                carry = self._after(carry, t)
-        for rows, c in zip(found, behind, strict=False):
-            rows[-1] = c
-        return found
-
-    def _after(self, carry: list[Tensor], t: int) -> list[Tensor]:
-        """The carry that enters step t+1."""
+    def after(self, t: int, carry: list[Tensor]) -> list[Tensor]:
+        """The carry that enters step t+1, computed again from the one that enters step t."""
         after = self.replay.again(t, [*carry, *(x[t] for x in self.xs), *self.captured])
         if [(c.shape, c.dtype) for c in after] != [(c.shape, c.dtype) for c in carry]:
             raise differs(t)
         return reset(after, self.resets, t + 1)
 
+    def check(self, visit: Visit, t: int, segment: Segment | None) -> None:
+        """Raise RuntimeError where a visit of step t does not give what the forward pass gave.
 
-def _owned(carry: list[Tensor]) -> list[Tensor]:
-    """For the way back to keep: a step may give views of something larger."""
-    return [c.clone() for c in carry]
+        Tensors of integers and bools take no part in a gradient, and are not compared. segment: where t lies; None in
+        double backward, where each step is recorded from the one before.
+        """
+        n, last = len(self.final), t == self.T - 1
+        after = [] if segment is None else [c[t + 1 - segment.start] for c in segment.carry if not last]
+        got = list(visit.outputs)
+        expected = [*(self.final if last else after), *(y[t] for y in self.ys)]
+        same = len(got) == n + len(self.ys)
+        if same and not last:  # what was kept had been reset
+            got[:n] = reset(got[:n], self.resets, t + 1) if after else []
+        rounding = self.replay.rounding
+        if same and all(_close(g, e, rounding) for g, e in zip(got, expected, strict=True) if differentiable(e)):
+            return
+        raise differs(t)
+
+
+@dataclass
+class StepReplays:
+    """Steps as a first-order backward replays them: each visit is a graph of its own, cut off on all sides.
+
+    call: with leaves in the place of the captured tensors. wanted: whether each of xs and of captured is to receive a
+    gradient. segment: the steps that can be visited now, the last at first. earlier: the segments before, from the last
+    to the first. checked: a visit has passed `Replay.check`.
+    """
+
+    call: ScanCall
+    wanted: Sequence[bool]
+    segment: Segment
+    earlier: Iterator[Segment]
+    checked: bool = False
+
+    @classmethod
+    def of(cls, call: ScanCall, wanted: Sequence[bool], kept: KeptCarries, tape: Sequence[Tensor]) -> StepReplays:
+        """From the carries that a call kept `[n, ...]`."""
+        segments = _segments(call, kept, tape)
+        return cls(call, wanted, next(segments), segments)
+
+    def each_segment(self) -> Iterator[tuple[int, int]]:
+        """(first step, step behind the last) of the segments, from the last to the first, each while it can be visited.
+
+        One is in memory at a time.
+        """
+        yield self.segment.start, self.segment.stop
+        while self.segment.start > 0:
+            self.segment = replace(self.segment, carry=())  # let go before the next is computed
+            self.segment = next(self.earlier)
+            yield self.segment.start, self.segment.stop
+
+    def visit(self, t: int) -> Visit:
+        """Step t of the segment. Raises RuntimeError where it does not give what the forward gave."""
+        carry = [c[t - self.segment.start] for c in self.segment.carry]
+        visit = self._visit(t, carry, [x[t] for x in self.call.xs], self.wanted)
+        self.call.check(visit, t, self.segment)
+        return visit
+
+    def shared(self, t: int) -> Callable[[object], Visit]:
+        """The same visit of step t for every block."""
+        visit = self.visit(t)
+        return lambda _: visit
+
+    def visit_merged(self, times: list[int], wanted: Sequence[bool] | None = None) -> Visit:
+        """Several steps of the segment as one of `[len(times) * B, ...]` rows: they draw no numbers.
+
+        wanted: in the place of the replays' own. Whether it `fits` is for the caller to ask.
+        """
+        carry = [c[[t - self.segment.start for t in times]].flatten(0, 1) for c in self.segment.carry]
+        return self._visit(times[0], carry, [x[times].flatten(0, 1) for x in self.call.xs], wanted or self.wanted)
+
+    def fits(self, visit: Visit, times: list[int], rounding: float = 0.0) -> bool:
+        """Whether a merged visit of these steps gives what the forward pass gave."""
+        call, n, T = self.call, len(self.call.final), self.call.T
+        later, final = [min(t + 1, T - 1) for t in times], [i for i, t in enumerate(times) if t == T - 1]
+        expected = [kept[[t - self.segment.start for t in later]] for kept in self.segment.carry]
+        for rows, c in zip(expected, call.final, strict=True):
+            rows[final] = c
+        expected += [y[times] for y in call.ys]
+        got = [t.detach() for t in visit.outputs]
+        if [g.shape for g in got] != [e.flatten(0, 1).shape for e in expected]:
+            return False
+        got = [g.unflatten(0, e.shape[:2]) for g, e in zip(got, expected, strict=True)]
+        if call.resets is not None:
+            zeroed = call.resets[later]
+            zeroed[final] = False
+            got[:n] = [c.masked_fill(beside(zeroed, c), 0) for c in got[:n]]
+        return all(_close(g, e, rounding) for g, e in zip(got, expected, strict=True))
+
+    def _visit(self, t: int, carry: list[Tensor], xs: list[Tensor], wanted: Sequence[bool]) -> Visit:
+        wanted = [*[True] * len(carry), *wanted]
+        entries = [fresh(given, w) for given, w in zip([*carry, *xs], wanted, strict=False)]
+        visit = self.call.replay.visit(t, [*entries, *self.call.captured])
+        visit.wanted = [i for i in visit.wanted if wanted[i]]
+        if not self.checked:
+            self.call.replay.check(visit)
+            self.checked = True
+        return visit
+
+
+def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iterator[Segment]:
+    """The segments from the last to the first. One is in memory at a time, if the caller lets go of it too."""
+    starts, schedule = kept.starts, kept.schedule
+    first = [c.detach() for c in reset(call.carry, call.resets, 0)]
+    stored = {i: partial(_rows_at, tape, n) for n, i in enumerate(schedule.stored_forward)}
+    behind: list[Tensor] = []  # the carry that enters the segment behind
+
+    def advance(i: int, carry: list[Tensor]) -> list[Tensor]:
+        for t in range(*starts[i : i + 2]):
+            carry = call.after(t, carry)
+        return carry
+
+    def owned(carry: list[Tensor]) -> list[Tensor]:
+        return [c.clone() for c in carry]  # a step may give views of something larger
+
+    for i, carry in reversals(schedule.backward, first, stored, advance, owned):
+        a, b = starts[i : i + 2]
+        yield Segment(a, b, tape if kept.whole else _entering(call, a, b, carry, behind))
+        behind = carry
+
+
+def _rows_at(tape: Sequence[Tensor], n: int) -> list[Tensor]:
+    return [c[n] for c in tape]
+
+
+def _entering(call: ScanCall, a: int, b: int, carry: list[Tensor], behind: list[Tensor]) -> list[Tensor]:
+    """The carries that enter the steps a to b-1, from the first, and step b, where there is one."""
+    found = [c.new_empty((b - a + bool(behind), *c.shape)) for c in carry]
+    for t in range(a, b):
+        for rows, c in zip(found, carry, strict=True):
+            rows[t - a] = c
+        if t < b - 1:
+            carry = call.after(t, carry)
+    for rows, c in zip(found, behind, strict=False):
+        rows[-1] = c
+    return found
+
+
+def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
+    """Equal but for rounding: a product over more rows may add up in another order."""
+    got = got.detach()
+    if got.shape != expected.shape or got.dtype != expected.dtype or got.device != expected.device:
+        return False
+    if torch.equal(got, expected):
+        return True
+    if not differentiable(got):
+        return False
+    tolerance = max(torch.finfo(got.dtype).eps, rounding) ** 0.5
+    return torch.allclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -14,15 +14,18 @@ from torch import Tensor
 from .graph import Block, scaled
 from .pytrees import added, beside, differentiable
 from .replay import Visit
-from .replays import StepReplays
+from .segments import StepReplays
 
-__all__ = ["MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "block_sweep", "exhausted", "independent"]
+__all__ = ["EXHAUSTED", "MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "block_sweep", "independent"]
 
 PerLeaf = list[Tensor | None]
 """A gradient for each leaf, or an adjoint; None stands for zeros."""
 
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
-"""What a step may raise that is made for B rows and is given more; of them, not those that tell of `exhausted`."""
+"""What a step may raise that is made for B rows and is given more; but for those that are `EXHAUSTED`."""
+
+EXHAUSTED = (torch.OutOfMemoryError, RecursionError)
+"""The machine is at its end, and not the step: memory, or the stack. Its user has to know."""
 
 # Elements of carry, x and y that one merged step may take at once: bounds the memory of a walk over many blocks.
 _MERGED_ELEMENTS = 2**20
@@ -94,7 +97,6 @@ class CoupledRows(SegmentSweep):
     by_step: list[PerLeaf] = field(default_factory=list, init=False)
 
     def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf]:
-        """See `SegmentSweep.sweep`."""
         waiting, walking = sorted(adjoints), dict[Block, PerLeaf]()
         for t in reversed(range(a, b)):
             while waiting and waiting[-1][2] >= t:
@@ -118,7 +120,6 @@ class CoupledRows(SegmentSweep):
         return walking
 
     def dxs(self) -> PerLeaf:
-        """See `SegmentSweep.dxs`."""
         return [_stacked(grads[::-1]) for grads in zip(*self.by_step, strict=True)]
 
 
@@ -126,22 +127,21 @@ class CoupledRows(SegmentSweep):
 class MergedRows(SegmentSweep):
     """Blocks side by side in the rows, each at a step of its own: `window` visits of (blocks * B) rows in a segment.
 
-    rounding: see `ForwardValues.check_merged`, which every visit must pass.
+    rounding: see `StepReplays.fits`, which every visit must pass.
     """
 
     replays: StepReplays
     rounding: float = 0.0
 
     def __post_init__(self) -> None:
-        taken = (*self.replays.segment.carry, *self.replays.xs, *self.dys)
+        taken = (*self.replays.segment.carry, *self.replays.call.xs, *self.dys)
         self.most = max(1, _MERGED_ELEMENTS // max(1, sum(prod(t.shape[1:]) for t in taken if t is not None)))
         self.sums: PerLeaf = [
             torch.zeros_like(x) if wanted and differentiable(x) else None
-            for x, wanted in zip(self.replays.xs, self.replays.wanted, strict=False)
+            for x, wanted in zip(self.replays.call.xs, self.replays.wanted, strict=False)
         ]
 
     def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf] | None:
-        """See `SegmentSweep.sweep`."""
         waiting, leaving = sorted(adjoints), dict[Block, PerLeaf]()
         for i in range(0, len(waiting), self.most):
             blocks = waiting[i : i + self.most]
@@ -183,26 +183,20 @@ class MergedRows(SegmentSweep):
         return by_block[:n]
 
     def dxs(self) -> PerLeaf:
-        """See `SegmentSweep.dxs`."""
         return self.sums
 
 
 def independent(replays: StepReplays) -> bool:
     """Whether the last two steps, run as one of 2B rows, give what the forward gave and mix no rows."""
-    T, entries = replays.values.T, len(replays.segment.carry) + len(replays.xs)
+    T, entries = replays.call.T, len(replays.segment.carry) + len(replays.call.xs)
     times = [T - 2, T - 1]
     try:
-        visit = replays.visit_merged(times, wanted=[True] * len(replays.xs) + [False] * len(replays.captured))
-    except MISFITS as error:
-        if exhausted(error):
-            raise
+        visit = replays.visit_merged(times, wanted=[True] * len(replays.call.xs) + [False] * len(replays.call.captured))
+    except EXHAUSTED:
+        raise
+    except MISFITS:
         return False
     return replays.fits(visit, times) and not _mixes_rows(visit, entries)
-
-
-def exhausted(error: Exception) -> bool:
-    """Whether the machine is at its end, and not the step: memory, or the stack. Its user has to know."""
-    return isinstance(error, (torch.OutOfMemoryError, RecursionError))
 
 
 def _mixes_rows(visit: Visit, entries: int) -> bool:
