@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bptt import Checkpoints, Chunked, Full, Randomized, Truncated
+import bptt
+from bptt import Checkpoints, Chunked, Full, Randomized, Truncated, policies
 from bptt.policies import SAVED, Adaptive, Policy, PolynomialTail, parse
 
 FORMS = {
@@ -35,6 +37,20 @@ FORMS = {
     "adaptive:0.5,max=64,every=4": Adaptive(0.5, 64, every=4),
     "adaptive:0.5,max=64,every=4,window=4": Adaptive(0.5, 64, 4, window=4),
 }
+
+
+def test_no_policy_is_left_out() -> None:
+    """Of what checkpoints hold, the text forms and those that a mistake is told, the public names, the README."""
+    kinds = {kind for kind in vars(policies).values() if isinstance(kind, type) and issubclass(kind, Policy)} - {Policy}
+    assert kinds | {PolynomialTail} == set(SAVED)
+    assert kinds == {type(policy) for policy in FORMS.values()} == {type(parse(text)) for text in BLOCKS}
+    with pytest.raises(ValueError, match="gradient must be one of") as told:
+        parse("nothing")
+    assert [text for text in FORMS if text.split(":")[0] not in str(told.value)] == []
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for kind in kinds:
+        assert getattr(bptt, kind.__name__) is kind
+        assert f"\n| `{kind.__name__}(" in readme
 
 
 @pytest.mark.parametrize("text", FORMS)
