@@ -152,12 +152,14 @@ class _Case:
         self.names = [*("h_0", "c_0")[: self.states], *(name for name, _ in self.rival.named_parameters())]
 
     def ours(self, policy: Policy, kernel: str, dtype: torch.dtype) -> list[Answer]:
-        """The drop-in layer with either tape; none if the kernel refuses the net."""
+        """The drop-in layer with either tape; none if the kernel refuses the call."""
         layer = self.net.ours(
             INPUTS, H, num_layers=LAYERS, dtype=dtype, gradient=policy, kernel=kernel, **self.net.arguments
         )
         layer.load_state_dict(self.rival.state_dict())
-        if kernels.KERNELS[kernel].refuses(kernels.Request(layer.cell(), self.x.device, dtype)) is not None:
+        draws = isinstance(policy, Randomized)
+        request = kernels.Request(layer.cell(), self.x.device, dtype, edge_factors=draws, resets=True)
+        if kernels.KERNELS[kernel].refuses(request) is not None:
             return []
         return [self._run(layer, memory, dtype) for memory in ("gates", "states")]
 
