@@ -70,7 +70,7 @@ def check_not_traced(*arguments: Any) -> None:
 
 def _steps(xs: list[Tensor], form: Form, length: int | None) -> int:
     """T, which xs and length must agree on."""
-    if not form.tensors_only or any(x.dim() == 0 for x in xs):
+    if form.values or any(x.dim() == 0 for x in xs):
         raise ValueError("every leaf of xs must be a tensor [T, ...] or None")
     try:
         length = length if length is None else index(length)
@@ -108,7 +108,7 @@ def _checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tenso
 
 def check_no_tensor_hidden(carry: Form) -> None:
     """Raise TypeError for a leaf, taken for a Python value, that holds tensors: they would get no gradient."""
-    for leaf in carry.leaves:
+    for leaf in carry.values:
         names = [name for kind in type(leaf).__mro__ for name in getattr(kind, "__slots__", ())]
         held = [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in names)]
         if any(isinstance(t, Tensor) for t in tree_leaves(held)) and not isinstance(leaf, torch.nn.Module):

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .arguments import Arguments, check_no_tensor_hidden, check_same, described
 from .monitor import StepMonitor, hidden
-from .pytrees import Form, fresh, reset, split, split_y
+from .pytrees import Form, fresh, put, reset, split, split_y
 from .replay import Replay, Visit
 from .surroundings import Surroundings, random_kept
 
 __all__ = ["ForwardPass", "StepVisits", "run_forward"]
-
-_Y_LEAVES = (Tensor, bool, int, float, complex, type(None))
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def run_forward(given: Arguments, monitor: StepMonitor | None, keep: Sequence[in
         carry = reset([c.detach() for c in carry], given.resets, t)
         forms.append(form)
         if t in number:
-            _put(kept, number[t], carry)
+            put(kept, number[t], carry)
         x = given.x_form.join(x[t].clone() for x in xs)
         last = [c.clone() for c in carry] if monitor is not None and t == T - 1 else []
         result = step(form.join(carry), x) if monitor is None else monitor.call(form.join(carry), x)
@@ -64,21 +61,15 @@ def run_forward(given: Arguments, monitor: StepMonitor | None, keep: Sequence[in
         check_same("carry", f"after step {t} as before it", (carry, form), before)
         y, y_form = split_y(result[1], first[1] if first else None)
         if first is None:
-            if not y_form.tensors_only:
-                held = next(leaf for leaf in tree_leaves(result[1]) if not isinstance(leaf, _Y_LEAVES))
-                raise ValueError(f"y must hold tensors, numbers or None: got {described(held)}")
+            if y_form.values:
+                raise ValueError(f"y must hold tensors, numbers or None: got {described(y_form.values[0])}")
             first = y, y_form
             ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
         check_same("y", f"at step {t} as at the first", (y, y_form), first)
-        _put(ys, t, y)
+        put(ys, t, y)
         del result, before, y  # whatever of them is still there at the next step, the step keeps
     # Clones, so that no output is an input that a step passed through.
     return ForwardPass([c.clone() for c in carry], form, ys, y_form, kept, last, forms)
-
-
-def _put(rows: Sequence[Tensor], t: int, values: Sequence[Tensor]) -> None:
-    for kept, value in zip(rows, values, strict=False):
-        kept[t] = value
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,8 @@ def scan(
         kept = KeptCarries.of(memory, given.T, given.carry)
         computed = run_forward(given, monitor, kept.before)
     outputs = (*computed.final, *computed.ys)
-    leaked = [] if monitor is None else monitor.leaked()
     if monitor is not None and recording:
+        leaked = monitor.leaked()
         replay = monitor.replay(computed.forms, given.x_form, computed.y_form, surroundings)
         replay, fault = complete(replay, computed.last, given.xs, (*given.carry, *given.xs))
         fault = monitor.fault or fault

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ..engine import refuse_tangents
 from .leaked import refuse_gradients
 from .located import located
-from .pytrees import Form, Step, alive, differentiable, fresh
+from .pytrees import Form, Step, differentiable, fresh
 from .replay import Replay, Visit
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept
 
@@ -140,7 +140,7 @@ class StepMonitor(TorchFunctionMode):
     def leaked(self) -> list[Tensor]:
         """Tensors that steps made, that are still held by someone, and that would have had a gradient."""
         self._keep()
-        made = [(entry.level, alive(entry.ref)) for entry in list(self._earlier.values())]
+        made = [(entry.level, _alive(entry.ref)) for entry in list(self._earlier.values())]
         self._earlier.clear()
         return [
             t
@@ -163,13 +163,11 @@ class StepMonitor(TorchFunctionMode):
         special = _SPECIAL.get(func)
         counted = tensors[:special] if isinstance(special, int) else tensors
         level = self._level(counted)
-        reads = _NOTHING
-        if self.written or not self.states:
-            unread = special.updated(args, kwargs) if isinstance(special, _Statistics) else ()
-            reads = self._read(counted, list(map(id, unread)))
+        updated = special.updated(args, kwargs) if isinstance(special, _Statistics) else None
+        reads = self._read(counted, list(map(id, updated or ()))) if self.written or not self.states else _NOTHING
         result = func(*args, **kwargs)
-        if isinstance(special, _Statistics):
-            self._write(special.updated(args, kwargs))
+        if updated is not None:
+            self._write(updated)
         elif result is None:  # as of an assignment to a part, to the first argument
             self._write(args[:1] if func == _SETS_DATA else ())
             self._overwrite(args[:1], level, reads)
@@ -197,10 +195,9 @@ class StepMonitor(TorchFunctionMode):
                 own = _DIFFERENTIABLE
             else:
                 own = _VARYING if i in self._earlier else _STEADY
-            if own > level:
-                level = own
-                if own == _DIFFERENTIABLE:
-                    break
+            if own == _DIFFERENTIABLE:
+                return own
+            level = max(level, own)
         return level
 
     def _overwrite(self, tensors: Sequence[Any], level: int, reads: frozenset[int]) -> None:
@@ -275,7 +272,7 @@ class StepMonitor(TorchFunctionMode):
         step = len(self.states) - 1
         made, self._latest_made = self._latest_made, []
         for ref, call, level in made:
-            t = alive(ref)
+            t = _alive(ref)
             if t is not None:
                 i = id(t)
                 self._earlier[i] = _Made(weakref.ref(t, _forgets(self._earlier, i)), call, step, level)
@@ -313,10 +310,10 @@ def complete(
         if T > 1 and (opaque or visit.calls_functions()) and visited().reaches(visit):
             fault = "a step uses, inside a call that cannot be looked into, a tensor that the step before made"
         # A leaf that the step itself made, to differentiate something inside, is none that it captured.
-        inside = {id(alive(ref)) for ref in made}
+        inside = {id(_alive(ref)) for ref in made}
         found = [t for t in found if id(t) not in inside]
     del visit
-    leaked = {id(t): t for t in map(alive, made) if t is not None and t.requires_grad}
+    leaked = {id(t): t for t in map(_alive, made) if t is not None and t.requires_grad}
     made.clear()  # a tensor that is referred to weakly cannot be exchanged
     replay = replace(replay, captured=(*replay.captured, *found), opaque=opaque)
     refuse_gradients(list(leaked.values()), (*inputs, *replay.captured))
@@ -335,6 +332,14 @@ def hidden(fault: str) -> RuntimeError:
 def _forgets(table: dict[int, _Made], i: int) -> Callable[[Any], None]:
     """Takes an entry out of a table before its id is another tensor's."""
     return lambda _: table.pop(i, None) and None
+
+
+def _alive(ref: weakref.ref[Tensor]) -> Tensor | None:
+    """The tensor that ref refers to, or None. Not ref() alone: up to torch 2.8, what only C++ holds would be lost."""
+    t = ref()
+    if t is not None:
+        t._fix_weakref()  # type: ignore[attr-defined]  # not in torch's stubs
+    return t
 
 
 def _version(t: Tensor) -> int:

@@ -114,7 +114,7 @@ class ScanPullback:
 
 def obstacle_to_merging(replay: Replay, computed: ForwardPass, xs: list[Tensor]) -> str | None:
     """Why several steps cannot be run as one with more rows, or None."""
-    if not (replay.carry[0].tensors_only and replay.x.tensors_only):
+    if replay.carry[0].values:
         return "the carry holds Python values"
     if any(state is not None for state in replay.states):
         return "the step draws random numbers"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_is_leaf, tree_map, tree_unflatten
 
-__all__ = ["Form", "Step", "added", "alias", "alive", "beside", "differentiable", "fresh", "reset", "split", "split_y"]
+__all__ = ["Form", "Step", "added", "alias", "beside", "differentiable", "fresh", "put", "reset", "split", "split_y"]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 """A function of (carry, x) to (carry, y)."""
@@ -32,9 +31,9 @@ class Form:
     leaves: tuple[Any, ...]
 
     @property
-    def tensors_only(self) -> bool:
-        """Whether no leaf is a Python value (None, which holds nothing, aside)."""
-        return all(leaf is _HOLE or leaf is None for leaf in self.leaves)
+    def values(self) -> list[Any]:
+        """The Python values among the leaves; None, which holds nothing, is none."""
+        return [leaf for leaf in self.leaves if leaf is not _HOLE and leaf is not None]
 
     def join(self, tensors: Iterable[Tensor]) -> Any:
         """The pytree with these tensors."""
@@ -81,14 +80,6 @@ def alias(t: Tensor) -> Tensor:
     return t.view_as(t) if t.layout is torch.strided else t.clone()
 
 
-def alive(ref: weakref.ref[Tensor]) -> Tensor | None:
-    """The tensor that ref refers to, or None. Not ref() alone: up to torch 2.8, what only C++ holds would be lost."""
-    t = ref()
-    if t is not None:
-        t._fix_weakref()  # type: ignore[attr-defined]  # not in torch's stubs
-    return t
-
-
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum, None counting as zero."""
     if a is None or b is None:
@@ -104,3 +95,9 @@ def beside(rows: Tensor, leaf: Tensor) -> Tensor:
 def reset(carry: Sequence[Tensor], resets: Tensor | None, t: int) -> list[Tensor]:
     """The carry that enters step t. resets: `[T, B]` or `[T, 1]`."""
     return list(carry) if resets is None else [c.masked_fill(beside(resets[t], c), 0) for c in carry]
+
+
+def put(rows: Sequence[Tensor], t: int, values: Sequence[Tensor]) -> None:
+    """Write values into row t of each."""
+    for whole, value in zip(rows, values, strict=False):
+        whole[t] = value

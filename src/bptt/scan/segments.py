@@ -15,7 +15,7 @@ from torch import Tensor
 from ..engine import reversals
 from ..memory import Checkpoints, parse
 from ..schedules import Schedule, binomial
-from .pytrees import beside, differentiable, fresh, reset
+from .pytrees import beside, differentiable, fresh, put, reset
 from .replay import Replay, Visit, differs
 
 __all__ = ["KeptCarries", "ScanCall", "StepReplays"]
@@ -226,12 +226,10 @@ def _entering(call: ScanCall, a: int, b: int, carry: list[Tensor], behind: list[
     """The carries that enter the steps a to b-1, from the first, and step b, where there is one."""
     found = [c.new_empty((b - a + bool(behind), *c.shape)) for c in carry]
     for t in range(a, b):
-        for rows, c in zip(found, carry, strict=True):
-            rows[t - a] = c
+        put(found, t - a, carry)
         if t < b - 1:
             carry = call.after(t, carry)
-    for rows, c in zip(found, behind, strict=False):
-        rows[-1] = c
+    put(found, -1, behind)
     return found
 
 
