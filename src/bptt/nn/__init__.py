@@ -4,20 +4,13 @@
 They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and argument checks are torch's own.
 """
 
-from . import init as init
-from ._convert import convert as convert
-from ._convert import revert as revert
-from ._gradients import Gradients as Gradients
-from ._gradients import gradients as gradients
-from ._plan import Plan as Plan
-from ._plan import plan as plan
-from ._stream import StreamGradients as StreamGradients
-from ._stream import stream_gradients as stream_gradients
-from ._using import using as using
-from .layers import GRU as GRU
-from .layers import LAYERS as LAYERS
-from .layers import LSTM as LSTM
-from .layers import RNN as RNN
+from . import init
+from ._convert import convert, revert
+from ._gradients import Gradients, gradients
+from ._plan import Plan, plan
+from ._stream import StreamGradients, stream_gradients
+from ._using import using
+from .layers import GRU, LAYERS, LSTM, RNN
 
 __all__ = [
     "GRU",

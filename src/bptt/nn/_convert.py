@@ -1,18 +1,19 @@
-"""torch's layers swapped for ours inside a model, and ours for torch's."""
+"""torch's layers swapped for ours inside a model, and ours for torch's; all that a layer holds is shared."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils import parametrize
 
 from .. import policies
 from ..memory import Checkpoints
-from ._swap import label, obstacle, put_in_place, sharing, wrappers
 from ._using import settings
 from .layers import LAYERS, TORCH_MODES, Recurrent
 
@@ -29,6 +30,17 @@ _DROP_IN: dict[type[torch.nn.RNNBase], type[Recurrent]] = {
 }
 _OURS_ALONE = ("_gradient", "_memory", "_kernel", "_subclass")
 """Attributes that torch's layers lack; `_subclass`: the subclass of torch's layer that a layer was made from."""
+_TABLES = (
+    "_parameters",
+    "_buffers",
+    "_non_persistent_buffers_set",
+    "_modules",
+    "_flat_weights",
+    "_flat_weight_refs",
+    "_flat_weights_names",
+    "_all_weights",
+)
+"""What torch writes to when a parameter, buffer or module is set: each layer has its own."""
 
 
 def convert(
@@ -73,7 +85,7 @@ def convert(
     _check_module(model)
     given = settings(gradient, memory, kernel)
     table = {**_DROP_IN, **_checked(subclasses)}
-    wrapped = wrappers(model)
+    wrapped = _wrappers(model)
     new: dict[torch.nn.Module, Recurrent] = {}
     layers: dict[str, Recurrent] = {}
     left, refused = [], []
@@ -81,17 +93,17 @@ def convert(
         if isinstance(module, Recurrent):
             layers[name] = module
         elif isinstance(module, torch.nn.RNNBase) and isinstance(module, tuple(_DROP_IN)):
-            cls = type_before_parametrizations(module)
-            why = obstacle(name, module, wrapped, "convert") or (None if cls in table else _unnamed(cls))
+            cls = parametrize.type_before_parametrizations(module)
+            why = _obstacle(name, module, wrapped, "convert") or (None if cls in table else _unnamed(cls))
             if why is not None:
-                refused.append(f"{label(name, module)}: {why}")
+                refused.append(f"{_label(name, module)}: {why}")
                 continue
-            layers[name] = new[module] = layer = sharing(module, table[cls])
+            layers[name] = new[module] = layer = _sharing(module, table[cls])
             layer.gradient, layer.memory, layer.kernel = "full", "auto", "auto"
             if cls not in _DROP_IN:
                 layer._subclass = cls
         elif (why := _no_drop_in(module)) is not None:
-            left.append(f"{label(name, module)}: {why}")
+            left.append(f"{_label(name, module)}: {why}")
     if refused:
         raise TypeError(f"convert cannot swap {'; '.join(refused)}")
     words = "".join(f"; left as it is: {what}" for what in left)
@@ -105,7 +117,7 @@ def convert(
     for layer in layers.values():
         for setting, value in given.items():
             setattr(layer, setting, value)
-    put_in_place(model, new)
+    _put_in_place(model, new)
     LOG.info("convert swapped %d of %d layers: %s", len(new), len(layers), ", ".join(map(repr, layers)))
     return new.get(model, model)
 
@@ -135,24 +147,24 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
     """
     _check_module(model)
     table = {ours: theirs for theirs, ours in (*_checked(subclasses).items(), *_DROP_IN.items())}
-    wrapped = wrappers(model)
+    wrapped = _wrappers(model)
     classes: dict[torch.nn.Module, type[torch.nn.RNNBase]] = {}
     refused, lacking = [], []
     for name, module in model.named_modules():
         if not isinstance(module, Recurrent):
             continue
-        cls = type_before_parametrizations(module)
+        cls = parametrize.type_before_parametrizations(module)
         theirs = getattr(module, "_subclass", None) or table.get(cls)
-        why = obstacle(name, module, wrapped, "revert")
+        why = _obstacle(name, module, wrapped, "revert")
         known = module.mode in TORCH_MODES
         if why is None and theirs is None and known:
             why = f"a subclass of ours: name torch's in its place, subclasses={{Theirs: {cls.__name__}}}"
         if why is not None:
-            refused.append(f"{label(name, module)}: {why}")
+            refused.append(f"{_label(name, module)}: {why}")
         elif theirs is None or not known:
             own = getattr(module, "nonlinearity", None)
             lacking.append(
-                f"{label(name, module)} has " + (f"nonlinearity={own!r}" if own else f"cell {module.cell().name}")
+                f"{_label(name, module)} has " + (f"nonlinearity={own!r}" if own else f"cell {module.cell().name}")
             )
         else:
             classes[module] = theirs
@@ -163,14 +175,14 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
             "torch.nn has LSTM, GRU, and RNN with nonlinearity 'tanh' and 'relu' only: " + "; ".join(lacking)
         )
     new = {layer: _plain(layer, theirs) for layer, theirs in classes.items()}
-    put_in_place(model, new)
+    _put_in_place(model, new)
     LOG.info("revert swapped %d layers", len(new))
     return new.get(model, model)
 
 
 def _plain(layer: torch.nn.Module, cls: type[torch.nn.RNNBase]) -> torch.nn.RNNBase:
     """torch's layer with what a layer of ours holds."""
-    made = sharing(layer, cls)
+    made = _sharing(layer, cls)
     for name in _OURS_ALONE:
         vars(made).pop(name, None)
     if all(name in made._parameters for name in made._flat_weights_names):
@@ -238,3 +250,78 @@ def _no_drop_in(module: torch.nn.Module) -> str | None:
     if scripted in {theirs.__name__ for theirs in _DROP_IN}:
         return "compiled by TorchScript: convert before scripting"
     return None
+
+
+def _sharing(layer: torch.nn.Module, cls: type[M]) -> M:
+    """A layer of class `cls` with the parameters, buffers, hooks, parametrizations and attributes of `layer`.
+
+    Hooks are the same tables, so that a handle from before removes them from the new layer as well.
+    """
+    made = cls.__new__(cls)
+    held = {name: copy.copy(value) if name in _TABLES else value for name, value in vars(layer).items()}
+    if parametrize.is_parametrized(layer):
+        # Its properties live in a class of torch's making, one for each layer: stand-ins have such a class made.
+        torch.nn.Module.__init__(made)
+        for name in layer.parametrizations:  # type: ignore[union-attr]  # a ModuleDict: is_parametrized
+            made.register_buffer(name, torch.empty(0, device="cpu"))
+            parametrize.register_parametrization(made, name, torch.nn.Identity(), unsafe=True)
+        parametrizations = copy.copy(held["_modules"]["parametrizations"])
+        parametrizations._modules = dict(parametrizations._modules)
+        held["_modules"]["parametrizations"] = parametrizations
+    hooks = held["_load_state_dict_pre_hooks"]
+    if any(getattr(hook, "with_module", False) for hook in hooks.values()):  # which are handed their module
+        held["_load_state_dict_pre_hooks"] = type(hooks)((i, _rebound(hook, made)) for i, hook in hooks.items())
+    vars(made).clear()
+    vars(made).update(held)
+    return made
+
+
+def _rebound(hook: Any, layer: torch.nn.Module) -> Any:
+    return type(hook)(hook.hook, layer) if getattr(hook, "with_module", False) else hook
+
+
+def _put_in_place(model: torch.nn.Module, new: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
+    """Each new layer wherever a module of the model holds the old one: as a module, or in a list, tuple or dict."""
+    for parent in [*model.modules(), *new.values()]:
+        for name, child in parent._modules.items():  # named_children would skip a second name of a shared layer
+            if child is not None and child in new:
+                setattr(parent, name, new[child])
+        for value in vars(parent).values():
+            if type(value) in (list, dict):
+                for key, held in list(enumerate(value) if type(value) is list else value.items()):
+                    if isinstance(held, torch.nn.Module) and held in new:
+                        value[key] = new[held]
+        for name, value in list(vars(parent).items()):
+            if type(value) is tuple and any(isinstance(held, torch.nn.Module) and held in new for held in value):
+                now = tuple(new.get(held, held) if isinstance(held, torch.nn.Module) else held for held in value)
+                setattr(parent, name, now)
+
+
+def _wrappers(model: torch.nn.Module) -> tuple[list[str], list[str]]:
+    """The names of modules that keep hold of what is inside them, beside torch's tables: sharded, compiled."""
+    fsdp, dynamo = sys.modules.get("torch.distributed.fsdp"), sys.modules.get("torch._dynamo")
+    sharded = (fsdp.FullyShardedDataParallel, fsdp.FSDPModule) if fsdp is not None else ()
+    compiled = getattr(dynamo, "OptimizedModule", ())
+    found = list(model.named_modules())
+    return [n for n, m in found if isinstance(m, sharded)], [n for n, m in found if isinstance(m, compiled)]
+
+
+def _obstacle(name: str, layer: torch.nn.Module, wrapped: tuple[list[str], list[str]], verb: str) -> str | None:
+    """Why a layer cannot be swapped whatever its class: what would go on calling the old one."""
+    sharded, compiled = wrapped
+    if any(name == outer or name.startswith(f"{outer}." if outer else "") for outer in sharded):
+        return f"it is sharded by FSDP, which keeps hold of the old layer: {verb} before sharding"
+    if any(name == (f"{outer}._orig_mod" if outer else "_orig_mod") for outer in compiled):
+        return f"it is itself compiled by torch.compile, which keeps hold of the old layer: {verb} before compiling"
+    if "forward" in vars(layer):
+        return (
+            "its forward was replaced on the layer itself (as accelerate's hooks do), which would go on calling the "
+            f"old layer: undo that, {verb}, do it again"
+        )
+    return None
+
+
+def _label(name: str, module: torch.nn.Module) -> str:
+    """A module of a model in words, by its name there."""
+    kind = getattr(module, "original_name", type(module).__name__)  # the class that TorchScript has compiled
+    return f"{name!r} ({kind})" if name else f"the model itself ({kind})"

@@ -160,9 +160,6 @@ def _again(keeper: NetPrograms, call: Call) -> float:
     return steps / (keeper.net.directions * call.x.shape[0])
 
 
-# Time ----------------------------------------------------------------------------------------------------------------
-
-
 def _seconds(layer: Recurrent, keeper: NetPrograms, call: Call, again: float) -> Timing:
     """Seconds of forward and backward, from runs of the first steps, each about twice as long as the one before.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -55,14 +55,12 @@ def using(
         raise TypeError(
             f"model must hold a bptt.nn layer: got {type(model).__name__} without one (bptt.convert swaps torch's)"
         )
-    before = [(layer, {name: getattr(layer, name) for name in given}) for layer in layers]
-    try:
+    with ExitStack() as before:
         for layer in layers:
-            _set(layer, given)
+            for name, value in given.items():
+                before.callback(setattr, layer, name, getattr(layer, name))
+                setattr(layer, name, value)
         yield model
-    finally:
-        for layer, own in before:
-            _set(layer, own)
 
 
 def settings(
@@ -77,8 +75,3 @@ def settings(
     if kernel is not None:
         given["kernel"] = kernels.check(kernel)
     return given
-
-
-def _set(layer: Recurrent, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(layer, name, value)
