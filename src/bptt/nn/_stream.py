@@ -118,167 +118,115 @@ def stream_gradients(
         raise TypeError("x must be [T, B, I] with lanes of one length: got a PackedSequence")
     if reset_state is not None and resets is None:
         raise ValueError("reset_state is what resets restart from: got it without resets")
-    source = _Segments(x, loss, next(layer.parameters()), _checked(wrt))
-    restarts = (resets, reset_state)
-    if isinstance(x, list | tuple) or not hasattr(x, "__len__") or not hasattr(x, "__getitem__"):
-        if not hasattr(x, "__iter__"):
-            raise TypeError(
-                f"x must have a length and slices of steps, or be an iterable of pieces: got {type(x).__name__}"
-            )
-        if isinstance(policy, policies.Chunked):
-            return _in_chunks(layer, x, source, hx, policy.k, kept, *restarts)
-        with tempfile.TemporaryFile() as file:
-            source.given = Laid(file, x, source.as_computed)
-            return _in_segments(layer, source, hx, policy, kept, *restarts)
-    return _in_segments(layer, source, hx, policy, kept, *restarts)
-
-
-def _in_segments(
-    layer: Recurrent,
-    source: _Segments,
-    hx: Hidden | None,
-    policy: policies.Policy,
-    memory: Checkpoints,
-    resets: Sliced | Tensor | None,
-    reset_state: Hidden | None,
-) -> StreamGradients:
-    """Two passes or more over an x of slices: all segments forward, and back from the last to the first."""
-    T = len(source.given)
-    if T < 1:
-        raise ValueError("x must have at least 1 step: got 0")
-    first = source.x(0, 1)
-    call = _call(layer, first, hx)
-    call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
-    call.resets = _resets(resets, 0, call.x)
-    _check_length(resets, T)
-    call.reset_state = call.restarts(layer, reset_state)
-    return source.result(layer, call, *_streamed(layer, call, policy, memory, source))
-
-
-def _in_chunks(
-    layer: Recurrent,
-    pieces: Iterable[Any],
-    source: _Segments,
-    hx: Hidden | None,
-    k: int,
-    memory: Checkpoints,
-    resets: Sliced | Tensor | None,
-    reset_state: Hidden | None,
-) -> StreamGradients:
-    """One pass: each chunk forward and back before the next one is read."""
-    if memory == Checkpoints():
-        memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
-    call: Call | None = None
-    grads: tuple[Tensor, ...] = ()
-    for x in rechunked(pieces, k, source.as_computed):
-        call = call or _call(layer, x, hx)
-        call.x, call.resets = x, _resets(resets, source.first, x)
-        source.given, steps = x, slice(source.first, source.first + len(x))
-        call.reset_state = call.restarts(layer, _of_steps(reset_state, steps))
-        call.hx, found = _streamed(layer, call, policies.Full(), memory, source)
-        n, end = len(call.hx), len(found) - len(call.reset_state)
-        if not grads:
-            grads = (*found[:end], *(torch.zeros_like(r) for r in _states(reset_state)))
-        else:  # of the initial state those of the first chunk count
-            for g, f in zip(grads[n:end], found[n:end], strict=True):
-                g.add_(f)
-        for g, f in zip(grads[end:], found[end:], strict=True):
-            (g[steps] if f.dim() == 4 else g).add_(f)
-        source.first += len(x)
-    if call is None:
-        raise ValueError("x must have at least 1 step: got 0")
-    _check_length(resets, source.first)
-    for state in call.reset_state:
-        if state.dim() == 4 and len(_states(reset_state)[0]) != source.first:
-            got = f"got {len(_states(reset_state)[0])}"
-            raise ValueError(f"reset_state must be [L, B, .], or [T, L, B, .] with x's {source.first} steps: {got}")
-    return source.result(layer, call, call.hx, grads)
-
-
-def _call(layer: Recurrent, x: Tensor, hx: Hidden | None) -> Call:
-    """The call of the layer on x, time first."""
-    return Call.of(layer, x.transpose(0, 1) if layer.batch_first else x, hx, None)
-
-
-def _streamed(
-    layer: Recurrent, call: Call, policy: policies.Policy, memory: Checkpoints, source: _Segments
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(the final state, the gradients of the initial state and the weights) of a call whose x is in the source."""
-    net = net_of(layer, call, policy, differentiated=True)
-    keeper = Checkpointed.of(net, memory, call.tensors, reads_y=False)
-    tensors, states = (None, *call.tensors[1:]), net.cell.states
-    final, grads = keeper.stream(tensors, source, (None,) * states, (False, *(True,) * (len(tensors) - 1)))
-    return final, tuple(map(given, grads))
-
-
-def _checked(wrt: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    if isinstance(wrt, Tensor):
-        raise TypeError("wrt must be an iterable of tensors: got a Tensor")
-    found = tuple(wrt)
-    for i, tensor in enumerate(found):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"wrt[{i}] must be a tensor: got {type(tensor).__name__}")
-        if not tensor.requires_grad:
-            raise ValueError(f"wrt[{i}] must require a gradient: got a tensor {list(tensor.shape)} that does not")
-    refuse_tangents("stream_gradients", found)
-    return found
-
-
-def _states(hidden: Hidden | None) -> tuple[Tensor, ...]:
-    return () if hidden is None else (hidden,) if isinstance(hidden, Tensor) else hidden
-
-
-def _of_steps(reset_state: Hidden | None, steps: slice) -> Hidden | None:
-    """Those of some steps, where there is one for every step."""
-    if isinstance(reset_state, tuple | list) and all(isinstance(r, Tensor) for r in reset_state):
-        return tuple(r[steps] if r.dim() == 4 else r for r in reset_state)  # type: ignore[return-value]  # a pair too
-    return reset_state[steps] if isinstance(reset_state, Tensor) and reset_state.dim() == 4 else reset_state
-
-
-def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
-    """The steps a to b-1 of what was called `name`."""
-    try:
-        return _tensor(whole[a:b])
-    except TypeError as error:
-        got = f"got {type(whole).__name__}, whose [{a}:{b}] raises {error}"
-        raise TypeError(f"{name} must have slices that become tensors: {got}") from error
-
-
-def _tensor(piece: Any) -> Tensor:
-    if isinstance(piece, np.ndarray):  # torch takes none that is read-only, backwards or of the other byte order
-        piece = np.array(piece, piece.dtype.newbyteorder("="), order="C")
-    return piece if isinstance(piece, Tensor) else torch.as_tensor(piece, device="cpu")
-
-
-def _resets(resets: Sliced | Tensor | None, first: int, x: Tensor) -> Tensor | None:
-    """Those of the steps of x `[n, B, I]`, the first of which is step `first` of the whole."""
-    if resets is None:
-        return None
-    found = _steps("resets", resets, first, first + len(x))
-    if found.dtype != torch.bool:
-        raise TypeError(f"resets must be bool [T, B]: got {found.dtype}")
-    if found.shape != x.shape[:2]:
-        raise ValueError(
-            f"resets must be [T, B], here {list(x.shape[:2])} from step {first} on: got {list(found.shape)}"
+    stream = _Stream(layer, loss, _checked(wrt), hx, kept, resets, reset_state)
+    if not isinstance(x, list | tuple) and hasattr(x, "__len__") and hasattr(x, "__getitem__"):
+        return stream.in_segments(x, policy)
+    if not hasattr(x, "__iter__"):
+        raise TypeError(
+            f"x must have a length and slices of steps, or be an iterable of pieces: got {type(x).__name__}"
         )
-    return found.to(x.device)
+    if isinstance(policy, policies.Chunked):
+        return stream.in_chunks(x, policy.k)
+    with tempfile.TemporaryFile() as file:
+        return stream.in_segments(Laid(file, x, stream.as_computed), policy)
 
 
-def _check_length(resets: Sliced | Tensor | None, T: int) -> None:
-    """Whether resets end with x; where they have no length, nobody knows."""
-    if resets is not None and hasattr(resets, "__len__") and len(resets) != T:
-        raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(resets)}")
+class _Stream:
+    """A layer over a sequence that is read in segments; each one's loss and local errors when it is run again."""
 
+    given: Sliced
+    """What is read at present: x, or a chunk of it."""
 
-class _Segments:
-    """x read in segments; each one's loss and local errors when it is run again."""
-
-    def __init__(self, x: Any, loss: Loss, like: Tensor, wrt: Sequence[Tensor]) -> None:
-        self.given, self.loss, self.like, self.wrt = x, loss, like, wrt
-        self.first = 0  # the step of the whole with which x begins
+    def __init__(
+        self,
+        layer: Recurrent,
+        loss: Loss,
+        wrt: Sequence[Tensor],
+        hx: Hidden | None,
+        memory: Checkpoints,
+        resets: Sliced | Tensor | None,
+        reset_state: Hidden | None,
+    ) -> None:
+        self.layer, self.loss, self.wrt, self.hx, self.memory = layer, loss, wrt, hx, memory
+        self.resets, self.reset_state = resets, reset_state
+        self.like = next(layer.parameters())
+        self.first = 0  # the step of x with which `given` begins
         self.sizes: torch.Size | None = None  # [B, I] of the first slice
         self.grads = [torch.zeros_like(w) for w in wrt]
         self.total = 0.0
+
+    def in_segments(self, x: Any, policy: policies.Policy) -> StreamGradients:
+        """Two passes or more over an x of slices: all segments forward, and back from the last to the first."""
+        self.given, T = x, len(x)
+        if T < 1:
+            raise ValueError("x must have at least 1 step: got 0")
+        first = self.x(0, 1)
+        call = self._call(first)
+        call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
+        call.resets = self._resets_of(call.x)
+        self._check_resets_end(T)
+        call.reset_state = call.restarts(self.layer, self.reset_state)
+        return self._result(call, *self._gradients(call, policy))
+
+    def in_chunks(self, pieces: Iterable[Any], k: int) -> StreamGradients:
+        """One pass: each chunk forward and back before the next one is read."""
+        if self.memory == Checkpoints():
+            self.memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
+        call: Call | None = None
+        grads: tuple[Tensor, ...] = ()
+        for x in rechunked(pieces, k, self.as_computed):
+            call = call or self._call(x)
+            call.x, call.resets = x, self._resets_of(x)
+            self.given, steps = x, slice(self.first, self.first + len(x))
+            call.reset_state = call.restarts(self.layer, _of_steps(self.reset_state, steps))
+            call.hx, found = self._gradients(call, policies.Full())
+            n, end = len(call.hx), len(found) - len(call.reset_state)
+            if not grads:
+                grads = (*found[:end], *(torch.zeros_like(r) for r in _states(self.reset_state)))
+            else:  # of the initial state those of the first chunk count
+                for g, f in zip(grads[n:end], found[n:end], strict=True):
+                    g.add_(f)
+            for g, f in zip(grads[end:], found[end:], strict=True):
+                (g[steps] if f.dim() == 4 else g).add_(f)
+            self.first += len(x)
+        if call is None:
+            raise ValueError("x must have at least 1 step: got 0")
+        self._check_resets_end(self.first)
+        for state in call.reset_state:
+            if state.dim() == 4 and len(_states(self.reset_state)[0]) != self.first:
+                got = f"got {len(_states(self.reset_state)[0])}"
+                raise ValueError(f"reset_state must be [L, B, .], or [T, L, B, .] with x's {self.first} steps: {got}")
+        return self._result(call, call.hx, grads)
+
+    def _call(self, x: Tensor) -> Call:
+        """The call of the layer on x, time first."""
+        return Call.of(self.layer, x.transpose(0, 1) if self.layer.batch_first else x, self.hx, None)
+
+    def _gradients(self, call: Call, policy: policies.Policy) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(the final state, the gradients of the initial state and the weights) of a call whose x is read from here."""
+        net = net_of(self.layer, call, policy, differentiated=True)
+        keeper = Checkpointed.of(net, self.memory, call.tensors, reads_y=False)
+        tensors, states = (None, *call.tensors[1:]), net.cell.states
+        final, grads = keeper.stream(tensors, self, (None,) * states, (False, *(True,) * (len(tensors) - 1)))
+        return final, tuple(map(given, grads))
+
+    def _resets_of(self, x: Tensor) -> Tensor | None:
+        """Those of the steps of x `[n, B, I]`, which begins at step `first` of the whole."""
+        if self.resets is None:
+            return None
+        found = _steps("resets", self.resets, self.first, self.first + len(x))
+        if found.dtype != torch.bool:
+            raise TypeError(f"resets must be bool [T, B]: got {found.dtype}")
+        if found.shape != x.shape[:2]:
+            raise ValueError(
+                f"resets must be [T, B], here {list(x.shape[:2])} from step {self.first} on: got {list(found.shape)}"
+            )
+        return found.to(x.device)
+
+    def _check_resets_end(self, T: int) -> None:
+        """Whether resets end with x; where they have no length, nobody knows."""
+        if self.resets is not None and hasattr(self.resets, "__len__") and len(self.resets) != T:
+            raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(self.resets)}")
 
     def x(self, a: int, b: int) -> Tensor:
         found = self.as_computed(_steps("x", self.given, a, b))
@@ -321,16 +269,53 @@ class _Segments:
     def put(self, a: int, b: int, dx: Tensor | None) -> None:
         """Nothing: dL/dx is not asked for."""
 
-    def result(
-        self, layer: Recurrent, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]
-    ) -> StreamGradients:
+    def _result(self, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> StreamGradients:
         """Everything, in the caller's layout."""
         states, end = len(final), len(grads) - len(call.reset_state)
         return StreamGradients(
             loss=self.total,
-            parameters=dict(zip(layer._flat_weights_names, grads[states:end], strict=True)),
+            parameters=dict(zip(self.layer._flat_weights_names, grads[states:end], strict=True)),
             wrt=tuple(self.grads),
             hx=call.restore_hidden(grads[:states]),
             final=call.restore_hidden(final),
             reset_state=call.restore_hidden(grads[end:]) if call.reset_state else None,
         )
+
+
+def _checked(wrt: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    if isinstance(wrt, Tensor):
+        raise TypeError("wrt must be an iterable of tensors: got a Tensor")
+    found = tuple(wrt)
+    for i, tensor in enumerate(found):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"wrt[{i}] must be a tensor: got {type(tensor).__name__}")
+        if not tensor.requires_grad:
+            raise ValueError(f"wrt[{i}] must require a gradient: got a tensor {list(tensor.shape)} that does not")
+    refuse_tangents("stream_gradients", found)
+    return found
+
+
+def _states(hidden: Hidden | None) -> tuple[Tensor, ...]:
+    return () if hidden is None else (hidden,) if isinstance(hidden, Tensor) else hidden
+
+
+def _of_steps(reset_state: Hidden | None, steps: slice) -> Hidden | None:
+    """Those of some steps, where there is one for every step."""
+    if isinstance(reset_state, tuple | list) and all(isinstance(r, Tensor) for r in reset_state):
+        return tuple(r[steps] if r.dim() == 4 else r for r in reset_state)  # type: ignore[return-value]  # a pair too
+    return reset_state[steps] if isinstance(reset_state, Tensor) and reset_state.dim() == 4 else reset_state
+
+
+def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
+    """The steps a to b-1 of what was called `name`."""
+    try:
+        return _tensor(whole[a:b])
+    except TypeError as error:
+        got = f"got {type(whole).__name__}, whose [{a}:{b}] raises {error}"
+        raise TypeError(f"{name} must have slices that become tensors: {got}") from error
+
+
+def _tensor(piece: Any) -> Tensor:
+    if isinstance(piece, np.ndarray):  # torch takes none that is read-only, backwards or of the other byte order
+        piece = np.array(piece, piece.dtype.newbyteorder("="), order="C")
+    return piece if isinstance(piece, Tensor) else torch.as_tensor(piece, device="cpu")
