@@ -58,7 +58,7 @@ def test_no_measurement_prints_its_arrays_and_each_has_a_picture():
     arrays = [kind for kind in kinds if any(re.search("NDArray|Floats|Ints", f.type) for f in fields(kind))]
     assert len(arrays) > 9
     assert [kind for kind in arrays if not issubclass(kind, Shown)] == []
-    assert set(TOPICS) - {list, tuple} == set(DRAWN)
+    assert set(TOPICS) - {list, tuple} == set(DRAWN) == {type(measure) for measure in MEASURES.values()}
 
 
 def test_a_survey_and_its_verdict_say_what_matters():

@@ -11,6 +11,7 @@ from measurements import INF, NAN
 import bptt
 from bptt.equations.policies import edge_factors
 from bptt.flow import conclusion, pairs, verdict
+from bptt.flow._verdict import TOPICS
 from bptt.flow.coarser import coarser
 from bptt.flow.wording import exponential, half_life, number, percent
 
@@ -130,6 +131,10 @@ def test_numbers_beyond_floats():
 
 
 # The verdict
+
+
+def test_each_kind_of_measurement_is_among_them():
+    assert {type(measure) for measure, _ in SAYS.values()} >= set(TOPICS) - {list, tuple}
 
 
 def test_verdict_begins_with_what_tells_most():

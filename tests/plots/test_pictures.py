@@ -18,6 +18,7 @@ from measurements import INF, NAN
 from PIL import Image
 
 from bptt import plots
+from bptt.plots._html import DRAWN
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +95,12 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "graph lstm": lambda: plots.graph(2, "lstm"),
     "graph of one step": lambda: plots.graph(1, "gru"),
 }
+
+
+def test_every_measurement_is_drawn_here():
+    drawn = {draw.__name__ for draw in DRAWN.values()}
+    assert drawn <= {name.split()[0] for name in PICTURES}
+    assert drawn <= set(vars(plots))
 
 
 def _scaled(measure: made.LagMap, factor: float) -> made.LagMap:

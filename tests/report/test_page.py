@@ -3,7 +3,7 @@
 import importlib
 import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from measurements import INF, NAN
 import bptt
 from bptt import report
 from bptt.flow import Survey, conclusion
+from bptt.flow._survey import _CONDITIONS
+from bptt.report._write import SECTIONS
 
 WHOLE = Survey(
     name='RNN("<b>", 4)',
@@ -74,6 +76,11 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     path = report.write(tmp_path_factory.mktemp("report") / "report.html", WHOLE)
     return Page(path.read_text(encoding="utf-8"))
+
+
+def test_all_that_a_survey_measures_has_its_section():
+    assert set(SECTIONS) == {entry.name for entry in fields(Survey)} - set(_CONDITIONS)
+    assert len(WHOLE.measures) == len(SECTIONS)
 
 
 def test_every_measurement_has_its_section_with_its_conclusion(page):

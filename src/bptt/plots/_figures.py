@@ -6,23 +6,13 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from ..flow import Survey
-from ._cell_path import cell_path
-from ._comparison import comparison
+from ..flow import LagMap, Lags, Survey
 from ._decay import decay
-from ._eigenvalues import eigenvalues
-from ._gates import gates
-from ._jacobians import jacobians
+from ._html import DRAWN
 from ._lag_map import lag_map
-from ._lyapunov import lyapunov
-from ._products import products
-from ._shares import shares
 from ._training import training
 
 __all__ = ["figures"]
-
-OF_ONE = (jacobians, products, lyapunov, cell_path, gates, comparison)
-"""The pictures of one measurement each, by its name in a survey."""
 
 
 def figures(survey: Survey) -> Iterator[tuple[str, Figure]]:
@@ -31,22 +21,18 @@ def figures(survey: Survey) -> Iterator[tuple[str, Figure]]:
     >>> import torch, bptt, bptt.plots
     >>> found = bptt.flow.survey(bptt.nn.RNN(2, 3), torch.randn(8, 2, 2), policies=[])
     >>> [name for name, _ in bptt.plots.figures(found)]
-    ['lag_map', 'decay', 'shares', 'eigenvalues', 'jacobians', 'products', 'lyapunov', 'gates']
+    ['lag_map', 'decay', 'shares', 'jacobians', 'products', 'eigenvalues', 'lyapunov', 'gates']
     """
-    if survey.lag_map is not None:
-        for i, layer in enumerate(survey.lag_map.layers):
-            only = len(survey.lag_map.layers) == 1
-            yield "lag_map" if only else f"lag_map_{layer.replace(' ', '_')}", lag_map(survey.lag_map, layer=i)
-    if survey.lags is not None:
-        bounded = survey.products is not None and survey.products.beta_w is not None and len(survey.lags.layers) == 1
-        yield "decay", decay(survey.lags, bound=survey.products if bounded else None)
-    if survey.shares is not None:
-        yield "shares", shares(survey.shares)
-    if survey.spectrum is not None:
-        yield "eigenvalues", eigenvalues(survey.spectrum)
-    for picture in OF_ONE:
-        measure = getattr(survey, picture.__name__)
-        if measure is not None:
-            yield picture.__name__, picture(measure)
-    if survey.records:
-        yield "training", training(survey.records)
+    for measure in filter(None, survey.measures):  # records may be an empty list
+        if isinstance(measure, LagMap):
+            for i, layer in enumerate(measure.layers):
+                only = len(measure.layers) == 1
+                yield "lag_map" if only else f"lag_map_{layer.replace(' ', '_')}", lag_map(measure, layer=i)
+        elif isinstance(measure, Lags):
+            bounded = survey.products is not None and survey.products.beta_w is not None and len(measure.layers) == 1
+            yield "decay", decay(measure, bound=survey.products if bounded else None)
+        elif measure is survey.records:
+            yield "training", training(measure)
+        else:
+            draw = DRAWN[type(measure)]
+            yield draw.__name__, draw(measure)

@@ -20,13 +20,14 @@ from ._page import Section, page, table
 
 __all__ = ["write"]
 
-EXPLAINED = {
+SECTIONS: dict[str, tuple[str, str, Any]] = {
     "lag_map": (
         "By loss",
         "How large the gradient is that the loss of step t sends back to the state so many steps (the lag) before it. "
         "A colour that fades upwards is a gradient that vanishes; columns that fade less are losses that reach "
         "farther. Where there is no cell there is no data: no step, no loss, or a reset between. Point at a cell for "
         "its number.",
+        _travel.lag_map,
     ),
     "lags": (
         "By lag",
@@ -34,75 +35,70 @@ EXPLAINED = {
         "factor per step, and only then is a rate told and its fit drawn. The ticks mark the lags within which 90 and "
         "99 % of the sum arise: what lies behind them hardly steers training. Where more lags than were measured would "
         "move them, they are at least so far.",
+        _travel.decay,
     ),
     "shares": (
         "Weights",
         "The part of dL/dW_hh that travelled so many steps, as a share of the whole (shares may be negative, they add "
         "up to 1), and the relative error of a gradient that is cut behind it.",
+        _travel.shares,
     ),
     "comparison": (
         "Policies",
         "Every policy against the full gradient on the same batch. The error is the root mean square: bias and spread "
         "together. Farther left is better, in both panels.",
+        _travel.comparison,
     ),
     "jacobians": (
         "Steps",
         "The largest and the smallest factor by which one step can stretch a perturbation of the state. Only where the "
         "largest stays below 1 do gradients have to vanish.",
+        _net.jacobians,
     ),
     "products": (
         "Products",
         "Singular values of the product of n step Jacobians (J_t is the derivative of a state in the one before it): "
         "by how much a perturbation has grown or shrunk after n steps, along the directions that fare best and worst. "
         "Directions leave the picture where they are too small beside the largest to matter in float64.",
+        _net.products,
     ),
     "spectrum": (
         "W_hh",
         "Eigenvalues of the recurrent weights. Magnitudes above 1 make powers of a matrix explode, below 1 vanish. In "
         "a net the slope of the activation and the gates come on top: the steps and products above are exact.",
+        _net.eigenvalues,
     ),
     "lyapunov": (
         "Exponents",
         "Mean growth of perturbations in nats per step: below 0 a net that forgets, above 0 an unstable one (chaotic, "
         "if its states stay bounded). The second "
         "panel shows whether the estimates have settled.",
+        _net.lyapunov,
     ),
     "cell_path": (
         "Cell path",
         "The product of forget gates is what passes through the cell alone; the exact Jacobian also counts the paths "
         "through h, which may add to it or cancel it.",
+        _net.cell_path,
     ),
     "gates": (
         "Gates",
         "The values of every gate over steps, lanes and units. At the coloured ends the slope is near zero: there a "
         "gate is stuck, open or shut, and passes no gradient to its weights.",
+        _net.gates,
     ),
     "records": (
         "Training",
         "The course of the run: perplexity, the norm of the gradient before clipping, how many steps were clipped, and "
         "the horizon (the lag within which 90 % of the gradient arises) where it was measured; an open mark is a "
         "horizon that the window may have cut short.",
+        _net.training,
     ),
 }
-"""Heading and explanation, in the order of the page."""
+"""Heading, explanation and what draws it, one chart or panels, of each measurement, in the order of the page."""
 
 BUTTONS = [["toImage", "resetScale2d"]]
 """Of a chart: dragging and double clicking do what the others do, and on a narrow screen they would hide the legend."""
-
-CHARTS: dict[str, Any] = {
-    "lag_map": _travel.lag_map,
-    "lags": _travel.decay,
-    "shares": _travel.shares,
-    "comparison": _travel.comparison,
-    "jacobians": _net.jacobians,
-    "products": _net.products,
-    "spectrum": _net.eigenvalues,
-    "lyapunov": _net.lyapunov,
-    "cell_path": _net.cell_path,
-    "gates": _net.gates,
-    "records": _net.training,
-}
-"""What draws each measurement: one chart, or panels."""
 
 
 def write(path: str | Path, survey: Survey) -> Path:
@@ -134,7 +130,7 @@ def write(path: str | Path, survey: Survey) -> Path:
 
 
 def _sections(survey: Survey) -> Iterator[Section]:
-    for key, (heading, explanation) in EXPLAINED.items():
+    for key, (heading, explanation, draw) in SECTIONS.items():
         measure = getattr(survey, key)
         if measure is None or (key == "records" and not measure):
             continue
@@ -143,7 +139,7 @@ def _sections(survey: Survey) -> Iterator[Section]:
         else:
             said = (conclusion(measure),)
         rows = _policies(measure) if isinstance(measure, Comparison) else ""
-        drawn = CHARTS[key](measure)
+        drawn = draw(measure)
         panels = [("", drawn)] if isinstance(drawn, go.Figure) else drawn
         names = [key] if isinstance(drawn, go.Figure) else [f"{key}-{i}" for i in range(len(panels))]
         charts = tuple((title, _html(name, figure)) for name, (title, figure) in zip(names, panels, strict=True))
