@@ -205,7 +205,7 @@ def test_pieces_under_every_policy(policy, dtype, monkeypatch):
     x, resets = torch.randn(T, B, I, dtype=dtype), torch.rand(T, B) < 0.1
     found = []
     for given, steps in ((x, 0), (x.split([1, 20, 10]), 7), (iter(x.split(4)), 1000)):
-        monkeypatch.setattr("bptt.nn._pieces.STEPS", steps)
+        monkeypatch.setattr("bptt.nn._stream.STEPS", steps)
         torch.manual_seed(3)
         loss = bptt.stream_gradients(layer, given, lambda steps, y: y.square().sum(), resets=resets)
         found.append((loss.parameters, loss.hx, loss.final))

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from .. import policies
 from ..memory import Checkpoints
-from ._using import settings
+from ._using import check_module, settings
 from .layers import LAYERS, TORCH_MODES, Recurrent
 
 __all__ = ["convert", "revert"]
@@ -82,7 +82,7 @@ def convert(
       (rnn): GRU(3, 5, gradient=chunked:35)
     )
     """
-    _check_module(model)
+    check_module(model)
     given = settings(gradient, memory, kernel)
     table = {**_DROP_IN, **_checked(subclasses)}
     wrapped = _wrappers(model)
@@ -145,7 +145,7 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
       (0): GRU(3, 5)
     )
     """
-    _check_module(model)
+    check_module(model)
     table = {ours: theirs for theirs, ours in (*_checked(subclasses).items(), *_DROP_IN.items())}
     wrapped = _wrappers(model)
     classes: dict[torch.nn.Module, type[torch.nn.RNNBase]] = {}
@@ -190,11 +190,6 @@ def _plain(layer: torch.nn.Module, cls: type[torch.nn.RNNBase]) -> torch.nn.RNNB
     return made
 
 
-def _check_module(model: object) -> None:
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
-
-
 def _checked(subclasses: Subclasses | None) -> Subclasses:
     """The mapping, if each class of ours can take the place of torch's."""
     if subclasses is None:
@@ -231,8 +226,7 @@ def _unnamed(cls: type[torch.nn.RNNBase]) -> str:
     """Why a subclass of torch's layer is not swapped, and what to do."""
     base = _torch_class(cls)
     assert base is not None  # looked up for torch's layers only
-    changed = _changed(cls, base)
-    if changed:
+    if changed := _changed(cls, base):
         return f"a subclass of torch.nn.{base.__name__} that {changed}: write it with bptt.nn.{base.__name__} inside"
     return (
         f"a subclass of torch.nn.{base.__name__}: name what takes its place, "
@@ -269,15 +263,12 @@ def _sharing(layer: torch.nn.Module, cls: type[M]) -> M:
         parametrizations._modules = dict(parametrizations._modules)
         held["_modules"]["parametrizations"] = parametrizations
     hooks = held["_load_state_dict_pre_hooks"]
-    if any(getattr(hook, "with_module", False) for hook in hooks.values()):  # which are handed their module
-        held["_load_state_dict_pre_hooks"] = type(hooks)((i, _rebound(hook, made)) for i, hook in hooks.items())
+    handed = {i: type(hook)(hook.hook, made) for i, hook in hooks.items() if getattr(hook, "with_module", False)}
+    if handed:  # hooks that are given their module
+        held["_load_state_dict_pre_hooks"] = type(hooks)({**hooks, **handed})
     vars(made).clear()
     vars(made).update(held)
     return made
-
-
-def _rebound(hook: Any, layer: torch.nn.Module) -> Any:
-    return type(hook)(hook.hook, layer) if getattr(hook, "with_module", False) else hook
 
 
 def _put_in_place(model: torch.nn.Module, new: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
@@ -286,13 +277,12 @@ def _put_in_place(model: torch.nn.Module, new: Mapping[torch.nn.Module, torch.nn
         for name, child in parent._modules.items():  # named_children would skip a second name of a shared layer
             if child is not None and child in new:
                 setattr(parent, name, new[child])
-        for value in vars(parent).values():
+        for name, value in list(vars(parent).items()):
             if type(value) in (list, dict):
                 for key, held in list(enumerate(value) if type(value) is list else value.items()):
                     if isinstance(held, torch.nn.Module) and held in new:
                         value[key] = new[held]
-        for name, value in list(vars(parent).items()):
-            if type(value) is tuple and any(isinstance(held, torch.nn.Module) and held in new for held in value):
+            elif type(value) is tuple and any(isinstance(held, torch.nn.Module) and held in new for held in value):
                 now = tuple(new.get(held, held) if isinstance(held, torch.nn.Module) else held for held in value)
                 setattr(parent, name, now)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
-from ._pieces import Laid, rechunked
 from .call import Call, Hidden, net_of
 from .layers import Recurrent
 
 __all__ = ["StreamGradients", "stream_gradients"]
 
 Loss = Callable[[slice, Tensor], Tensor | None]
+
+STEPS = 1024
+"""Of pieces, so many are written to a file at a time, at most."""
 
 
 class Sliced(Protocol):
@@ -128,7 +130,7 @@ def stream_gradients(
     if isinstance(policy, policies.Chunked):
         return stream.in_chunks(x, policy.k)
     with tempfile.TemporaryFile() as file:
-        return stream.in_segments(Laid(file, x, stream.as_computed), policy)
+        return stream.in_segments(_Laid(file, x, stream.as_computed), policy)
 
 
 class _Stream:
@@ -174,7 +176,7 @@ class _Stream:
             self.memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
         call: Call | None = None
         grads: tuple[Tensor, ...] = ()
-        for x in rechunked(pieces, k, self.as_computed):
+        for x in _rechunked(pieces, k, self.as_computed):
             call = call or self._call(x)
             call.x, call.resets = x, self._resets_of(x)
             self.given, steps = x, slice(self.first, self.first + len(x))
@@ -319,3 +321,48 @@ def _tensor(piece: Any) -> Tensor:
     if isinstance(piece, np.ndarray):  # torch takes none that is read-only, backwards or of the other byte order
         piece = np.array(piece, piece.dtype.newbyteorder("="), order="C")
     return piece if isinstance(piece, Tensor) else torch.as_tensor(piece, device="cpu")
+
+
+def _rechunked(pieces: Iterable[Any], k: int, as_computed: Callable[[Any], Tensor]) -> Iterator[Tensor]:
+    """The same steps in chunks of k; the last may be shorter. Raises ValueError for pieces of different sizes."""
+    held: list[Tensor] = []
+    count, sizes = 0, None
+    for piece in pieces:
+        shape = list(getattr(piece, "shape", ()))
+        if len(shape) != 3:
+            raise ValueError(f"x must have pieces [n, B, I], time first: got a {type(piece).__name__} {shape}")
+        sizes = sizes or shape[1:]
+        if shape[1:] != sizes:
+            raise ValueError(f"x must have pieces [n, {sizes[0]}, {sizes[1]}] like the first: got {shape}")
+        n, begins = shape[0], 0
+        while n - begins >= k - count:
+            ends = begins + k - count
+            x = as_computed(piece[begins:ends])
+            yield torch.cat([*held, x]) if held else x
+            held, count, begins = [], 0, ends
+        if begins < n:
+            held.append(as_computed(piece[begins:]).clone())  # a view would keep the piece, whose memory may be reused
+            count += n - begins
+    if held:
+        yield torch.cat(held)
+
+
+class _Laid:
+    """Pieces laid one behind the other in a file, to be read by slices."""
+
+    def __init__(self, file: BinaryIO, pieces: Iterable[Any], as_computed: Callable[[Any], Tensor]) -> None:
+        self.file, self.steps = file, 0
+        for x in _rechunked(pieces, STEPS, as_computed):
+            self.like, self.steps = x[:0], self.steps + len(x)
+            file.write(x.cpu().contiguous().view(torch.uint8).numpy().data)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, steps: slice) -> Tensor:
+        a, b, _ = steps.indices(self.steps)
+        B, I = self.like.shape[1:]
+        row = B * I * self.like.element_size()
+        self.file.seek(a * row)
+        data = bytearray(self.file.read((b - a) * row))
+        return torch.frombuffer(data, dtype=self.like.dtype).view(b - a, B, I) if data else self.like

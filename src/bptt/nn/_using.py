@@ -13,7 +13,7 @@ from ..memory import Checkpoints
 from ..memory import parse as parse_memory
 from .layers import Recurrent
 
-__all__ = ["settings", "using"]
+__all__ = ["check_module", "settings", "using"]
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -48,8 +48,7 @@ def using(
     GRU(3, 5, gradient=chunked:4)
     """
     given = settings(gradient, memory, kernel)
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
+    check_module(model)
     layers = [module for module in model.modules() if isinstance(module, Recurrent)]
     if not layers:
         raise TypeError(
@@ -61,6 +60,12 @@ def using(
                 before.callback(setattr, layer, name, getattr(layer, name))
                 setattr(layer, name, value)
         yield model
+
+
+def check_module(model: object) -> None:
+    """Raise TypeError for a model that is no module."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
 
 
 def settings(

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
 from ..engine import Net, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from ._symbolic import fx_node
 from .call import Call, Hidden, at_once, by_torch, net_of, program, whole_tape
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
@@ -114,18 +114,10 @@ class Recurrent(torch.nn.RNNBase):
             super().flatten_parameters()
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
-        self.check_input(input, batch_sizes)
-        if isinstance(hidden, Tensor):
-            self.check_hidden_size(hidden, self.get_expected_hidden_size(input, batch_sizes))
-            return
-        h_size = self.get_expected_hidden_size(input, batch_sizes)
-        sizes = (h_size, self.get_expected_cell_size(input, batch_sizes))
-        for i, size in enumerate(sizes):
-            self.check_hidden_size(hidden[i], size, f"Expected hidden[{i}] size {{}}, got {{}}")
+        like: Any = torch.nn.RNNBase if isinstance(hidden, Tensor) else torch.nn.LSTM
+        like.check_forward_args(self, input, hidden, batch_sizes)
 
-    def get_expected_cell_size(self, input: Tensor, batch_sizes: Tensor | None) -> tuple[int, int, int]:
-        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
-        return layers, batch, self.hidden_size
+    get_expected_cell_size: Any = torch.nn.LSTM.get_expected_cell_size
 
     def forward(
         self,
@@ -145,11 +137,15 @@ class Recurrent(torch.nn.RNNBase):
         the policy's window, without a random factor; summed over resets where they share it.
         """
         if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or reset_state is not None:
-            node = fx_node(self, input, hx, resets, reset_state)
+            node = _fx_node(self, input, hx, resets, reset_state)
             if node is not None:
                 return node
-        if recorder() is not None:
-            return self._recorded(input, hx, resets, reset_state)
+        if recorder() is not None:  # by torch.jit.trace: whether there or later a gradient is asked for, at any size
+            with recording():
+                call = Call.of(self, input, hx, resets, reset_state)
+                net = net_of(self, call, self.gradient, differentiated=True)
+                y, *final = through_operators(net, self.memory, call.tensors)
+                return call.restore(y), call.restore_hidden(tuple(final))
         call = Call.of(self, input, hx, resets, reset_state)
         differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
         outputs = by_torch(self, call) if differentiated else at_once(self, call)
@@ -168,20 +164,6 @@ class Recurrent(torch.nn.RNNBase):
             y, *final = run(whole_tape(self, net), *call.tensors)
         return call.restore(y), call.restore_hidden(tuple(final))
 
-    def _recorded(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Hidden | None,
-        resets: Tensor | None,
-        reset_state: Hidden | None,
-    ) -> tuple[Tensor | PackedSequence, Hidden]:
-        """`forward` inside torch.jit.trace: whether there or later a gradient is asked for, at any size."""
-        with recording():
-            call = Call.of(self, input, hx, resets, reset_state)
-            net = net_of(self, call, self.gradient, differentiated=True)
-            y, *final = through_operators(net, self.memory, call.tensors)
-            return call.restore(y), call.restore_hidden(tuple(final))
-
 
 _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
 """`_checkpointed`, kept out of a compiler's graphs; once there is a layer with checkpoints."""
@@ -190,6 +172,23 @@ _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
 def _checkpointed(layer: Recurrent, call: Call, net: Net) -> tuple[Tensor, ...]:
     """The call with checkpoints for a tape, outside of a compiler's graph."""
     return run(program(layer, call, net), *call.tensors)
+
+
+def _fx_node(layer: Recurrent, input: Any, hx: Any, resets: Any, reset_state: Any) -> Any:
+    """The node of this call where torch.fx traces it, which is where an argument is a Proxy; else None.
+
+    torch.fx traces into every module outside of torch.nn, and cannot trace a walk through time.
+    """
+    states = (value for state in (hx, reset_state) for value in (state if isinstance(state, tuple) else (state,)))
+    proxies = [value for value in (input, resets, *states) if isinstance(value, Proxy)]
+    if not proxies:
+        return None
+    tracer = proxies[0].tracer
+    if not isinstance(tracer, Tracer) or getattr(tracer, "root", None) is layer:
+        raise refusal(f"torch.fx cannot trace into a bptt layer, only a model that has one: got {layer}")
+    arguments = (input,) if hx is None else (input, hx)
+    keywords = {k: v for k, v in (("resets", resets), ("reset_state", reset_state)) if v is not None}
+    return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, keywords)
 
 
 class RNN(Recurrent):
