@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,8 +60,6 @@ _SPECIAL: dict[Any, _Statistics | int] = {
 """Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count as well."""
 
 _SETS_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the class; to mypy, a tensor
-
-
 _NOTHING: frozenset[int] = frozenset()
 
 
@@ -275,7 +274,8 @@ class StepMonitor(TorchFunctionMode):
             t = _alive(ref)
             if t is not None:
                 i = id(t)
-                self._earlier[i] = _Made(weakref.ref(t, _forgets(self._earlier, i)), call, step, level)
+                forgotten = partial(self._earlier.pop, i)  # before its id is another tensor's
+                self._earlier[i] = _Made(weakref.ref(t, forgotten), call, step, level)
 
     def _named(self, t: Tensor) -> str:
         place = located(self.step, t)
@@ -327,11 +327,6 @@ def hidden(fault: str) -> RuntimeError:
         "the last state in its place, with no gradient through it. Take it from carry and return it there; or, where "
         "it is the same at every step, make it before the scan"
     )
-
-
-def _forgets(table: dict[int, _Made], i: int) -> Callable[[Any], None]:
-    """Takes an entry out of a table before its id is another tensor's."""
-    return lambda _: table.pop(i, None) and None
 
 
 def _alive(ref: weakref.ref[Tensor]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,10 @@ def split(tree: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
     """The tensors of a pytree, and its form. like: keys of dicts that only come in another order are put in its."""
     leaves, spec = tree_flatten(tree)
     if like is not None and spec != like.spec:
-        leaves, spec = _by_key(tree, like.spec) or (leaves, spec)
+        with suppress(ValueError):  # the tree has another structure
+            by_key = like.spec.flatten_up_to(tree)
+            if all(map(tree_is_leaf, by_key)):
+                leaves, spec = by_key, like.spec
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return tensors, Form(spec, tuple(_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves))
 
@@ -54,15 +58,6 @@ def split_y(y: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
     """The same for a y, whose numbers become tensors, on the CPU whatever the default device is now and in backward."""
     numbers = (bool, int, float, complex)
     return split(tree_map(lambda v: torch.as_tensor(v, device="cpu") if isinstance(v, numbers) else v, y), like)
-
-
-def _by_key(tree: Any, spec: TreeSpec) -> tuple[list[Any], TreeSpec] | None:
-    """The leaves in the order of spec, or None where the tree has another structure."""
-    try:
-        leaves = spec.flatten_up_to(tree)
-    except ValueError:
-        return None
-    return (leaves, spec) if all(map(tree_is_leaf, leaves)) else None
 
 
 def differentiable(t: Tensor) -> bool:

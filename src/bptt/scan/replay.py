@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,16 +30,15 @@ _GraphEdge = tuple[Any, int]
 
 @dataclass
 class _Detour:
-    """Gradients on their way to captured tensors, by number, taken out of the graph while it is open."""
+    """Gradients on their way to captured tensors, by number, taken out of the graph; None while they may pass."""
 
-    open: bool = False
-    taken: dict[int, Tensor] = field(default_factory=dict)
+    taken: dict[int, Tensor] | None = None
 
     def hook(self, places: list[tuple[int, int]]) -> Callable[[Any, Any], tuple[Tensor | None, ...] | None]:
         """For a node whose i-th input is captured tensor k, for (i, k) in places: zeros go on instead."""
 
         def take(grad_inputs: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...] | None:
-            if not self.open:
+            if self.taken is None:
                 return None
             grads = list(grad_inputs)
             for i, k in places:
@@ -80,7 +79,7 @@ class Visit:
         grads: list[Tensor | None] = [None] * len(self.entries)
         if not arrived or not (self.wanted or self.unswapped):
             return grads
-        self._detour.open = True
+        self._detour.taken = taken = dict[int, Tensor]()
         found = torch.autograd.grad(
             [o for o, _ in arrived],
             [*(self.entries[i] for i in self.wanted), *self.unswapped],
@@ -89,13 +88,13 @@ class Visit:
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
-        self._detour.open = False
+        self._detour.taken = None
         for i, grad in zip(self.wanted, found, strict=False):
             grads[i] = grad
         first = len(self.entries) - len(self.unswapped)
-        while self._detour.taken:
-            k, taken = self._detour.taken.popitem()
-            grads[first + k] = added(grads[first + k], taken)
+        while taken:
+            k, grad = taken.popitem()
+            grads[first + k] = added(grads[first + k], grad)
         return grads
 
     def unseen(self, captured: Sequence[Tensor]) -> tuple[list[Tensor], bool]:

@@ -201,8 +201,10 @@ def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iter
     """The segments from the last to the first. One is in memory at a time, if the caller lets go of it too."""
     starts, schedule = kept.starts, kept.schedule
     first = [c.detach() for c in reset(call.carry, call.resets, 0)]
-    stored = {i: partial(_rows_at, tape, n) for n, i in enumerate(schedule.stored_forward)}
     behind: list[Tensor] = []  # the carry that enters the segment behind
+
+    def row(n: int) -> list[Tensor]:
+        return [c[n] for c in tape]
 
     def advance(i: int, carry: list[Tensor]) -> list[Tensor]:
         for t in range(*starts[i : i + 2]):
@@ -212,14 +214,11 @@ def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iter
     def owned(carry: list[Tensor]) -> list[Tensor]:
         return [c.clone() for c in carry]  # a step may give views of something larger
 
+    stored = {i: partial(row, n) for n, i in enumerate(schedule.stored_forward)}
     for i, carry in reversals(schedule.backward, first, stored, advance, owned):
         a, b = starts[i : i + 2]
         yield Segment(a, b, tape if kept.whole else _entering(call, a, b, carry, behind))
         behind = carry
-
-
-def _rows_at(tape: Sequence[Tensor], n: int) -> list[Tensor]:
-    return [c[n] for c in tape]
 
 
 def _entering(call: ScanCall, a: int, b: int, carry: list[Tensor], behind: list[Tensor]) -> list[Tensor]:
