@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -133,28 +133,24 @@ def stream_gradients(
         return stream.in_segments(_Laid(file, x, stream.as_computed), policy)
 
 
+@dataclass
 class _Stream:
     """A layer over a sequence that is read in segments; each one's loss and local errors when it is run again."""
 
-    given: Sliced
-    """What is read at present: x, or a chunk of it."""
+    layer: Recurrent
+    loss: Loss
+    wrt: Sequence[Tensor]
+    hx: Hidden | None
+    memory: Checkpoints
+    resets: Sliced | Tensor | None
+    reset_state: Hidden | None
+    given: Sliced = field(init=False)  # what is read at present: x, or a chunk of it
 
-    def __init__(
-        self,
-        layer: Recurrent,
-        loss: Loss,
-        wrt: Sequence[Tensor],
-        hx: Hidden | None,
-        memory: Checkpoints,
-        resets: Sliced | Tensor | None,
-        reset_state: Hidden | None,
-    ) -> None:
-        self.layer, self.loss, self.wrt, self.hx, self.memory = layer, loss, wrt, hx, memory
-        self.resets, self.reset_state = resets, reset_state
-        self.like = next(layer.parameters())
+    def __post_init__(self) -> None:
+        self.like = next(self.layer.parameters())
         self.first = 0  # the step of x with which `given` begins
         self.sizes: torch.Size | None = None  # [B, I] of the first slice
-        self.grads = [torch.zeros_like(w) for w in wrt]
+        self.grads = [torch.zeros_like(w) for w in self.wrt]
         self.total = 0.0
 
     def in_segments(self, x: Any, policy: policies.Policy) -> StreamGradients:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from .. import kernels, policies
-from ..memory import Checkpoints
-from ..memory import parse as parse_memory
+from ..memory import Checkpoints, parse
 from .layers import Recurrent
 
 __all__ = ["check_module", "settings", "using"]
@@ -76,7 +75,7 @@ def settings(
     if gradient is not None:
         given["gradient"] = policies.parse(gradient)
     if memory is not None:
-        given["memory"] = parse_memory(memory)
+        given["memory"] = parse(memory)
     if kernel is not None:
         given["kernel"] = kernels.check(kernel)
     return given

@@ -343,8 +343,7 @@ class LSTM(Recurrent):
         kernel: str = "auto",
     ) -> None:
         shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        where = {"device": device, "dtype": dtype}
-        super().__init__("LSTM", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
+        super().__init__("LSTM", *shape, device=device, dtype=dtype, gradient=gradient, memory=memory, kernel=kernel)
 
 
 def _no_projection(name: str) -> ValueError:
