@@ -148,4 +148,4 @@ def test_a_profiler_shows_a_scan() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         bptt.scan(lambda c, x: (c * w + x, c), torch.zeros(()), torch.ones(4))[0].backward()
     counts = {event.key: event.count for event in profile.key_averages() if event.key.startswith("bptt::")}
-    assert counts == {"bptt::scan_steps": 1, "bptt::scan_backward": 1}
+    assert counts == {"bptt::scan_steps": 1, "bptt::scan_forward": 1, "bptt::scan_backward": 1}

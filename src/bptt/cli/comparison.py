@@ -157,7 +157,7 @@ class _Case:
             INPUTS, H, num_layers=LAYERS, dtype=dtype, gradient=policy, kernel=kernel, **self.net.arguments
         )
         layer.load_state_dict(self.rival.state_dict())
-        draws = isinstance(policy, Randomized)
+        draws = policy.draws_factors
         request = kernels.Request(layer.cell(), self.x.device, dtype, edge_factors=draws, resets=True)
         if kernels.KERNELS[kernel].refuses(request) is not None:
             return []

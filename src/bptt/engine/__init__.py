@@ -13,11 +13,8 @@ forward-mode derivatives. `device` says what torch's default device is.
 
 from .backward import BackwardPass as BackwardPass
 from .backward import Observer as Observer
-from .boundary import Program as Program
-from .boundary import Pullback as Pullback
 from .boundary import attach as attach
 from .boundary import run as run
-from .crossing import Crossing as Crossing
 from .device import default_device as default_device
 from .net import Net as Net
 from .ops import draw as draw

@@ -43,7 +43,8 @@ class _LayerWalk:
     """A layer and direction while it is swept."""
 
     def __init__(self, x: Tensor, tape: Tape, edge_factors: Tensor | None, needs: Sequence[bool]) -> None:
-        self.x, self.tape, self.edge_factors = x, tape, edge_factors  # x: `[T, B, I]`, its input
+        self.x: Tensor | None = x  # `[T, B, I]`, its input; None while it waits for more groups
+        self.tape, self.edge_factors = tape, edge_factors
         self.needs = needs  # whether each of its weights needs a gradient
         self.sums: Sums | None = None  # where there may be several sweeps
         self.d_initial: States = ()
@@ -154,7 +155,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             if self.is_last:
                 self._finish(layer, d, walk, walk.sums.result(), None)
         if not self.is_last:
-            self.walks[k] = walk
+            walk.x, self.walks[k] = None, walk
         return below
 
     def _own_errors(
@@ -175,7 +176,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         """dL/dy of direction d, in its own time; made once, whatever the number of groups."""
         if d not in self.top_errors:
             self.top_errors[d] = None if self.dy is None else self.net.turn(self.net.half(self.dy, d), d)
-        return self.top_errors[d]
+        return self.top_errors.pop(d) if self.is_last else self.top_errors[d]
 
     def dropped(self, below: Tensor, layer: int, group: Frames | Columns) -> Tensor:
         if not self.net.masks:
@@ -188,10 +189,10 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     def _finish(self, layer: int, d: int, walk: _LayerWalk, total: SweepResult, below: Tensor | None) -> Tensor | None:
         """(6.4): one product per weight over all steps and lanes; returns `below` plus what goes to the layer below."""
         net, k = self.net, layer * self.net.directions + d
-        w, tape = self.weights[k], walk.tape
+        w, tape, x = self.weights[k], walk.tape, self._input(k) if walk.x is None else walk.x
         if self.observer is not None:
             self.observer.summed(k, total)
-        steps = AllSteps(walk.x, tape, total.da, total.recurrent, total.adjoints)
+        steps = AllSteps(x, tape, total.da, total.recurrent, total.adjoints)
         weights = parameter_gradients(net.cell, w, steps, total.weights, walk.needs, self.present)
         restart: States = ()
         if self.needs_restart:
@@ -202,7 +203,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         )
         if self.by_position if layer > 0 else not self.asked.needs[0]:
             return below
-        part = net.turn(self._input_gradient(w, walk.x, total), d)
+        part = net.turn(self._input_gradient(w, x, total), d)
         if layer == 0:
             self.dx = part if self.dx is None else self.dx + part
             return None
@@ -221,11 +222,15 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     # What the tape holds ---------------------------------------------------------------------------------------------
 
     def _walk_of(self, k: int) -> _LayerWalk:
+        x = self._input(k)
+        return _LayerWalk(x, self._tape(k, x), self.net.edge_factors(k, x.dtype), self.needs_of(k))
+
+    def _input(self, k: int) -> Tensor:
+        """The input of layer and direction k `[T, B, I]`, in its own time."""
         layer, d = divmod(k, self.net.directions)
         if self.below[0] != layer:
             self.below = layer, self._below(layer)
-        x = self.net.turn(self.below[1], d)
-        return _LayerWalk(x, self._tape(k, x), self.net.edge_factors(k, x.dtype), self.needs_of(k))
+        return self.net.turn(self.below[1], d)
 
     def _below(self, layer: int) -> Tensor:
         """The input of a layer `[T, B, I or D*P]`, in forward time."""

@@ -23,7 +23,7 @@ __all__ = ["OPERATORS", "PULLBACKS", "Program", "Pullback", "attach", "own_preci
 
 
 class Pullback(Protocol):
-    """A hand-written gradient: the way back through a computation. Immutable once it is in autograd's graph."""
+    """A hand-written gradient: the way back through a computation. Not changed once it is in autograd's graph."""
 
     name: ClassVar[str]
     """What a profiler calls the computation."""
@@ -154,7 +154,8 @@ class _Attached(_Boundary):
     @staticmethod
     def forward(ctx: Any, computed: Any, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         pullback, outputs, tape = computed
-        _save(ctx, pullback, tensors, outputs, tape)
+        with named(pullback.name, "forward"):
+            _save(ctx, pullback, tensors, outputs, tape)
         ctx.witnesses = ()
         return outputs
 

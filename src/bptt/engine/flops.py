@@ -56,7 +56,9 @@ def backward_flops(program: NetPrograms, inputs: Tensors, needs: Iterable[bool])
         first = 1 + cell.states + k * net.per_layer
         own = needs[first : first + net.per_layer]
         total += swept * sum(cell.products(w)[1:])
-        total += rows * sum(w.numel() for (_, w), need in zip(w.named, own, strict=True) if need and w.dim() == 2)
+        total += rows * sum(
+            own_w.numel() for (_, own_w), need in zip(w.named, own, strict=True) if need and own_w.dim() == 2
+        )
         if k >= net.directions:  # what goes down to the layer below
             total += (swept if net.by_block(net.reach) else rows) * cell.input_weight(w).numel()
         elif needs[0]:

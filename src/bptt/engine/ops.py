@@ -35,10 +35,10 @@ from .tracing import recorder, refusal, refuse_onnx, refuse_recording
 
 __all__ = ["draw", "through_operators"]
 
-torch.library.define("bptt::stack_forward", "(Tensor[] tensors, str layout, bool keep) -> Tensor[]")
+torch.library.define("bptt::stack_forward", "(Tensor[] tensors, str plan, bool keep) -> Tensor[]")
 torch.library.define(
     "bptt::stack_backward",
-    "(Tensor[] tensors, str layout, Tensor[] results, Tensor?[] cotangents, bool[] needs) -> Tensor[]",
+    "(Tensor[] tensors, str plan, Tensor[] results, Tensor?[] cotangents, bool[] needs) -> Tensor[]",
 )
 torch.library.define("bptt::draw", "(Tensor uniform, str policy) -> Tensor")
 

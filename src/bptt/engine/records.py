@@ -38,9 +38,9 @@ class Grads(NamedTuple):
     """What a backward call gives."""
 
     inputs: Tensors
-    """The gradient of every input, None where it is not needed."""
+    """The gradient of every input that needs one; of others None, or what came along."""
     adjoints: Sequence[Tensor] = ()
-    """lambda_t of h `[T, B, P]`, of every layer and direction in the direction's own time, where asked for."""
+    """lambda_t of h `[T, B, P]`, of every layer and direction in the direction's own time, at least where asked for."""
 
 
 def given(tensor: Tensor | None) -> Tensor:

@@ -52,7 +52,7 @@ class NetProgram(ABC):
         return self.net.held
 
     def holding(self, tensors: Tensors) -> Self:
-        return replace(self, net=self.net.holding(tensors)) if tensors else self
+        return replace(self, net=self.net.holding(tensors))
 
     # What a call costs: `plan` and torch's counter of operations ask --------------------------------------------------
 

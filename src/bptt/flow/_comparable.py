@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..engine import Saved
 from ..nn.call import whole_tape
-from ..policies import Adaptive, Full, Policy
+from ..policies import Adaptive, Policy
 from ._adaptive import adapted, contributions
 from ._moments import Gradient, seeded
-from ._policy_gradient import PolicyGradient, gradient_vector, under
+from ._policy_gradient import PolicyGradient, gradient_vector
 from ._recording import Recording
 from .horizon import fit_decay
 
@@ -92,12 +92,11 @@ class OfLayer:
 
     def training_pass(self, policy: Policy, seed: int) -> Callable[[], Tensor]:
         policy, recording = seeded(policy, seed), self.recording
-        plain, tensors = recording.net(Full()), recording.call.tensors
-        cotangents = recording.asked().cotangents
+        tensors, cotangents = recording.call.tensors, recording.asked().cotangents
 
         @torch.no_grad()
         def run() -> Tensor:
-            program = whole_tape(recording.layer, under(plain, policy, recording.T, recording.B, tensors))
+            program = whole_tape(recording.layer, recording.net(policy, adjoints=False))
             return gradient_vector(program, Saved(tensors, *program.forward(tensors, keep=True)), cotangents)
 
         return run

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..engine import Asked, Net, Saved, Stack, Tensors
+from ..engine import Asked, Saved, Stack, Tensors
 from ..policies import Policy
 from ._recording import Recording
 
-__all__ = ["PolicyGradient", "gradient_vector", "under"]
+__all__ = ["PolicyGradient", "gradient_vector"]
 
 
 class PolicyGradient:
@@ -47,19 +47,8 @@ class PolicyGradient:
     @torch.no_grad()
     def __call__(self, policy: Policy, xi: tuple[Tensor, ...] | None = None) -> Tensor:
         """xi: `[T, B, 1]` of each draw; None is what the policy draws."""
-        net = under(self.net, policy, self.T, self.B, self.saved.inputs, xi)
+        net = self.recording.net(policy, xi, adjoints=False)
         return gradient_vector(replace(self.program, net=net), self.saved, self.recording.asked().cotangents)
-
-
-def under(net: Net, policy: Policy, T: int, B: int, tensors: Tensors, xi: tuple[Tensor, ...] | None = None) -> Net:
-    """The same call under another policy."""
-    layers, D = net.layers, net.directions
-    if xi is None:
-        drawn = [policy.draw(T, B) for _ in range(layers * 2 if D == 2 else 1)]
-        xi = tuple(d[..., None] for d in drawn if d is not None)
-    assert tensors[0] is not None
-    xi = tuple(d.to(tensors[0]) for d in xi) * (layers if D == 1 else 1)
-    return replace(net, reach=policy.reach(T), xi=xi)
 
 
 def gradient_vector(program: Stack, saved: Saved, cotangents: Tensors) -> Tensor:

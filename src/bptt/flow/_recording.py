@@ -6,7 +6,7 @@ gradient or a parameter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -177,9 +177,12 @@ class Recording:
         dfinal = tuple(None if d is None else d[:, on] for d in self.dfinal)
         return replace(self, call=call, dy=self.dy[:, on], dfinal=dfinal)
 
-    def net(self, gradient: Policy) -> Net:
-        """The engine's net of this call under a policy, without the dropout between layers."""
-        return net_of(self.layer, self.call, gradient, differentiated=True, drops=False, adjoints=True)
+    def net(self, gradient: Policy, xi: Sequence[Tensor] | None = None, *, adjoints: bool = True) -> Net:
+        """The engine's net of this call under a policy, without the dropout between layers.
+
+        xi: `[T, B, 1]` of each draw, in the place of what the policy draws. adjoints: whether they will be asked for.
+        """
+        return net_of(self.layer, self.call, gradient, differentiated=True, drops=False, adjoints=adjoints, xi=xi)
 
     @torch.no_grad()
     def tapes(self) -> list[Tape]:

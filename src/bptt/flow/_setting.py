@@ -48,7 +48,7 @@ class Setting:
         if recording.loss is None:
             data += ", random errors of norm 1 at every step in place of a loss"
         return cls(
-            net=net_of(recording),
+            net=net_in_words(recording),
             data=f"{data}; measured {date.today().isoformat()}",
             window=_window(recording),
             lanes=f"{lanes} of {recording.B}" if lanes < recording.B else f"{lanes}",
@@ -58,7 +58,7 @@ class Setting:
         )
 
 
-def net_of(recording: Recording) -> str:
+def net_in_words(recording: Recording) -> str:
     """The cell, sizes and number of parameters of the recurrent layer, in words."""
     layer = recording.layer
     cell = type(layer).__name__ + (f" ({layer.nonlinearity})" if hasattr(layer, "nonlinearity") else "")

@@ -151,8 +151,8 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     if data.shape[-1] != layer.input_size:
         raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()
-    draws = type(layer.gradient).draw is not Policy.draw  # factors for the time edges
-    choice = choose(layer.kernel, Request(cell, data.device, data.dtype, edge_factors=draws))
+    request = Request(cell, data.device, data.dtype, edge_factors=layer.gradient.draws_factors)
+    choice = choose(layer.kernel, request)
     walks = layer.num_layers * (2 if layer.bidirectional else 1)
     rows = data.numel() // data.shape[-1]
     gate_bytes = rows * walks * cell.taped_per_unit * layer.hidden_size * data.element_size()

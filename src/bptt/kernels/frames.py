@@ -105,8 +105,8 @@ class Frames:
         """What the columns walk between the steps a and b-1, in the time of that part alone, numbered as they are here.
 
         A column that comes from after b-1 starts at the part's last step, without losses of its own if they all lie
-        there. The end of a sequence after b-1 lies nowhere in the part. What arrives at columns from there is for whom
-        walked the later part to say: here it is none.
+        there. The end of a sequence after b-1 lies nowhere in the part. What arrives at columns from there is for
+        whoever walked the later part to say: here it is none.
         """
         crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
         part = self.pick(crossing)

@@ -29,8 +29,9 @@ class Request(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     edge_factors: bool = False  # whether factors other than 0 and 1 multiply adjoints on time edges
-    resets: bool = False  # whether the state is replaced inside a sequence
-    adjoints: bool = False  # whether lambda of every step is asked for, beside gradients
+    resets: bool = False  # whether the state is replaced inside a sequence; padding after one is closed by resets and
+    # factors of 0 in any case
+    adjoints: bool = False  # whether lambda of every step is asked for: for itself, or for a gradient that takes it
 
 
 @dataclass(eq=False)
@@ -64,14 +65,18 @@ class Sweep(NamedTuple):
     tape: Tape
     frames: Frames
     errors: Tensor | None  # dL/dy [T, B, P], of which each column takes its own losses; by position [R, N, P]
-    arriving: tuple[Tensor | None, ...] = ()  # h [n, P], c [n, H]: lambda with which columns begin, by `Frames.arrives`
+    arriving: tuple[
+        Tensor | None, ...
+    ] = ()  # h [n, P], c [n, H]: lambda with which columns begin, by `Frames.arrives`,
+    # whose rows it has at least; () is none of any state
     # [T, B, 1] on the adjoint from step t to step t-1; None is 1. Where it is 0 nothing passes, not even a NaN.
     edge_factors: Tensor | None = None
     # Whether errors come, and results go, by position and column; else results are summed by step and lane.
     by_position: bool = False
     adjoints: int = 0  # of how many states lambda is asked for: 1 is h, 2 is h and c
     leaving: bool = False  # whether what leaves each column at its first step is asked for
-    x: Tensor | None = None  # [T, B, I] the layer's input, where the kernel may do the products over all steps
+    x: Tensor | None = None  # [T, B, I] the layer's input, where the kernel may do the products over all steps, if by
+    # step and lane: sums over all columns
     weights: bool = False  # whether those of the weights' gradients are wanted
     bias: bool = False  # those of the biases
     dx: bool = False  # that of x

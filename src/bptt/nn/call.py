@@ -5,6 +5,7 @@ Layouts, packed sequences, unbatched input and initial states are translated her
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -333,11 +334,12 @@ def net_of(
     *,
     drops: bool | None = None,
     adjoints: bool = False,
+    xi: Sequence[Tensor] | None = None,
 ) -> Net:
     """The net of this call, with everything random in it drawn: xi only for a call that will be differentiated.
 
     drops: whether dropout between layers is drawn; None: as the layer's mode says. adjoints: whether they will be asked
-    for, beside gradients.
+    for, beside gradients. xi: `[T, B, 1]` of each draw, in the place of what the policy draws.
     """
     x, cell = call.x, layer.cell()
     T, B, _ = x.shape
@@ -351,18 +353,19 @@ def net_of(
     masks: tuple[Tensor, ...] = ()
     if layer.dropout > 0 and (layer.training if drops is None else drops):
         masks = tuple(call.dropout_mask(layer) for _ in range(layer.num_layers - 1))
-    xi: list[Tensor] = []
-    if differentiated:
+    if xi is None and differentiated:
         # In a bidirectional stack a path may cross one time edge several times, so each k draws its own.
         count = layer.num_layers * D if D == 2 else 1
         draws = [draw(gradient, T, B) if traced else gradient.draw(T, B) for _ in range(count)]
-        xi = [d[..., None].to(x) for d in draws if d is not None] * (layer.num_layers if D == 1 else 1)
-    request = Request(cell, x.device, x.dtype, bool(xi), call.resets is not None, adjoints)
+        xi = [d[..., None] for d in draws if d is not None]
+    factors = [d.to(x) for d in xi or ()] * (layer.num_layers if D == 1 else 1)
+    adjoints = adjoints or layer.proj_size > 0 or len(call.reset_state) > 0  # which some gradients are made of
+    request = Request(cell, x.device, x.dtype, bool(factors), call.resets is not None, adjoints)
     sizes = layer.num_layers, D, len(call.weights)
     kinds = tuple(kernels.KERNELS.values())
     net = (_plain.__wrapped__ if compiled else _plain)(layer.kernel, request, kinds, *sizes, layer.bias, reach)
-    if masks or xi or call.lengths is not None:
-        net = replace(net, masks=masks, xi=tuple(xi), lengths=call.lengths)
+    if masks or factors or call.lengths is not None:
+        net = replace(net, masks=masks, xi=tuple(factors), lengths=call.lengths)
     if call.resets is None and call.lengths is None:
         return net
     if call.resets is None:

@@ -25,6 +25,11 @@ class Policy(ABC):
         """What `reach` is within T steps, for every T; None where it depends on T in another way."""
         return None
 
+    @property
+    def draws_factors(self) -> bool:
+        """Whether `draw` may give factors other than 1."""
+        return type(self).draw is not Policy.draw
+
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         """The factors xi `[T, B]` (float64, CPU) of this call, or None where they are all 1.
 

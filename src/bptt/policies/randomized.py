@@ -111,6 +111,10 @@ class Randomized(Policy):
     def reach_of_any(self) -> Reach:
         return EVERYTHING
 
+    @property
+    def draws_factors(self) -> bool:
+        return self.p != 1
+
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         if self.p == 1 or T < 2:
             return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..engine import attach, forward_mode, named, refuse_tangents
 from ..memory import Checkpoints
@@ -123,8 +124,7 @@ def scan(
     if rows not in ("auto", "independent", "coupled"):
         raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
     check_not_traced(carry, xs, resets)
-    given = Arguments.of(step, carry, xs, length, resets)
-    refuse_tangents("scan", (*given.carry, *given.xs))
+    refuse_tangents("scan", (leaf for leaf in tree_leaves((carry, xs)) if isinstance(leaf, Tensor)))
     recording = torch.is_grad_enabled()
     if recording and torch._C._are_functorch_transforms_active():
         error = NotImplementedError if forward_mode() else RuntimeError
@@ -132,6 +132,7 @@ def scan(
             "bptt.scan does not work inside the transforms of torch.func (grad, vjp, jvp, jacrev, vmap, ...): "
             "use torch.autograd.grad on what it returns, or call it under torch.no_grad"
         )
+    given = Arguments.of(step, carry, xs, length, resets)
     if reverse:
         given = given.reversed()
     elif recording and given.resets is not None:

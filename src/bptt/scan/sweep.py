@@ -145,7 +145,15 @@ class MergedRows(SegmentSweep):
         waiting, leaving = sorted(adjoints), dict[Block, PerLeaf]()
         for i in range(0, len(waiting), self.most):
             blocks = waiting[i : i + self.most]
-            adjoint = [_stacked(leaf) for leaf in zip(*map(adjoints.pop, blocks), strict=True)]
+            # Zeros where nothing has arrived yet, so that a gradient is there whichever blocks are walked together.
+            adjoint = [
+                c.new_zeros(len(blocks), *c.shape[1:]) if rows is None and differentiable(c) else rows
+                for c, rows in zip(
+                    self.replays.segment.carry,
+                    map(_stacked, zip(*map(adjoints.pop, blocks), strict=True)),
+                    strict=True,
+                )
+            ]
             times = [min(last, b - 1) for _, _, last in blocks]
             while blocks:
                 visit = self.replays.visit_merged(times)
