@@ -193,6 +193,24 @@ def batch_norm_with_momentum_read() -> Step:
     return step
 
 
+def normalized_weight(norm: type[nn.Module] = nn.BatchNorm1d, train: bool = True) -> Callable[[], Step]:
+    """What a normalisation gives of the carry, kept at the first step and used at every one."""
+
+    def make() -> Step:
+        module, held = norm(H, dtype=DOUBLE, affine=True).train(train), dict[str, Tensor]()
+
+        def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            if "normal" not in held:
+                given = torch.sin(h * module.weight)
+                held["normal"] = module(given) if norm is nn.BatchNorm1d else module(given.t()[None])[0].t()
+            h = torch.tanh(h * held["normal"] + x)
+            return h, h
+
+        return step
+
+    return make
+
+
 STATES: dict[str, tuple[Callable[[], Step], str]] = {
     "neuron": (
         neuron(),
@@ -217,6 +235,9 @@ STATES: dict[str, tuple[Callable[[], Step], str]] = {
     "read_first": (a_buffer_that_is_read_before_it_is_written, "come from total, "),
     "rows": (rows_of_a_buffer, "come from rows, "),
     "counter": (a_counter, r"held\['n'\], a int64 tensor \[\], which step \d made by"),
+    "normal": (normalized_weight(), r"step 1 uses held\['normal'\], a float64 tensor .*, which step 0 made by"),
+    "normal_eval": (normalized_weight(train=False), r"step 1 uses held\['normal'\], a float64 tensor"),
+    "instance": (normalized_weight(nn.InstanceNorm1d), r"step 1 uses held\['normal'\], a float64 tensor"),
     "statistics": (batch_norm_with_momentum_read, r"come from norm\.running_mean, "),
 }
 
@@ -233,7 +254,15 @@ def test_state_outside_of_the_carry(name: str, policy: str) -> None:
         final, _ = scan(make(), h, xs)
     torch.manual_seed(1)
     torch.testing.assert_close(final, loop(make(), h.detach(), xs.detach(), T)[0])
-    if name not in ("neuron", "silent", "detached", "statistics"):  # these capture parameters
+    if name not in (
+        "neuron",
+        "silent",
+        "detached",
+        "statistics",
+        "normal",
+        "normal_eval",
+        "instance",
+    ):  # these capture parameters
         assert not scan(make(), h.detach(), xs.detach())[0].requires_grad
 
 

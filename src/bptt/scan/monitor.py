@@ -165,9 +165,8 @@ class StepMonitor(TorchFunctionMode):
         updated = special.updated(args, kwargs) if isinstance(special, _Statistics) else None
         reads = self._read(counted, list(map(id, updated or ()))) if self.written or not self.states else _NOTHING
         result = func(*args, **kwargs)
-        if updated is not None:
-            self._write(updated)
-        elif result is None:  # as of an assignment to a part, to the first argument
+        self._write(updated or ())
+        if result is None:  # as of an assignment to a part, to the first argument
             self._write(args[:1] if func == _SETS_DATA else ())
             self._overwrite(args[:1], level, reads)
         else:
