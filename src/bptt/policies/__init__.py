@@ -21,10 +21,10 @@ from .windows import Full as Full
 from .windows import Truncated as Truncated
 
 SAVED = [Full, Chunked, Truncated, PolynomialTail, Randomized, Adaptive]
-"""What a checkpoint may hold, under this module's name, wherever the files of this room have it."""
+"""The classes that a checkpoint may hold, stored under this package's name, whichever of its files defines them."""
 
 for _policy in SAVED:
     _policy.__module__ = __name__
 
-# Data without code of their own: what torch.load(weights_only=True) may make.
+# They are data without code of their own, so torch.load(weights_only=True) may make them.
 torch.serialization.add_safe_globals([*SAVED, torch.Generator])

@@ -1,4 +1,4 @@
-"""The checks of what policies are made with."""
+"""Checks of the arguments of policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gradient policy is."""
+"""The interface of a gradient policy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["Policy"]
 
 
 class Policy(ABC):
-    """A gradient policy. Immutable; equal policies compare equal; `str(policy)` is its text form, for configurations.
+    """An immutable gradient policy. Equal policies compare equal; `str(policy)` is the text form, for configurations.
 
     `torch.load` reads policies with `weights_only=True`.
     """
 
     @abstractmethod
     def reach(self, T: int) -> Reach:
-        """Window and blocks for sequences of at most T steps."""
+        """The window and blocks for sequences of at most T steps."""
 
     def reach_of_any(self) -> Reach | None:
-        """What `reach` is within T steps, for every T; None where it depends on T in another way."""
+        """The reach whose `within(T)` equals `reach(T)` for every T; None where `reach` depends on T in another way."""
         return None
 
     @property
@@ -31,7 +31,7 @@ class Policy(ABC):
         return type(self).draw is not Policy.draw
 
     def draw(self, T: int, B: int) -> torch.Tensor | None:
-        """The factors xi `[T, B]` (float64, CPU) of this call, or None where they are all 1.
+        """The edge factors xi `[T, B]` (float64, CPU) of this call, or None where they are all 1.
 
         xi[t] multiplies the adjoint on its way from step t to step t-1. xi[0] is 1: the edge from the initial
         state belongs to the caller.

@@ -1,4 +1,4 @@
-"""The policy that cuts at random, without a bias."""
+"""The policy that cuts time edges at random and leaves the gradient unbiased."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["PolynomialTail", "Randomized"]
 
 @dataclass(frozen=True)
 class PolynomialTail:
-    """Keep probabilities under which the length of uncut pieces has mean `mean` and tail P(length > n) ~ n^(1-tail).
+    """Probabilities of keeping an edge, so that uncut pieces have mean length `mean` and P(length > n) ~ n^(1-tail).
 
     At distance d (steps since the last cut, from 1) an edge is cut with probability
     c_d = (tail - 1) / ((tail - 2) * mean + d), as in Tallec and Ollivier 2017 (arXiv 1705.08209, section 5.2).
@@ -42,22 +42,22 @@ class PolynomialTail:
             raise ValueError(f"tail must be finite and above 2, else the mean length is infinite: got {self.tail}")
 
     def keep(self, distance: int) -> float:
-        """Probability that the edge `distance` steps after the last cut is kept."""
+        """The probability that the edge `distance` steps after the last cut is kept."""
         return 1 - (self.tail - 1) / ((self.tail - 2) * self.mean + distance)
 
 
 @dataclass(frozen=True)
 class Randomized(Policy):
-    """Cut edges at random and weight the kept ones, so that the expected gradient is the full one.
+    """Random truncation: edges are cut at random and the rest weighted, so that the expected gradient is the full one.
 
-    An edge is kept with probability p and then weighted xi = 1/p, else xi = 0: E[xi] = 1. Drawn per edge and lane
-    at each forward call that will need a gradient; the layers of a one-directional stack share the draw, the
-    directions and layers of a bidirectional one draw their own (a path may cross one time edge twice there).
+    An edge is kept with probability p and then weighted by xi = 1/p; otherwise xi = 0, so that E[xi] = 1. The factors
+    are drawn per edge and lane at each forward call that will need a gradient. The layers of a one-directional stack
+    share them; each layer and direction of a bidirectional one draws its own (a path may cross one time edge twice).
 
-    p: 0 < p <= 1; or a sequence of such, p[d-1] for an edge d steps after the last cut (the last entry holds for all
+    p: 0 < p <= 1; or a sequence of these, p[d-1] for an edge d steps after the last cut (the last entry holds for all
        larger d); or a `PolynomialTail`.
-    generator: a torch.Generator on the CPU; default is torch's own, so `torch.manual_seed` reproduces a run. No part of
-       the text form, nor of equality; `torch.save` keeps it with its state.
+    generator: a torch.Generator on the CPU; default is torch's own, so `torch.manual_seed` reproduces a run. It is
+       part neither of the text form nor of equality; `torch.save` keeps it with its state.
 
     Unbiased at fixed parameters. The variance stays finite as T grows only while p exceeds the square of the
     contraction per step. Sources: Tallec and Ollivier 2017 (arXiv 1705.08209, "Unbiasing truncated backpropagation
@@ -98,7 +98,7 @@ class Randomized(Policy):
         return cls(PolynomialTail(mean, tail), generator=generator)
 
     def keep(self, distance: int) -> float:
-        """Probability that an edge is kept when the last cut lies `distance` >= 1 steps back."""
+        """The probability that an edge is kept when the last cut lies `distance` >= 1 steps back."""
         if isinstance(self.p, PolynomialTail):
             return self.p.keep(distance)
         if isinstance(self.p, tuple):
@@ -122,7 +122,7 @@ class Randomized(Policy):
         return self.weights(uniform)
 
     def weights(self, uniform: torch.Tensor) -> torch.Tensor:
-        """xi `[T, B]` from numbers in [0, 1) `[T-1, B]`: row t-1 decides edge t, kept where the number is below p."""
+        """The factors xi `[T, B]` from numbers in [0, 1) `[T-1, B]`: edge t is kept where row t-1 is below p."""
         edges, B = uniform.shape
         xi = torch.ones(edges + 1, B, dtype=torch.float64, device=uniform.device)
         if isinstance(self.p, (int, float)):

@@ -1,4 +1,4 @@
-"""What a policy asks for on a sequence of a given length: which losses form a block, and how far each block walks back.
+"""The reach of a policy on a sequence of a given length: which losses form a block, and how far back a block reaches.
 
 Steps are counted from 0.
 """
@@ -12,11 +12,11 @@ __all__ = ["EVERYTHING", "Reach"]
 
 @dataclass(frozen=True)
 class Reach:
-    """What a policy asks for on a sequence of a given length: the data the block sweep interprets.
+    """The reach of a policy on a sequence of a given length: the data that the block sweep interprets.
 
-    window: steps each block walks back from its last step, that step included; `None` is all of them.
-    every: losses per block, blocks counted from the first step; `None` is one block of all losses.
-    stops_at_start: the walk stops at the block's own first step, so that blocks never overlap (then window == every).
+    window: steps that each block reaches back from its last step, that step included; `None` is all of them.
+    every: losses per block, counted from the first step on; `None` is one block of all losses.
+    stops_at_start: a block stops at its own first step, so that blocks never overlap (then window == every).
     """
 
     window: int | None
@@ -24,18 +24,18 @@ class Reach:
     stops_at_start: bool
 
     def first(self, block_first: int, block_last: int) -> int:
-        """The earliest step the walk of a block [block_first, block_last] visits (0-based, inclusive)."""
+        """The earliest step that a block [block_first, block_last] reaches (0-based, inclusive)."""
         if self.stops_at_start:
             return block_first
         return 0 if self.window is None else max(0, block_last - self.window + 1)
 
     @property
     def overlaps(self) -> bool:
-        """Whether a step may lie in the walks of several blocks, each of which has an adjoint of its own there."""
+        """Whether several blocks may reach the same step, where each of them has an adjoint of its own."""
         return self.every is not None and not self.stops_at_start
 
     def within(self, T: int) -> Reach:
-        """The same on sequences of at most T steps: a window that has all of them is everything.
+        """The same reach on sequences of at most T steps: a window that covers all of them is `EVERYTHING`.
 
         >>> Reach(20, 5, stops_at_start=False).within(20) == EVERYTHING
         True
@@ -43,7 +43,7 @@ class Reach:
         return self if self.window is None or self.window < T else EVERYTHING
 
     def blocks(self, T: int) -> list[tuple[int, int, int]]:
-        """Blocks of a sequence of T steps as (earliest step walked to, first loss, last loss), in order.
+        """The blocks of a sequence of T steps as (earliest step reached, first loss, last loss), in order.
 
         >>> Reach(3, 2, stops_at_start=False).blocks(5)
         [(0, 0, 1), (1, 2, 3), (2, 4, 4)]
@@ -56,4 +56,4 @@ class Reach:
 
 
 EVERYTHING = Reach(None, None, stops_at_start=False)
-"""One block of all losses, which walks back to the first step."""
+"""The reach of one block of all losses, back to the first step."""

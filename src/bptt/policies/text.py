@@ -19,9 +19,9 @@ _INTEGER = r"([-+]?[0-9]+)"
 
 
 def parse(text: str | Policy) -> Policy:
-    """The policy a text form names: the inverse of `str(policy)`. A policy is returned as it is.
+    """The policy that a text form names: the inverse of `str(policy)`. A policy is returned as it is.
 
-    Raises ValueError for text that names none, TypeError for anything else.
+    Raises ValueError for text that names no policy, TypeError for anything else.
 
     >>> parse("truncated:20/5")
     Truncated(window=20, every=5)

@@ -1,4 +1,4 @@
-"""The policies that cut at steps known beforehand: by windows and blocks."""
+"""The policies without random cuts: their windows and blocks alone say where gradients stop."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Full(Policy):
 
 @dataclass(frozen=True)
 class Chunked(Policy):
-    """Cut every edge into a multiple of k: what `detach()` every k steps computes.
+    """Chunks of k steps: every time edge into a multiple of k is cut, as `detach()` every k steps does.
 
-    k: steps per chunk, at least 1. The last chunk, when shorter, walks only its own steps.
+    k: steps per chunk, at least 1. A shorter last chunk has only its own steps.
 
     Known elsewhere as `repackage_hidden`, `truncated_bptt_steps=k` (Lightning 1), `tbptt`. A dependency at lag d
-    is seen by the fraction max(0, 1 - d/k) of the losses. Use it when speed matters most: the chunks walk side by
-    side. Use `Truncated` when every loss should reach equally far.
+    is seen by the fraction max(0, 1 - d/k) of the losses. Use it when speed matters most: the chunks are computed
+    side by side. Use `Truncated` when every loss should reach equally far.
 
     >>> str(Chunked(35))
     'chunked:35'
@@ -60,18 +60,18 @@ class Chunked(Policy):
 
 @dataclass(frozen=True)
 class Truncated(Policy):
-    """Every block of `every` losses walks back `window` steps from its own last step.
+    """Truncation to a window: every block of `every` losses reaches back `window` steps from its own last step.
 
     window: steps whose use of the weights receives gradient from a block, its last step included; at least 1.
     every: losses per block, 1 <= every <= window. With 1, every loss reaches back exactly `window` steps.
 
     Known elsewhere as BPTT(h; h') (Williams and Peng 1990, "An efficient gradient-based algorithm for on-line
-    training of recurrent network trajectories"), TBPTT(k1, k2) with k1 = every, k2 = window; the two-loop code
+    training of recurrent network trajectories"), TBPTT(k1, k2) with k1 = every, k2 = window; and the two-loop code
     with `bptt_truncate` = window - 1. `Truncated(T)` equals `Full()`. In a stack of layers the window counts
     steps of the whole network; in a bidirectional stack a block of losses first..last reaches the steps from
     last-window+1 to first+window-1.
 
-    `Truncated(k, every=k)` differs from `Chunked(k)` only in a shorter last block: here it still walks k steps.
+    `Truncated(k, every=k)` differs from `Chunked(k)` only in a shorter last block: here it still reaches back k steps.
 
     >>> str(Truncated(20)), str(Truncated(20, every=5))
     ('truncated:20', 'truncated:20/5')
@@ -101,12 +101,12 @@ class Truncated(Policy):
 
 @dataclass(frozen=True)
 class Adaptive(Policy):
-    """The smallest window whose estimated relative bias is at most `max_bias`, in use until it is measured again.
+    """Truncation to the smallest window whose estimated relative bias is at most `max_bias`, as it was last measured.
 
     max_bias: largest |E[g] - g_full| / |g_full|, in (0, 1): at 1 nothing of the full gradient need be left.
-    max_window: largest window, in steps; also the one in use before any measurement and where none is good enough.
+    max_window: largest window, in steps; also the one in use before any measurement and where no window is good enough.
     every: losses per block, as in `Truncated`; no window is smaller.
-    window: in use now, from every to max_window; None before a measurement.
+    window: the one in use now, from every to max_window; None before a measurement.
 
     A policy measures nothing itself: `bptt.flow.adapt` does, on a batch, and replaces the layer's policy by one with
     the new window. It reaches as far as `Truncated(window, every)`.
