@@ -1,5 +1,5 @@
-"""Drop-in recurrent layers whose gradient is chosen: `RNN`, `GRU`, `LSTM`, and what one does with them.
-`LAYERS` has them by the name of their cell: "rnn", "gru", "lstm".
+"""Drop-in recurrent layers with a choice of gradient, `RNN`, `GRU` and `LSTM`, and the functions that work on them.
+`LAYERS` holds them by the names of their cells: "rnn", "gru", "lstm".
 
 They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and argument checks are torch's own.
 """

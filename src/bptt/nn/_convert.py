@@ -1,4 +1,4 @@
-"""torch's layers swapped for ours inside a model, and ours for torch's; all that a layer holds is shared."""
+"""`convert` and `revert`: the swap of torch's layers for ours inside a model, and back, sharing all that they hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DROP_IN: dict[type[torch.nn.RNNBase], type[Recurrent]] = {
     layer.torchs: layer for layer in LAYERS.values() if layer.torchs is not None
 }
 _OURS_ALONE = ("_gradient", "_memory", "_kernel", "_subclass")
-"""Attributes that torch's layers lack; `_subclass`: the subclass of torch's layer that a layer was made from."""
+"""Attributes that torch's layers lack. `_subclass` is the subclass of torch's layer that a layer was made from."""
 _TABLES = (
     "_parameters",
     "_buffers",
@@ -40,7 +40,7 @@ _TABLES = (
     "_flat_weights_names",
     "_all_weights",
 )
-"""What torch writes to when a parameter, buffer or module is set: each layer has its own."""
+"""The tables that torch writes to when a parameter, buffer or module is set: each layer has its own."""
 
 
 def convert(
@@ -52,26 +52,27 @@ def convert(
     strict: bool = False,
     subclasses: Subclasses | None = None,
 ) -> M | Recurrent:
-    """Swap every torch.nn.RNN, GRU and LSTM inside `model` for ours, in place, and set layers of ours likewise.
+    """Swap every torch.nn.RNN, GRU and LSTM inside `model` for ours, in place; give layers of ours the same settings.
 
     gradient, memory, kernel: as in `bptt.nn.RNN`. None leaves a layer of ours as it is, and gives a swapped one the
     defaults: "full", "auto", "auto".
     strict: a model that holds neither torch's layers nor ours raises TypeError, instead of a warning.
-    subclasses: {Theirs: Ours}, what takes the place of a subclass of torch's layers, whose forward must be torch's own:
+    subclasses: {Theirs: Ours}, where Ours takes the place of Theirs, a subclass of torch's layers with torch's forward:
         `bptt.nn.LSTM` for one of torch.nn.LSTM, or a subclass of it, which is made without running its __init__.
 
     Parameters, buffers, hooks and parametrizations (weight norm, pruning) are shared, so that an optimiser made before
-    still holds the right ones. `revert` is the way back. Returns the model (the new layer, when the model is itself
+    still holds the right ones. `revert` is the inverse. Returns the model (the new layer, when the model is itself
     one).
 
-    A UserWarning names what recurs and was left as it is, cells (torch.nn.LSTMCell; `bptt.scan` runs a loop over
-    one) and layers that TorchScript has compiled, and says so where there was nothing to swap or set. The logger
-    "bptt" tells at level INFO which layers were swapped, and how many.
+    A UserWarning names the recurrent modules that were left as they are, cells (torch.nn.LSTMCell; `bptt.scan` runs a
+    loop over one) and layers that TorchScript has compiled, and says so where there was nothing to swap or set. The
+    logger "bptt" reports at level INFO which layers were swapped, and how many.
 
-    A policy is no part of a state_dict. Who builds the model again from its configuration converts it again: keep the
-    text form there, `str(policy)`, and call `convert(model, gradient=config["gradient"])` before loading the weights.
+    A policy is not part of a state_dict. A program that builds the model again from a configuration must convert it
+    again: keep the text form, `str(policy)`, in the configuration, and call
+    `convert(model, gradient=config["gradient"])` before loading the weights.
 
-    Raises ValueError for an unknown policy, memory or kernel, and TypeError for a model that is no module, for
+    Raises ValueError for an unknown policy, memory or kernel, and TypeError for a model that is not a module, for
     subclasses that are not named or whose forward is their own, and for layers that FSDP has sharded, that
     torch.compile was called on, or whose forward was replaced; nothing is swapped then.
 
@@ -125,17 +126,17 @@ def convert(
 def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RNNBase:
     """Put torch.nn.RNN, GRU and LSTM back in place of every layer of ours inside `model`: the inverse of `convert`.
 
-    For what knows torch's layers only: TorchScript, ONNX, quantisation, deployment without this package.
+    Use it for tools that know only torch's layers: TorchScript, ONNX, quantisation, deployment without this package.
 
-    subclasses: {Theirs: Ours}, as in `convert`, for layers of a subclass of ours that were built as such. What
-        `convert` made of Theirs becomes Theirs again in any case.
+    subclasses: {Theirs: Ours}, as in `convert`, for layers of a subclass of ours that were built as such. A
+        layer that `convert` made from Theirs becomes Theirs again in any case.
 
     Parameters, buffers, hooks and parametrizations are shared. The settings of ours are dropped: convert again, and set
     them again, to train under a policy. torch's layers take no `resets=`. Returns the model (the new layer, when the
     model is itself one); a model without a layer of ours is returned as it is.
 
     Raises ValueError for layers whose cell torch.nn lacks (an RNN of sigmoid or identity), naming all of them, and
-    TypeError for a model that is no module, a subclass of ours that is not named, and layers that cannot be swapped
+    TypeError for a model that is not a module, a subclass of ours that is not named, and layers that cannot be swapped
     as in `convert`; nothing is swapped then.
 
     >>> import torch, bptt
@@ -181,7 +182,7 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
 
 
 def _plain(layer: torch.nn.Module, cls: type[torch.nn.RNNBase]) -> torch.nn.RNNBase:
-    """torch's layer with what a layer of ours holds."""
+    """torch's layer, which holds the same as a layer of ours."""
     made = _sharing(layer, cls)
     for name in _OURS_ALONE:
         vars(made).pop(name, None)
@@ -191,7 +192,7 @@ def _plain(layer: torch.nn.Module, cls: type[torch.nn.RNNBase]) -> torch.nn.RNNB
 
 
 def _checked(subclasses: Subclasses | None) -> Subclasses:
-    """The mapping, if each class of ours can take the place of torch's."""
+    """The mapping, if each class of ours can take the place of torch's class."""
     if subclasses is None:
         return {}
     if not isinstance(subclasses, Mapping):
@@ -210,12 +211,12 @@ def _checked(subclasses: Subclasses | None) -> Subclasses:
 
 
 def _torch_class(cls: Any) -> type[torch.nn.RNNBase] | None:
-    """Which of torch's layers a class is or extends."""
+    """The layer of torch that a class is or extends; None for any other class."""
     return next((base for base in _DROP_IN if isinstance(cls, type) and issubclass(cls, base)), None)
 
 
 def _changed(cls: type[torch.nn.RNNBase], base: type[torch.nn.RNNBase]) -> str | None:
-    """What a subclass of torch's layer does otherwise when it is called, in words."""
+    """How a call of a subclass differs from a call of torch's layer, in words; None where it does not."""
     for name in ("forward", "__call__", "permute_hidden"):
         if getattr(cls, name) is not getattr(base, name):
             return f"has a {name} of its own, which ours would not run"
@@ -272,7 +273,7 @@ def _sharing(layer: torch.nn.Module, cls: type[M]) -> M:
 
 
 def _put_in_place(model: torch.nn.Module, new: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
-    """Each new layer wherever a module of the model holds the old one: as a module, or in a list, tuple or dict."""
+    """Put each new layer wherever a module of the model holds the old one: as a module, or in a list, tuple or dict."""
     for parent in [*model.modules(), *new.values()]:
         for name, child in parent._modules.items():  # named_children would skip a second name of a shared layer
             if child is not None and child in new:
@@ -288,7 +289,7 @@ def _put_in_place(model: torch.nn.Module, new: Mapping[torch.nn.Module, torch.nn
 
 
 def _wrappers(model: torch.nn.Module) -> tuple[list[str], list[str]]:
-    """The names of modules that keep hold of what is inside them, beside torch's tables: sharded, compiled."""
+    """The names of the sharded and of the compiled modules, which hold on to the layers inside them."""
     fsdp, dynamo = sys.modules.get("torch.distributed.fsdp"), sys.modules.get("torch._dynamo")
     sharded = (fsdp.FullyShardedDataParallel, fsdp.FSDPModule) if fsdp is not None else ()
     compiled = getattr(dynamo, "OptimizedModule", ())
@@ -297,7 +298,7 @@ def _wrappers(model: torch.nn.Module) -> tuple[list[str], list[str]]:
 
 
 def _obstacle(name: str, layer: torch.nn.Module, wrapped: tuple[list[str], list[str]], verb: str) -> str | None:
-    """Why a layer cannot be swapped whatever its class: what would go on calling the old one."""
+    """Why a layer cannot be swapped, in words: what would go on calling the old layer. None where nothing would."""
     sharded, compiled = wrapped
     if any(name == outer or name.startswith(f"{outer}." if outer else "") for outer in sharded):
         return f"it is sharded by FSDP, which keeps hold of the old layer: {verb} before sharding"
@@ -312,6 +313,6 @@ def _obstacle(name: str, layer: torch.nn.Module, wrapped: tuple[list[str], list[
 
 
 def _label(name: str, module: torch.nn.Module) -> str:
-    """A module of a model in words, by its name there."""
+    """The words for a module in an error: its name in the model, and its class."""
     kind = getattr(module, "original_name", type(module).__name__)  # the class that TorchScript has compiled
     return f"{name!r} ({kind})" if name else f"the model itself ({kind})"

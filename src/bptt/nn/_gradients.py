@@ -1,4 +1,4 @@
-"""Gradients without autograd."""
+"""`gradients`: every gradient of a layer, computed without autograd."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Gradients", "gradients"]
 
 @dataclass(frozen=True)
 class Gradients:
-    """What `gradients` returns."""
+    """The gradients of one call of a layer, as `gradients` returns them."""
 
     parameters: dict[str, Tensor]
-    """By the layer's parameter names, each of the parameter's shape."""
+    """dL/dw by the layer's parameter names, each of the parameter's shape."""
     x: Tensor | PackedSequence
-    """In the layout of the input."""
+    """dL/dx, in the layout of the input."""
     hx: Hidden
-    """Of h_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
+    """dL/dh_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
     layer_adjoints: tuple[Tensor, ...]
     """lambda_t = dL/dh_t of every layer `[T, B, D*P]`, in forward time, whatever the layout of the input."""
     reset_state: Hidden | None = None
-    """Of the state that resets restart from, in its own form; None where none was given."""
+    """The gradient of the state that resets restart from, in the form of that state; None where none was given."""
 
     @property
     def adjoints(self) -> Tensor:
@@ -53,10 +53,10 @@ def gradients(
 
     layer: a `bptt.nn` layer. x, hx, resets, reset_state: as for its forward. dy: dL/dy, of y's shape, or None for none.
     dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
-    gradient: a policy or its text form; None is the layer's own. A dropout of the layer is drawn, as in forward.
+    gradient: a policy or its text form; None is the layer's own. The layer's dropout is drawn, as in forward.
 
-    Raises TypeError where layer is none of ours or a cotangent is no tensor, ValueError where dy or dh_n has another
-    shape or dtype than y or h_n; else what forward raises.
+    Raises TypeError where layer is not one of ours or a cotangent is not a tensor, ValueError where dy or dh_n has
+    another shape or dtype than y or h_n; otherwise what forward raises.
 
     >>> import torch, bptt
     >>> layer, x = bptt.nn.RNN(2, 3), torch.ones(4, 1, 2)

@@ -1,4 +1,4 @@
-"""What a call will need, told before it is run."""
+"""`plan`: the memory and time that a call will need, estimated before it is run."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ ENOUGH, MOST = 0.05, 0.1
 """Seconds after which a run is long enough to be scaled: the first if it covers two windows, the second if not."""
 
 SAMPLES = 5
-"""Runs of the longest length, whose median and quartiles are scaled."""
+"""The number of runs of the longest length, whose median and quartiles are scaled."""
 
 GROUPS = 64
-"""Groups of columns whose segments are counted; where there are more, about so many stand for them."""
+"""The number of groups of columns whose segments are counted; where there are more, about this many stand for all."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` returns.
+    """An estimate of the memory and time of forward and backward through a model's layers, as `plan` returns it.
 
-    memory: the policy's text form. tape_bytes: what the forward call leaves for the backward one beyond x, y and the
-    parameters, initial states and what is drawn at random included; and what the backward call makes of the tape, as
-    much of it as there is at a time: the tape of a segment in work, gates that are rebuilt. segments: of the layer that
-    is cut most, 1 without checkpoints; steps: of the longest one.
-    recomputed: forward steps that the backward call runs again, over T. seconds: of forward and backward, x's gradient
-    included, estimated from several runs of the call's first steps: from their median; low and high: from their
-    quartiles (of several layers: the sums). disturbed: whether other programs took so much of the machine meanwhile
-    that the seconds say little.
+    memory: the policy's text form. tape_bytes: what the forward call leaves for the backward call beyond x, y and the
+    parameters, including initial states and random draws; and what the backward call makes of the tape, as much as
+    exists at one time: the tape of the current segment, gates that are rebuilt. segments: those of the layer that has
+    most, 1 without checkpoints. steps: the length of the longest segment.
+    recomputed: forward steps that the backward call runs again, divided by T. seconds: the time of forward and
+    backward, including x's gradient, estimated from the median of several runs of the call's first steps. low, high:
+    the same from their quartiles (of several layers, the sums). disturbed: whether other programs used so much of the
+    machine meanwhile that the seconds mean little.
     """
 
     memory: str
@@ -62,17 +62,17 @@ class Plan:
 
 
 def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | None = None) -> Plan:
-    """Tape, recomputation and time of forward and backward through the layers of `bptt.nn` in a model.
+    """Estimate the tape, recomputation and time of forward and backward through the layers of `bptt.nn` in a model.
 
-    model: a layer, or a model with several, which are taken to be run one after the other, each over T steps and B
-    lanes without packing, resets or a given state. memory: a tape policy; default each layer's own.
+    model: a layer, or a model with several, which are assumed to run one after another, each over T steps and B
+    lanes without packing, resets or a given state. memory: a tape policy; default is each layer's own.
 
-    Sizes are counted. Time is measured on the first steps of random input, five times, in segments of their real
-    length, and taken to grow with T; where blocks overlap, with the steps that they walk: of a window too long to be
-    run, that is a guess. The quartiles are those of the five runs: they hold for the machine as it is now, and not what
-    the guess adds. Nothing of the model changes, nor a generator.
+    Sizes are counted. Time is measured in five runs over the first steps of random input, in segments of their real
+    length, and assumed to grow with T or, where blocks overlap, with the steps that they visit; for a window too long
+    to be run this is a guess. The quartiles are those of the five runs: they hold for the machine as it is now, and do
+    not include the error of the guess. Neither the model nor any random generator changes.
 
-    Raises TypeError for a model without such a layer and for T or B that is no whole number, ValueError for T or B
+    Raises TypeError for a model without such a layer and for T or B that is not a whole number, ValueError for T or B
     below 1 and for a budget that is too small.
 
     >>> import torch, bptt
@@ -120,23 +120,23 @@ def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
         torch.no_grad(),
         torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []),
     ):
-        own = _twin(layer, memory)
+        own = _second_layer(layer, memory)
         one = weight.new_zeros(1, B, layer.input_size)
-        call, few = (Call.of(own, one.expand(n, -1, -1), None, None) for n in (T, min(T, 2)))
-        drawn = net_of(own, few, own.gradient, differentiated=True)
+        call, short = (Call.of(own, one.expand(n, -1, -1), None, None) for n in (T, min(T, 2)))
+        drawn = net_of(own, short, own.gradient, differentiated=True)
         net = replace(drawn, reach=own.gradient.reach(T), masks=(), xi=())
         keeper = program(own, call, net)
         given = sum(s.nbytes for s in call.hx)
-        given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // few.x.shape[0]
+        given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // short.x.shape[0]
         tape = keeper.tape_values(call.tensors) * B * weight.element_size()
-        starts, again = keeper.segment_starts(T), _again(keeper, call)
-        time = _seconds(own, keeper, call, again)
+        starts, recomputed = keeper.segment_starts(T), _recomputed(keeper, call)
+        time = _seconds(own, keeper, call, recomputed)
     return Plan(
         memory=str(memory),
         tape_bytes=given + tape,
         segments=len(starts) - 1,
         steps=max(b - a for a, b in pairwise(starts)),
-        recomputed=again,
+        recomputed=recomputed,
         seconds=time.median,
         low=time.low,
         high=time.high,
@@ -144,8 +144,8 @@ def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
     )
 
 
-def _twin(layer: Recurrent, memory: Memory) -> Recurrent:
-    """The layer's tensors in a layer of our own, time first; not by `copy`, which a parametrized one refuses."""
+def _second_layer(layer: Recurrent, memory: Memory) -> Recurrent:
+    """A second layer with the same tensors, time first; not made by `copy`, which a parametrized layer refuses."""
     gradient = layer.gradient
     if isinstance(gradient, Randomized):
         gradient = replace(gradient, generator=None)
@@ -154,16 +154,16 @@ def _twin(layer: Recurrent, memory: Memory) -> Recurrent:
     return twin
 
 
-def _again(keeper: NetPrograms, call: Call) -> float:
-    """Forward steps that the backward call runs again, over T; in a bidirectional layer, of both directions."""
+def _recomputed(keeper: NetPrograms, call: Call) -> float:
+    """Forward steps that the backward call runs again, divided by T; in a bidirectional layer, by 2 T."""
     steps = sum((r.b - r.a) * r.times for r in keeper.rerun(call.tensors, GROUPS))
     return steps / (keeper.net.directions * call.x.shape[0])
 
 
-def _seconds(layer: Recurrent, keeper: NetPrograms, call: Call, again: float) -> Timing:
-    """Seconds of forward and backward, from runs of the first steps, each about twice as long as the one before.
+def _seconds(layer: Recurrent, keeper: NetPrograms, call: Call, recomputed: float) -> Timing:
+    """The seconds of forward and backward, from runs of the first steps, each about twice as long as the one before.
 
-    The first length is run twice, since a first call pays for more than its steps; the last one as often as it takes.
+    The first length is run twice, since a first call pays for more than its steps; the last one `SAMPLES` times more.
     """
     T = call.x.shape[0]
     keeper = keeper.decided(call.tensors)
@@ -171,34 +171,34 @@ def _seconds(layer: Recurrent, keeper: NetPrograms, call: Call, again: float) ->
     starts, reach, by_block = keeper.segment_starts(T), net.reach, net.by_block(net.reach)
     if by_block and net.directions == 2 and reach.window is not None and reach.every is not None:
         reach = replace(reach, window=2 * reach.window - reach.every)  # to both sides
-    full = by_block and len(starts) == 2  # columns that are walked together are padded to equal length
+    full = by_block and len(starts) == 2  # columns that are swept together are padded to equal length
     n, ran, rate, density = min(T, 8), 0, 0.0, 0.0
     _timed(layer, keeper, call, n)
     while True:
         whole = starts[bisect_right(starts, n) - 1]
         n = whole if whole > ran else n
-        ahead, back, _ = _timed(layer, keeper, call, n)
+        forward, backward, _ = _timed(layer, keeper, call, n)
         ran, rate_before, density_before = n, rate, density
-        rate, density = back / n, _walked(reach, n, full)
-        if n == T or ahead + back > MOST or (ahead + back > ENOUGH and n >= 2 * (reach.window or 0)):
+        rate, density = backward / n, _visits_per_step(reach, n, full)
+        if n == T or forward + backward > MOST or (forward + backward > ENOUGH and n >= 2 * (reach.window or 0)):
             break
         n = min(2 * n, T)
-    more = _walked(reach, T, full) - density
+    more = _visits_per_step(reach, T, full) - density
 
-    def of_all(ahead: float, back: float, again_first: float) -> float:
-        rate = back / n
+    def of_all(forward: float, backward: float, recomputed_first: float) -> float:
+        rate = backward / n
         if more > 0 and density > density_before > 0:
             slope = (rate - rate_before) / (density - density_before)
             rate += more * min(max(slope, 0), rate / density)
-        return T * (ahead / n * (1 + max(again - again_first, 0)) + rate)
+        return T * (forward / n * (1 + max(recomputed - recomputed_first, 0)) + rate)
 
     return Timing.of([of_all(*_timed(layer, keeper, call, n)) for _ in range(SAMPLES)])
 
 
-def _walked(reach: Reach, n: int, full: bool) -> float:
-    """Steps that the blocks of the first n steps walk back, over n.
+def _visits_per_step(reach: Reach, n: int, full: bool) -> float:
+    """How often the blocks of the first n steps visit a step, on average.
 
-    full: of a window each, as far as there are so many steps; else only to the first step.
+    full: whether every block counts as a whole window, if there are so many steps; else it ends at the first step.
     """
     if reach.window is None or not reach.overlaps or reach.every is None:
         return 1.0
@@ -207,7 +207,7 @@ def _walked(reach: Reach, n: int, full: bool) -> float:
 
 
 def _timed(layer: Recurrent, keeper: NetPrograms, call: Call, n: int) -> tuple[float, float, float]:
-    """Seconds of forward and of backward over the first n steps; the steps that were run again, over n."""
+    """The seconds of forward and of backward over the first n steps; the steps that ran again, divided by n."""
     x = torch.randn(n, *call.x.shape[1:], device="cpu").to(call.x)
     short = replace(call, x=x)
     start = now(x.device)
@@ -218,4 +218,4 @@ def _timed(layer: Recurrent, keeper: NetPrograms, call: Call, n: int) -> tuple[f
     dy = torch.ones_like(outputs[0])
     needs = (True, *(False for _ in call.hx), *(True for _ in call.weights))
     run.backward(Saved(short.tensors, outputs, tape), Asked((dy, *(None for _ in call.hx)), needs))
-    return middle - start, now(x.device) - middle, _again(run, short)
+    return middle - start, now(x.device) - middle, _recomputed(run, short)

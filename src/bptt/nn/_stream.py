@@ -1,4 +1,4 @@
-"""Gradients of sequences that are never in memory as a whole."""
+"""`stream_gradients`: gradients of sequences that are never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["StreamGradients", "stream_gradients"]
 Loss = Callable[[slice, Tensor], Tensor | None]
 
 STEPS = 1024
-"""Of pieces, so many are written to a file at a time, at most."""
+"""The largest number of steps that are written to the file of pieces at a time."""
 
 
-class Sliced(Protocol):
-    """What has T steps and gives some of them: a tensor, an array, a memory map."""
+class Sliceable(Protocol):
+    """A sequence of T steps that is read by slices: a tensor, an array, a memory map."""
 
     def __len__(self) -> int: ...
 
@@ -36,62 +36,62 @@ class Sliced(Protocol):
 
 @dataclass(frozen=True)
 class StreamGradients:
-    """What `stream_gradients` returns."""
+    """The loss and every gradient of a sequence, as `stream_gradients` returns them."""
 
     loss: float
-    """The sum over all steps."""
+    """The loss, summed over all steps."""
     parameters: dict[str, Tensor]
-    """The layer's gradients, by its parameter names."""
+    """The gradients of the layer's parameters, by their names."""
     wrt: tuple[Tensor, ...]
-    """Those of the tensors given as `wrt`, zero where the loss does not use one."""
+    """The gradients of the tensors given as `wrt`, zero where the loss does not use one."""
     hx: Hidden
     """dL/dh_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
     final: Hidden
     """The final state."""
     reset_state: Hidden | None = None
-    """Of the state that resets restart from, in its own form; None where none was given."""
+    """The gradient of the state that resets restart from, in the form of that state; None where none was given."""
 
 
 @torch.no_grad()
 def stream_gradients(
     layer: Recurrent,
-    x: Sliced | Tensor | Iterable[Any],
+    x: Sliceable | Tensor | Iterable[Any],
     loss: Loss,
     hx: Hidden | None = None,
     *,
     wrt: Iterable[Tensor] = (),
     gradient: str | policies.Policy | None = None,
     memory: Checkpoints | str = "checkpoints",
-    resets: Sliced | Tensor | None = None,
+    resets: Sliceable | Tensor | None = None,
     reset_state: Hidden | None = None,
 ) -> StreamGradients:
     """Every gradient of L = sum over segments of loss(steps, y), with neither x nor y nor dL/dy in memory as a whole.
 
-    Forward keeps checkpoints only. On the way back each segment is read and run again, its loss is taken, and its
-    adjoint walked on into the segment before: the gradient is that of one backward pass over all T steps, under any
-    policy. Peak memory: the checkpoints and one segment's x, y and tape, about sqrt(T) steps of each; where blocks
-    overlap, the adjoints of those that cross the segment. For all steps at once there are only `resets`, 1 byte a step
-    and lane, and the factors that `Randomized` draws beforehand, 4 bytes in float32 and about 32 while they are drawn.
+    Forward keeps checkpoints only. Backward reads and runs each segment again, computes its loss, and carries its
+    adjoint over to the segment before: the gradient is that of one backward pass over all T steps, under any policy.
+    Peak memory: the checkpoints and one segment's x, y and tape, about sqrt(T) steps of each; where blocks overlap,
+    also the adjoints of those that cross the segment. Stored for all steps at once are only `resets`, 1 byte a
+    step and lane, and the factors that `Randomized` draws beforehand, 4 bytes in float32 and about 32 during the draw.
 
     layer: one-directional. x: `[T, B, I]`, anything with a length whose slices become tensors: a tensor, a NumPy memory
     map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). Or an iterable
-    of pieces `[n, B, I]` of any lengths, as a generator or a list, read once. Under a `Chunked` policy, where no
-    adjoint crosses a chunk's end, each chunk is finished before the next is read: in memory are at most two pieces, a
-    chunk's x and its tape. Under the others the pieces are laid down in a temporary file (of `tempfile`'s choice, as
-    large as x, gone at the end). loss: called once for each segment (the last one first; of chunks, within each chunk),
-    with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its losses as a scalar, or None for
-    none. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of an output layer.
-    gradient: default the layer's own. memory: `Checkpoints(...)` or its text form; of chunks that of each, which
-    without a number of steps or bytes is one segment. resets: bool `[T, B]`, anything with slices: the state is zeroed
-    before these steps, as where a document starts. reset_state: what they restart from instead, as for the layer's
-    forward; one for every step is in memory as a whole.
+    of pieces `[n, B, I]` of any lengths, such as a generator or a list, which is read once. Under a `Chunked` policy no
+    adjoint crosses a chunk's end, and each chunk is finished before the next is read: memory holds at most two pieces,
+    a chunk's x and its tape. Under other policies the pieces are written to a temporary file (placed by `tempfile`, as
+    large as x, deleted at the end). loss: called once for each segment (the last one first; in chunks, the last one of
+    each chunk first), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its losses as a
+    scalar, or None for no loss. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of
+    an output layer. gradient: default is the layer's own. memory: `Checkpoints(...)` or its text form, applied to each
+    chunk where there are chunks; a chunk is one segment unless a number of steps or bytes is given. resets: bool
+    `[T, B]`, anything with slices: the state is zeroed before these steps, as where a document starts. reset_state: the
+    state that they restart from instead, as for the layer's forward; one state per step is in memory as a whole.
 
-    Dropout between the layers is drawn for all steps (of chunks, for each), so that it is in memory as a whole:
-    train such stacks otherwise, or in eval mode. `.grad` is not touched.
+    Dropout between the layers is drawn for all steps at once (for each chunk, where there are chunks), so that its mask
+    is in memory as a whole: train such stacks otherwise, or in eval mode. `.grad` is not touched.
 
-    Raises TypeError where layer is none of ours, x is packed or has neither slices nor pieces, loss is no function or
-    gives no scalar, wrt holds no tensors, or resets have no slices or are not bool; ValueError
-    for a bidirectional layer, an x without steps or with slices or pieces of other sizes, a tensor of wrt that needs no
+    Raises TypeError where layer is not one of ours, x is packed or has neither slices nor pieces, loss is no function
+    or gives no scalar, wrt holds anything but tensors, or resets have no slices or are not bool; ValueError for a
+    bidirectional layer, an x without steps or with slices or pieces of other sizes, a tensor of wrt that needs no
     gradient, resets or a reset_state of another shape, a reset_state without resets, and a memory that is not
     checkpoints or too small.
 
@@ -130,21 +130,21 @@ def stream_gradients(
     if isinstance(policy, policies.Chunked):
         return stream.in_chunks(x, policy.k)
     with tempfile.TemporaryFile() as file:
-        return stream.in_segments(_Laid(file, x, stream.as_computed), policy)
+        return stream.in_segments(_PiecesOnDisk(file, x, stream.as_computed), policy)
 
 
 @dataclass
 class _Stream:
-    """A layer over a sequence that is read in segments; each one's loss and local errors when it is run again."""
+    """A layer over a sequence that is read in segments, with the loss and local error of each when it is run again."""
 
     layer: Recurrent
     loss: Loss
     wrt: Sequence[Tensor]
     hx: Hidden | None
     memory: Checkpoints
-    resets: Sliced | Tensor | None
+    resets: Sliceable | Tensor | None
     reset_state: Hidden | None
-    given: Sliced = field(init=False)  # what is read at present: x, or a chunk of it
+    given: Sliceable = field(init=False)  # the input that is read at present: x, or a chunk of it
 
     def __post_init__(self) -> None:
         self.like = next(self.layer.parameters())
@@ -154,7 +154,7 @@ class _Stream:
         self.total = 0.0
 
     def in_segments(self, x: Any, policy: policies.Policy) -> StreamGradients:
-        """Two passes or more over an x of slices: all segments forward, and back from the last to the first."""
+        """The gradients from two passes or more over an x with slices: all segments forward, then all back."""
         self.given, T = x, len(x)
         if T < 1:
             raise ValueError("x must have at least 1 step: got 0")
@@ -167,7 +167,7 @@ class _Stream:
         return self._result(call, *self._gradients(call, policy))
 
     def in_chunks(self, pieces: Iterable[Any], k: int) -> StreamGradients:
-        """One pass: each chunk forward and back before the next one is read."""
+        """The gradients from one pass: each chunk goes forward and back before the next one is read."""
         if self.memory == Checkpoints():
             self.memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
         call: Call | None = None
@@ -201,7 +201,7 @@ class _Stream:
         return Call.of(self.layer, x.transpose(0, 1) if self.layer.batch_first else x, self.hx, None)
 
     def _gradients(self, call: Call, policy: policies.Policy) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(the final state, the gradients of the initial state and the weights) of a call whose x is read from here."""
+        """(the final state, the gradients of the initial state and the weights) of a call that reads x from here."""
         net = net_of(self.layer, call, policy, differentiated=True)
         keeper = Checkpointed.of(net, self.memory, call.tensors, reads_y=False)
         tensors, states = (None, *call.tensors[1:]), net.cell.states
@@ -209,7 +209,7 @@ class _Stream:
         return final, tuple(map(given, grads))
 
     def _resets_of(self, x: Tensor) -> Tensor | None:
-        """Those of the steps of x `[n, B, I]`, which begins at step `first` of the whole."""
+        """The resets of the steps of x `[n, B, I]`, which begins at step `first` of the whole."""
         if self.resets is None:
             return None
         found = _steps("resets", self.resets, self.first, self.first + len(x))
@@ -222,7 +222,7 @@ class _Stream:
         return found.to(x.device)
 
     def _check_resets_end(self, T: int) -> None:
-        """Whether resets end with x; where they have no length, nobody knows."""
+        """Raise ValueError where resets do not end with x; resets without a length cannot be checked."""
         if self.resets is not None and hasattr(self.resets, "__len__") and len(self.resets) != T:
             raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(self.resets)}")
 
@@ -236,13 +236,13 @@ class _Stream:
         return found
 
     def as_computed(self, piece: Any) -> Tensor:
-        """As the layer computes."""
+        """The piece as a tensor on the layer's device and of its dtype."""
         found = _tensor(piece)
         refuse_tangents("stream_gradients", (found,))
         return found.to(device=self.like.device, dtype=self.like.dtype)
 
     def see(self, a: int, b: int, y: Tensor) -> None:
-        """Nothing: y is looked at on the way back."""
+        """Ignore y of the forward pass: it is used in the backward pass."""
 
     def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
         with torch.enable_grad():
@@ -265,10 +265,10 @@ class _Stream:
         return dy
 
     def put(self, a: int, b: int, dx: Tensor | None) -> None:
-        """Nothing: dL/dx is not asked for."""
+        """Ignore dL/dx, which is not asked for."""
 
     def _result(self, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> StreamGradients:
-        """Everything, in the caller's layout."""
+        """The loss, the gradients and the final state, in the caller's layout."""
         states, end = len(final), len(grads) - len(call.reset_state)
         return StreamGradients(
             loss=self.total,
@@ -298,14 +298,14 @@ def _states(hidden: Hidden | None) -> tuple[Tensor, ...]:
 
 
 def _of_steps(reset_state: Hidden | None, steps: slice) -> Hidden | None:
-    """Those of some steps, where there is one for every step."""
+    """The reset states of some steps, where there is one state for every step; else reset_state as it is."""
     if isinstance(reset_state, tuple | list) and all(isinstance(r, Tensor) for r in reset_state):
         return tuple(r[steps] if r.dim() == 4 else r for r in reset_state)  # type: ignore[return-value]  # a pair too
     return reset_state[steps] if isinstance(reset_state, Tensor) and reset_state.dim() == 4 else reset_state
 
 
 def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
-    """The steps a to b-1 of what was called `name`."""
+    """The steps a to b-1 of an argument, which errors call `name`."""
     try:
         return _tensor(whole[a:b])
     except TypeError as error:
@@ -343,8 +343,8 @@ def _rechunked(pieces: Iterable[Any], k: int, as_computed: Callable[[Any], Tenso
         yield torch.cat(held)
 
 
-class _Laid:
-    """Pieces laid one behind the other in a file, to be read by slices."""
+class _PiecesOnDisk:
+    """Pieces that are written one after another to a file, and read from it by slices."""
 
     def __init__(self, file: BinaryIO, pieces: Iterable[Any], as_computed: Callable[[Any], Tensor]) -> None:
         self.file, self.steps = file, 0

@@ -1,4 +1,4 @@
-"""Other settings for a while."""
+"""`using`: other settings of a model's layers inside a `with` block."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def using(
     memory: str | Checkpoints | None = None,
     kernel: str | None = None,
 ) -> Iterator[M]:
-    """Inside `with`, every layer of `bptt.nn` in a model has another policy, memory or kernel.
+    """A context in which every layer of `bptt.nn` in a model has another policy, memory or kernel.
 
     model: a layer of `bptt.nn`, or a model with some inside. gradient, memory, kernel: as in `bptt.nn.RNN`; None leaves
     each layer its own.
 
-    Afterwards each layer has the setting from before again, also after an exception, and blocks may be nested. A policy
-    is read when a layer is called: a backward pass inside of the block, of a call from before it, has the policy of
+    Afterwards each layer has its former settings again, also after an exception, and `with` blocks may be nested. A
+    policy is read when a layer is called: a backward pass inside the block, of a call made before it, has the policy of
     that call. Settings belong to the layers, not to a thread: other threads that call the same layers meanwhile use
-    these as well, so give each such thread a copy of the model (`copy.deepcopy`).
+    these settings too, so give each such thread a copy of the model (`copy.deepcopy`).
 
     Yields the model. Raises ValueError or TypeError for an unknown policy, memory or kernel, and TypeError for a model
     without a layer of `bptt.nn`; nothing is set then.
@@ -62,7 +62,7 @@ def using(
 
 
 def check_module(model: object) -> None:
-    """Raise TypeError for a model that is no module."""
+    """Raise TypeError for a model that is not a module."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}")
 
@@ -70,7 +70,7 @@ def check_module(model: object) -> None:
 def settings(
     gradient: str | policies.Policy | None, memory: str | Checkpoints | None, kernel: str | None
 ) -> dict[str, Any]:
-    """What was given of a layer's settings, by name, checked."""
+    """The settings of a layer that were given, by name, checked."""
     given: dict[str, Any] = {}
     if gradient is not None:
         given["gradient"] = policies.parse(gradient)

@@ -1,4 +1,4 @@
-"""From torch.nn's calling conventions to the engine's, and back.
+"""The translation of torch.nn's calling conventions to the engine's, and back.
 
 Layouts, packed sequences, unbatched input and initial states are translated here and nowhere else.
 """
@@ -40,7 +40,7 @@ Hidden = Tensor | tuple[Tensor, Tensor]
 
 
 class Layer(kernels.Layer, Protocol):
-    """What a call asks of a layer: what `kernels.explain` asks, and torch.nn.RNNBase's facts and checks."""
+    """The part of a layer that a call uses: that of `kernels.explain`, and torch.nn.RNNBase's attributes and checks."""
 
     mode: str
     bias: bool
@@ -57,7 +57,7 @@ class Layer(kernels.Layer, Protocol):
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One forward call in the engine's terms, and the way back to the caller's."""
+    """One forward call in the engine's layout, and the translation of its results to the caller's layout."""
 
     x: Tensor  # [T, B, I]
     hx: tuple[Tensor, ...]  # h_0 [L*D, B, P], c_0 [L*D, B, H]
@@ -134,7 +134,7 @@ class Call:
 
     @staticmethod
     def _fits(layer: Layer, flat: Tensor, states: tuple[Tensor, ...], dtype: torch.dtype, sizes: Tensor | None) -> bool:
-        """Whether input and initial states are what torch.nn's checks let pass; these take longer than a small step."""
+        """Whether input and initial states would pass torch.nn's checks, which take longer than a small step."""
         if flat.shape[-1] != layer.input_size or flat.dtype != dtype:
             return False
         if not states:
@@ -203,7 +203,7 @@ class Call:
         return resets[:, None] if not batched else resets.t() if batch_first else resets
 
     def restarts(self, layer: Layer, given: Hidden | None) -> tuple[Tensor, ...]:
-        """What resets restart from, checked: the form of the initial states, or one of it for every step."""
+        """The states that resets restart from, checked: in the form of the initial states, or one such per step."""
         if given is None:
             return ()
         name, x, states, batched = type(layer).__name__, self.x, self.hx, self.batched
@@ -230,7 +230,7 @@ class Call:
         own = tuple((r if batched else r.unsqueeze(-2)).to(x.dtype) for r in found)
         if self.lengths is None or self.resets is None:
             return own
-        # Padding restarts too (see `Net.with_resets`), and must not overflow by what no reset has asked for.
+        # Padding restarts too (see `Net.with_resets`), and must not overflow by values that no reset uses.
         used = self.resets & (torch.arange(len(x), device=x.device)[:, None] < self.lengths.to(x.device))
         unused = ~(used[:, None] if of_each else used.any(0))[..., None]
         return tuple(r.masked_fill(unused, 0) for r in own)
@@ -241,7 +241,7 @@ class Call:
         return (self.x, *self.hx, *self.weights, *self.reset_state)
 
     def dropout_mask(self, layer: Layer) -> Tensor:
-        """What multiplies the input of a layer above the first `[T, B, D*P]`: the numbers torch.nn would draw."""
+        """The dropout mask `[T, B, D*P]` of a layer above the first: the numbers that torch.nn would draw."""
         features = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
         if self.packed is None:
             return functional.dropout(self.x.new_ones(*self.x.shape[:2], features), layer.dropout)
@@ -249,7 +249,7 @@ class Call:
         return self.engine_layout(self.packed._replace(data=mask))
 
     def restore(self, y: Tensor) -> Tensor | PackedSequence:
-        """`[T, B, D*P]` in the caller's layout."""
+        """The output `[T, B, D*P]` in the caller's layout."""
         if self.packed is not None:
             order, lengths = self.packed.sorted_indices, self.lengths
             if lengths is None:
@@ -276,7 +276,7 @@ class Call:
 
 
 def bare(states: tuple[Tensor, ...]) -> Hidden:
-    """(h,) as h and (h, c) as it is: torch.nn's form."""
+    """The states in torch.nn's form: (h,) as h, and (h, c) as it is."""
     return states[0] if len(states) == 1 else (states[0], states[1])
 
 
@@ -287,14 +287,14 @@ def program(layer: Layer, call: Call, net: Net) -> NetPrograms:
 
 
 def whole_tape(layer: Layer, net: Net) -> Stack:
-    """The program of a call with a whole tape, as far as the layer's memory policy leaves it open."""
+    """The program of a call with a whole tape: what the layer's memory policy keeps, the gates for `Checkpoints`."""
     return Stack(net, "gates" if isinstance(layer.memory, Checkpoints) else layer.memory)
 
 
 def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
-    """(y, the final state) of a differentiated call by torch's own layer, where that is the faster way; else None.
+    """(y, the final state) of a differentiated call by torch's own layer, where that is faster; else None.
 
-    Of one layer in one direction, where nothing is reset or padded and the gradient is the full one.
+    It may be for one layer in one direction, where nothing is reset or padded and the gradient is the full one.
     """
     if torch.compiler.is_compiling() or type(call.x) is not Tensor or call.x.shape[0] > kernels.STEPS_BY_TORCH:
         return None
@@ -310,9 +310,9 @@ def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
 
 
 def at_once(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
-    """(y, the final state) of a call that is not differentiated, by the kernel alone; None where more is to be done.
+    """(y, the final state) of a call that is not differentiated, by the kernel alone; None where more is needed.
 
-    What else a program does may take longer than a step.
+    The rest of a program's work may take longer than a step.
     """
     x = call.x
     plain = call.lengths is None and call.resets is None and type(x) is Tensor and not seen(x)
@@ -339,7 +339,7 @@ def net_of(
     """The net of this call, with everything random in it drawn: xi only for a call that will be differentiated.
 
     drops: whether dropout between layers is drawn; None: as the layer's mode says. adjoints: whether they will be asked
-    for, beside gradients. xi: `[T, B, 1]` of each draw, in the place of what the policy draws.
+    for besides gradients. xi: the factors of each draw `[T, B, 1]`, in place of those that the policy draws.
     """
     x, cell = call.x, layer.cell()
     T, B, _ = x.shape
@@ -386,6 +386,6 @@ def _plain(
     biased: bool,
     reach: policies.Reach,
 ) -> Net:
-    """The net of a call without dropout, random factors or lengths; kept, since a training loop repeats it."""
+    """The net of a call without dropout, random factors or lengths; cached, since a training loop repeats it."""
     chosen = kernels.choose(kernel, request).kernel
     return Net(request.cell, chosen, layers, D, weights // (layers * D), biased, reach)

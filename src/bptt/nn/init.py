@@ -1,8 +1,8 @@
 """Initial weights and biases that let gradients travel far, for the layers of `bptt.nn` and `torch.nn`.
 
-Each function changes a layer in place, every layer and direction of a stack, and returns it. They compute under
-`torch.no_grad`. torch.nn has two biases per gate, b_ih and b_hh, of which only the sum counts: where a bias is set,
-b_ih takes the value and b_hh becomes zero.
+Each function changes every layer and direction of a stack in place, under `torch.no_grad`, and returns the stack.
+torch.nn has two biases per gate, b_ih and b_hh, of which only the sum counts: where a bias is set, b_ih takes the value
+and b_hh becomes zero.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def chrono_(layer: L, longest: float, *, generator: Generator | None = None) -> 
 
     In a GRU of torch, h_t = (1 - z) n + z h_{t-1}: z keeps the state, so b_z = log u, and 1 - z is the input gate.
 
-    layer: an LSTM or a GRU. longest: T_max, the longest dependency expected, in steps, above 2. generator: of the
-    draws.
+    layer: an LSTM or a GRU. longest: T_max, the longest dependency expected, in steps, above 2. generator: the
+    random generator to draw from.
 
     Raises TypeError where layer is no LSTM or GRU, ValueError where it has no bias or longest is not a finite number
     above 2.
@@ -81,7 +81,7 @@ def orthogonal_(layer: L, gain: float = 1.0, *, generator: Generator | None = No
 
     All its singular values are `gain`: at 1 a product of any number of them neither shrinks nor grows.
 
-    layer: an RNN, GRU or LSTM. generator: of the draws.
+    layer: an RNN, GRU or LSTM. generator: the random generator to draw from.
 
     Raises TypeError where layer is none of these, ValueError where gain is not finite or a projection makes the
     recurrent weights other than square.
@@ -157,7 +157,7 @@ def radius_(layer: L, radius: float) -> L:
 
 
 def _cell(layer: object, name: str, whom: str, suits: Callable[[Cell], bool]) -> Cell:
-    """What a layer repeats, if it suits. whom: those that do, in words."""
+    """The cell of a layer, if it suits the function `name`. whom: the layers that do, in words."""
     cell = CELLS.get(layer.mode) if isinstance(layer, torch.nn.RNNBase) else None
     if cell is None or not suits(cell):
         raise TypeError(f"{name} is for {whom}: got {type(layer).__name__}")
@@ -165,7 +165,7 @@ def _cell(layer: object, name: str, whom: str, suits: Callable[[Cell], bool]) ->
 
 
 def _suffixes(layer: torch.nn.RNNBase) -> Iterator[str]:
-    """Of the parameters' names, for each layer and direction."""
+    """The suffix of the parameters' names, for each layer and direction."""
     for k in range(layer.num_layers):
         yield from (f"_l{k}", f"_l{k}_reverse")[: 2 if layer.bidirectional else 1]
 

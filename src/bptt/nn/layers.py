@@ -23,15 +23,15 @@ TORCH_MODES = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
 
 
 class Recurrent(torch.nn.RNNBase):
-    """What the layers share: our keywords, torch's argument conventions, and the call of the engine.
+    """The base class of the layers: our keywords, torch's argument conventions, and the call of the engine.
 
     mode: the cell that the layer repeats, a name in `cells.CELLS`; then torch.nn.RNNBase's arguments, and ours.
     """
 
     torchs: ClassVar[type[torch.nn.RNNBase] | None] = None
-    """torch.nn's layer whose place it takes, with the same parameters; None where torch has none."""
+    """The torch.nn layer that it replaces, with the same parameters; None where torch has none."""
     nonlinearities: ClassVar[tuple[str, ...]] = ()
-    """What its argument `nonlinearity` may be; empty where it has no such argument."""
+    """The values of its argument `nonlinearity`; empty where it has no such argument."""
 
     def __init__(
         self,
@@ -105,11 +105,11 @@ class Recurrent(torch.nn.RNNBase):
         return super().extra_repr() + ours
 
     def __prepare_scriptable__(self) -> Any:
-        """What torch.jit.script asks of a module first."""
+        """The first method of a module that torch.jit.script calls."""
         raise refusal(f"torch.jit.script cannot compile a bptt layer: got {self}")
 
     def flatten_parameters(self) -> None:
-        """As torch.nn's, for the modes that cuDNN knows."""
+        """Flatten the parameters as torch.nn does, for the modes that cuDNN knows."""
         if self.mode in TORCH_MODES:
             super().flatten_parameters()
 
@@ -127,14 +127,14 @@ class Recurrent(torch.nn.RNNBase):
         resets: Tensor | None = None,
         reset_state: Hidden | None = None,
     ) -> tuple[Tensor | PackedSequence, Hidden]:
-        """As torch.nn's forward, and: resets, bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched), zeroes the
-        state before step t of a lane, so that nothing passes the edge between t-1 and t in either direction.
+        """torch.nn's forward, with resets: bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched), each of which
+        zeroes the state before step t of a lane, so nothing passes the edge between t-1 and t in either direction.
 
-        reset_state: what a reset restarts from instead of zero; h, for an LSTM (h, c). Of hx's shape `[L*D, B, .]`
-        (`[L*D, .]` unbatched), the same for all resets, or `[T, L*D, B, .]` (`[T, L*D, .]`), time first also with
-        batch_first, of which row t is that of the reset at t: the forward direction starts step t from it, the reverse
-        one step t-1. Its gradient at a reset is what hx would get, were step t the first: what reaches that edge within
-        the policy's window, without a random factor; summed over resets where they share it.
+        reset_state: the state that a reset restarts from instead of zero; h, for an LSTM (h, c). Its shape is hx's,
+        `[L*D, B, .]` (`[L*D, .]` unbatched), the same for all resets, or `[T, L*D, B, .]` (`[T, L*D, .]`), time first
+        also with batch_first, where row t belongs to the reset at t: the forward direction starts step t from it, the
+        reverse one step t-1. Its gradient at a reset is the one that hx would get if step t were the first: all that
+        reaches that edge within the policy's window, without a random factor; summed over resets that share the state.
         """
         if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or reset_state is not None:
             node = _fx_node(self, input, hx, resets, reset_state)
@@ -166,16 +166,16 @@ class Recurrent(torch.nn.RNNBase):
 
 
 _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
-"""`_checkpointed`, kept out of a compiler's graphs; once there is a layer with checkpoints."""
+"""`_checkpointed` as a function outside of a compiler's graphs; empty until a layer has checkpoints."""
 
 
 def _checkpointed(layer: Recurrent, call: Call, net: Net) -> tuple[Tensor, ...]:
-    """The call with checkpoints for a tape, outside of a compiler's graph."""
+    """The outputs of a call whose tape consists of checkpoints, outside of a compiler's graph."""
     return run(program(layer, call, net), *call.tensors)
 
 
 def _fx_node(layer: Recurrent, input: Any, hx: Any, resets: Any, reset_state: Any) -> Any:
-    """The node of this call where torch.fx traces it, which is where an argument is a Proxy; else None.
+    """The node of this call where torch.fx traces it, that is, where an argument is a Proxy; else None.
 
     torch.fx traces into every module outside of torch.nn, and cannot trace a walk through time.
     """
@@ -199,17 +199,17 @@ class RNN(Recurrent):
     "relu", as there, "sigmoid" or "identity" (a linear network); then by keyword
 
     gradient: how far gradients reach: `Full()`, `Chunked(k)`, `Truncated(window, every=1)`, `Randomized(p)`, or the
-        text form, as "truncated:35". Default full.
+        text form, such as "truncated:35". Default full.
     memory: what is kept for the backward pass, "gates", "states", "auto" or `Checkpoints(...)` ("checkpoints",
-        "checkpoints:steps=100", "checkpoints:bytes=1000000"). Changes no value.
-    kernel: "auto", or a kernel by name, which then runs or raises.
+        "checkpoints:steps=100", "checkpoints:bytes=1000000"). It changes no value.
+    kernel: "auto", or the name of a kernel, which then runs or raises.
 
-    Raises ValueError for an unknown policy, memory or kernel; what torch.nn checks, torch.nn raises.
+    Raises ValueError for an unknown policy, memory or kernel; torch.nn's own checks raise torch.nn's errors.
 
-    A policy reaches within one forward call: what a carried state hx remembers is the caller's to detach. Under
-    autocast the layer computes, and returns, its parameters' precision: a recurrence amplifies rounding step by step.
-    Outputs may be changed in place, as torch.nn's may; where y was, the backward pass runs the layer forward once more
-    (`y = y + residual` spares it, `y += residual` does not). Resets are copied: their tensor may be used again at once.
+    A policy acts within one forward call: the caller detaches a state hx that is carried from call to call. Under
+    autocast the layer computes and returns its parameters' precision: a recurrence amplifies rounding step by step.
+    Outputs may be changed in place, as in torch.nn; where y was, the backward pass runs the layer forward once more
+    (`y = y + residual` avoids it, `y += residual` does not). Resets are copied: their tensor may be used again at once.
     A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
     `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
     torch.func.vmap is not supported. A tensor with a forward-mode tangent (torch.autograd.forward_ad, torch.func.jvp,
@@ -220,8 +220,8 @@ class RNN(Recurrent):
     gradient is asked for, at `Checkpoints`, which torch.export then refuses. A compiled backward cannot be
     differentiated again: torch raises RuntimeError.
 
-    torch.jit.trace, and what is built on it, records the same operator, right at any size and differentiable; a saved
-    trace is loaded where bptt is imported. torch.fx makes one node of the layer. torch.jit.script and torch.onnx.export
+    torch.jit.trace, and what is built on it, records the same operator, correct at any size and differentiable; a saved
+    trace loads where bptt is imported. torch.fx makes one node of the layer. torch.jit.script and torch.onnx.export
     raise NotImplementedError: export torch.nn's layers, which bptt.revert(model) puts back. FlopCounterMode counts, and
     torch.profiler shows, `bptt::stack_forward` and `bptt::stack_backward`.
 
@@ -269,7 +269,7 @@ class RNN(Recurrent):
 
 
 class GRU(Recurrent):
-    """torch.nn.GRU with a choice of gradient; the reset gate acts after the matrix product, as there.
+    """torch.nn.GRU with a choice of gradient; the reset gate acts after the matrix product, as in torch.
 
     Arguments: those of torch.nn.GRU (input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
     bidirectional=False, device=None, dtype=None), then gradient, memory and kernel as in `RNN`.
@@ -352,4 +352,4 @@ def _no_projection(name: str) -> ValueError:
 
 
 LAYERS: dict[str, type[Recurrent]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
-"""The layer of each cell, by the cell's name: what the trainer, the bench and the commands choose from."""
+"""The layer of each cell, by the cell's name; the trainer, the bench and the commands choose from these."""
