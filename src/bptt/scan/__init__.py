@@ -1,11 +1,11 @@
 """Backpropagation through time for any step function.
 
-`function` is `scan` itself; `arguments` checks what enters it, `forward` runs the steps once, `pullback` is the way
-back. `pytrees` takes carries, xs and ys apart. `monitor` sees steps as they run, and state that they keep outside of
-the carry, which `located` names; `leaked` is for values that leave a step. `replay` is one step run again under the
-same `surroundings`, as a graph of its own. `segments` says which carries are kept, computes the others again, and holds
-every replay against what the forward pass gave. `sweep` is the block sweep over steps, `graph` the policy as a graph,
-for derivatives of higher order. `eager` keeps a compiler out.
+`function` is `scan` itself; `arguments` checks its arguments, `forward` is the forward pass, `pullback` the backward
+pass. `pytrees` splits carries, xs and ys into tensors and structure. `monitor` observes the steps as they run and finds
+state that they keep outside of the carry, which `located` names; `leaked` is for tensors that leave a step elsewhere.
+`replay` runs one step again under the same `surroundings`, as a graph of its own. `segments` says which carries are
+kept, recomputes the others, and compares every replay with the forward pass. `sweep` is the block sweep over steps,
+`graph` the policy as a graph, for derivatives of higher order. `eager` keeps a compiler out.
 """
 
 from .function import scan as scan

@@ -1,4 +1,4 @@
-"""What `scan` and its step are given and give: checked, with errors that name it, its value and what was expected."""
+"""Checks of the arguments and results of `scan` and its step, with errors that name the value and what was expected."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["Arguments", "check_no_tensor_hidden", "check_not_traced", "check_sam
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a scan is of, checked: the pytrees as tensors and their forms.
+    """The checked arguments of a scan: its pytrees as tensors and their forms.
 
-    T: steps. resets: `[T, B]` or `[T, 1]`.
+    T: the number of steps. resets: `[T, B]` or `[T, 1]`.
     """
 
     step: Step
@@ -33,25 +33,25 @@ class Arguments:
 
     @classmethod
     def of(cls, step: Step, carry: Any, xs: Any, length: int | None = None, resets: Tensor | None = None) -> Arguments:
-        """As a user gives them. Raises TypeError and ValueError as `scan` says."""
+        """The arguments as a user gives them. Raises TypeError and ValueError as `scan` says."""
         (state, form), (inputs, x_form) = split(carry), split(xs)
         check_no_tensor_hidden(form)
         T = _steps(inputs, x_form, length)
         return cls(step, state, form, inputs, x_form, T, _checked_resets(resets, T, state))
 
     def reversed(self) -> Arguments:
-        """The same from the last step to the first."""
+        """The same arguments, from the last step to the first."""
         resets = None if self.resets is None else self.resets.flip(0)
         return replace(self, xs=[x.flip(0) for x in self.xs], resets=resets)
 
     @property
     def devices(self) -> set[torch.device]:
-        """Those whose random generators and autocast a step may be under."""
+        """The devices whose random generators and autocast may affect a step."""
         return {torch.device("cpu"), *(t.device for t in (*self.carry, *self.xs))}
 
     @property
     def lanes(self) -> int:
-        """For how many lanes a policy draws: the first dimension that all tensors with a gradient share, or 1."""
+        """How many lanes a policy draws for: the first dimension that all tensors with a gradient share, or 1."""
         sizes = {c.shape[0] if c.dim() else None for c in self.carry if differentiable(c)}
         return sizes.pop() or 1 if len(sizes) == 1 else 1
 
@@ -107,7 +107,7 @@ def _checked_resets(resets: Tensor | None, T: int, carry: list[Tensor]) -> Tenso
 
 
 def check_no_tensor_hidden(carry: Form) -> None:
-    """Raise TypeError for a leaf, taken for a Python value, that holds tensors: they would get no gradient."""
+    """Raise TypeError for a leaf that counts as a Python value but holds tensors: they would get no gradient."""
     for leaf in carry.values:
         names = [name for kind in type(leaf).__mro__ for name in getattr(kind, "__slots__", ())]
         held = [*getattr(leaf, "__dict__", {}).values(), *(getattr(leaf, name, None) for name in names)]
@@ -139,7 +139,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def described(value: Any) -> str:
-    """A value in the words of an error."""
+    """The description of a value in an error."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"

@@ -1,4 +1,4 @@
-"""Functions that a compiler calls, and looks neither into nor at what they call."""
+"""A decorator for functions that a compiler is to call without tracing them, or anything that they call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _R = TypeVar("_R")
 
 
 def kept_eager(reason: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """`torch.compiler.disable`, which would load the compiler at import and put a frame of its own into every call.
+    """`torch.compiler.disable` without its costs: the compiler loaded at import, and a frame of its own in every call.
 
     A compiler that meets the function ends its graph there, once, and begins another one after it. Otherwise it would
     trace the steps as plain Python, and again for each new closure, up to its limit of recompilations.

@@ -1,4 +1,4 @@
-"""The forward pass of a scan: every step once, not recorded by autograd, and what is kept of it."""
+"""The forward pass of a scan: every step runs once, not recorded by autograd, and some carries are kept."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["ForwardPass", "StepVisits", "run_forward"]
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What the forward pass computed.
+    """The results of a forward pass.
 
-    final: the last carry. ys: `[T, ...]`. kept: the carries that were kept, resets applied `[n, ...]`. last: that which
-    entered the last step. forms: of the carry that entered each step.
+    final: the last carry. ys: `[T, ...]`. kept: the carries that were kept, after resets `[n, ...]`. last: the carry
+    that entered the last step. forms: the form of the carry that entered each step.
     """
 
     final: list[Tensor]
@@ -35,7 +35,7 @@ class ForwardPass:
 
 
 def run_forward(given: Arguments, monitor: StepMonitor | None, keep: Sequence[int]) -> ForwardPass:
-    """Every step once. keep: the steps before which the carry is kept, where steps are monitored."""
+    """Run every step once. keep: the steps before which the carry is kept, where steps are monitored."""
     step, T, form = given.step, given.T, given.carry_form
     xs = [x.detach() for x in given.xs]
     kept = [] if monitor is None else [c.new_empty((len(keep), *c.shape)) for c in given.carry]
@@ -67,16 +67,16 @@ def run_forward(given: Arguments, monitor: StepMonitor | None, keep: Sequence[in
             ys = [leaf.new_empty((T, *leaf.shape)) for leaf in y]
         check_same("y", f"at step {t} as at the first", (y, y_form), first)
         put(ys, t, y)
-        del result, before, y  # whatever of them is still there at the next step, the step keeps
+        del result, before, y  # whatever of them is still alive at the next step, the step keeps
     # Clones, so that no output is an input that a step passed through.
     return ForwardPass([c.clone() for c in carry], form, ys, y_form, kept, last, forms)
 
 
 @dataclass(frozen=True)
 class StepVisits:
-    """The steps of a scan, run once, and each as a graph of its own: for measurements.
+    """A scan whose steps were run once, and can each be visited as a graph of its own: for measurements.
 
-    given: the arguments. computed: by the forward pass, which kept all carries. replay: what runs a step again.
+    given: the arguments. computed: the results of the forward pass, with all carries. replay: runs a step again.
     """
 
     given: Arguments
@@ -87,7 +87,7 @@ class StepVisits:
     def of(cls, given: Arguments) -> StepVisits:
         """Run the steps; torch's random generators are left alone.
 
-        Raises RuntimeError where steps hand one another something beside the carry, and as `scan` does.
+        Raises RuntimeError where steps pass something to one another outside of the carry, and as `scan` does.
         """
         devices = given.devices
         monitor, surroundings = StepMonitor(given.step, devices, given.xs), Surroundings.current(devices)
@@ -98,7 +98,7 @@ class StepVisits:
         return cls(given, computed, monitor.replay(computed.forms, given.x_form, computed.y_form, surroundings))
 
     def visit(self, t: int) -> Visit:
-        """Step t again, recorded by autograd from the carry that it received: the first entries of the visit."""
+        """Step t, run again and recorded by autograd from the carry that it received, its first entries."""
         carry = (fresh(c[t], True) for c in self.computed.kept)
         with random_kept(self.replay.states):
             return self.replay.visit(t, [*carry, *(x[t].detach() for x in self.given.xs), *self.replay.captured])

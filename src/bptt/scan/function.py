@@ -1,7 +1,7 @@
 """Backpropagation through time for any step function: `scan(step, carry, xs)` with a gradient policy.
 
 The forward runs the steps without recording them and keeps the carries: they are the tape. The backward re-runs one
-step at a time from its stored carry and takes its vector-Jacobian product, block by block as the policy says.
+step at a time from its stored carry and computes its vector-Jacobian product, block by block as the policy says.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def scan(
         lambda_t = e_t + xi_{t+1} * J_{t+1}' lambda_{t+1}      e_t = 0 before the block's first loss
 
     where J_t is dc_t/dc_{t-1} and e_t comes from the cotangent of y_t; the cotangent of the final carry belongs to the
-    last step's loss. What blocks send to x_t, to captured tensors and to the first carry adds up.
+    last step's loss. The gradients that blocks send to x_t, to captured tensors and to the first carry add up.
 
     Derivatives of every order are those of the policy's graph: every time edge is the identity forward and multiplies
     by xi backward (0 is a `detach`), and blocks that overlap have a copy of their window each, which starts from the
@@ -61,48 +61,48 @@ def scan(
         torch's default generators are replayed; those of any other generator are not. Writes to captured buffers
         happen in forward only, and what they change must not reach carry and y (the running statistics of a batch
         norm in train mode do not). Nor may a step use a tensor that an earlier step made and kept, as a neuron does
-        that keeps its membrane: state belongs in the carry. A table made once of shapes and constants is none. What
-        leaves a step beside carry and y (a loss appended to a list) is a value without gradient: asked for one, it
-        raises. The carry and x that it is given are its own to write to.
+        that keeps its membrane: state belongs in the carry. A table made once of shapes and constants is not
+        state. A value that leaves a step in any other way than carry and y (a loss appended to a list) has no gradient:
+        asking for one raises. The step may write to the carry and x that it is given.
     carry: pytree. Its structure, and every tensor's shape, dtype and device, stay the same from step to step; dicts
         are matched by key. Tensors of integers or bools and Python values pass without gradient.
     xs: pytree of tensors `[T, ...]`, of which the step gets x_t `[...]`; or None, and the step gets None, length times.
     gradient: a policy, or its text form.
     resets: bool `[T, B]` or `[T]`: all tensors of the carry are zeroed, by row or wholly, before that step; no gradient
         crosses there. With `[T, B]` every tensor of the carry is `[B, ...]`. Python values in the carry stay.
-    reverse: walk from the last step to the first. The ys stay in place; the policy counts from the step walked first.
+    reverse: run from the last step to the first. The ys stay in place; the policy counts from the step that runs first.
     length: T, where xs does not tell it.
     rows: whether row b of the new carry and of y depends on row b of carry and x alone. Where it does, blocks lie side
-        by side in the first dimension, and `window` steps over (blocks * B) rows replace a walk per block. This needs
+        by side in the first dimension, and `window` steps over (blocks * B) rows replace a sweep per block. This needs
         every tensor of carry, x and y to be `[B, ...]` and a step that draws no random numbers.
         "independent": it does. Tested only in that merged steps must reproduce the forward; a step that mixes rows
         in its Jacobian alone gets a wrong gradient.
         "coupled": it does not, as with batch norm, or a closure over a tensor `[B, ...]`.
         "auto": tested in every backward of more than one block. The last two steps are run as one of 2B rows; they must
         reproduce what the forward computed, and the Jacobian between different rows must be exactly zero (every pair of
-        rows is tested). In the walk itself every merged step must again reproduce the forward. Else, or where the step
-        raises in the test, the rows are coupled.
-        Coupled rows: every step is re-run once, with one vector-Jacobian product per block that walks over it.
+        rows is tested). In the sweep itself every merged step must again reproduce the forward. Otherwise, or where the
+        step raises in the test, the rows are coupled.
+        Coupled rows: every step is re-run once, with one vector-Jacobian product per block that reaches it.
 
     memory: "auto" or "states" keeps the carry before every step. `Checkpoints(...)`, or its text form, keeps one every
         so many steps and runs the steps of a segment again for the others: every step but the last of each segment once
         more, or as often as a binomial schedule says where a budget in bytes is too small for that. The budget is for
-        the carries alone; a segment's and the stored ones fill it, and a few that steps are at work on come on top.
+        the carries alone; a segment's and the stored ones fill it, and the few that running steps use come on top.
         Where one segment would hold all steps, all carries are kept.
 
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
-    In forward the step is called once more than there are steps when gradients are on, to find parameters in calls
-    that torch's function modes do not see (twice, to find state, where there are such calls). In memory: T carries (see
-    `memory`), and in backward the graph of one step, or of one step of several blocks; for double backward the whole
-    graph of the policy, all steps of all blocks. torch.compile leaves scan out, at one break of the graph.
+    When gradients are on, forward calls the step once more than there are steps, to find parameters in calls that
+    torch's function modes do not see (twice more, to find state, where there are such calls). Memory holds T carries
+    (see `memory`), and in backward the graph of one step, or of one step of several blocks; for double backward the
+    whole graph of the policy, all steps of all blocks. torch.compile leaves scan out, at one break of the graph.
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
     for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
-    above needs are not met; for a memory that is none, or whose bytes are too few. TypeError where
-    the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError where
-    steps hand one another something beside the carry; in backward where the step gives another result than in forward
-    (but for rounding) or finds other parameters in its closure; and inside the transforms of torch.func.
+    needs above are not met; for an unknown memory, or one with too few bytes. TypeError where the step does not return
+    a pair; for a carry with an unregistered object that holds tensors. RuntimeError where steps pass something to one
+    another outside of the carry; in backward where the step gives another result than in forward (apart from
+    rounding) or finds other parameters in its closure; and inside the transforms of torch.func.
     NotImplementedError for forward-mode derivatives; and inside torch.jit.trace and torch.fx, whose graph would hold
     this number of steps for every input.
 
@@ -118,7 +118,7 @@ def scan(
     >>> ys.tolist(), w.grad.item()
     ([1.0, 9.0, 361.0, 522729.0], 12926834988414.0)
 
-    Source: the interface is that of jax.lax.scan. Williams and Peng 1990 for the walk over blocks.
+    Source: the interface is that of jax.lax.scan. Williams and Peng 1990 for the sweep over blocks.
     """
     policy = parse(gradient)
     if rows not in ("auto", "independent", "coupled"):

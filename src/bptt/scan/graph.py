@@ -1,8 +1,8 @@
-"""The policy as a graph, recorded by autograd: what derivatives of the gradient are derivatives of.
+"""The policy as a graph that autograd records: the derivatives of a gradient are derivatives of this graph.
 
 Every time edge is the identity forward and multiplies by the edge's factor backward; 0 is a `detach`. A block that
-overlaps others has a copy of its window. So the graph is one chain of steps per block of losses, which starts from the
-carry that enters its first step, detached; that of the first step of all is the caller's.
+overlaps others has a copy of its window. So the graph is one chain of steps per block of losses. A chain starts from
+the detached carry that enters its first step; at step 0 this is the caller's carry, not detached.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .segments import ScanCall
 __all__ = ["Block", "policy_graph", "scaled"]
 
 Block = tuple[int, int, int]
-"""The earliest step that is walked to, the first loss, the last loss."""
+"""The earliest step that the block reaches, its first loss, its last loss."""
 
 
 def scaled(adjoint: Tensor, factor: Tensor) -> Tensor:
-    """The adjoint across a time edge. Nothing crosses an edge of factor 0, not even a NaN."""
+    """The adjoint after a time edge with this factor. Nothing crosses an edge of factor 0, not even a NaN."""
     factor = beside(factor, adjoint).to(adjoint.dtype)
     return torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)
 
@@ -46,8 +46,8 @@ class _TimeEdge(torch.autograd.Function):
 def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor | None) -> dict[Block, list[Visit]]:
     """The visits of each block, from its earliest step to its last loss. edge_factors: as in `SegmentSweep`.
 
-    What a step receives are views of its own: a vector-Jacobian product to them is this step's alone, and its own
-    derivative goes on through the states to everything they depend on.
+    Each step receives views of its own: a vector-Jacobian product with respect to them covers this step alone, while
+    its own derivative goes on through the states to everything that they depend on.
     """
     # Before these steps every row is cut: a derivative of the zeros that would go on could be NaN.
     cuts = set() if edge_factors is None else set((edge_factors == 0).all(1).nonzero()[:, 0].tolist())

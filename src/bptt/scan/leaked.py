@@ -1,4 +1,4 @@
-"""Values that leave a step beside its carry and y: they have no gradient, and say so when they are asked for it."""
+"""Tensors that leave a step in other ways than carry and y: they have no gradient, and raise when asked for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS = (
 
 
 class _NoGradient(torch.autograd.Function):
-    """Values that depend on inputs in a way that is not known."""
+    """A function whose values depend on its inputs in a way that is not known."""
 
     @staticmethod
     def forward(ctx: Any, values: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -35,7 +35,7 @@ def refuse_gradients(leaked: list[Tensor], inputs: Sequence[Tensor]) -> None:
 
     An error, not a warning: whether a value that outlives its step is used in a loss (an auxiliary loss) or not (a
     record of activations, a cycle that waits for the garbage collector) cannot be known before, and is certain then.
-    Its owner finds what a plain loop gives: a tensor that requires grad, if an input does. leaked: is emptied.
+    Its owner finds what a plain loop gives: a tensor that requires grad, if an input does. leaked: is emptied here.
     """
     needed = any(t.requires_grad for t in inputs)
     # The views at the end, which come first: a tensor cannot be exchanged while there are views of it.

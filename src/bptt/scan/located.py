@@ -1,4 +1,4 @@
-"""Where a tensor sits in what a function holds, in the words of its code: for errors."""
+"""The place of a tensor in what a function holds, written as in the function's code: for errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 __all__ = ["located"]
 
 _MOST = 10_000
-"""So many objects are looked at."""
+"""The largest number of objects that are searched."""
 
 
 def located(function: Callable[..., Any], tensor: Tensor) -> str | None:
@@ -37,7 +37,7 @@ def located(function: Callable[..., Any], tensor: Tensor) -> str | None:
 
 
 def _held(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds, with the paths to it."""
+    """The objects that an object holds, with the paths to them."""
     if isinstance(value, (Tensor, ModuleType, type, str, bytes)):
         return
     if isinstance(value, FunctionType):

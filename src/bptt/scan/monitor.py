@@ -1,4 +1,4 @@
-"""Steps monitored as they run: what a run of them in backward will need, and what would make it another computation."""
+"""The monitor of steps as they run: what their replay in backward will need, and what would make it differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .surroundings import GeneratorStates, Surroundings, generator_states, rando
 
 __all__ = ["StepMonitor", "complete", "hidden"]
 
-# What a tensor made inside a step depends on, from least to most; one that is not noted depends on the most.
+# What a tensor made inside a step depends on, from least to most; one without a note depends on the most.
 _STEADY = 0
 """On nothing that differs between steps: a table, a mask whose shape alone comes from the carry."""
 _VARYING = 1
@@ -33,7 +33,7 @@ _DIFFERENTIABLE = 2
 
 
 class _Statistics(NamedTuple):
-    """Where a normalisation takes its running statistics, and whether it is to take those of the batch instead."""
+    """The places of a normalisation's arguments: its running statistics, and whether to use the batch's instead."""
 
     mean: int
     training: int
@@ -57,14 +57,14 @@ _SPECIAL: dict[Any, _Statistics | int] = {
     **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_empty_strided), 0),
     **dict.fromkeys((Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to), 1),
 }
-"""Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count as well."""
+"""Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count too."""
 
 _SETS_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the class; to mypy, a tensor
 _NOTHING: frozenset[int] = frozenset()
 
 
 class _Made(NamedTuple):
-    """A tensor that outlived the step it was made in. call: what made it; None for a part of that step's carry or x."""
+    """A tensor that outlived the step it was made in. call: what made it; None for part of that step's carry or x."""
 
     ref: weakref.ref[Tensor]
     call: Any
@@ -73,19 +73,19 @@ class _Made(NamedTuple):
 
 
 class StepMonitor(TorchFunctionMode):
-    """Runs steps without recording them, and notes what a replay will need.
+    """A function mode that runs steps without recording them, and notes what a replay will need.
 
     captured: tensors that require grad, and come neither from carry and x nor from inside the step.
     written: other tensors from outside that a step wrote to in place (the running statistics of a batch norm).
     states: for each step, the random generators' states before it, or None if it drew no numbers.
     overwrites: a step wrote to its carry or x in place.
-    fault: how the steps hand one another something beside the carry, in words; None where they do not. A replay would
-        find there what the last step left, and autograd no path through it.
+    fault: in words, how the steps pass something to later steps outside of the carry; None where they do not. A replay
+        would find there what the last step left, and autograd no path through it.
 
-    A step hands on what it made by keeping the tensor, or by writing to one from outside. A tensor that an earlier step
-    made is a fault when a step is given it, unless its values are the same for every step: what a step makes once of
+    A step passes on what it made by keeping the tensor or by writing to one from outside. A tensor that an earlier step
+    made is a fault when a step uses it, unless its values are the same for every step: what a step makes once from
     nothing but shapes and constants (a table of positions, a mask for all steps) is a cache. A tensor from outside that
-    steps write to is a fault when carry or y is computed from it: statistics that are only kept are none.
+    steps write to is a fault when carry or y is computed from it: statistics that are only updated are not a fault.
     """
 
     def __init__(self, step: Step, devices: Iterable[torch.device], xs: Sequence[Tensor]) -> None:
@@ -98,20 +98,20 @@ class StepMonitor(TorchFunctionMode):
         self.fault: str | None = None
         self._steady_xs = [not x.requires_grad for x in xs]
         self._latest = generator_states(devices)
-        # Of the present step. They hold the tensors, not only their ids, which another tensor could take over.
+        # Notes of the present step. They hold the tensors, not only their ids, which another tensor could take over.
         self._inside: dict[int, tuple[Tensor, Any]] = {}
         self._levels: dict[int, int] = {}
-        self._reads: dict[int, frozenset[int]] = {}  # from which tensors outside a value comes that get no gradient
-        self._met: dict[int, tuple[Tensor, int]] = {}  # these, and their versions before
-        # Of the latest step.
+        self._reads: dict[int, frozenset[int]] = {}  # outside tensors without gradient that a value comes from
+        self._met: dict[int, tuple[Tensor, int]] = {}  # those tensors, and their versions before
+        # Notes of the latest step.
         self._latest_made: list[tuple[weakref.ref[Tensor], Any, int]] = []
-        # Of all steps.
+        # Notes of all steps.
         self._earlier: dict[int, _Made] = {}
         self._tables: dict[Any, int] = {}
         self._first_read: dict[int, Tensor] = {}
 
     def call(self, carry: Any, x: Any) -> Any:
-        """The step's result."""
+        """Run the step and return its result."""
         self._keep()
         carried, given = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in (carry, x))
         received = [*carried, *given]
@@ -130,7 +130,7 @@ class StepMonitor(TorchFunctionMode):
         return result
 
     def replay(self, carry: Sequence[Form], x: Form, y: Form, surroundings: Surroundings) -> Replay:
-        """What was noted. carry, x: the forms of what entered each step. y: the form of each y."""
+        """The replay of the steps so far. carry, x: the forms of what entered each step. y: the form of each y."""
         # The wrappers of torch.func's transforms came and went inside a step.
         captured = tuple(t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
         written = tuple(self.written.values())
@@ -183,7 +183,7 @@ class StepMonitor(TorchFunctionMode):
         return result
 
     def _level(self, tensors: Sequence[Tensor]) -> int:
-        """What values made of these depend on."""
+        """The level of a value computed from these tensors: what it depends on."""
         level = _STEADY
         for t in tensors:
             i = id(t)
@@ -199,7 +199,7 @@ class StepMonitor(TorchFunctionMode):
         return level
 
     def _overwrite(self, tensors: Sequence[Any], level: int, reads: frozenset[int]) -> None:
-        """Tensors that a call wrote to, or returned as they were."""
+        """Note the level of tensors that a call wrote to, or returned as they were."""
         for t in _tensors(tensors):
             i = id(t)
             if i in self._levels:
@@ -210,11 +210,11 @@ class StepMonitor(TorchFunctionMode):
                         self._reads[id(written)] = self._reads.get(id(written), _NOTHING) | reads
 
     def _write(self, tensors: Sequence[Tensor]) -> None:
-        """Tensors from outside that a call wrote to without raising the version that tells of it."""
+        """Note tensors from outside that a call wrote to without raising their version."""
         self.written |= {id(t): t for t in tensors if id(t) in self._met}
 
     def _meet(self, outside: Sequence[Tensor]) -> None:
-        """Note tensors that a step received by its closure."""
+        """Note tensors that a step received through its closure."""
         refuse_tangents("a tensor that the step of bptt.scan captures", outside)
         for t in outside:
             i = id(t)
@@ -227,7 +227,7 @@ class StepMonitor(TorchFunctionMode):
                 self._receive(t, made)
 
     def _receive(self, t: Tensor, made: _Made) -> None:
-        """A tensor that an earlier step made."""
+        """Decide whether a tensor that an earlier step made is a cache or a fault."""
         if made.level == _STEADY:
             # Made once and used from then on: a cache. Another one in its place: what a step hands to the next.
             table = made.call, t.shape, t.dtype
@@ -237,7 +237,7 @@ class StepMonitor(TorchFunctionMode):
         self.fault = f"step {len(self.states)} uses {self._named(t)}, which step {made.step} {by}"
 
     def _read(self, counted: Sequence[Tensor], unread: Sequence[int]) -> frozenset[int]:
-        """From which tensors outside, of those without gradient, the values of a call's results come."""
+        """The tensors from outside without gradient that the values of a call's results come from."""
         reads = _NOTHING
         for i in map(id, counted):
             if i in self._reads:
@@ -247,7 +247,7 @@ class StepMonitor(TorchFunctionMode):
         return reads
 
     def _leave(self, result: Sequence[Tensor]) -> None:
-        """The step is done. result: the tensors of carry and y."""
+        """Finish a step. result: the tensors of its carry and y."""
         self._meet([t for t in result if id(t) not in self._inside])
         for i, (t, version) in self._met.items():
             if _version(t) != version:
@@ -266,7 +266,7 @@ class StepMonitor(TorchFunctionMode):
         self._inside, self._met = {}, {}
 
     def _keep(self) -> None:
-        """Note which of the tensors of the latest step are still there, when its result has been let go."""
+        """Note which tensors of the latest step are still alive after its result was released."""
         step = len(self.states) - 1
         made, self._latest_made = self._latest_made, []
         for ref, call, level in made:
@@ -285,13 +285,11 @@ class StepMonitor(TorchFunctionMode):
 def complete(
     replay: Replay, carry: list[Tensor], xs: list[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[Replay, str | None]:
-    """With the captured tensors that the monitor could not see, found in the graph of the last step.
+    """The replay with the captured tensors that the monitor could not see; and a fault in words, or None.
 
-    carry: what enters it. inputs: what the call depends on, beside the captured tensors. The last step, so that what a
-    module keeps for itself stays as the forward left it.
-
-    And, in words, whether a second run of it depends on what the first one left, in calls that the monitor could not
-    see.
+    The tensors are found in the graph of the last step, run again: the last, so that what a module keeps for itself
+    stays as the forward left it. The fault is that a second run of it depends on what the first one left, in calls that
+    the monitor could not see. carry: what enters the last step. inputs: those of the call, besides captured tensors.
     """
     T = len(replay.carry)
     values = [*carry, *(x[-1] for x in xs), *replay.captured]
@@ -341,7 +339,7 @@ def _version(t: Tensor) -> int:
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    """The tensors among values, and behind them those in nested tuples, lists and dicts."""
+    """The tensors among values, followed by those in nested tuples, lists and dicts."""
     found = [v for v in values if isinstance(v, Tensor)]
     if len(found) == len(values):
         return found

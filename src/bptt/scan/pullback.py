@@ -1,4 +1,4 @@
-"""The gradient of a scan: steps run again from their carries, and the sweep of a policy's blocks over them."""
+"""The backward pass of a scan: steps run again from their carries, and a policy's blocks are swept over them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Rows = Literal["auto", "independent", "coupled"]
 
 @dataclass(frozen=True, eq=False)
 class ScanPullback:
-    """The way back through one call of `scan`: its inputs are the tensors of carry and xs, and the captured ones.
+    """The backward pass of one call of `scan`, whose inputs are the tensors of carry and xs, and the captured tensors.
 
-    counts: how many tensors carry has, and xs. kept: which carries are on the tape. reads: how many outputs there are:
-    a replay must give all of them again.
+    counts: the numbers of tensors of carry and xs. kept: which carries are on the tape. reads: the number of outputs,
+    all of which a replay must give again.
     """
 
     name: ClassVar[str] = "scan"
@@ -48,11 +48,11 @@ class ScanPullback:
 
     @property
     def held(self) -> Tensors:
-        """Beside these, it keeps no tensor alive but those that the step captures."""
+        """The tensors that it keeps alive, besides those that the step captures."""
         return self.resets, self.edge_factors
 
     def holding(self, tensors: Tensors) -> ScanPullback:
-        """The same with these in the place of `held`."""
+        """The same pullback with these tensors in the place of `held`."""
         resets, edge_factors = tensors
         return replace(self, resets=resets, edge_factors=edge_factors)
 
@@ -126,7 +126,7 @@ def obstacle_to_merging(replay: Replay, computed: ForwardPass, xs: list[Tensor])
 
 
 def edge_factors(policy: Policy, given: Arguments) -> Tensor | None:
-    """What multiplies the adjoint from step t to step t-1, `[T, B]` or `[T, 1]`: xi, and 0 at a reset; None is 1."""
+    """The edge factors of the adjoint from step t to t-1, `[T, B]` or `[T, 1]`: xi, and 0 at a reset; None is 1."""
     floats, resets = [c for c in given.carry if differentiable(c)], given.resets
     if not floats:
         return None

@@ -1,4 +1,4 @@
-"""Pytrees taken apart: their tensors, the form that is left, and what is asked of one tensor and done to one."""
+"""Pytrees as lists of tensors and a form that holds the rest, and small functions of tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class _Hole:
-    """Stands for a tensor in a `Form`."""
+    """The placeholder of a tensor in a `Form`."""
 
 
 _HOLE = _Hole()
@@ -26,14 +26,14 @@ _HOLE = _Hole()
 
 @dataclass(frozen=True)
 class Form:
-    """A pytree without its tensors: what is needed to put others in their place."""
+    """A pytree without its tensors, into which other tensors can be put."""
 
     spec: TreeSpec
     leaves: tuple[Any, ...]
 
     @property
     def values(self) -> list[Any]:
-        """The Python values among the leaves; None, which holds nothing, is none."""
+        """The Python values among the leaves; None, which holds nothing, is not one."""
         return [leaf for leaf in self.leaves if leaf is not _HOLE and leaf is not None]
 
     def join(self, tensors: Iterable[Tensor]) -> Any:
@@ -43,7 +43,7 @@ class Form:
 
 
 def split(tree: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
-    """The tensors of a pytree, and its form. like: keys of dicts that only come in another order are put in its."""
+    """The tensors of a pytree, and its form. like: a form, whose order of dict keys the result gets."""
     leaves, spec = tree_flatten(tree)
     if like is not None and spec != like.spec:
         with suppress(ValueError):  # the tree has another structure
@@ -55,7 +55,7 @@ def split(tree: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
 
 
 def split_y(y: Any, like: Form | None = None) -> tuple[list[Tensor], Form]:
-    """The same for a y, whose numbers become tensors, on the CPU whatever the default device is now and in backward."""
+    """`split` of a y, whose numbers become tensors, on the CPU whatever the default device is now and in backward."""
     numbers = (bool, int, float, complex)
     return split(tree_map(lambda v: torch.as_tensor(v, device="cpu") if isinstance(v, numbers) else v, y), like)
 
@@ -66,29 +66,29 @@ def differentiable(t: Tensor) -> bool:
 
 
 def fresh(t: Tensor, wanted: bool) -> Tensor:
-    """The same values without a past, to receive a gradient if that is wanted and they can have one."""
+    """A leaf with the same values, which requires a gradient if that is wanted and it can have one."""
     return t.detach().requires_grad_(wanted and differentiable(t))
 
 
 def alias(t: Tensor) -> Tensor:
-    """The same values as a tensor of its own, behind a node of its own. Sparse tensors have no views."""
+    """Another tensor of the same values, with a node of its own in the graph: a view; of a sparse tensor, a copy."""
     return t.view_as(t) if t.layout is torch.strided else t.clone()
 
 
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum, None counting as zero."""
+    """The sum, in which None counts as zero."""
     if a is None or b is None:
         return b if a is None else a
     return b + a if b.layout is torch.strided else a + b  # a sparse tensor can be added to a dense one only
 
 
 def beside(rows: Tensor, leaf: Tensor) -> Tensor:
-    """`[B]` (or `[blocks, B]`) shaped to stand beside a leaf `[B, ...]`; `[1]` beside any leaf."""
+    """`[B]` (or `[blocks, B]`) shaped to be broadcast with a leaf `[B, ...]`; `[1]` with any leaf."""
     return rows.reshape(rows.shape + (1,) * (leaf.dim() - rows.dim())) if leaf.dim() else rows.reshape(())
 
 
 def reset(carry: Sequence[Tensor], resets: Tensor | None, t: int) -> list[Tensor]:
-    """The carry that enters step t. resets: `[T, B]` or `[T, 1]`."""
+    """The carry that enters step t, after resets. resets: `[T, B]` or `[T, 1]`."""
     return list(carry) if resets is None else [c.masked_fill(beside(resets[t], c), 0) for c in carry]
 
 

@@ -25,37 +25,37 @@ from .surroundings import GeneratorStates, Surroundings, set_generators
 __all__ = ["Replay", "Visit", "differs"]
 
 _GraphEdge = tuple[Any, int]
-"""Of autograd's graph: a node, and which of its inputs."""
+"""An edge of autograd's graph: a node, and the number of one of its inputs."""
 
 
 @dataclass
-class _Detour:
-    """Gradients on their way to captured tensors, by number, taken out of the graph; None while they may pass."""
+class _DivertedGradients:
+    """The gradients of captured tensors, by number, diverted from the graph; None while they may pass."""
 
-    taken: dict[int, Tensor] | None = None
+    diverted: dict[int, Tensor] | None = None
 
     def hook(self, places: list[tuple[int, int]]) -> Callable[[Any, Any], tuple[Tensor | None, ...] | None]:
-        """For a node whose i-th input is captured tensor k, for (i, k) in places: zeros go on instead."""
+        """A hook for a node whose i-th input is captured tensor k, for (i, k) in places: zeros go on instead."""
 
-        def take(grad_inputs: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...] | None:
-            if self.taken is None:
+        def divert(grad_inputs: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...] | None:
+            if self.diverted is None:
                 return None
             grads = list(grad_inputs)
             for i, k in places:
                 grad = grads[i]
                 if grad is not None:
-                    self.taken[k] = self.taken[k] + grad if k in self.taken else grad
+                    self.diverted[k] = self.diverted[k] + grad if k in self.diverted else grad
                     grads[i] = torch.zeros_like(grad)
             return tuple(grads)
 
-        return take
+        return divert
 
 
 class Visit:
     """One replayed step as a graph of its own.
 
-    entries: carry, x, captured tensors, in this order. outputs: carry, y. wanted: the entries whose gradient is taken.
-    unswapped: captured tensors that may be in the graph themselves, not only by their entry. Their gradient is taken
+    entries: carry, x, captured tensors, in this order. outputs: carry, y. wanted: the entries that get a gradient.
+    unswapped: captured tensors that may be in the graph themselves, not only by their entry. Their gradient is diverted
     at the nodes that use them: at the tensors it would pass the hooks that users put on them, once a step, and count
     a tensor twice that is captured together with another one made from it.
     """
@@ -63,7 +63,7 @@ class Visit:
     def __init__(self, entries: list[Tensor], outputs: list[Tensor], unswapped: Sequence[Tensor]) -> None:
         self.entries, self.outputs, self.unswapped = entries, outputs, unswapped
         self.wanted = [i for i, entry in enumerate(entries) if entry.requires_grad]
-        self._detour = _Detour()
+        self._captured_grads = _DivertedGradients()
         if unswapped:
             number = {_edge(t): k for k, t in enumerate(unswapped)}
             uses: dict[Any, list[tuple[int, int]]] = {}
@@ -71,7 +71,7 @@ class Visit:
                 if edge in number:
                     uses.setdefault(node, []).append((i, number[edge]))
             for node, places in uses.items():
-                node.register_hook(self._detour.hook(places))
+                node.register_hook(self._captured_grads.hook(places))
 
     def vjp(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradient of every entry from the cotangents of the outputs; None where nothing arrives."""
@@ -79,7 +79,7 @@ class Visit:
         grads: list[Tensor | None] = [None] * len(self.entries)
         if not arrived or not (self.wanted or self.unswapped):
             return grads
-        self._detour.taken = taken = dict[int, Tensor]()
+        self._captured_grads.diverted = diverted = dict[int, Tensor]()
         found = torch.autograd.grad(
             [o for o, _ in arrived],
             [*(self.entries[i] for i in self.wanted), *self.unswapped],
@@ -88,17 +88,17 @@ class Visit:
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
-        self._detour.taken = None
+        self._captured_grads.diverted = None
         for i, grad in zip(self.wanted, found, strict=False):
             grads[i] = grad
         first = len(self.entries) - len(self.unswapped)
-        while taken:
-            k, grad = taken.popitem()
+        while diverted:
+            k, grad = diverted.popitem()
             grads[first + k] = added(grads[first + k], grad)
         return grads
 
     def unseen(self, captured: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
-        """What it reaches beside its entries: leaves that are not captured yet; whether it reaches any tensor."""
+        """The leaves that it reaches beyond its entries and `captured`; whether it reaches any leaf or captured one."""
         known = {_edge(t) for t in captured}
         leaves: dict[int, Tensor] = {}
         reached = False
@@ -110,20 +110,20 @@ class Visit:
         return list(leaves.values()), reached or bool(leaves)
 
     def calls_functions(self) -> bool:
-        """Whether it calls autograd.Functions, or what a compiler made: torch function modes do not see the call."""
+        """Whether it calls autograd.Functions or compiled code: torch function modes do not see such a call."""
         return any(isinstance(node, BackwardCFunction) for node, _, _ in self._edges())
 
     def reaches(self, other: Visit) -> bool:
-        """Whether it depends on what another one was given."""
+        """Whether it depends on the entries of another visit."""
         theirs = other._entered()
         return any(edge in theirs for _, _, edge in self._edges())
 
     def _entered(self) -> set[_GraphEdge]:
         return {_edge(t) for t in self.entries if t.requires_grad}
 
-    def _edges(self, beside: Iterable[_GraphEdge] = ()) -> Iterator[tuple[Any, int, _GraphEdge]]:
-        """Edges of the graph as (node, which of its inputs, edge), not followed beyond the entries, and those given."""
-        stop = {*beside, *self._entered()}
+    def _edges(self, given: Iterable[_GraphEdge] = ()) -> Iterator[tuple[Any, int, _GraphEdge]]:
+        """Edges of the graph as (node, number of an input, edge), not followed beyond the entries and given edges."""
+        stop = {*given, *self._entered()}
         todo = [t.grad_fn for t in self.outputs if t.grad_fn is not None]
         seen = set(todo)
         while todo:
@@ -145,7 +145,7 @@ def _edge(t: Tensor) -> _GraphEdge:
 
 
 class _Substitution(TorchFunctionMode):
-    """Puts other tensors in the place of the captured ones. made: notes the tensors that are made, where given."""
+    """A function mode that replaces captured tensors by others. made: where given, receives the tensors made inside."""
 
     def __init__(self, table: dict[int, Tensor], made: list[weakref.ref[Tensor]] | None) -> None:
         super().__init__()
@@ -170,10 +170,10 @@ class _Substitution(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Replay:
-    """All that a step needs to be run again.
+    """Everything that is needed to run a step again.
 
     carry: the form of the carry that enters each step. x, y: the form of each x and y.
-    overwrites: the step writes to its carry or x in place, and is to get copies.
+    overwrites: the step writes to its carry or x in place, and must get copies.
     opaque: the step hands captured tensors to calls that torch function modes do not see, such as the `apply` of an
         autograd.Function or a scripted module.
     """
@@ -208,7 +208,7 @@ class Replay:
         return Visit(list(entries), outputs, self.captured if self.opaque else ())
 
     def again(self, t: int, entries: Sequence[Tensor]) -> list[Tensor]:
-        """The carry after step t, run again as in forward: not recorded."""
+        """The carry after step t, which is run again as in forward, without recording."""
         with torch.no_grad():
             return [c.detach() for c in self._run(t, entries)[0]]
 

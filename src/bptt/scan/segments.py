@@ -1,6 +1,6 @@
-"""The steps of a call on its way back: which carries it kept, and replays from them, segment by segment.
+"""The steps of a call in its backward pass: which carries were kept, and the replays from them, segment by segment.
 
-Carries that were not kept are computed again, and every replay must give what the forward pass gave.
+Carries that were not kept are recomputed, and every replay must give what the forward pass gave.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["KeptCarries", "ScanCall", "StepReplays"]
 
 @dataclass(frozen=True)
 class KeptCarries:
-    """Which carries a forward pass keeps: those before the segments that a schedule stores; of a single segment, all.
+    """The carries that a forward pass keeps: those at the segment starts that a schedule stores; of one segment, all.
 
     starts: the first step of each segment, and T.
     """
@@ -33,7 +33,7 @@ class KeptCarries:
 
     @classmethod
     def of(cls, memory: str | Checkpoints, T: int, carry: Sequence[Tensor]) -> KeptCarries:
-        """What a memory keeps of T such carries. Raises ValueError for a memory that is none, or too few bytes."""
+        """The carries that a memory keeps of T such carries. Raises ValueError for an unknown one, or too few bytes."""
         policy, whole = parse(memory), cls((0, T), binomial(1, 0))
         if policy == "gates":
             raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
@@ -56,13 +56,13 @@ class KeptCarries:
 
     @property
     def before(self) -> Sequence[int]:
-        """The steps before which a carry is kept, in order; that before step 0 is among the inputs of the call."""
+        """The steps before which a carry is kept, in order; the one before step 0 is among the inputs of the call."""
         return range(self.starts[-1]) if self.whole else [self.starts[i] for i in self.schedule.stored_forward]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The carries, resets applied, that enter steps start to stop-1, and step stop where there is one: `[n, ...]`."""
+    """The carries `[n, ...]`, after resets, that enter steps start to stop-1, and step stop where there is one."""
 
     start: int
     stop: int
@@ -71,9 +71,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class ScanCall:
-    """A call as its way back finds it: what went in, what came out, and what runs a step of it again.
+    """A call of scan as its backward pass sees it: its inputs, its outputs, and the replay of its steps.
 
-    carry: the first. captured: what stands in the place of the captured tensors. final: the last carry. xs, ys:
+    carry: the first carry. captured: the tensors in the place of the captured ones. final: the last carry. xs, ys:
     `[T, ...]`. resets: `[T, B]` or `[T, 1]`.
     """
 
@@ -87,11 +87,11 @@ class ScanCall:
 
     @property
     def T(self) -> int:
-        """How many steps there are."""
+        """The number of steps."""
         return len(self.replay.carry)
 
     def after(self, t: int, carry: list[Tensor]) -> list[Tensor]:
-        """The carry that enters step t+1, computed again from the one that enters step t."""
+        """The carry that enters step t+1, recomputed from the one that enters step t."""
         after = self.replay.again(t, [*carry, *(x[t] for x in self.xs), *self.captured])
         if [(c.shape, c.dtype) for c in after] != [(c.shape, c.dtype) for c in carry]:
             raise differs(t)
@@ -108,7 +108,7 @@ class ScanCall:
         got = list(visit.outputs)
         expected = [*(self.final if last else after), *(y[t] for y in self.ys)]
         same = len(got) == n + len(self.ys)
-        if same and not last:  # what was kept had been reset
+        if same and not last:  # the expected carry is one after resets
             got[:n] = reset(got[:n], self.resets, t + 1) if after else []
         rounding = self.replay.rounding
         if same and all(_close(g, e, rounding) for g, e in zip(got, expected, strict=True) if differentiable(e)):
@@ -118,11 +118,11 @@ class ScanCall:
 
 @dataclass
 class StepReplays:
-    """Steps as a first-order backward replays them: each visit is a graph of its own, cut off on all sides.
+    """The replays of a first-order backward pass: each visit is a graph of its own, cut off on all sides.
 
     call: with leaves in the place of the captured tensors. wanted: whether each of xs and of captured is to receive a
-    gradient. segment: the steps that can be visited now, the last at first. earlier: the segments before, from the last
-    to the first. checked: a visit has passed `Replay.check`.
+    gradient. segment: the one whose steps can be visited now, first the last one. earlier: the segments before it, from
+    the last to the first. checked: a visit has passed `Replay.check`.
     """
 
     call: ScanCall
@@ -133,18 +133,18 @@ class StepReplays:
 
     @classmethod
     def of(cls, call: ScanCall, wanted: Sequence[bool], kept: KeptCarries, tape: Sequence[Tensor]) -> StepReplays:
-        """From the carries that a call kept `[n, ...]`."""
+        """The replays from the carries that a call kept `[n, ...]`."""
         segments = _segments(call, kept, tape)
         return cls(call, wanted, next(segments), segments)
 
     def each_segment(self) -> Iterator[tuple[int, int]]:
-        """(first step, step behind the last) of the segments, from the last to the first, each while it can be visited.
+        """(first step, step after the last) of the segments, from the last to the first, each while it can be visited.
 
         One is in memory at a time.
         """
         yield self.segment.start, self.segment.stop
         while self.segment.start > 0:
-            self.segment = replace(self.segment, carry=())  # let go before the next is computed
+            self.segment = replace(self.segment, carry=())  # released before the next is computed
             self.segment = next(self.earlier)
             yield self.segment.start, self.segment.stop
 
@@ -163,7 +163,7 @@ class StepReplays:
     def visit_merged(self, times: list[int], wanted: Sequence[bool] | None = None) -> Visit:
         """Several steps of the segment as one of `[len(times) * B, ...]` rows: they draw no numbers.
 
-        wanted: in the place of the replays' own. Whether it `fits` is for the caller to ask.
+        wanted: replaces the replays' own. The caller must ask whether the visit `fits`.
         """
         carry = [c[[t - self.segment.start for t in times]].flatten(0, 1) for c in self.segment.carry]
         return self._visit(times[0], carry, [x[times].flatten(0, 1) for x in self.call.xs], wanted or self.wanted)
@@ -172,7 +172,7 @@ class StepReplays:
         """Whether a merged visit of these steps gives what the forward pass gave."""
         call, n, T = self.call, len(self.call.final), self.call.T
         later, final = [min(t + 1, T - 1) for t in times], [i for i, t in enumerate(times) if t == T - 1]
-        expected = [kept[[t - self.segment.start for t in later]] for kept in self.segment.carry]
+        expected = [c[[t - self.segment.start for t in later]] for c in self.segment.carry]
         for rows, c in zip(expected, call.final, strict=True):
             rows[final] = c
         expected += [y[times] for y in call.ys]
@@ -198,10 +198,10 @@ class StepReplays:
 
 
 def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iterator[Segment]:
-    """The segments from the last to the first. One is in memory at a time, if the caller lets go of it too."""
+    """The segments from the last to the first. One is in memory at a time, if the caller releases it too."""
     starts, schedule = kept.starts, kept.schedule
     first = [c.detach() for c in reset(call.carry, call.resets, 0)]
-    behind: list[Tensor] = []  # the carry that enters the segment behind
+    next_carry: list[Tensor] = []  # the carry that enters the segment after this one
 
     def row(n: int) -> list[Tensor]:
         return [c[n] for c in tape]
@@ -217,23 +217,23 @@ def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iter
     stored = {i: partial(row, n) for n, i in enumerate(schedule.stored_forward)}
     for i, carry in reversals(schedule.backward, first, stored, advance, owned):
         a, b = starts[i : i + 2]
-        yield Segment(a, b, tape if kept.whole else _entering(call, a, b, carry, behind))
-        behind = carry
+        yield Segment(a, b, tape if kept.whole else _entering(call, a, b, carry, next_carry))
+        next_carry = carry
 
 
-def _entering(call: ScanCall, a: int, b: int, carry: list[Tensor], behind: list[Tensor]) -> list[Tensor]:
+def _entering(call: ScanCall, a: int, b: int, carry: list[Tensor], next_carry: list[Tensor]) -> list[Tensor]:
     """The carries that enter the steps a to b-1, from the first, and step b, where there is one."""
-    found = [c.new_empty((b - a + bool(behind), *c.shape)) for c in carry]
+    found = [c.new_empty((b - a + bool(next_carry), *c.shape)) for c in carry]
     for t in range(a, b):
         put(found, t - a, carry)
         if t < b - 1:
             carry = call.after(t, carry)
-    put(found, -1, behind)
+    put(found, -1, next_carry)
     return found
 
 
 def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
-    """Equal but for rounding: a product over more rows may add up in another order."""
+    """Whether two tensors are equal up to rounding: a product over more rows may add up in another order."""
     got = got.detach()
     if got.shape != expected.shape or got.dtype != expected.dtype or got.device != expected.device:
         return False

@@ -1,4 +1,4 @@
-"""What a step computes under beside its arguments: autocast, the default device, random generators."""
+"""What affects a step besides its arguments: autocast, the default device, random generators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GeneratorStates = dict[torch.device, Tensor]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a step computes under beside its arguments.
+    """The settings of torch that affect a step besides its arguments.
 
     autocast: its state by kind of device. Its cache stays off: entries made without grad would hide weights from it.
     device: the default device.
@@ -31,14 +31,14 @@ class Surroundings:
 
     @classmethod
     def current(cls, devices: Iterable[torch.device]) -> Surroundings:
-        """Those that a call on these devices is made under."""
+        """The surroundings that a call on these devices has now."""
         types = {device.type for device in devices if torch.amp.is_autocast_available(device.type)}
         autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types}
         return cls(autocast, default_device())
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """For one step or more, but for the default device."""
+        """A context with these surroundings for one step or more, except for the default device."""
         with ExitStack() as stack:
             for kind, (enabled, dtype) in self.autocast.items():
                 if enabled or torch.is_autocast_enabled(kind):
@@ -50,12 +50,12 @@ class Surroundings:
             yield
 
     def on_default_device(self) -> AbstractContextManager[Any]:
-        """The default device of the forward, which factory calls of a step use."""
+        """A context with the default device of the forward, which factory calls of a step use."""
         return nullcontext() if default_device() == self.device else self.device
 
 
 def random_kept(states: Sequence[GeneratorStates | None]) -> AbstractContextManager[None]:
-    """Leaves the random generators as they were, whatever is replayed inside."""
+    """A context that leaves the random generators as they were, whatever is replayed inside."""
     devices = {device for state in states if state is not None for device in state}
     cuda = [device for device in devices if device.type == "cuda"]
     return torch.random.fork_rng(cuda, enabled=bool(devices), device_type="cuda")

@@ -1,4 +1,4 @@
-"""The block sweep over the steps of a scan: one driver over segments, and two ways to sweep the blocks within one."""
+"""The block sweep over the steps of a scan: one driver over segments, and two ways to sweep blocks through one."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ PerLeaf = list[Tensor | None]
 """A gradient for each leaf, or an adjoint; None stands for zeros."""
 
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
-"""What a step may raise that is made for B rows and is given more; but for those that are `EXHAUSTED`."""
+"""The errors that a step for B rows may raise when it is given more rows; those in `EXHAUSTED` are excepted."""
 
 EXHAUSTED = (torch.OutOfMemoryError, RecursionError)
-"""The machine is at its end, and not the step: memory, or the stack. Its user has to know."""
+"""The errors of a machine that has run out of memory or of stack: no fault of the step, and its user has to know."""
 
-# Elements of carry, x and y that one merged step may take at once: bounds the memory of a walk over many blocks.
+# Elements of carry, x and y that one merged step may use at once: bounds the memory of a sweep of many blocks.
 _MERGED_ELEMENTS = 2**20
 
 
 @dataclass
 class SegmentSweep(ABC):
-    """A way to sweep blocks through one segment after the other, with sums over what they send.
+    """A way to sweep blocks through one segment after the other, with sums of the gradients that they send.
 
-    segments: (first step, step behind the last), from the last segment to the first. edge_factors: `[T, B]` or
-    `[T, 1]`, what multiplies the adjoint on its way from step t to step t-1; None is 1 everywhere. dys: the cotangents
-    of the ys. first, captured: what was sent to first carry and captured tensors; empty at first.
+    segments: (first step, step after the last), from the last segment to the first. edge_factors: `[T, B]` or `[T, 1]`,
+    which multiply the adjoint from step t to step t-1; None is 1 everywhere. dys: the cotangents of the ys. first,
+    captured: the gradients sent to the first carry and to captured tensors; empty at first.
     """
 
     segments: Iterable[tuple[int, int]]
@@ -50,16 +50,16 @@ class SegmentSweep(ABC):
     def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf] | None:
         """Sweep blocks through the steps a to b-1. Returns the adjoints of those that go on before a.
 
-        adjoints: what each block brings from behind, or has at its last loss; is emptied. Returns None where a step,
-        run on merged rows, does not give what the forward gave.
+        adjoints: those that blocks carry over from later segments, or have at their last losses; is emptied. Returns
+        None where a step, run on merged rows, does not give what the forward gave.
         """
 
     @abstractmethod
     def dxs(self) -> PerLeaf:
-        """What was sent to xs."""
+        """The gradients sent to xs."""
 
     def across(self, adjoints: PerLeaf, t: int | list[int]) -> PerLeaf:
-        """Adjoints behind step t-1, from those at step t; of merged rows, at several steps."""
+        """The adjoints after step t-1, from those before step t; of merged rows, at several steps."""
         if self.edge_factors is None:
             return adjoints
         factors = self.edge_factors[t]
@@ -69,7 +69,7 @@ class SegmentSweep(ABC):
 def block_sweep(rows: SegmentSweep, blocks: Sequence[Block], dcarry: Sequence[Tensor | None]) -> PerLeaf | None:
     """The gradients of first carry, xs and captured tensors; None where merged rows do not give what the forward gave.
 
-    blocks: (earliest step walked to, first loss, last loss). dcarry: cotangents of the final carry, which belong to the
+    blocks: (earliest step reached, first loss, last loss). dcarry: cotangents of the final carry, which belong to the
     last loss.
     """
     waiting, adjoints = list(blocks), dict[Block, PerLeaf]()
@@ -86,10 +86,10 @@ def block_sweep(rows: SegmentSweep, blocks: Sequence[Block], dcarry: Sequence[Te
 
 @dataclass
 class CoupledRows(SegmentSweep):
-    """One step after the other, with one vector-Jacobian product per block that walks over it.
+    """A sweep of one step after the other, with one vector-Jacobian product per block that reaches it.
 
-    visits: the visit of a step for a block; asked once per step, so that blocks may share it. xs: how many. by_step:
-    what was sent to xs, from the last step to the first.
+    visits: the visit of a step for a block; asked once per step, so that blocks may share it. xs: the number of xs.
+    by_step: the gradients sent to xs, from the last step to the first.
     """
 
     visits: Callable[[int], Callable[[Block], Visit]]
@@ -97,27 +97,27 @@ class CoupledRows(SegmentSweep):
     by_step: list[PerLeaf] = field(default_factory=list, init=False)
 
     def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf]:
-        waiting, walking = sorted(adjoints), dict[Block, PerLeaf]()
+        waiting, active = sorted(adjoints), dict[Block, PerLeaf]()
         for t in reversed(range(a, b)):
             while waiting and waiting[-1][2] >= t:
                 block = waiting.pop()
-                walking[block] = adjoints.pop(block)
+                active[block] = adjoints.pop(block)
             visit_for = self.visits(t)
             total: PerLeaf = []
-            for block in list(walking):
+            for block in list(active):
                 earliest, first, _ = block
-                adjoint = walking.pop(block)
+                adjoint = active.pop(block)
                 n, error = len(adjoint), [None if dy is None or t < first else dy[t] for dy in self.dys]
                 grads = visit_for(block).vjp([*adjoint, *error])
                 adjoint, total = self.across(grads[:n], t), _added(total, grads[n:])
                 if t > earliest:
-                    walking[block] = adjoint
+                    active[block] = adjoint
                 elif t == 0:
                     self.first = _added(self.first, adjoint)
             self.by_step.append(total[: self.xs])
             self.captured = _added(self.captured, total[self.xs :])
             del visit_for  # and the visit that it holds, before another step is run
-        return walking
+        return active
 
     def dxs(self) -> PerLeaf:
         return [_stacked(grads[::-1]) for grads in zip(*self.by_step, strict=True)]
@@ -125,7 +125,7 @@ class CoupledRows(SegmentSweep):
 
 @dataclass
 class MergedRows(SegmentSweep):
-    """Blocks side by side in the rows, each at a step of its own: `window` visits of (blocks * B) rows in a segment.
+    """A sweep with blocks side by side as rows, each at its own step: `window` visits of (blocks * B) rows per segment.
 
     rounding: see `StepReplays.fits`, which every visit must pass.
     """
@@ -134,8 +134,8 @@ class MergedRows(SegmentSweep):
     rounding: float = 0.0
 
     def __post_init__(self) -> None:
-        taken = (*self.replays.segment.carry, *self.replays.call.xs, *self.dys)
-        self.most = max(1, _MERGED_ELEMENTS // max(1, sum(prod(t.shape[1:]) for t in taken if t is not None)))
+        leaves = (*self.replays.segment.carry, *self.replays.call.xs, *self.dys)
+        self.most = max(1, _MERGED_ELEMENTS // max(1, sum(prod(t.shape[1:]) for t in leaves if t is not None)))
         self.sums: PerLeaf = [
             torch.zeros_like(x) if wanted and differentiable(x) else None
             for x, wanted in zip(self.replays.call.xs, self.replays.wanted, strict=False)
@@ -145,7 +145,7 @@ class MergedRows(SegmentSweep):
         waiting, leaving = sorted(adjoints), dict[Block, PerLeaf]()
         for i in range(0, len(waiting), self.most):
             blocks = waiting[i : i + self.most]
-            # Zeros where nothing has arrived yet, so that a gradient is there whichever blocks are walked together.
+            # Zeros where nothing has arrived yet, so that a gradient is there whichever blocks are swept together.
             adjoint = [
                 c.new_zeros(len(blocks), *c.shape[1:]) if rows is None and differentiable(c) else rows
                 for c, rows in zip(
@@ -160,14 +160,14 @@ class MergedRows(SegmentSweep):
                 if not self.replays.fits(visit, times, self.rounding):
                     return None
                 adjoint = self.across(self._pulled(visit, blocks, times, adjoint), times)
-                begun = [k for k, t in enumerate(times) if t == 0]
-                if begun:
-                    self.first = _added(self.first, [None if rows is None else rows[begun].sum(0) for rows in adjoint])
+                at_0 = [k for k, t in enumerate(times) if t == 0]
+                if at_0:
+                    self.first = _added(self.first, [None if rows is None else rows[at_0].sum(0) for rows in adjoint])
                 going = [k for k, (earliest, _, _) in enumerate(blocks) if times[k] > earliest]
-                out = [k for k in going if times[k] == a]
-                if out:
-                    gone = ([None] * len(out) if rows is None else rows[out].unbind() for rows in adjoint)
-                    leaving |= zip([blocks[k] for k in out], map(list, zip(*gone, strict=True)), strict=True)
+                cross = [k for k in going if times[k] == a]
+                if cross:
+                    sent = ([None] * len(cross) if rows is None else rows[cross].unbind() for rows in adjoint)
+                    leaving |= zip([blocks[k] for k in cross], map(list, zip(*sent, strict=True)), strict=True)
                     going = [k for k in going if times[k] > a]
                 if len(going) < len(blocks):
                     adjoint = [None if rows is None else rows[going] for rows in adjoint]
@@ -175,7 +175,7 @@ class MergedRows(SegmentSweep):
         return leaving
 
     def _pulled(self, visit: Visit, blocks: list[Block], times: list[int], adjoint: PerLeaf) -> PerLeaf:
-        """The adjoints `[blocks, B, ...]` of what entered these steps, from those of what came out; and the sums."""
+        """The adjoints `[blocks, B, ...]` before these steps, from those after them; the sums receive the gradients."""
         error = [None if dy is None else dy[times] for dy in self.dys]
         outside = [k for k, (_, first, _) in enumerate(blocks) if times[k] < first]
         for rows in error:
@@ -230,7 +230,7 @@ def _mixes_rows(visit: Visit, entries: int) -> bool:
 
 
 def _added(sums: PerLeaf, terms: PerLeaf) -> PerLeaf:
-    """sums: empty at first."""
+    """The sums with the terms added. sums: empty at first."""
     return list(map(added, sums or [None] * len(terms), terms))
 
 
