@@ -1,14 +1,14 @@
-"""The four stages, once, and the only autograd boundary.
+"""The engine: the four stages, written once, and the only autograd boundary.
 
 `net` is the recurrent layers of a call as data. Its programs, by what they keep: `stack` (a whole tape), `segments`
-and `bidirectional` (checkpoints); `programs` chooses. `backward` is stages 3 and 4 over a whole tape, `segment` the way
-back through segments, one after the other as `rerun` says, `crossing` what passes between them, `source` where x, y and
-their errors lie, `sweep` the one driver through the layers; `parameters` is stage 4.
+and `bidirectional` (checkpoints); `programs` chooses. `backward` is stages 3 and 4 over a whole tape, `segment` the
+backward pass by segments, one after the other as `rerun` says, `crossing` the adjoints carried over between them,
+`source` the places of x, y and their errors, `sweep` the one driver through the layers; `parameters` is stage 4.
 
-`boundary` puts a computation with a hand-written gradient into autograd's graph; `records` is what its backward call is
-given and gives; `graph` is the policy as a graph, for derivatives of higher order; `ops` is the boundary for a
-compiler: the programs as operators of torch, `flops` their cost; `tracing` says who else needs them. `tangents` refuses
-forward-mode derivatives. `device` says what torch's default device is.
+`boundary` puts a computation with a hand-written gradient into autograd's graph; `records` are the arguments and
+results of its backward call; `graph` is the policy as a graph, for derivatives of higher order; `ops` is the boundary
+for a compiler: the programs as operators of torch, `flops` their cost; `tracing` says which observers need them.
+`tangents` refuses forward-mode derivatives. `device` says what torch's default device is.
 """
 
 from .backward import BackwardPass as BackwardPass

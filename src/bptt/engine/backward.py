@@ -23,14 +23,14 @@ from .sweep import LayerGradients, LayerSweep
 __all__ = ["BackwardPass", "KeptSteps", "Observer"]
 
 KeptSteps = tuple[States, Tensor | None]
-"""Of a layer and direction: its states with the initial one before them, its gates where they were kept."""
+"""The states of a layer and direction, with the initial one before them, and its gates where they are on the tape."""
 
 REBUILD_VALUES = 2**20
-"""Values of the gates that are rebuilt at a time: enough for one product to be large."""
+"""The number of gate values that are rebuilt at a time: enough for one product to be large."""
 
 
 class Observer:
-    """Who looks at a backward pass, by layer and direction k; by itself at nothing."""
+    """An observer of a backward pass, by layer and direction k; the base class observes nothing."""
 
     def swept(self, k: int, frames: Frames, result: SweepResult) -> None:
         """What one sweep has brought back."""
@@ -40,7 +40,7 @@ class Observer:
 
 
 class _LayerWalk:
-    """A layer and direction while it is swept."""
+    """The state of one layer and direction during its sweep."""
 
     def __init__(self, x: Tensor, tape: Tape, edge_factors: Tensor | None, needs: Sequence[bool]) -> None:
         self.x: Tensor | None = x  # `[T, B, I]`, its input; None while it waits for more groups
@@ -53,9 +53,9 @@ class _LayerWalk:
 class BackwardPass(LayerSweep["Frames | Columns"]):
     """One backward call of a net with a whole tape.
 
-    observer: sees what every sweep brings back, lambda of all states included. columns: those of blocks that are to be
-    walked, where they are not those of the policy. crossing: for a segment of a longer call, whose blocks come from the
-    later one and go on into the one before; its columns then are those of the segment.
+    observer: sees every sweep result, including lambda of all states. columns: those of the blocks to sweep, where they
+    are not those of the policy. crossing: for a segment of a longer call, the adjoints that blocks carry over from the
+    later segment and into the earlier one; its columns then are those of the segment.
     """
 
     def __init__(

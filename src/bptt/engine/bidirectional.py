@@ -30,7 +30,7 @@ __all__ = ["CheckpointedBidirectional"]
 
 @dataclass(eq=False)
 class CheckpointedBidirectional(Segments):
-    """A bidirectional net as a program whose tape are checkpoints, and the outputs of the layers below the top.
+    """A bidirectional net as a program whose tape consists of checkpoints and the outputs of the layers below the top.
 
     starts, schedule, memory: see `Segments`; those of every layer and direction.
     """
@@ -122,7 +122,7 @@ class CheckpointedBidirectional(Segments):
 
 
 class _BidirectionalPass(LayerSweep["Columns | None"]):
-    """One backward call: from the top layer to the bottom, both directions of each."""
+    """One backward call of a bidirectional net: from the top layer to the bottom, both directions of each."""
 
     def __init__(
         self, program: CheckpointedBidirectional, inputs: Tensors, tape: tuple[Tensor, ...], asked: Asked

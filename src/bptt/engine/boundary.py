@@ -23,7 +23,7 @@ __all__ = ["OPERATORS", "PULLBACKS", "Program", "Pullback", "attach", "own_preci
 
 
 class Pullback(Protocol):
-    """A hand-written gradient: the way back through a computation. Not changed once it is in autograd's graph."""
+    """A hand-written gradient: the backward pass of a computation. Immutable once it is in autograd's graph."""
 
     name: ClassVar[str]
     """What a profiler calls the computation."""
@@ -48,8 +48,8 @@ class Pullback(Protocol):
 
 
 class Program(Pullback, Protocol):
-    """A computation with a hand-written gradient, which gives the same again: an output that the caller changed in
-    place is had anew.
+    """A computation with a hand-written gradient, which gives the same results when run again: an output that the
+    caller changed in place is recomputed.
     """
 
     @property
@@ -66,15 +66,15 @@ class Program(Pullback, Protocol):
 
 
 def own_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off: the walks run in their tensors' own precision."""
+    """A context without autocast, in which the walks run in the precision of their tensors."""
     return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
 OPERATORS: dict[type, Callable[[Any, Tensors], tuple[Tensor, ...]]] = {}
-"""How a program of a type runs where it is looked at: through operators of torch, which a graph can hold."""
+"""How a program of a type runs where it is observed: through operators of torch, which a graph can hold."""
 
 PULLBACKS: dict[type, Callable[[Any, Saved, Asked], Grads]] = {}
-"""The same of its backward call, where the forward call was not looked at."""
+"""How its backward call runs where it is observed and the forward call was not."""
 
 
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -102,8 +102,8 @@ def attach(
 ) -> tuple[Tensor, ...]:
     """Outputs that were computed from these tensors without autograd, differentiable by the pullback.
 
-    tape: what was kept for it, under the rules of `Program.forward`. Where the caller changes an output in place that
-    the pullback reads, the backward call raises.
+    tape: the tensors kept for the pullback, under the rules of `Program.forward`. Where the caller changes an output in
+    place that the pullback reads, the backward call raises.
     """
     if has_torch_function(tensors):
         return handle_torch_function(attach, tensors, pullback, outputs, tape, *tensors)
@@ -111,7 +111,7 @@ def attach(
 
 
 class _Boundary(torch.autograd.Function):
-    """Everything that holds a tensor is saved through autograd, which sees it, guards it, and frees it in time.
+    """The autograd function of a program. Every tensor is saved through autograd, which guards it and frees it in time.
 
     ctx.program: the program without its tensors. ctx.ends: where in what is saved the inputs end, the tensors that the
     program holds, and the outputs that it reads; the tape is the rest. ctx.witnesses: see `_own`.
@@ -149,7 +149,7 @@ class _Boundary(torch.autograd.Function):
 
 
 class _Attached(_Boundary):
-    """The same of what was computed before: a pullback, outputs and tape."""
+    """The autograd function of what was computed before: a pullback, outputs and tape."""
 
     @staticmethod
     def forward(ctx: Any, computed: Any, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -161,8 +161,8 @@ class _Attached(_Boundary):
 
 
 class _Transformable(_Boundary):
-    """The same in the form that torch.func asks for, which takes torch longer to call: all that is saved is an input or
-    an output.
+    """The autograd function of a program in the form that torch.func asks for, which torch calls more slowly: all that
+    is saved is an input or an output.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The adjoints of overlapping blocks on the way from a segment to the one before.
+"""The adjoints that overlapping blocks carry over from a segment to the one before.
 
 Legend: R positions and N columns of a sweep (see `kernels.frames`); k numbers layers and directions as in `net`.
 """
@@ -17,7 +17,7 @@ __all__ = ["Crossing"]
 
 
 class Crossing:
-    """The columns of a call that is walked back in segments, and what passes from each segment to the one before.
+    """The columns of a call swept in segments, and the adjoints carried over from each segment to the one before.
 
     columns: of the whole call, or of some blocks, one-directional. above: `[R, N, P]` errors that come from the layer
     above, by position in the columns. below: `[R, N, F]`, where what goes to the layer below is written, by position;

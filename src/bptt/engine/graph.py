@@ -1,4 +1,4 @@
-"""A policy as a graph that autograd records: what derivatives of every order of a policy's gradient mean, (6.20).
+"""A policy as a graph that autograd records, which defines derivatives of every order of the gradient, (6.20).
 
 Every time edge is the identity forward and multiplies by xi backward, a cut edge is a detach, and blocks that overlap
 have a copy of their window each. The first derivative of this graph is the block sweep of `backward`; it is built where

@@ -1,4 +1,4 @@
-"""A network of recurrent layers in one call, as data: what every program of it and every pass over it asks.
+"""The recurrent layers of one call as data, which every program of the net and every pass over it reads.
 
 Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates, L layers, D directions. k = layer * D
 + direction numbers the layers and directions, as torch.nn orders their parameters.

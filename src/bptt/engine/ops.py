@@ -1,9 +1,9 @@
 """The programs of a net as operators of torch, so that a compiler can put them into its graph, and a mode can see them.
 
-`boundary.run` comes here where a call is looked at (torch.compile, torch.export, jit.trace, make_fx, FlopCounterMode)
+`boundary.run` comes here where a call is observed (torch.compile, torch.export, jit.trace, make_fx, FlopCounterMode)
 and nowhere else: a call of the program without operators takes less time. `bptt::stack_forward` is stage 1,
-`bptt::stack_backward` stages 3 and 4. Their fake forms give shapes alone, of any symbolic T and B. All that is no
-tensor in a `Net` arrives as text.
+`bptt::stack_backward` stages 3 and 4. Their fake forms give shapes alone, of any symbolic T and B. Everything in a
+`Net` that is not a tensor arrives as text.
 
 Legend: T steps, B lanes, P size of h, H hidden units, F gate values, L layers, D directions, S states of the cell.
 """

@@ -1,5 +1,5 @@
-"""Stage 4: one product per weight over all steps and lanes, (6.4), of factors that the cell names; and what reaches the
-state that a sequence restarts from at a reset.
+"""Stage 4: one product per weight over all steps and lanes, (6.4), of factors that the cell names; and the gradient
+of the state that a sequence restarts from at a reset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a backward call is given, and what it gives."""
+"""The arguments and the results of a backward call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tensors = tuple[Tensor | None, ...]
 
 
 class Saved(NamedTuple):
-    """What a forward call leaves for its backward call."""
+    """The tensors that a forward call saves for its backward call."""
 
     inputs: Tensors
     outputs: tuple[Tensor, ...]
@@ -24,10 +24,10 @@ class Saved(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a backward call is asked for."""
+    """The request of a backward call: cotangents, and the gradients that are needed."""
 
     cotangents: Tensors
-    """Of the outputs; None where nothing arrived."""
+    """The cotangents of the outputs; None where nothing arrived."""
     needs: tuple[bool, ...]
     """Whether each input needs a gradient."""
     adjoints: bool = False
@@ -35,7 +35,7 @@ class Asked(NamedTuple):
 
 
 class Grads(NamedTuple):
-    """What a backward call gives."""
+    """The results of a backward call."""
 
     inputs: Tensors
     """The gradient of every input that needs one; of others None, or what came along."""

@@ -1,4 +1,4 @@
-"""The interpreter of checkpoint schedules: which state is at hand when a segment is to be run again and walked back."""
+"""The interpreter of checkpoint schedules: which state is available when a segment is run again and swept."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def reversals(
     advance: Callable[[int, State], State],
     keep: Callable[[State], State] = lambda state: state,
 ) -> Iterator[tuple[int, State]]:
-    """Every segment that is to be reversed, with the state before it, as a schedule orders.
+    """Every segment to reverse, with the state before it, in the order of a schedule.
 
-    actions: of `schedules`, none on the way forward. initial: state 0. stored: what gives a state that the way forward
-    has stored. advance: the state after a segment, from the state before it. keep: what is stored of a state on the way
-    back. A tape that was kept whole is the schedule of one segment, "R0".
+    actions: those of `schedules`, without those of the forward pass. initial: state 0. stored: gives a state that the
+    forward pass stored. advance: the state after a segment, from the state before it. keep: what the backward pass
+    stores of a state. A whole tape is the schedule of one segment, "R0".
 
     >>> from bptt.schedules import binomial
     >>> actions = binomial(4, slots=1).backward
@@ -31,7 +31,7 @@ def reversals(
     [(3, 3), (2, 2), (1, 1), (0, 0)]
     """
     kept = {0: initial}
-    at, state = -1, initial  # the state at hand, and the segment it stands before: none yet
+    at, state = -1, initial  # the current state, and the segment before which it stands: none yet
     for action in actions:
         i = action.first
         if action.kind == "S":

@@ -1,4 +1,4 @@
-"""The way back through a call with checkpoints: one segment after the other, from the last to the first.
+"""The backward pass of a call with checkpoints: one segment after the other, from the last to the first.
 
 Legend: as in `net`; a, b: a segment's first step, and the one after its last.
 """
@@ -25,9 +25,9 @@ __all__ = ["SegmentedPass", "advance", "states_of"]
 
 
 class SegmentedPass:
-    """One backward call of a one-directional net: segments reversed from the last to the first, sums over them.
+    """One backward call of a one-directional net: segments from the last to the first, gradients summed over them.
 
-    starts: the first step of each segment, and T. asked: of its cotangents those of the final state.
+    starts: the first step of each segment, and T. asked: its cotangents are those of the final state.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SegmentedPass:
         return advance(self.net, self.inputs, self.source, state, a, b)[1]
 
     def _reverse(self, i: int, state: States) -> None:
-        """Run segment i again with its tape, and walk it back."""
+        """Run segment i again with its tape, then backward."""
         a, b = self.starts[i : i + 2]
         columns = None if self.crossing is None else self.crossing.within(a, b)
         if columns is not None and not len(columns.span):

@@ -1,7 +1,7 @@
-"""A net with checkpoints: stage 1 keeps a state now and then, stages 3 and 4 run a segment at a time again.
+"""A net with checkpoints: stage 1 keeps some of the states, stages 3 and 4 run one segment again at a time.
 
 A segment is a call of the net on its own steps: its initial state is a checkpoint, and the adjoint that leaves it is
-the cotangent of the final state of the segment before. Where blocks overlap, every block that crosses brings its own.
+the cotangent of the final state of the segment before. Where blocks overlap, every block that crosses has its own.
 
 Legend: as in `net`; a, b: a segment's first step, and the one after its last.
 """
@@ -34,9 +34,9 @@ SEGMENT_BYTES = 2**20
 
 @dataclass(eq=False)
 class Segments(NetProgram):
-    """A net cut into segments.
+    """A net whose steps are divided into segments.
 
-    starts: `[N+1]` the first step of each segment, and T. memory: what asked for it.
+    starts: `[N+1]` the first step of each segment, and T. memory: the policy that asked for them.
     """
 
     starts: tuple[int, ...]
@@ -66,9 +66,9 @@ class Segments(NetProgram):
 
 @dataclass(eq=False)
 class Checkpointed(Segments):
-    """A one-directional net as a program whose tape are checkpoints.
+    """A one-directional net as a program whose tape consists of checkpoints.
 
-    reads_y: whether the backward call is given y, where the top layer's h stands: then it is in no checkpoint.
+    reads_y: whether the backward call is given y, which holds the top layer's h: then h is in no checkpoint.
     """
 
     reads_y: bool = True

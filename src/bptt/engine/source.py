@@ -1,4 +1,4 @@
-"""Where the input of a call comes from, segment by segment, and where its output and dL/dx go.
+"""The source of a call's input, segment by segment, and the destination of its output and dL/dx.
 
 Legend: as in `net`; a, b: a segment's first step, and the one after its last.
 """
@@ -17,22 +17,22 @@ __all__ = ["OneDirection", "Source", "Whole"]
 
 
 class Source(Protocol):
-    """Where a call's x comes from, and where its y and dx go, segment by segment."""
+    """The source of a call's x, segment by segment, and the destination of its y and dx."""
 
     def x(self, a: int, b: int) -> Tensor:
         """The input of steps a to b-1 `[b-a, B, I]`."""
         ...
 
     def see(self, a: int, b: int, y: Tensor) -> None:
-        """The output of these steps, on the way forward."""
+        """Receive the output of these steps, in the forward pass."""
         ...
 
     def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
-        """dL/dy of these steps, y run again."""
+        """dL/dy of these steps, from y as it was run again."""
         ...
 
     def put(self, a: int, b: int, dx: Tensor | None) -> None:
-        """dL/dx of these steps, None where it is not asked for."""
+        """Receive dL/dx of these steps, None where it is not asked for."""
         ...
 
 

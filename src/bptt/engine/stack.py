@@ -27,7 +27,7 @@ __all__ = ["NetProgram", "Rerun", "Stack"]
 
 
 class Rerun(NamedTuple):
-    """Steps a to b-1 that direction d runs forward again, so many times."""
+    """A run of steps a to b-1, which direction d repeats forward so many times."""
 
     d: int
     a: int
@@ -37,7 +37,7 @@ class Rerun(NamedTuple):
 
 @dataclass(eq=False)
 class NetProgram(ABC):
-    """What the programs of a net have in common: see `boundary.Program`."""
+    """The base class of the programs of a net: see `boundary.Program`."""
 
     name: ClassVar[str] = "stack"
 
@@ -57,7 +57,7 @@ class NetProgram(ABC):
     # What a call costs: `plan` and torch's counter of operations ask --------------------------------------------------
 
     def segment_starts(self, T: int) -> tuple[int, ...]:
-        """The first step of each segment that is walked back by itself, and T."""
+        """The first step of each segment that has a backward pass of its own, and T."""
         return (0, T)
 
     @abstractmethod
@@ -161,7 +161,7 @@ class Stack(NetProgram):
 
     @torch.no_grad()
     def tapes(self, saved: Saved) -> list[Tape]:
-        """What is known of all steps of every layer and direction; gates that were not kept are rebuilt."""
+        """The tapes of every layer and direction; gates that were not kept are rebuilt."""
         asked = Asked((None,) * self.outputs, (False,) * len(saved.inputs))
         return BackwardPass(self.net, saved.inputs, self._kept(saved), asked).tapes()
 

@@ -38,9 +38,9 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class LayerSweep(ABC, Generic[Group]):
-    """Stage 3 through the layers of a net, whatever a layer's own way back in time is.
+    """Stage 3 through the layers of a net, in whatever way a layer itself is swept back in time.
 
-    A group of blocks goes down through all layers before the next one starts. Where blocks do not overlap, or there is
+    A group of blocks is swept through all layers before the next one starts. Where blocks do not overlap, or there is
     one layer, all of them are one group.
     """
 

@@ -1,4 +1,4 @@
-"""Forward-mode derivatives, which neither the walks nor a replayed step carry on: refused, so that none is lost."""
+"""The refusal of forward-mode derivatives, which neither walks nor replayed steps carry on, so that none is lost."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who looks at a call: tracers that record it, modes that see every operation, profilers; and what cannot be traced.
+"""The observers of a call: tracers, modes that see every operation, and profilers; and what cannot be traced.
 
 `recorder` is the tracer of torch.jit.trace, and of what is built on it, while it records; else None.
 
-Compiled code is opaque to all of them. A call that is looked at goes through the operators of `ops`, which they can
+Compiled code is opaque to all of them. A call that is observed goes through the operators of `ops`, which they can
 record, count and name.
 """
 
@@ -26,9 +26,9 @@ __all__ = ["named", "recorder", "recording", "refusal", "refuse_onnx", "refuse_r
 
 
 def seen(x: Tensor | None) -> bool:
-    """Whether a call on x is looked at, by a compiler, a tracer or a mode of torch's dispatcher as FlopCounterMode is.
+    """Whether a call on x is observed by a compiler, a tracer or a mode of torch's dispatcher such as FlopCounterMode.
 
-    A mode with a true attribute `sees_inside` looks at what happens inside of an operator, and gets that.
+    A mode with a true attribute `sees_inside` observes what happens inside an operator, and gets that.
     """
     if is_compiling() or recorder() is not None:
         return True

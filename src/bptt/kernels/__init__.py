@@ -1,4 +1,4 @@
-"""Who computes: the kernels, the registry, and `choose`, which `kernel="auto"` asks.
+"""The kernels, their registry, and `choose`, which `kernel="auto"` asks.
 
 A new kernel is one file and one entry in `KERNELS`, in order of preference.
 """
@@ -43,18 +43,18 @@ BY_TORCH: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[int, ...]]
     "GRU": (torch.gru, (60_000,)),
 }
 """By the mode of the cell: torch's own function for a differentiated call of one layer, and the multiplications up to
-which it is called for one step, and for two. One step of one lane has it whatever its size.
+which it is used for one step, and for two. One step of one lane uses it whatever its size.
 
 Autograd's record of a few products and element-wise operations takes less time than a function with a gradient of its
 own, which by then has hardly been of use: measured at B = 1 to 32, H = 32 to 1024."""
 
 STEPS_BY_TORCH = max(len(most) for _, most in BY_TORCH.values())
-"""Beyond so many steps none of them is called."""
+"""The largest number of steps for which any of them is used."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which kernel runs, and why."""
+    """The choice of a kernel: which one runs, and why."""
 
     kernel: Kernel
     reason: str
@@ -96,7 +96,7 @@ def _choose(name: str, request: Request, kernels: tuple[Kernel, ...]) -> Choice:
 
 
 class Layer(Protocol):
-    """What `explain` asks of a layer: a `bptt.nn` layer has it."""
+    """The part of a layer that `explain` reads; a `bptt.nn` layer has it."""
 
     input_size: int
     hidden_size: int

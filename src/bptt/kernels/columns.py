@@ -1,4 +1,4 @@
-"""The columns of blocks that overlap: of a whole stack, in both directions' times, or of one part after the other.
+"""The columns of overlapping blocks: of a whole stack, in both directions' times, or of one part after the other.
 
 Legend: as in `frames`.
 """
@@ -88,7 +88,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The columns of a one-directional call whose blocks overlap, found for the part in which they are asked for."""
+    """The columns of a one-directional call whose blocks overlap, computed for one part of it when asked for."""
 
     reach: Reach
     lengths: Tensor | None

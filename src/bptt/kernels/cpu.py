@@ -1,4 +1,4 @@
-"""The CPU kernel: compiled walks (csrc/), the recurrent product and the gates fused. Large products are torch's.
+"""The CPU kernel: compiled walks (csrc/) with the recurrent product and the gates fused. Large products are torch's.
 
 Legend: T steps, B lanes, F taped gate values, R positions and N columns of a sweep (see `frames`).
 """
@@ -40,7 +40,7 @@ def variants() -> list[str]:
 
 
 class Cpu:
-    """Stage 1 and stage 3 in C++, float32 and float64.
+    """The CPU kernel: stage 1 and stage 3 in C++, float32 and float64.
 
     variant: an instruction set by name; None is the widest that this machine runs.
     """

@@ -17,7 +17,7 @@ __all__ = ["Eager"]
 
 
 class Eager:
-    """Stage 1 and stage 3 in plain torch. The reference the other kernels are held to, and the recordable one."""
+    """The eager kernel: stage 1 and stage 3 in plain torch, recordable, and the reference of the other kernels."""
 
     name = "eager"
     variant: str | None = None

@@ -1,8 +1,8 @@
-"""Where the rows of a block sweep lie: addresses only, no arithmetic on values.
+"""The places of the rows of a block sweep: addresses only, no arithmetic on values.
 
 A block sweep walks N columns side by side, one per (block, lane). Column n walks R positions, position r at step
 start[n] + r, from r = R-1 down to r = 0. Aligning the columns at their *ends of the walk* (r = 0) lets a shorter
-last block start later instead of stopping earlier: before it has met its first error its adjoint is zero.
+last block start later instead of stopping earlier: before its first error its adjoint is zero.
 
 Legend: T steps, B lanes, N columns, R positions. Times are the direction's own: for a reverse layer they count
 from the end of each sequence.
@@ -38,7 +38,7 @@ class Frames:
     first: Tensor  # a column's own losses: steps first..last
     last: Tensor
     end: Tensor  # the last step of the column's sequence
-    top: Tensor  # the step a column's walk starts from: past it the adjoint is zero
+    top: Tensor  # the step a column's walk starts from: after it the adjoint is zero
     arrives: Tensor  # the row of `Sweep.arriving` with which a column's walk begins at its top; -1 is none
     whole: bool = False  # one column per lane, from 0 to T-1: every step is its own address
     number: Tensor | None = None  # of each column in the frames these are a part of, where they cross into others
@@ -102,11 +102,11 @@ class Frames:
         return replace(self, **{name: getattr(self, name)[columns] for name in names}, whole=False)
 
     def within(self, a: int, b: int) -> Frames:
-        """What the columns walk between the steps a and b-1, in the time of that part alone, numbered as they are here.
+        """The columns within the steps a to b-1, in the time of that part alone, numbered as they are here.
 
         A column that comes from after b-1 starts at the part's last step, without losses of its own if they all lie
-        there. The end of a sequence after b-1 lies nowhere in the part. What arrives at columns from there is for
-        whoever walked the later part to say: here it is none.
+        there. The end of a sequence after b-1 lies nowhere in the part. The adjoints that arrive at columns from
+        there are known to the sweep of the later part alone: here there are none.
         """
         crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
         part = self.pick(crossing)
@@ -179,16 +179,16 @@ def final_rows(lane: Tensor, last: Tensor, end: Tensor) -> Tensor:
 
 
 KEPT, KEPT_BYTES = 256, 2**24
-"""At most so many sweeps' columns are kept for the next call, and of all of them together so many bytes."""
+"""The largest number of sweeps whose columns are cached for later calls, and of bytes of all of them together."""
 
 _KEPT: dict[tuple[Reach, int, int], Frames] = {}
 """Columns on sequences of equal length, by what they were asked for with, the last asked for at the end."""
 
 
 def _kept(reach: Reach, T: int, B: int) -> Frames:
-    """The columns on sequences of equal length; kept, since a training loop asks for the same ones at every call.
+    """The columns on sequences of equal length; cached, since a training loop asks for the same ones at every call.
 
-    Those that were asked for longest ago go first. Columns of more bytes than all may have are not kept: their walk
+    Those that were asked for longest ago go first. Columns of more bytes than all may have are not cached: their walk
     takes far longer than they do.
     """
     key = (reach, T, B)

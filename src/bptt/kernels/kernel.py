@@ -1,7 +1,7 @@
-"""What a kernel is.
+"""The interface of a kernel.
 
 A kernel computes the walks: stage 1 forward through time and stage 3 back through it. The products over all steps
-(input projection, parameter gradients) are the engine's, where a kernel does not have them at hand.
+(input projection, parameter gradients) are the engine's, where a kernel does not compute them itself.
 
 Legend: T steps, B lanes, I input features, H hidden units, P size of h, G gates, F taped gate values; R positions and N
 columns of a sweep (see `frames`).
@@ -23,7 +23,7 @@ __all__ = ["Kernel", "Request", "Sweep", "SweepResult", "Tape"]
 
 
 class Request(NamedTuple):
-    """What a kernel is asked whether it can run."""
+    """A request that a kernel takes or refuses."""
 
     cell: Cell
     device: torch.device
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 @dataclass(eq=False)
 class Tape:
-    """What stage 1 kept of one layer and direction, in that direction's own time. States are (h,) or (h, c)."""
+    """The tape of stage 1, of one layer and direction, in that direction's own time. States are (h,) or (h, c)."""
 
     states: tuple[Tensor, ...]  # h [T+1, B, P], c [T+1, B, H]: the initial state, then the state after each step
     resets: Tensor | None  # bool [T, B, 1], where the state was replaced before the step; None is nowhere
@@ -58,17 +58,15 @@ class Tape:
 
 
 class Sweep(NamedTuple):
-    """All that a kernel is asked of stage 3 of one layer and direction."""
+    """A request for stage 3 of one layer and direction."""
 
     cell: Cell
     w: Weights
     tape: Tape
     frames: Frames
-    errors: Tensor | None  # dL/dy [T, B, P], of which each column takes its own losses; by position [R, N, P]
-    arriving: tuple[
-        Tensor | None, ...
-    ] = ()  # h [n, P], c [n, H]: lambda with which columns begin, by `Frames.arrives`,
-    # whose rows it has at least; () is none of any state
+    errors: Tensor | None  # dL/dy [T, B, P], of which each column uses its own losses; by position [R, N, P]
+    # h [n, P], c [n, H]: lambda with which columns begin, at least the rows that `Frames.arrives` names; () is none
+    arriving: tuple[Tensor | None, ...] = ()
     # [T, B, 1] on the adjoint from step t to step t-1; None is 1. Where it is 0 nothing passes, not even a NaN.
     edge_factors: Tensor | None = None
     # Whether errors come, and results go, by position and column; else results are summed by step and lane.
@@ -83,7 +81,7 @@ class Sweep(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    """What a sweep brings back: by position and column, or by step and lane, as was asked for."""
+    """The result of a sweep, by position and column or by step and lane, as was asked for."""
 
     da: Tensor  # [T, B, G*H], by position [R, N, G*H]: dL/d(pre-activation)
     adjoints: tuple[Tensor, ...] = ()  # lambda of h [.., P], of c [.., H], as many as asked for
@@ -95,7 +93,7 @@ class SweepResult(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Computes the walks for the cells, devices and dtypes it supports. Outputs are fresh tensors."""
+    """A kernel, which computes the walks for the cells, devices and dtypes it supports. Outputs are fresh tensors."""
 
     name: str
     variant: str | None  # the instruction set it was compiled for, if it was

@@ -1,8 +1,8 @@
-"""Large products of matrices, by the faster of torch's libraries.
+"""Large matrix products, by the faster of torch's libraries.
 
 oneDNN compiles code for every size that it meets and keeps it, about 0.8 MiB a size, up to a thousand sizes. The
-number of rows, steps times lanes, differs from call to call where sequences do. So products are taken in pieces of
-whole sizes, of which there are few.
+number of rows, steps times lanes, differs from call to call where sequences do. So products are computed in pieces
+of whole sizes, of which there are few.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGE = 1_200_000
 """Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""
 
 MOST_ROWS = 16384
-"""Rows of a piece, at the most: what it takes beside its result is bounded too."""
+"""The largest number of rows of a piece, so that the memory it uses besides its result is bounded too."""
 
 WIDE, WIDE_BESIDE = 128, 96
 """Columns of the wider and of the narrower factor from which on the faster product of a sum over rows pays for copies:

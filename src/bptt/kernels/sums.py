@@ -1,4 +1,4 @@
-"""Sums over groups of columns, of sweeps by position."""
+"""Sums of sweep results by position, over groups of columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .kernel import Sweep, SweepResult
 __all__ = ["Sums", "columns_at_once"]
 
 SWEEP_VALUES = 2**24
-"""Values a sweep may hold per group of columns, where blocks overlap so much that they are walked in groups."""
+"""The values that a sweep may hold per group of columns, where blocks overlap so much that they go in groups."""
 
 SWEEP_SEQUENCES = 4
-"""Columns that together are at most so many times the sequence are walked in one group, whatever their size."""
+"""Columns that together are at most this many times the sequence are one group, whatever their size."""
 
 
 def columns_at_once(frames: Frames, w: Weights, *, sequence_fits: bool = True) -> int:
@@ -29,9 +29,9 @@ def columns_at_once(frames: Frames, w: Weights, *, sequence_fits: bool = True) -
 
 
 class Sums:
-    """What the sweeps of one layer and direction have brought back so far, summed over columns.
+    """The sums over columns of the sweep results of one layer and direction so far.
 
-    request: what each of them is asked, whatever its group of columns.
+    request: that of each sweep, apart from its group of columns.
     """
 
     def __init__(self, request: Sweep) -> None:

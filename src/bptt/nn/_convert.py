@@ -187,7 +187,7 @@ def _plain(layer: torch.nn.Module, cls: type[torch.nn.RNNBase]) -> torch.nn.RNNB
     for name in _OURS_ALONE:
         vars(made).pop(name, None)
     if all(name in made._parameters for name in made._flat_weights_names):
-        made._init_flat_weights()  # torch calls its kernels with this list; of computed weights it makes it anew
+        made._init_flat_weights()  # torch calls its kernels with this list; of computed weights it makes a new one
     return made
 
 

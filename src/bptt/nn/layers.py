@@ -177,7 +177,7 @@ def _checkpointed(layer: Recurrent, call: Call, net: Net) -> tuple[Tensor, ...]:
 def _fx_node(layer: Recurrent, input: Any, hx: Any, resets: Any, reset_state: Any) -> Any:
     """The node of this call where torch.fx traces it, that is, where an argument is a Proxy; else None.
 
-    torch.fx traces into every module outside of torch.nn, and cannot trace a walk through time.
+    torch.fx traces into every module outside of torch.nn, and cannot trace a loop through time.
     """
     states = (value for state in (hx, reset_state) for value in (state if isinstance(state, tuple) else (state,)))
     proxies = [value for value in (input, resets, *states) if isinstance(value, Proxy)]

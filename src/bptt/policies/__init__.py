@@ -1,7 +1,7 @@
 """How far gradients reach: gradient policies as pure data.
 
 A policy says, for a sequence of T steps, which losses form a *block* (`every`), how many steps each block
-walks back (`window`), and by which random factor xi the adjoint is multiplied at each time edge. The engine
+reaches back (`window`), and by which random factor xi the adjoint is multiplied at each time edge. The engine
 interprets the answer; nothing here touches a kernel.
 
 Legend: T time steps, B lanes. Steps are counted from 0; edge t joins step t-1 to step t.

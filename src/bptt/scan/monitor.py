@@ -199,7 +199,7 @@ class StepMonitor(TorchFunctionMode):
         return level
 
     def _overwrite(self, tensors: Sequence[Any], level: int, reads: frozenset[int]) -> None:
-        """Note the level of tensors that a call wrote to, or returned as they were."""
+        """Note the level and the reads of tensors that a call wrote to, or returned as they were."""
         for t in _tensors(tensors):
             i = id(t)
             if i in self._levels:
