@@ -11,7 +11,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from ..cells import AllSteps, Weights
+from ..cells import Weights
 from ..kernels import Columns, Frames, Sums, Sweep, SweepResult, Tape, columns_at_once, product
 from .boundary import own_precision
 from .crossing import Crossing
@@ -192,8 +192,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         w, tape, x = self.weights[k], walk.tape, self._input(k) if walk.x is None else walk.x
         if self.observer is not None:
             self.observer.summed(k, total)
-        steps = AllSteps(x, tape, total.da, total.recurrent, total.adjoints)
-        weights = parameter_gradients(net.cell, w, steps, total.weights, walk.needs, self.present)
+        weights = parameter_gradients(net.cell, w, x, tape, total, walk.needs, self.present)
         restart: States = ()
         if self.needs_restart:
             restart = restart_gradients(net.cell, w, tape, total.adjoints, self.present)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cells import AllSteps, Cell, Weights
-from ..kernels import Tape, summed_product
+from ..kernels import SweepResult, Tape, summed_product
 from .net import States
 from .records import given
 
@@ -20,21 +20,28 @@ __all__ = ["parameter_gradients", "restart_gradients", "steps_of"]
 def parameter_gradients(
     cell: Cell,
     w: Weights,
-    steps: AllSteps,
-    found: Sequence[Tensor | None],
+    x: Tensor,
+    tape: Tape,
+    result: SweepResult,
     needs: Sequence[bool],
     present: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradient of each weight of one layer and direction that needs one, in torch.nn's order.
 
-    found: those that the kernel has, by the fields of `Weights`. needs: for each weight that there is. present: the
-    rows of `[T * B]` that are steps of a sequence; None is all.
+    result: the sums over all sweeps. needs: for each weight that there is. present: the rows of `[T * B]` that are
+    steps of a sequence; None is all.
     """
-    asked, grads = iter(needs), list[Tensor | None]()
-    for name, w_i, grad in zip(w._fields, w, (*found, *(None,) * (len(w) - len(found))), strict=True):
-        if w_i is not None:
-            needed = next(asked)
-            grads.append(None if not needed else grad if grad is not None else _summed(cell, name, steps, present))
+    asked, found, grads, steps = iter(needs), result.weights, list[Tensor | None](), None
+    for i, weight in enumerate(w):
+        if weight is None:
+            continue
+        grad = found[i] if i < len(found) else None
+        if not next(asked):
+            grad = None
+        elif grad is None:
+            steps = steps or AllSteps(x, tape, result.da, result.recurrent, result.adjoints)
+            grad = _summed(cell, w._fields[i], steps, present)
+        grads.append(grad)
     return grads
 
 

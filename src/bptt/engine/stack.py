@@ -175,19 +175,21 @@ class Stack(NetProgram):
         """(states with the initial one before them, gates if kept) of every layer and direction, from a tape."""
         net, tape = self.net, saved.tape
         assert tape is not None
-        rest = iter(tape)
         D, S, K = net.directions, net.cell.states, net.layers * net.directions
         in_output = range(K - 2, K) if D == 2 else range(0)
         initial = net.initial(saved.inputs) if in_output else []
         with_gates = len(tape) == K * S - len(in_output) + K
-        found = []
+        found: list[KeptSteps] = []
+        at = 0
         for k in range(K):
+            end = at + S
             if k in in_output:
-                h = torch.cat([initial[k][0][None], net.turn(net.half(saved.outputs[0], k % D), k % D)])
+                h, end = torch.cat([initial[k][0][None], net.turn(net.half(saved.outputs[0], k % D), k % D)]), end - 1
+                states = (h, *tape[at:end])
             else:
-                h = next(rest)
-            states = (h, *(next(rest) for _ in range(S - 1)))
-            found.append((states, next(rest) if with_gates else None))
+                states = tape[at:end]
+            found.append((states, tape[end] if with_gates else None))
+            at = end + with_gates
         return found
 
     def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
