@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bptt import kernels
 from bptt.kernels import _walks
 
 CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep") for bits in (32, 64)]
@@ -12,7 +13,7 @@ CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep") for bi
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_stub_names_the_fields(name: str) -> None:
-    stub = ast.parse(Path(_walks.__file__).with_name("_walks.pyi").read_text(encoding="utf-8"))
+    stub = ast.parse(Path(kernels.__file__).with_name("_walks.pyi").read_text(encoding="utf-8"))
     (told,) = [node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == name.partition("Float")[0]]
     fields = {ast.unparse(node.target) for node in told.body if isinstance(node, ast.AnnAssign)}
     assert fields == {name for name, value in vars(getattr(_walks, name)).items() if isinstance(value, property)}
