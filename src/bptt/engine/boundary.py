@@ -67,7 +67,10 @@ class Program(Pullback, Protocol):
 
 def own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """A context without autocast, in which the walks run in the precision of their tensors."""
-    return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else nullcontext()
+    return torch.autocast(device.type, enabled=False) if torch._C._is_any_autocast_enabled() else _AS_IT_IS
+
+
+_AS_IT_IS: AbstractContextManager[Any] = nullcontext()
 
 
 OPERATORS: dict[type, Callable[[Any, Tensors], tuple[Tensor, ...]]] = {}

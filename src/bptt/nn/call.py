@@ -128,8 +128,9 @@ class Call:
         elif reset_state is not None:
             raise ValueError(f"{name}: reset_state is what resets restart from: got it without resets")
         call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)
-        call.reset_state = call.restarts(layer, reset_state)
-        refuse_tangents(name, call.reset_state)
+        if reset_state is not None:
+            call.reset_state = call.restarts(layer, reset_state)
+            refuse_tangents(name, call.reset_state)
         return call
 
     @staticmethod

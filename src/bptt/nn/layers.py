@@ -147,7 +147,8 @@ class Recurrent(torch.nn.RNNBase):
                 y, *final = through_operators(net, self.memory, call.tensors)
                 return call.restore(y), call.restore_hidden(tuple(final))
         call = Call.of(self, input, hx, resets, reset_state)
-        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in call.tensors)
+        tensors = call.tensors
+        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         outputs = by_torch(self, call) if differentiated else at_once(self, call)
         if outputs is not None:
             return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
@@ -161,7 +162,7 @@ class Recurrent(torch.nn.RNNBase):
                 )
             y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, net)
         else:
-            y, *final = run(whole_tape(self, net), *call.tensors)
+            y, *final = run(whole_tape(self, net), *tensors)
         return call.restore(y), call.restore_hidden(tuple(final))
 
 
