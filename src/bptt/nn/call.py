@@ -361,7 +361,7 @@ def net_of(
         xi = [d[..., None] for d in draws if d is not None]
     factors = [d.to(x) for d in xi or ()] * (layer.num_layers if D == 1 else 1)
     adjoints = adjoints or layer.proj_size > 0 or len(call.reset_state) > 0  # which some gradients are made of
-    request = Request(cell, x.device, x.dtype, bool(factors), call.resets is not None, adjoints)
+    request = Request(cell, x.device, x.dtype, len(factors) > 0, call.resets is not None, adjoints)
     sizes = layer.num_layers, D, len(call.weights)
     kinds = tuple(kernels.KERNELS.values())
     net = (_plain.__wrapped__ if compiled else _plain)(layer.kernel, request, kinds, *sizes, layer.bias, reach)
