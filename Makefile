@@ -50,7 +50,7 @@ format: setup    ## let ruff and clang-format rewrite
 
 # An inline function of two variants could be linked in the wider one's instructions and run where there are none.
 symbols: setup   ## check that the kernels' variants share no code
-	@nm -C build/*/CMakeFiles/walks_*.dir/csrc/variant.cpp.o > build/symbols
+	@nm -C build/*/CMakeFiles/walks_*.dir/csrc/*.cpp.o > build/symbols
 	@! grep -E ' [uVW] ' build/symbols | grep -vE 'bptt::(portable|avx2|avx512)::'
 
 sanitize: setup  ## compile the kernels with GCC's sanitizers, run their tests

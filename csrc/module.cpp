@@ -33,13 +33,33 @@ const Variant *const variants[] = {
 
 constexpr int variant_count = sizeof variants / sizeof variants[0];
 
-template <class Real> const Walks<Real> &walks_of(int variant) {
+const Interpreter *const interpreters[] = {
+#ifdef BPTT_X86
+    &avx512::interpreter,
+    &avx2::interpreter,
+#endif
+    &portable::interpreter,
+};
+
+void check_variant(int variant) {
     if (variant < 0 || variant >= variant_count || !variants[variant]->runs())
         throw nb::value_error("variant must be the place of one in variants() that runs on this machine");
+}
+
+template <class Real> const Walks<Real> &walks_of(int variant) {
+    check_variant(variant);
     if constexpr (sizeof(Real) == 4)
         return variants[variant]->single;
     else
         return variants[variant]->twice;
+}
+
+template <class Real> const Programs<Real> &programs_of(int variant) {
+    check_variant(variant);
+    if constexpr (sizeof(Real) == 4)
+        return interpreters[variant]->single;
+    else
+        return interpreters[variant]->twice;
 }
 
 template <class V> V *at(Address address) { return reinterpret_cast<V *>(address); }
@@ -120,6 +140,15 @@ template <class Real> void sweep(int variant, const Sweep<Real> &a, int threads)
     walk(a, plan(threads, a.N, a.R, work(a), weight_bytes(a)), walks.sweep_bytes, walks.sweep);
 }
 
+template <class Real> void program(int variant, const Program<Real> &a, int threads) {
+    const Programs<Real> &programs = programs_of<Real>(variant);
+    const long rows = a.back ? a.N : a.B, apart = a.overlaps && a.B < rows ? a.B : rows; // rows of a lane stay together
+    Plan planned = plan(threads, rows, a.back ? a.R : a.T, a.work, 0);
+    planned.split = Split::rows;
+    if (planned.threads > apart) planned.threads = apart < 1 ? 1 : static_cast<int>(apart);
+    walk(a, planned, programs.bytes, programs.run);
+}
+
 // A field that Python sets, by its name.
 template <class S, class V> struct Field {
     const char *name;
@@ -160,6 +189,14 @@ template <class Real> struct Fields<Sweep<Real>> {
         BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(bias), BPTT_FIELD(leaving_h),
         BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
 };
+template <class Real> struct Fields<Program<Real>> {
+    using S = Program<Real>;
+    static constexpr auto all = std::make_tuple(
+        BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(N), BPTT_FIELD(R), BPTT_FIELD(back), BPTT_FIELD(overlaps),
+        BPTT_FIELD(places), BPTT_FIELD(count), BPTT_FIELD(once), BPTT_FIELD(row_values), BPTT_FIELD(work),
+        BPTT_FIELD(place), BPTT_FIELD(code), BPTT_FIELD(outside), BPTT_FIELD(arriving), BPTT_FIELD(leaving),
+        BPTT_FIELD(resets), BPTT_FIELD(edge_factors), BPTT_FIELD(columns));
+};
 #undef BPTT_FIELD
 
 // What Python gives for a value of a type: a pointer is an address, a cell its number.
@@ -195,6 +232,18 @@ template <class Real> void apply(int variant, int cell, long n, Address x, Addre
     walks_of<Real>(variant).apply(static_cast<Cell>(cell), n, at<const Real>(x), at<Real>(y));
 }
 
+template <class Real>
+void apply_operation(int variant, long op, long modes, long n, Address out, Address a, Address b, Address c) {
+    programs_of<Real>(variant).apply(op, modes, n, at<Real>(out), at<const Real>(a), at<const Real>(b),
+                                     at<const Real>(c));
+}
+
+std::vector<std::string> operations() {
+    std::vector<std::string> result;
+    for (const char *const *name = portable::interpreter.operation_names; *name; ++name) result.emplace_back(*name);
+    return result;
+}
+
 std::vector<std::pair<std::string, bool>> names() {
     std::vector<std::pair<std::string, bool>> result;
     for (const Variant *variant : variants) result.emplace_back(variant->name, variant->runs());
@@ -212,7 +261,12 @@ NB_MODULE(_walks, module) {
     define<Infer<double>, infer<double>>(module, "InferFloat64");
     define<Sweep<float>, sweep<float>>(module, "SweepFloat32");
     define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
+    define<Program<float>, program<float>>(module, "ProgramFloat32");
+    define<Program<double>, program<double>>(module, "ProgramFloat64");
     module.def("apply_float32", apply<float>, Released());
     module.def("apply_float64", apply<double>, Released());
+    module.def("apply_operation_float32", apply_operation<float>, Released());
+    module.def("apply_operation_float64", apply_operation<double>, Released());
+    module.def("operations", operations, "what an instruction of a program may do, by its number");
     module.def("variants", names, "(name, whether this machine runs it), the widest first");
 }

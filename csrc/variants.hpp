@@ -1,6 +1,7 @@
 // The variants this build has, the widest first.
 #pragma once
 
+#include "program.hpp"
 #include "walks.hpp"
 
 namespace bptt {
@@ -8,6 +9,7 @@ namespace bptt {
 #define BPTT_DECLARE(name)                                                                                             \
     namespace name {                                                                                                   \
     extern const Variant variant;                                                                                      \
+    extern const Interpreter interpreter;                                                                              \
     }
 #ifdef BPTT_X86
 BPTT_DECLARE(avx512)

@@ -14,6 +14,7 @@ for a compiler: the programs as operators of torch, `flops` their cost; `tracing
 from .backward import BackwardPass as BackwardPass
 from .backward import Observer as Observer
 from .boundary import attach as attach
+from .boundary import own_precision as own_precision
 from .boundary import run as run
 from .device import default_device as default_device
 from .net import Net as Net
@@ -29,6 +30,8 @@ from .records import given as given
 from .rerun import reversals as reversals
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
+from .steps import StepPlan as StepPlan
+from .steps import StepProgram as StepProgram
 from .tangents import forward_mode as forward_mode
 from .tangents import refuse_tangents as refuse_tangents
 from .tracing import named as named

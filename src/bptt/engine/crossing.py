@@ -33,7 +33,7 @@ class Crossing:
     @property
     def by_position(self) -> bool:
         """Whether errors come or go by position, or some column has no losses of its own."""
-        whole = isinstance(self.columns, Blocks) or bool(self.columns.owns_losses.all())
+        whole = not isinstance(self.columns, Columns) or bool(self.columns.owns_losses.all())
         return self.above is not None or self.below is not None or not whole
 
     def within(self, a: int, b: int) -> Columns:
@@ -61,7 +61,7 @@ class Crossing:
         comes = numbers[place] == part.number
         if all(f is None for f in final):
             return replace(part, arrives=place.where(comes, -1)), carried
-        rows = [c.new_zeros(part.B, c.shape[1]) if f is None else f for c, f in zip(carried, final, strict=True)]
+        rows = [c.new_zeros(part.B, *c.shape[1:]) if f is None else f for c, f in zip(carried, final, strict=True)]
         joined = tuple(torch.cat([f, c]) for f, c in zip(rows, carried, strict=True))
         return replace(part, arrives=(place + part.B).where(comes, part.arrives)), joined
 

@@ -17,12 +17,15 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cells import Cell
 from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Full, Policy
+from ..steps import SplitStep
 from .columns import Blocks as Blocks
 from .columns import Columns as Columns
 from .cpu import Cpu as Cpu
 from .cpu import variants as variants
 from .eager import Eager as Eager
+from .eager_steps import EagerSteps as EagerSteps
 from .frames import Frames as Frames
+from .interpreter import Interpreter as Interpreter
 from .kernel import Kernel as Kernel
 from .kernel import Request as Request
 from .kernel import Sweep as Sweep
@@ -30,6 +33,7 @@ from .kernel import SweepResult as SweepResult
 from .kernel import Tape as Tape
 from .product import product as product
 from .product import summed_product as summed_product
+from .step import StepKernel as StepKernel
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 
@@ -60,6 +64,10 @@ class Choice:
     reason: str
 
 
+_NAMED = "named by kernel="
+_PREFERRED = "the most preferred of the kernels there are"
+
+
 def check(name: str) -> str:
     """`name` if it is "auto" or a kernel's name, else ValueError.
 
@@ -84,15 +92,42 @@ def _choose(name: str, request: Request, kernels: tuple[Kernel, ...]) -> Choice:
         reason = KERNELS[check(name)].refuses(request)
         if reason is not None:
             raise RuntimeError(f"kernel={name!r} cannot run this layer: {reason}")
-        return Choice(KERNELS[name], "named by kernel=")
+        return Choice(KERNELS[name], _NAMED)
     passed_over: list[str] = []
     for kernel in kernels:
         reason = kernel.refuses(request)
         if reason is None:
-            why = "; ".join(passed_over) or "the most preferred of the kernels there are"
-            return Choice(kernel, why)
+            return Choice(kernel, "; ".join(passed_over) or _PREFERRED)
         passed_over.append(f"{kernel.name!r} cannot: {reason}")
     raise RuntimeError(f"no kernel can run this layer: {'; '.join(passed_over)}")
+
+
+STEP_KERNELS: dict[str, StepKernel] = {"interpreter": Interpreter(), "eager": EagerSteps()}
+"""Every kernel for steps by name, the preferred first."""
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """The choice of a kernel for a traced step: which one runs, and why."""
+
+    kernel: StepKernel
+    reason: str
+
+
+def choose_step(name: str, step: SplitStep, device: torch.device, dtype: torch.dtype) -> StepChoice:
+    """The kernel for a traced step. A named one runs or raises RuntimeError with its reason; only "auto" may choose."""
+    if name != "auto":
+        reason = STEP_KERNELS[name].refuses(step, device, dtype)
+        if reason is not None:
+            raise RuntimeError(f"kernel={name!r} cannot run this step: {reason}")
+        return StepChoice(STEP_KERNELS[name], _NAMED)
+    passed_over: list[str] = []
+    for kernel in STEP_KERNELS.values():
+        reason = kernel.refuses(step, device, dtype)
+        if reason is None:
+            return StepChoice(kernel, "; ".join(passed_over) or _PREFERRED)
+        passed_over.append(f"{kernel.name!r} cannot: {reason}")
+    raise RuntimeError(f"no kernel can run this step: {'; '.join(passed_over)}")
 
 
 class Layer(Protocol):

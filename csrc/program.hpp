@@ -1,0 +1,92 @@
+// What the interpreter is asked: a program, the core of a traced step, and the rows it is run for.
+//
+// Legend: T steps, B lanes; N columns and R positions of a sweep (see walks.hpp). A row is what belongs to one lane and
+// step, `width` values one after the other. A *place* is where values lie; an instruction names places, and distances
+// within a row of them.
+#pragma once
+
+#include "walks.hpp"
+
+namespace bptt {
+
+// What lies in a place, and where it is in a step of the walk.
+enum class Kind : std::int64_t {
+    outside, // without rows, the caller's
+    once,    // without rows, computed once a call
+    packed,  // weights packed for products, once a call
+    tile,    // by row, of this tile and step alone
+    input,   // by row, the caller's [T, B, width]
+    owned,   // the same; zero beyond a column's own losses
+    output,  // by row, the caller's [T, B, width]: written, or in a sweep whose columns meet, added to
+    carry,   // the caller's [T + 1, B, width], at the step: zero where it is reset
+    next,    // the same tensor, one step on
+    adjoint, // the adjoint that arrives
+    back,    // the adjoint that goes on to the step before
+    sum,     // without rows, sums over all rows
+};
+
+struct Place {
+    Kind kind;
+    std::int64_t width;   // values of a row, or of all where there are no rows
+    std::int64_t at;      // distance of its buffer in a row of the tile's memory; -1: none
+    std::int64_t partner; // of an adjoint: the place of what the step after sends back; -1: none
+};
+
+struct Operand {
+    std::int64_t place, offset; // place -1: none
+    std::int64_t strides[4];    // within a row, by dimension of the instruction
+};
+
+// Operands: the result, then what it is computed from.
+struct Instruction {
+    std::int64_t op;
+    std::int64_t modes; // bit i: operand i + 1 is the same along the innermost dimension
+    std::int64_t n[4];  // dimensions within a row; of products and reductions see `Op`
+    Operand x[4];
+};
+
+// Operations that are not element-wise come first; the names of all are `operation_names`.
+enum class Op : std::int64_t {
+    copy,         // any strides
+    product,      // n: row of the left operand's that belong to a row, K, units; x: left, packed, start
+    pack,         // n: K, units; x[1].strides: of both
+    small,        // n: batch, I, K, J; out[b, i, j] = sum over k of x1[b, i, k] x2[b, k, j]
+    sum,          // n: three dimensions that stay, one that is added up
+    mean,         //
+    most,         //
+    least,        //
+    add_rows,     // n: as element-wise
+    element_wise, // the first of these
+};
+
+template <class Real> struct Program {
+    long T, B, N, R;
+    bool back;                      // whether this is a sweep
+    bool overlaps;                  // of a sweep: whether rows of several columns add up
+    long places, count, once;       // instructions, of which the first `once` have no rows
+    long row_values;                // values of a tile's memory for each row
+    double work;                    // multiplications of a row and step, roughly
+    const Place *place;             // [places]
+    const Instruction *code;        // [count]
+    const std::uintptr_t *outside;  // [places] addresses, of the caller's
+    const std::uintptr_t *arriving; // [places] of an adjoint: rows with which columns begin, or 0
+    const std::uintptr_t *leaving;  // [places] of `back`: [N, width] what leaves each column, or 0
+    const std::uint8_t *resets;     // [T, B] or null
+    const Real *edge_factors;       // [T, B] or null
+    const std::int64_t *columns;    // [6, N] as in Sweep
+};
+
+template <class Real> struct Programs {
+    long (*bytes)(const Program<Real> &, int workers, Split);
+    void (*run)(const Program<Real> &, void *scratch, const Worker &);
+    // The element-wise operation `op` of n values, for tests: its operands are a, b, c.
+    void (*apply)(long op, long modes, long n, Real *out, const Real *a, const Real *b, const Real *c);
+};
+
+struct Interpreter {
+    Programs<float> single;
+    Programs<double> twice;
+    const char *const *operation_names; // ends with null
+};
+
+} // namespace bptt

@@ -1,0 +1,372 @@
+"""From the graph of a core to its program: each operation of aten becomes instructions, or a view and none."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..steps import Part, SplitStep, Value
+from .graph_values import COUNTS, packet
+from .program import Refused
+from .value_places import ValuePlaces
+from .views import Slot, View, collapse, dims_of
+
+__all__ = ["Lowering"]
+
+aten = torch.ops.aten
+
+ELEMENT_WISE = {
+    aten.neg: "neg", aten.abs: "abs", aten.sign: "sign", aten.sgn: "sign", aten.exp: "exp", aten.expm1: "expm1",
+    aten.log: "log", aten.log1p: "log1p", aten.tanh: "tanh", aten.sigmoid: "sigmoid", aten.sin: "sin",
+    aten.cos: "cos", aten.erf: "erf", aten.sqrt: "sqrt", aten.rsqrt: "rsqrt", aten.reciprocal: "reciprocal",
+    aten.relu: "relu", aten.floor: "floor", aten.square: "square", aten.logical_not: "not", aten.bitwise_not: "not",
+    aten.add: "add", aten.sub: "sub", aten.mul: "mul", aten.div: "div", aten.maximum: "maximum",
+    aten.minimum: "minimum", aten.eq: "eq", aten.ne: "ne", aten.lt: "lt", aten.le: "le", aten.gt: "gt", aten.ge: "ge",
+    aten.logical_and: "and", aten.logical_or: "or", aten.logical_xor: "xor", aten.bitwise_and: "and",
+    aten.bitwise_or: "or", aten.bitwise_xor: "xor", aten.where: "where", aten.tanh_backward: "tanh_backward",
+    aten.sigmoid_backward: "sigmoid_backward", aten.clamp_min: "maximum", aten.clamp_max: "minimum",
+}  # fmt: skip
+"""Operations whose operands are the instruction's, in their order."""
+
+ON_TRUTH = {aten.bitwise_not, aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor}
+"""Those that are these instructions for truth values alone."""
+
+ARITHMETIC_OF_TRUTH = {"add": "or", "mul": "and"}
+SAME = {aten.clone, aten.detach, aten.alias, aten.lift_fresh_copy, aten._to_copy}
+RESHAPED = {aten.view, aten.reshape, aten._unsafe_view}
+FILLED = {aten.zeros: 0.0, aten.ones: 1.0, aten.zeros_like: 0.0, aten.ones_like: 1.0}
+REDUCED = {aten.sum: "sum", aten.mean: "mean", aten.amax: "amax", aten.amin: "amin"}
+POWERS = {2: ["square"], 1: ["same"], 0.5: ["sqrt"], -1: ["reciprocal"], -0.5: ["rsqrt"], -2: ["square", "reciprocal"]}
+
+
+class Lowering(ValuePlaces):
+    """The program of a part of a step, forward or adjoint. Raises Refused for what has no instruction."""
+
+    def __init__(self, part: Part, step: SplitStep, inputs: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> None:
+        super().__init__(part, step, inputs, ends)
+        self.packs: dict[tuple[Slot, int, tuple[int, ...], tuple[int, ...]], Slot] = {}
+        for node in self.nodes:
+            if node in self.needed and node.op not in ("placeholder", "output") and node not in self.absorbed:
+                self._node(node)
+        self.finish()
+
+    def _node(self, node: Node) -> None:
+        if packet(node) is None:
+            if node.op == "call_function" and node.target in (operator.mul, operator.add, operator.floordiv):
+                return  # of sizes
+            raise Refused(f"{self.told(node)}: it is no operation on tensors that the interpreter knows")
+        self.kind(node)
+        made = self._shaped(node) or self._sum_of_rows(node)
+        if made is None:
+            made = self.destination(node)
+            self._computed(node, made)
+        self.views[node] = made
+
+    def _shaped(self, node: Node) -> View | None:
+        """The view that a node is of another, or of a constant."""
+        op, kind = packet(node), self.kind(node)
+        dims, by_row = dims_of(kind), kind.rows > 0
+        if op in FILLED or op in (aten.full, aten.full_like, aten.scalar_tensor):
+            at = {aten.full: 1, aten.full_like: 1, aten.scalar_tensor: 0}.get(op)
+            number: Any = FILLED[op] if at is None else node.args[at]
+            if not isinstance(number, (bool, int, float)) or (kind.dtype in COUNTS and abs(number) > 2**16):
+                raise Refused(f"{self.told(node)}: its argument {number}")
+            place = self.program.constant(float(number))
+            return View(self.constants, by_row, dims, (0,) * len(dims), place)
+        if op is aten.arange and all(isinstance(n, (int, float)) for n in node.args):
+            numbers: Any = node.args
+            start, step = (numbers[0] if len(numbers) > 1 else 0), (numbers[2] if len(numbers) > 2 else 1)
+            place = len(self.program.constants)
+            self.program.constants += [float(start + i * step) for i in range(dims[0])]
+            return View(self.constants, False, dims, (1,), place)
+        first = node.args[0] if node.args else None
+        if op in SAME and isinstance(first, Node):
+            return None if self._makes_truth(first, kind) else self.views[first]
+        if op in RESHAPED or op in (aten.squeeze, aten.unsqueeze):
+            assert isinstance(first, Node)
+            return self._reshaped(self.views[first], dims, by_row, node)
+        if op in (aten.permute, aten.transpose, aten.t):
+            return self._permuted(node)
+        if op is aten.expand:
+            assert isinstance(first, Node)
+            spread = self.view(first).broadcast(dims, by_row)
+            if spread is None:
+                raise Refused(f"{self.told(node)}: it expands rows")
+            return spread
+        if op in (aten.slice, aten.select):
+            return self._sliced(node)
+        return None
+
+    def _makes_truth(self, node: Node, kind: Value) -> bool:
+        return kind.dtype == torch.bool and self.kind(node).dtype != torch.bool
+
+    def _reshaped(self, view: View, dims: tuple[int, ...], by_row: bool, node: Node) -> View:
+        if view.by_row != by_row or math.prod(dims) != math.prod(view.dims):
+            raise Refused(f"{self.told(node)}: it mixes rows with other dimensions")
+        found = view.reshape(dims, by_row)
+        if found is None:
+            found = self.program.dense(view).reshape(dims, by_row)
+            assert found is not None
+        return found
+
+    def _permuted(self, node: Node) -> View:
+        first: Any = node.args[0]
+        view = self.view(first)
+        order = list(range(len(view.dims)))
+        if packet(node) is aten.permute:
+            order = [d % len(order) for d in self.argument(node, 1, "dims")]
+        else:
+            a, b = (0, 1) if packet(node) is aten.t else (node.args[1], node.args[2])
+            if order:
+                order[a], order[b] = order[b], order[a]  # type: ignore[index]
+        if view.by_row and order[0] != 0:
+            raise Refused(f"{self.told(node)}: it moves rows to another dimension")
+        return view.pick(order)
+
+    def _sliced(self, node: Node) -> View:
+        first: Any = node.args[0]
+        view, dim = self.view(first), self.dimension(node, 1, 0, first)
+        size = view.dims[dim]
+        if packet(node) is aten.select:
+            index: Any = self.argument(node, 2, "index")
+            if view.by_row and dim == 0:
+                raise Refused(f"{self.told(node)}: it selects a row")
+            return view.select(dim, index % size)
+        start, end, step = (self.argument(node, i, name) for i, name in ((2, "start"), (3, "end"), (4, "step")))
+        if view.by_row and dim == 0:
+            if start in (0, None) and (end is None or (isinstance(end, int) and end >= 2**31)) and step in (1, None):
+                return view
+            raise Refused(f"{self.told(node)}: it slices rows")
+        if any(isinstance(x, Node) for x in (start, end, step)):
+            raise Refused(f"{self.told(node)}: its bounds count rows")
+        start, end, step = slice(start, end, step).indices(size)
+        return view.slice(dim, start, max(0, -(-(end - start) // step)), step)
+
+    def _scattered(self, node: Node, to: View) -> None:
+        """A copy of a tensor, in a part of which another is written."""
+        base, source = node.args[0], node.args[1]
+        assert isinstance(base, Node)
+        self._emit(node, "same", to, [base])
+        dim = self.dimension(node, 2, 0, base)
+        if to.by_row and dim == 0:
+            raise Refused(f"{self.told(node)}: it writes rows")
+        if packet(node) is aten.select_scatter:
+            place = to.select(dim, self.argument(node, 3, "index") % to.dims[dim])
+        else:
+            bounds = [self.argument(node, 3 + i, name) for i, name in enumerate(("start", "end", "step"))]
+            start, end, step = slice(*bounds).indices(to.dims[dim])
+            place = to.slice(dim, start, max(0, -(-(end - start) // step)), step)
+        self.program.copy(place, self.operand(source, place, node))
+
+    def _computed(self, node: Node, to: View) -> None:
+        """The instructions of a node that computes something."""
+        op = packet(node)
+        if op is aten.mm:
+            self._product(node, to, None)
+        elif op is aten.bmm:
+            self._small(node, to)
+        elif op in (aten.add, aten.sub):
+            self._sum_of_two(node, to)
+        elif op is aten.rsub:
+            if self.argument(node, 2, "alpha", 1) != 1:
+                raise Refused(f"{self.told(node)}: its argument alpha")
+            self._emit(node, "sub", to, [node.args[1], node.args[0]])
+        elif op is aten.pow:
+            self._power(node, to)
+        elif op is aten.clamp:
+            self._clamp(node, to)
+        elif op is aten.cat:
+            for part, place in self.parts_of_cat(node, to):
+                view = self.view(part)
+                if not view.same(place):
+                    self.program.copy(place, view)
+        elif op in (aten.slice_scatter, aten.select_scatter):
+            self._scattered(node, to)
+        elif op in REDUCED:
+            self._reduced(node, to)
+        elif op in SAME:
+            self._emit(node, "truth", to, [node.args[0]])
+        elif op in ELEMENT_WISE:
+            self._element_wise(node, to)
+        else:
+            raise Refused(f"{self.told(node)}: the interpreter has no such operation")
+
+    def _emit(self, node: Node, op: str, to: View, operands: Sequence[object]) -> None:
+        self.program.element_wise(op, to, [self.operand(x, to, node) for x in operands])
+
+    def _element_wise(self, node: Node, to: View) -> None:
+        op, operands = packet(node), list(node.args[:2] if packet(node) in (aten.add, aten.sub) else node.args)
+        name = ELEMENT_WISE[op]
+        if op in ON_TRUTH and any(isinstance(n, Node) and self.kind(n).dtype != torch.bool for n in operands):
+            raise Refused(f"{self.told(node)}: on numbers")
+        if node.kwargs.get("rounding_mode") is not None:
+            raise Refused(f"{self.told(node)}: rounded")
+        if op is aten.where and len(operands) != 3:
+            raise Refused(f"{self.told(node)}: its number of results depends on values")
+        if self.kind(node).dtype == torch.bool:
+            name = ARITHMETIC_OF_TRUTH.get(name, name)
+        self._emit(node, name, to, operands)
+
+    def _sum_of_two(self, node: Node, to: View) -> None:
+        a, b = node.args[0], node.args[1]
+        adds, alpha = packet(node) is aten.add, self.argument(node, 2, "alpha", 1)
+        inner = next((x for x in (a, b) if isinstance(x, Node) and self.absorbed.get(x) is node), None)
+        other = b if inner is a else a
+        if inner is not None and packet(inner) is aten.mm:
+            self._product(inner, to, self.operand(other, to, node))
+        elif inner is not None:
+            op = "mul_add" if adds else "mul_sub" if inner is a else "sub_mul"
+            self._emit(node, op, to, [*inner.args[:2], other])
+        elif alpha != 1:
+            self._emit(node, "mul_add" if adds else "sub_mul", to, [b, alpha, a])
+        else:
+            self._element_wise(node, to)
+
+    def _power(self, node: Node, to: View) -> None:
+        x, exponent = node.args[0], node.args[1]
+        if not isinstance(exponent, (bool, int, float)):
+            raise Refused(f"{self.told(node)}: its exponent is a tensor")
+        if exponent == 0:
+            self._emit(node, "same", to, [1.0])
+        elif exponent in POWERS:
+            for op in POWERS[exponent]:
+                self.program.element_wise(op, to, [self.operand(x, to, node)])
+                x = node
+                self.views[node] = to
+        elif exponent == int(exponent) and 0 < exponent <= 16:
+            square = self.operand(x, to, node)
+            factor = square
+            for bit in bin(int(exponent))[3:]:  # square and multiply
+                self.program.element_wise("square", to, [square])
+                square = to
+                if bit == "1":
+                    self.program.element_wise("mul", to, [to, factor])
+        else:
+            if exponent == int(exponent):
+                raise Refused(f"{self.told(node)}: its exponent {exponent}")
+            self._emit(node, "pow", to, [x, exponent])
+
+    def _clamp(self, node: Node, to: View) -> None:
+        x: object = node.args[0]
+        for position, name, op in ((1, "min", "maximum"), (2, "max", "minimum")):
+            bound = self.argument(node, position, name)
+            if bound is not None:
+                self._emit(node, op, to, [x, bound])
+                self.views[node], x = to, node
+
+    def _product(self, node: Node, to: View, start: View | None) -> None:
+        left: Any = node.args[0]
+        right: Any = node.args[1]
+        x, w = self.view(left), self.view(right)
+        if w.by_row:
+            raise Refused(f"{self.told(node)}: it multiplies by a matrix of rows")
+        if not x.by_row or w.slot.by_row:
+            if x.by_row != to.by_row:
+                raise Refused(f"{self.told(node)}: rows are added up")
+            return self._batched(node, to, x, w, start)
+        K, units = w.dims
+        if x.strides[1] != 1 and K > 1:
+            x = self.program.dense(x)
+        key = (w.slot, w.offset, w.dims, w.strides)
+        packed = self.packs.get(key)
+        if packed is None:
+            packed = self.packs[key] = self.program.slot("packed", units, at=K)
+            whole = View(packed, False, w.dims, w.strides)
+            self.program.add("pack", [whole, w], [0, K, units, 0], [[], [*w.strides, 0, 0]])
+        if start is not None and start.strides[1] != 1 and units > 1:
+            start = self.program.dense(start)
+        made = to if to.strides[1] == 1 or units == 1 else self.program.new(to.dims, True)
+        operands = [made, x, View(packed, False, w.dims, w.strides), start]
+        strides = [
+            [0, 0, made.strides[0], 1],
+            [0, 0, x.strides[0], 1],
+            [],
+            [0, 0, start.strides[0], 1] if start else [],
+        ]
+        rows = to.dims[0]
+        self.program.add("product", operands, [rows, K, units, 0], strides, work=rows * K * units)
+        if made is not to:
+            self.program.copy(to, made)
+        return None
+
+    def _batched(self, node: Node, to: View, x: View, w: View, start: View | None) -> None:
+        """to[i, j] = sum over k of x[i, k] w[k, j], without rows of their own."""
+        one = (1, *to.dims)
+        made = replace(to, dims=one, strides=(0, *to.strides))
+        self._add_small(made, replace(x, dims=(1, *x.dims), strides=(0, *x.strides)),
+                        replace(w, dims=(1, *w.dims), strides=(0, *w.strides)))  # fmt: skip
+        if start is not None:
+            self.program.element_wise("add", to, [to, start])
+
+    def _small(self, node: Node, to: View) -> None:
+        left: Any = node.args[0]
+        right: Any = node.args[1]
+        x, w = self.view(left), self.view(right)
+        if x.by_row != to.by_row or w.by_row != to.by_row:
+            raise Refused(f"{self.told(node)}: rows are added up")
+        self._add_small(to, x, w)
+
+    def _add_small(self, to: View, x: View, w: View) -> None:
+        batch, rows, units = to.dims
+        strides = [[*v.strides, 0] for v in (to, x, w)]
+        work = batch * rows * units * x.dims[2]
+        self.program.add("small", [to, x, w], [batch, rows, x.dims[2], units], strides, work=4 * work)
+
+    def _reduced(self, node: Node, to: View) -> None:
+        first: Any = node.args[0]
+        view, op = self.view(first), REDUCED[packet(node)]
+        rank, dims = len(view.dims), self._reduced_dimensions(node)
+        kept = [d for d in range(rank) if d not in dims]
+        keepdim = bool(self.argument(node, 2, "keepdim", False))
+        left = to.pick(kept) if keepdim else to
+        over = view.pick(dims)
+        sizes, (strides,) = collapse(over.dims, [over.strides])
+        outer, outer_strides = collapse(left.dims, [left.strides, view.pick(kept).strides])
+        if len(sizes) != 1 or (sizes[0] > 1 and strides[0] != 1) or len(outer) > 3:
+            turned = self.program.dense(view.pick([*kept, *dims]))
+            here = turned.pick(range(len(kept)))
+            sizes = [math.prod(over.dims)]
+            outer, outer_strides = collapse(left.dims, [left.strides, here.strides])
+            view = turned
+        if len(outer) > 3:
+            raise Refused(f"{self.told(node)}: over {len(outer)} dimensions of their own")
+        n = [*([1] * (3 - len(outer))), *outer, sizes[0]]
+        padded = [[*([0] * (3 - len(outer))), *s, 1] for s in outer_strides]
+        self.program.add(op, [to, view], n, padded, work=2 * math.prod(view.dims))
+        return
+
+    def _reduced_dimensions(self, node: Node) -> list[int]:
+        first: Any = node.args[0]
+        rank = len(dims_of(self.kind(first)))
+        given: Any = self.argument(node, 1, "dim")
+        if isinstance(given, int):
+            given = [given]
+        return sorted({d % rank for d in given} if given else range(rank)) if rank else []
+
+    def _sum_of_rows(self, node: Node) -> View | None:
+        """What is added up over all rows of the call, which is for the caller alone."""
+        first: Any = node.args[0] if node.args else None
+        if (
+            packet(node) not in REDUCED
+            or not self.kind(first).rows
+            or 0 not in (dims := self._reduced_dimensions(node))
+        ):
+            return None
+        view, kind = self.view(first), self.kind(node)
+        if packet(node) is not aten.sum or kind.rows or not self.step.summed:
+            raise Refused(f"{self.told(node)}: it mixes rows")
+        to = View.of(self.program.slot("sum", math.prod(kind.shape)), kind)
+        stays = [s for d, s in enumerate(to.strides) if len(to.dims) < len(view.dims) or d not in dims]
+        kept = iter(stays)
+        strides = [0 if d in dims else next(kept) for d in range(len(view.dims))]
+        sizes, both = collapse(view.dims, [strides, view.strides])
+        if len(sizes) > 4:
+            raise Refused(f"{self.told(node)}: over {len(sizes)} dimensions of their own")
+        self.program.add("add_rows", [to, view], sizes, both, work=2 * math.prod(view.dims))
+        return to

@@ -1,0 +1,68 @@
+"""The interface of a kernel for steps: it computes the core of a traced step, stage 1 forward and stage 3 back.
+
+Legend: T steps, B lanes, N columns of a sweep (see `frames`); a value by row is `[T, B, ...]`, or where a value has
+k rows for each lane (`Value.rows`) `[T, B * k, ...]`; one without rows is `[...]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..steps import SplitStep
+from .frames import Frames
+
+__all__ = ["StepKernel"]
+
+
+class StepKernel(Protocol):
+    """A kernel for traced steps. Outputs are fresh tensors."""
+
+    name: str
+    variant: str | None  # the instruction set it was compiled for, if it was
+
+    def __hash__(self) -> int: ...
+
+    def refuses(self, step: SplitStep, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this kernel cannot compute the core of a step whose carry has this device and dtype, or None."""
+        ...
+
+    def advance(
+        self,
+        step: SplitStep,
+        values: Mapping[str, Tensor],
+        carry: Sequence[Tensor],
+        resets: Tensor | None,
+        T: int,
+        keep: Sequence[str],
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """(the carries `[T+1, B, ...]`: the first, then that after each step; the values of `keep` by name, at all T).
+
+        values: those that `step.forward` takes besides the carry. carry: the first, `[B, ...]`. resets: bool `[T, B]`
+        (or `[T, 1]`), where the carry is zeroed before the step: the carries returned are those before that. None is
+        nowhere.
+        """
+        ...
+
+    def sweep(
+        self,
+        step: SplitStep,
+        values: Mapping[str, Tensor],
+        frames: Frames,
+        arriving: Sequence[Tensor | None],
+        edge_factors: Tensor | None,
+        leaving: bool,
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """The block sweep over all columns of the frames: (the values of `step.sent`, summed over columns, and those of
+        `step.summed`, by name; what leaves each column at its first step `[N, ...]` by leaf of the carry, if leaving).
+
+        values: those that `step.adjoint` takes besides the adjoints, at all T steps; those of `step.owned` count at a
+        column's own losses only, and are zero elsewhere. arriving: by leaf of the carry with an adjoint, lambda with
+        which columns begin at their top `[n, ...]`, of which `frames.arrives` names the row; None is zero.
+        edge_factors: `[T, B]` (or `[T, 1]`), on the adjoint from step t to step t-1; where it is 0 nothing passes, not
+        even a NaN. None is 1. Zero where no column walks.
+        """
+        ...

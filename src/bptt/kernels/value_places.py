@@ -1,0 +1,148 @@
+"""The places of the values of a core: slots for inputs and outputs, and where each value is written and read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from ..steps import Part, SplitStep
+from .graph_values import GraphValues, packet
+from .program import Program, Refused
+from .views import Slot, View, dims_of
+
+__all__ = ["ValuePlaces"]
+
+aten = torch.ops.aten
+
+
+class ValuePlaces(GraphValues):
+    """The program of a part of a step, as yet without instructions but those that bring outputs where they belong.
+
+    inputs: the kind of slot of those that are not plain ones. ends: (kind of slot, name) of each output that is wanted,
+    in the kinds "next", "output", "back" and "sum".
+    """
+
+    def __init__(self, part: Part, step: SplitStep, inputs: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> None:
+        super().__init__(part, step, [name for _, name in ends])
+        self.program = Program()
+        self.constants = self.program.slot("outside", 0, "constants")
+        self.views: dict[Node, View] = {}
+        self.wanted: dict[Node, Slot] = {}  # where a value is written at once
+        self.places: dict[Node, View] = {}  # where one is written that is asked for
+        for node, name in self.inputs.items():
+            if node in self.needed:
+                self.views[node] = self._input(name, inputs.get(name, "input"))
+        self.ends = ends
+        self.program.ends = [self._end(self.results[name], kind, name) for kind, name in ends]
+
+    def finish(self) -> None:
+        """Have every output where it belongs, once all values are computed."""
+        for i, (_, name) in enumerate(self.ends):
+            self.program.ends[i] = self._finish(self.results[name], self.program.ends[i], name)
+        self.constants.width = max(1, len(self.program.constants))
+
+    def _input(self, name: str, kind: str) -> View:
+        value = self.step.values[name]
+        if value.rows < 0:
+            raise Refused(f"input {name}: rows lie in another dimension than the first")
+        if value.dtype not in (torch.bool, self.dtype):
+            raise Refused(f"input {name}: its values are {value.dtype}, others are {self.dtype}")
+        slot = self.program.slot(kind if value.rows else "outside", math.prod(dims_of(value)), name)
+        self.program.inputs[name] = slot
+        return View.of(slot, value)
+
+    def _end(self, node: Node, kind: str, name: str) -> Slot:
+        """The slot of an output, which the first output of a value is written to at once."""
+        value = self.kind(node)
+        if value.dtype not in (torch.bool, self.dtype):
+            raise Refused(f"{self.told(node)}: {name} is {value.dtype}")
+        slot = self.program.slot(
+            "outside" if kind == "output" and not value.rows else kind, math.prod(dims_of(value)), name
+        )
+        if kind != "sum" and node.op != "placeholder":
+            self.wanted.setdefault(node, slot)
+        return slot
+
+    def _finish(self, node: Node, slot: Slot, name: str) -> Slot:
+        """Have the value of an output in its slot, if it is not there yet. Sums have one already."""
+        view, value = self.views[node], self.kind(node)
+        if slot.kind == "sum":
+            whole = View.of(view.slot, value)
+            if view.slot.kind != "sum" or not view.same(whole) or view.slot.width != whole.slot.width:
+                raise Refused(f"{self.told(node)}: {name} is not a sum over rows")
+            if view.slot.width != slot.width:
+                raise Refused(f"{self.told(node)}: {name} is part of a sum over rows")
+            self.program.slots.remove(slot)
+            return view.slot
+        if view.slot.kind == "sum":
+            raise Refused(f"{self.told(node)}: {name} is a sum over rows, within a step")
+        to = View.of(slot, value)
+        if not view.same(to):
+            spread = view.broadcast(to.dims, to.by_row)
+            assert spread is not None
+            self.program.copy(to, spread)
+        return slot
+
+    def destination(self, node: Node) -> View:
+        """Where the value of a node is to be written."""
+        if node in self.places:
+            return self.places[node]
+        kind = self.kind(node)
+        if node in self.wanted:
+            place = View.of(self.wanted[node], kind)
+        else:
+            place = self._part_of_cat(node) or self.program.new(dims_of(kind), kind.rows > 0)
+        self.places[node] = place
+        return place
+
+    def _part_of_cat(self, node: Node) -> View | None:
+        """Its place in a concatenation that alone uses it."""
+        users = [user for user in node.users if user in self.needed]
+        if self.counts[node] != 1 or len(users) != 1 or packet(users[0]) is not aten.cat:
+            return None
+        cat = users[0]
+        if self.kind(cat).rows == 0 or self.kind(node).rows == 0:
+            return None
+        for part, place in self.parts_of_cat(cat, self.destination(cat)):
+            if part is node:
+                return place
+        return None
+
+    def parts_of_cat(self, cat: Node, whole: View) -> list[tuple[Node, View]]:
+        parts: Any = cat.args[0]
+        dim = self.dimension(cat, 1, 0, cat)
+        if self.kind(cat).rows and dim == 0:
+            raise Refused(f"{self.told(cat)}: it concatenates rows")
+        found, at = [], 0
+        for part in parts:
+            kind = self.kind(part)
+            if kind.rows != self.kind(cat).rows or len(dims_of(kind)) != len(whole.dims):
+                raise Refused(f"{self.told(cat)}: its parts have unequal dimensions")
+            size = dims_of(kind)[dim]
+            found.append((part, whole.slice(dim, at, size)))
+            at += size
+        return found
+
+    def view(self, node: Node) -> View:
+        found = self.views.get(node)
+        if found is None:
+            raise Refused(f"{self.told(node)}: it cannot be told when it is computed")
+        if found.slot.kind == "sum":
+            raise Refused(f"{self.told(node)}: a sum over rows is used within a step")
+        return found
+
+    def operand(self, x: object, like: View, node: Node) -> View:
+        """An argument, a tensor or a number, in the dimensions of a result."""
+        if isinstance(x, Node) and self.is_value(x):
+            spread = self.view(x).broadcast(like.dims, like.by_row)
+            if spread is None:
+                raise Refused(f"{self.told(node)}: it broadcasts across rows")
+            return spread
+        if not isinstance(x, (bool, int, float)):
+            raise Refused(f"{self.told(node)}: its argument {x}")
+        at = self.program.constant(float(x))
+        return View(self.constants, like.by_row, like.dims, (0,) * len(like.dims), at)

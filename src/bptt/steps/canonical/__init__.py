@@ -1,0 +1,10 @@
+"""The operations of aten in fewer, simpler ones: what a recorder writes down in place of what torch was asked for.
+
+A rule computes the same values by operations of the canonical set: arithmetic, comparison and selection, the elementary
+functions, sums and extremes along dimensions, matrix products, and views by permutation, slice and size.
+"""
+
+from . import activations, arithmetic, constants, normalisations, products, reductions, views  # noqa: F401  their rules
+from .rules import RULES as RULES
+from .writes import scattered as scattered
+from .writes import without_write as without_write

@@ -1,0 +1,50 @@
+"""Constant tensors in the canonical set: all are `full`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import full, rule
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+@rule(aten.zeros_like.default, aten.new_zeros.default)
+def _zeros(a: Tensor, size: Any = None, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return full(a, a.shape if size is None else size, 0, dtype)
+
+
+@rule(aten.ones_like.default, aten.new_ones.default)
+def _ones(a: Tensor, size: Any = None, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return full(a, a.shape if size is None else size, 1, dtype)
+
+
+@rule(aten.full_like.default)
+def _full_like(a: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return full(a, a.shape, value, dtype)
+
+
+@rule(aten.new_full.default)
+def _new_full(a: Tensor, size: Sequence[int], value: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    return full(a, size, value, dtype)
+
+
+@rule(aten.zeros.default)
+def _zeros_of(size: Sequence[int], *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+    return aten.full.default(size, 0, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
+
+
+@rule(aten.ones.default)
+def _ones_of(size: Sequence[int], *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+    return aten.full.default(size, 1, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
+
+
+@rule(aten.scalar_tensor.default)
+def _scalar_tensor(value: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+    return aten.full.default([], value, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")

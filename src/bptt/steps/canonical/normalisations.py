@@ -1,0 +1,142 @@
+"""Layer norm, batch norm, softmax and their gradients in the canonical set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reductions import mean_dims, sum_dims
+from .rules import dim_of, rule
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+@rule(aten.native_layer_norm.default)
+def _layer_norm(a: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    dims = list(range(a.dim() - len(shape), a.dim()))
+    mean = mean_dims(a, dims, True)
+    centred = aten.sub.Tensor(a, mean)
+    inverse = aten.rsqrt.default(aten.add.Tensor(mean_dims(aten.mul.Tensor(centred, centred), dims, True), eps))
+    y = aten.mul.Tensor(centred, inverse)
+    y = y if weight is None else aten.mul.Tensor(y, weight)
+    return y if bias is None else aten.add.Tensor(y, bias), mean, inverse
+
+
+@rule(aten.native_layer_norm_backward.default)
+def _layer_norm_backward(
+    grad: Tensor,
+    a: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    wanted: Sequence[bool],
+) -> Any:
+    outer = list(range(a.dim() - len(shape)))
+    dims = list(range(a.dim() - len(shape), a.dim()))
+    normal = aten.mul.Tensor(aten.sub.Tensor(a, mean), inverse)
+    da = dw = db = None
+    if wanted[0]:
+        g = grad if weight is None else aten.mul.Tensor(grad, weight)
+        along = aten.mul.Tensor(normal, mean_dims(aten.mul.Tensor(g, normal), dims, True))
+        da = aten.mul.Tensor(aten.sub.Tensor(aten.sub.Tensor(g, mean_dims(g, dims, True)), along), inverse)
+    if wanted[1] and weight is not None:
+        dw = sum_dims(aten.mul.Tensor(grad, normal), outer, False) if outer else aten.mul.Tensor(grad, normal)
+    if wanted[2] and bias is not None:
+        db = sum_dims(grad, outer, False) if outer else aten.clone.default(grad)
+    return da, dw, db
+
+
+def _along_channels(a: Tensor, values: Tensor) -> Tensor:
+    return aten.view.default(values, [1, -1, *[1] * (a.dim() - 2)]) if a.dim() > 2 else values
+
+
+@rule(aten._native_batch_norm_legit_no_training.default)
+def _batch_norm(
+    a: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, momentum: float, eps: float
+) -> Any:
+    inverse = aten.rsqrt.default(aten.add.Tensor(variance, eps))
+    y = aten.mul.Tensor(aten.sub.Tensor(a, _along_channels(a, mean)), _along_channels(a, inverse))
+    y = y if weight is None else aten.mul.Tensor(y, _along_channels(a, weight))
+    empty = aten.full.default([0], 0, dtype=a.dtype, device=a.device)
+    return y if bias is None else aten.add.Tensor(y, _along_channels(a, bias)), empty, empty
+
+
+@rule(aten.native_batch_norm.default, aten._native_batch_norm_legit.no_stats)
+def _batch_norm_of(a: Tensor, weight: Tensor | None, bias: Tensor | None, *others: Any) -> Any:
+    """By given statistics, or those of the batch; where it writes to running statistics, it is not known."""
+    mean, variance, training, momentum, eps = others if len(others) == 5 else (None, None, *others)
+    if not training:
+        return _batch_norm(a, weight, bias, mean, variance, momentum, eps)
+    if mean is not None or variance is not None:
+        return NotImplemented
+    dims = [d for d in range(a.dim()) if d != 1]
+    mean = mean_dims(a, dims, False)
+    centred = aten.sub.Tensor(a, _along_channels(a, mean))
+    inverse = aten.rsqrt.default(aten.add.Tensor(mean_dims(aten.mul.Tensor(centred, centred), dims, False), eps))
+    y = aten.mul.Tensor(centred, _along_channels(a, inverse))
+    y = y if weight is None else aten.mul.Tensor(y, _along_channels(a, weight))
+    return y if bias is None else aten.add.Tensor(y, _along_channels(a, bias)), mean, inverse
+
+
+@rule(aten.native_batch_norm_backward.default)
+def _batch_norm_backward(grad: Tensor, a: Tensor, weight: Tensor | None, *others: Any) -> Any:
+    mean, variance, of_batch, inverse_of_batch, training, eps, wanted = others
+    dims = [d for d in range(a.dim()) if d != 1]
+    inverse = inverse_of_batch if training else aten.rsqrt.default(aten.add.Tensor(variance, eps))
+    centred = aten.sub.Tensor(a, _along_channels(a, of_batch if training else mean))
+    normal = aten.mul.Tensor(centred, _along_channels(a, inverse))
+    g = grad if weight is None else aten.mul.Tensor(grad, _along_channels(a, weight))
+    da = None
+    if wanted[0] and training:
+        along = aten.mul.Tensor(normal, _along_channels(a, mean_dims(aten.mul.Tensor(g, normal), dims, False)))
+        g = aten.sub.Tensor(aten.sub.Tensor(g, _along_channels(a, mean_dims(g, dims, False))), along)
+    if wanted[0]:
+        da = aten.mul.Tensor(g, _along_channels(a, inverse))
+    dw = sum_dims(aten.mul.Tensor(grad, normal), dims, False) if wanted[1] else None
+    return da, dw, sum_dims(grad, dims, False) if wanted[2] else None
+
+
+@rule(aten._softmax.default)
+def _softmax(a: Tensor, dim: int, _: bool) -> Tensor:
+    dim = dim_of(dim, a)
+    e = aten.exp.default(aten.sub.Tensor(a, aten.amax.default(a, [dim], True)))
+    return aten.div.Tensor(e, aten.sum.dim_IntList(e, [dim], True))
+
+
+@rule(aten._softmax_backward_data.default)
+def _softmax_backward(grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    dim = dim_of(dim, y)
+    product = aten.mul.Tensor(grad, y)
+    return aten.sub.Tensor(product, aten.mul.Tensor(y, aten.sum.dim_IntList(product, [dim], True)))
+
+
+@rule(aten._log_softmax.default)
+def _log_softmax(a: Tensor, dim: int, _: bool) -> Tensor:
+    dim = dim_of(dim, a)
+    shifted = aten.sub.Tensor(a, aten.amax.default(a, [dim], True))
+    return aten.sub.Tensor(shifted, aten.log.default(aten.sum.dim_IntList(aten.exp.default(shifted), [dim], True)))
+
+
+@rule(aten._log_softmax_backward_data.default)
+def _log_softmax_backward(grad: Tensor, y: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    total = aten.sum.dim_IntList(grad, [dim_of(dim, y)], True)
+    return aten.sub.Tensor(grad, aten.mul.Tensor(aten.exp.default(y), total))
+
+
+@rule(aten.logsumexp.default)
+def _logsumexp(a: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+    every = sorted(dim_of(d, a) for d in dims)
+    top = aten.amax.default(a, every, True)
+    infinite = aten.eq.Scalar(aten.abs.default(top), math.inf)
+    top = aten.where.self(infinite, aten.full.default([], 0, dtype=a.dtype, device=a.device), top)
+    total = aten.sum.dim_IntList(aten.exp.default(aten.sub.Tensor(a, top)), every, True)
+    made = aten.add.Tensor(aten.log.default(total), top)
+    return made if keepdim else aten.squeeze.dims(made, every)

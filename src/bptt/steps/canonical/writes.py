@@ -1,0 +1,78 @@
+"""Writes to tensors as new values: of the tensor, and of what it is a view of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rules import cast, full
+
+__all__ = ["scattered", "without_write"]
+
+aten = torch.ops.aten
+
+
+def without_write(func: Any, target: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+    """What an operation that writes to `target` would leave there, as a new tensor; None where it is not known."""
+    name = func._schema.name.removeprefix("aten::")
+    if func in (aten.copy_.default,):
+        source = cast(args[0], target.dtype)
+        return (
+            aten.expand.default(source, list(target.shape))
+            if source.shape != target.shape
+            else aten.clone.default(source)
+        )
+    if func is aten.zero_.default:
+        return full(target, target.shape, 0, None)
+    if func is aten.fill_.Scalar:
+        return full(target, target.shape, args[0], None)
+    if func is aten.fill_.Tensor:
+        return aten.expand.default(cast(args[0], target.dtype), list(target.shape))
+    packet = getattr(aten, name.removesuffix("_"), None)
+    overload = None if packet is None else getattr(packet, func._overloadname, None)
+    if overload is None or not name.endswith("_"):
+        return None
+    result = overload(target, *args, **kwargs)
+    return result if isinstance(result, Tensor) and result.shape == target.shape else None
+
+
+def scattered(recorder: Any, base: Any, value: Any, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The node of a base after a view of it, made by func, got another value; None where that is not known."""
+    graph = recorder.graph
+    shape, _ = base.meta["tensor"]
+    if func in (aten.detach.default, aten.alias.default):
+        return value
+    if func in (aten.view.default, aten.unsqueeze.default, aten.squeeze.dims):
+        return _node(graph, aten.view.default, value, base, list(shape))
+    if func is aten.permute.default:
+        dims = list(args[1])
+        return _node(graph, aten.permute.default, value, base, [dims.index(d) for d in range(len(dims))])
+    if func is aten.select.int or func is aten.slice.Tensor:
+        dim, whole = args[1], shape[args[1]]
+        if func is aten.select.int:
+            start, end, step = args[2], args[2] + 1, 1
+            value = _node(graph, aten.unsqueeze.default, value, None, dim)
+            value.meta["tensor"] = torch.Size([*shape[:dim], 1, *shape[dim + 1 :]]), base.meta["tensor"][1]
+        else:
+            start, end, step = args[2:5]
+        if step != 1:
+            return None
+        parts = []
+        for a, b in ((0, start), (end, whole)):
+            if b > a:
+                part = graph.call_function(aten.slice.Tensor, (base, dim, a, b, 1))
+                part.meta["tensor"] = torch.Size([*shape[:dim], b - a, *shape[dim + 1 :]]), base.meta["tensor"][1]
+                parts.append((a, part))
+        pieces = [node for _, node in sorted([*parts, (start, value)], key=lambda p: p[0])]
+        return value if len(pieces) == 1 else _node(graph, aten.cat.default, pieces, base, dim)
+    return None
+
+
+def _node(graph: Any, func: Any, value: Any, like: Any, *args: Any) -> Any:
+    node = graph.call_function(func, (value, *args))
+    if like is not None:
+        node.meta["tensor"] = like.meta["tensor"]
+    return node

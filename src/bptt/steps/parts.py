@@ -1,0 +1,158 @@
+"""A traced step in parts: what is computed once, step by step, and for all steps at once, as graphs of aten operations.
+
+Legend: R rows (lanes of a batch, of one step or of several), T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+__all__ = ["Part", "SplitStep", "Value"]
+
+aten = torch.ops.aten
+
+_FUNCTIONS: dict[Any, Any] = {
+    getattr(getattr(aten, name), overload): getattr(torch, name)
+    for overload, names in {
+        "Tensor": "add sub mul div eq ne lt le gt ge",
+        "default": "neg exp expm1 log log1p tanh sigmoid sqrt rsqrt abs reciprocal relu sign sin cos erf maximum "
+        "minimum mm bmm logical_not logical_and logical_or",
+        "self": "where",
+        "dim_IntList": "sum",
+    }.items()
+    for name in names.split()
+} | {aten.view.default: torch.reshape}  # what it is a view of may lie in memory in another way
+"""Functions of torch that do the same, and are called in less time."""
+
+
+class Value(NamedTuple):
+    """The kind of a value in a traced step.
+
+    rows: its first dimension is `rows * R`, row after row; 0: it has no rows, and is the same for all of them; -1: rows
+    lie in another dimension (in deferred parts only). shape: the other dimensions; all of them where rows is 0.
+    """
+
+    rows: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a traced step: a function from named values to named values.
+
+    graph: a placeholder "R", the number of rows, then one for each input; operations of aten; a tuple of the outputs.
+    Sizes in the graph that count rows are products of R: `SplitStep.values` says the kind of every value. An output
+    may be an input, and may stand there twice.
+    """
+
+    graph: Graph
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    _rows: tuple[list[int], list[int]] | None = field(default=None, init=False)
+
+    @cached_property
+    def function(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The part by torch operations: a function of R and the inputs."""
+        graph, made = Graph(), dict[Any, Any]()
+        graph.output(graph.graph_copy(self.graph, made))
+        _fuse_products(graph)
+        for node in graph.nodes:
+            node.target = _FUNCTIONS.get(node.target, node.target)
+        return GraphModule(torch.nn.Module(), graph).forward
+
+    def rows(self, values: Mapping[str, Value]) -> tuple[list[int], list[int]]:
+        """`Value.rows` of the inputs, and of the outputs."""
+        return self._rows or self._with_rows(values)
+
+    def _with_rows(self, values: Mapping[str, Value]) -> tuple[list[int], list[int]]:
+        found = [values[n].rows for n in self.inputs], [values[n].rows for n in self.outputs]
+        object.__setattr__(self, "_rows", found)
+        return found
+
+    def __call__(self, R: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs by name, of R rows, by torch operations."""
+        if not self.outputs:
+            return {}
+        return dict(zip(self.outputs, self.function(R, *(values[n] for n in self.inputs)), strict=True))
+
+
+def _fuse_products(graph: Graph) -> None:
+    """Products to which the same row is added everywhere, as one operation."""
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or not all(isinstance(a, Node) for a in node.args):
+            continue
+        for product, other in (node.args, node.args[::-1]):
+            dims = other.meta.get("dims", ())
+            if product.target is aten.mm.default and len(product.users) == 1 and len(dims) == 1 and not dims[0][1]:
+                with graph.inserting_before(node):
+                    node.replace_all_uses_with(graph.call_function(torch.addmm, (other, *product.args)))
+                graph.erase_node(node)
+                graph.erase_node(product)
+                break
+
+
+@dataclass(frozen=True, eq=False)
+class SplitStep:
+    """A step `(carry, x) -> (carry, y)` and its vector-Jacobian product, split by when each value can be computed.
+
+    Every value has one name in all parts. values: the kind of each. Of each leaf: carry, x, captured, the names of what
+    the step is given; next, y: of what it returns; adjoints: of the adjoint of `next` that arrives (None: the leaf has
+    no gradient); dys: of the cotangent of y (None likewise); back: of the adjoint that goes on to the step before
+    (None: zero); dx, dcaptured: of the gradients of x and of captured tensors (None: not wanted, or zero).
+    """
+
+    values: Mapping[str, Value]
+    carry: tuple[str, ...]
+    x: tuple[str, ...]
+    captured: tuple[str, ...]
+    next: tuple[str, ...]
+    y: tuple[str, ...]
+    adjoints: tuple[str | None, ...]
+    dys: tuple[str | None, ...]
+    back: tuple[str | None, ...]
+    dx: tuple[str | None, ...]
+    dcaptured: tuple[str | None, ...]
+
+    constants: Part  # of captured tensors alone: once a call
+    hoisted: Part  # of x and constants: once, for all T * B rows, before the walk
+    forward: Part  # the core of stage 1, step by step: from carry, x, hoisted, constants to `next`, `kept`, core ys
+    outputs: Part  # of ys that the core does not compute: once, for all rows, after the walk
+    errors: Part  # of dys and what the forward pass left: once, for all rows, before the walk back
+    adjoint: (
+        Part  # the core of stage 3, step by step: from adjoints, errors and what is kept to `back`, `sent`, `summed`
+    )
+    deferred: Part  # from `sent` and what is kept to dx and dcaptured: once, for all rows, after the walk back
+
+    kept: tuple[str, ...]  # values of the core of stage 1 (besides carry) that later parts need: the tape
+    owned: frozenset[str]  # inputs of the core of stage 3 that count only at a block's own losses: dys and errors
+    sent: tuple[str, ...]  # values of the core of stage 3, by row, that `deferred` needs: sums over blocks, per step
+    summed: tuple[str, ...]  # values of the core of stage 3 without rows: sums over rows, steps and blocks
+
+    def at_once(self, part: Part, values: Mapping[str, Tensor], T: int, B: int) -> dict[str, Tensor]:
+        """The outputs of a part for all T * B rows at once: by row `[T, B * k, ...]` of inputs that are so."""
+        if not part.outputs:
+            return {}
+        rows = part.rows(self.values)
+        given = [values[n].flatten(0, 1) if k else values[n] for n, k in zip(part.inputs, rows[0], strict=True)]
+        made = zip(part.outputs, part.function(T * B, *given), rows[1], strict=True)
+        return {n: v.view(T, B * k, *v.shape[1:]) if k and v.is_contiguous() else v.unflatten(0, (T, B * k)) if k else v
+                for n, v, k in made}  # fmt: skip
+
+    def zeros(self, name: str, T: int, B: int, device: torch.device) -> Tensor:
+        """A value by row that is zero everywhere."""
+        kind = self.values[name]
+        return torch.zeros(T, B * kind.rows, *kind.shape, dtype=kind.dtype, device=device)
+
+    def row_bytes(self, names: Iterable[str]) -> int:
+        """The bytes that some values have for each lane of a step."""
+        kinds = [self.values[n] for n in names]
+        return sum(k.rows * prod(k.shape) * k.dtype.itemsize for k in kinds)

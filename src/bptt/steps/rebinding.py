@@ -1,0 +1,163 @@
+"""Another step of the same code: the same lambda made again, a method fetched again, with other tensors perhaps."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Mapping, Set
+from dataclasses import dataclass, field
+from functools import partial
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor
+
+from .objects import described, form, redescribed, same, told
+
+__all__ = ["Rebinding", "origin", "without_history"]
+
+
+def origin(step: Callable[..., Any]) -> Hashable:
+    """What steps of one code have in common, as a key for those that were traced: several may have it.
+
+    >>> def make(k):
+    ...     return lambda h, x: (h * k, x)
+    >>> origin(make(1)) == origin(make(2)), origin(make(1)) == origin(lambda h, x: (h, x))
+    (True, False)
+    """
+    if isinstance(step, partial):
+        return origin(step.func)
+    function = step.__func__ if isinstance(step, MethodType) else step
+    if isinstance(function, FunctionType):
+        return function.__code__
+    return step if isinstance(step, Hashable) else type(step)
+
+
+def without_history(step: Callable[..., Any]) -> tuple[Callable[..., Any], dict[int, Tensor]]:
+    """The step to remember: tensors of its closure that were computed stand there without what they come from.
+
+    A trace that is kept for later calls would keep the graph of the first one, and all that this holds. Returns too the
+    tensor that stands for another, by its id.
+    """
+    stand_ins: dict[int, Tensor] = {}
+    return _remembered(step, stand_ins), stand_ins
+
+
+def _remembered(value: Any, stand_ins: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor) and value.grad_fn is not None:
+        if id(value) not in stand_ins:
+            stand_ins[id(value)] = value.detach().requires_grad_()
+        return stand_ins[id(value)]
+    if isinstance(value, MethodType) and isinstance(value.__self__, Tensor):
+        return value
+    if type(value) in (list, tuple):
+        items = [_remembered(item, stand_ins) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    if isinstance(value, partial):
+        held = [value.func, *value.args, *value.keywords.values()]
+        others = [_remembered(item, stand_ins) for item in held]
+        if all(map(operator.is_, held, others)):
+            return value
+        function, *rest = others
+        args, keywords = rest[: len(value.args)], rest[len(value.args) :]
+        return partial(function, *args, **dict(zip(value.keywords, keywords, strict=True)))
+    if not isinstance(value, FunctionType) or not value.__closure__:
+        return value
+    contents = [_contents(cell) for cell in value.__closure__]
+    if any(content is value for content in contents):  # a function that calls itself
+        return value
+    others = [_remembered(content, stand_ins) for content in contents]
+    if all(map(operator.is_, contents, others)):
+        return value
+    cells = tuple(cell if a is b else CellType(b)
+                  for cell, a, b in zip(value.__closure__, contents, others, strict=True))  # fmt: skip
+    made = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+    made.__kwdefaults__, made.__module__, made.__qualname__ = value.__kwdefaults__, value.__module__, value.__qualname__
+    return made
+
+
+@dataclass
+class Rebinding:
+    """A comparison of a step with the one that was traced, whose captured tensors may have been exchanged for others.
+
+    holders: by the id of each captured tensor, the ids of all objects that hold it: it counts as exchanged only if the
+    comparison has seen all of them. lanes: the ids of those with a row for each lane, whose number may be another.
+    taken: by the id of a tensor, the one in its place.
+    """
+
+    holders: Mapping[int, set[int]]
+    lanes: Set[int] = frozenset()
+    taken: dict[int, Tensor] = field(default_factory=dict)
+    _seen: dict[int, set[int]] = field(default_factory=dict)
+    _compared: set[tuple[int, int]] = field(default_factory=set)
+
+    def difference(self, before: Any, now: Any, path: str) -> str | None:
+        """What differs between two steps, in a sentence; None where the one traced stands for the other."""
+        found = self._differs(before, now, path)
+        exchanged = (key for key, t in self.taken.items() if id(t) != key)
+        if found is None and any(self.holders[key] - self._seen[key] for key in exchanged):
+            return f"`{path}` has another tensor in one place, and the one it had when the step was traced in another"
+        return found
+
+    def _differs(self, before: Any, now: Any, path: str, holder: Any = None) -> str | None:
+        if isinstance(before, Tensor):
+            return self._tensor(before, now, path, holder)
+        if before is now or (id(before), id(now)) in self._compared or same(before, now):
+            return None
+        self._compared.add((id(before), id(now)))
+        parts, others = _parts(before, path), _parts(now, path)
+        if type(before) is not type(now) or parts is None or others is None or parts.keys() != others.keys():
+            return told(f"`{path}`", now, before)
+        if isinstance(before, FunctionType) and before.__globals__ is not now.__globals__:
+            return f"`{path}` is of another module than when the step was traced"
+        for name, (one, owner) in parts.items():
+            if difference := self._differs(one, others[name][0], name, owner):
+                return difference
+        return None
+
+    def _tensor(self, before: Tensor, now: Any, path: str, holder: Any) -> str | None:
+        key = id(before)
+        self._seen.setdefault(key, set()).add(id(holder))
+        rows = key in self.lanes and isinstance(now, Tensor) and now.dim() > 0 and now.is_contiguous()
+        if rows and before.is_contiguous() and _of_a_row(before) == _of_a_row(now):
+            pass
+        elif isinstance(now, Tensor) and described(before) != described(now):
+            return redescribed(f"`{path}`", described(before), described(now))
+        if before is not now and (type(before) is not type(now) or key not in self.holders):
+            return told(f"`{path}`", now, before)
+        if self.taken.setdefault(key, now) is not now:
+            return f"`{path}` and another variable were one tensor when the step was traced, and are two"
+        return None
+
+
+def _of_a_row(t: Tensor) -> tuple[Any, ...]:
+    """The form of a tensor, but for the number of its rows."""
+    shape, *others = form(t)
+    return tuple(shape[1:]), *others
+
+
+def _parts(value: Any, path: str) -> dict[str, tuple[Any, Any]] | None:
+    """The parts of a function or container by path, each with what holds it; None for other objects."""
+    if isinstance(value, FunctionType):
+        held = {
+            f"{path}.__code__": (value.__code__, value),
+            f"{path}.__defaults__": (value.__defaults__, value),
+            f"{path}.__kwdefaults__": (value.__kwdefaults__, value),
+        }
+        names = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        return held | {name: (_contents(cell), cell) for name, cell in names}
+    if isinstance(value, MethodType):
+        return {f"{path}.__func__": (value.__func__, value), f"{path}.__self__": (value.__self__, value)}
+    if isinstance(value, partial):
+        return {f"{path}.{name}": (getattr(value, name), value) for name in ("func", "args", "keywords")}
+    if type(value) in (list, tuple):
+        return {f"{path}[{i}]": (item, value) for i, item in enumerate(value)}
+    if type(value) is dict:
+        return {f"{path}[{key!r}]": (item, value) for key, item in value.items()}
+    return None
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable without a value
+        return CellType

@@ -1,0 +1,389 @@
+"""A recorder of operations: a graph of aten operations without side effects, from whatever torch is asked to do.
+
+Writes to a tensor become new values: of the tensor, of what it is a view of, and, when they are read again, of the
+other views. So a graph never reads a value that was overwritten.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .canonical import RULES, scattered, without_write
+from .draws import filling, normal_parts
+
+__all__ = ["NotTraceable", "Recorder"]
+
+aten = torch.ops.aten
+
+
+class NotTraceable(Exception):  # noqa: N818  it says what a step is, and is no fault
+    """The reason why a step cannot be recorded as a graph.
+
+    whatever_rows: it has nothing to do with what counts as a row. left: tensors of the trace that the step has kept.
+    """
+
+    left: tuple[Tensor, ...] = ()
+
+    def __init__(self, reason: str, whatever_rows: bool = False) -> None:
+        super().__init__(reason)
+        self.whatever_rows = whatever_rows
+
+
+@dataclass(eq=False)
+class _Memory:
+    """Memory that tensors share. writes: how often it was written to. tensors: those that are known."""
+
+    writes: int = 0
+    tensors: list[_Known] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Known:
+    """A tensor whose value is in the graph.
+
+    view: the tensor that it is a view of, and the operation on a node that makes its value from that one's. read: the
+    number of writes to the memory when `node` was its value.
+    """
+
+    tensor: Tensor
+    node: Node
+    memory: _Memory
+    view: tuple[_Known, Callable[[Node], Node], tuple[Any, ...]] | None = None
+    read: int = 0
+
+
+@dataclass(eq=False)
+class Recorder(TorchDispatchMode):
+    """A mode in which operations run as they are asked for, and are recorded. Use it as a context.
+
+    captured: the tensors from outside that were read, with their nodes. draws: what random numbers are drawn, in order:
+    placeholders, whose "filling" says what fills them; probabilities: of each number of a draw. reason: why what was
+    recorded is no graph.
+    """
+
+    graph: Graph = field(default_factory=Graph)
+    captured: list[tuple[Tensor, Node]] = field(default_factory=list)
+    draws: list[Node] = field(default_factory=list)
+    probabilities: list[Node | None] = field(default_factory=list)
+    reason: str | None = None
+    _known: dict[int, _Known] = field(default_factory=dict)
+    _memory: dict[int, _Memory] = field(default_factory=dict)
+    _alive: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch would load its compiler for this
+
+    @staticmethod
+    def active() -> bool:
+        """Whether a step is being recorded now."""
+        return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
+
+    def release(self) -> list[weakref.ref[Tensor]]:
+        """Let go of all tensors. Returns references to those that were made inside."""
+        given = {id(t) for t, _ in self.captured}
+        made = [weakref.ref(k.tensor) for k in self._known.values() if k.node.op != "placeholder"]
+        made = [r for r in made if id(r()) not in given]
+        for memory in self._memory.values():
+            memory.tensors.clear()  # a circle with what knows it
+        self._known.clear()
+        self._memory.clear()
+        self._alive.clear()
+        return made
+
+    # What enters ------------------------------------------------------------------------------------------------------
+
+    def enter(self, tensor: Tensor, name: str) -> None:
+        """Give a tensor that is given from outside a name in the graph."""
+        node = self.graph.placeholder(name)
+        self._note(tensor, node)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor's value is in the graph."""
+        known = self._known.get(id(tensor))
+        return known is not None  # a tensor that is known stays alive, and so does its id
+
+    def node(self, tensor: Tensor) -> Node:
+        """The current value of a tensor; one from outside is captured."""
+        known = self._known.get(id(tensor)) or self._another_name(tensor)
+        if known is None:
+            node = self.graph.placeholder(f"captured_{len(self.captured)}")
+            self.captured.append((tensor, node))
+            known = self._note(tensor, node)
+        return self._read(known)
+
+    def _another_name(self, tensor: Tensor) -> _Known | None:
+        """The tensor made inside that one is another name for: autograd hands out what it saved as new ones."""
+        memory = self._memory.get(_place(tensor))
+        for known in () if memory is None else memory.tensors:
+            other = known.tensor
+            same = other.shape == tensor.shape and other.stride() == tensor.stride() and other.dtype == tensor.dtype
+            if same and other.storage_offset() == tensor.storage_offset() and not _captured(known.node):
+                self._known[id(tensor)] = known
+                self._alive.append(tensor)
+                return known
+        return None
+
+    def _note(self, tensor: Tensor, node: Node) -> _Known:
+        """Note that a tensor has the value of a node; it has memory of its own."""
+        if "tensor" not in node.meta:
+            node.meta["tensor"] = tensor.shape, tensor.dtype
+        memory = self._memory.setdefault(_place(tensor), _Memory())
+        known = self._known[id(tensor)] = _Known(tensor, node, memory, read=memory.writes)
+        memory.tensors.append(known)
+        self._alive.append(tensor)  # so that no other tensor gets its id, nor its memory
+        return known
+
+    def _read(self, known: _Known) -> Node:
+        if known.read != known.memory.writes:
+            if known.view is None:
+                raise self.refused("a tensor is written to through another one that is no view of it")
+            known.node = known.view[1](self._read(known.view[0]))
+            known.read = known.memory.writes
+        return known.node
+
+    def _write(self, known: _Known, value: Node) -> None:
+        """Give a tensor another value, and what it is a view of."""
+        above, chain = known, list[tuple[_Known, Node]]()
+        while above.view is not None:
+            above = above.view[0]
+            chain.append((above, self._read(above)))
+        known.memory.writes += 1
+        known.node, known.read = value, known.memory.writes
+        below = known
+        for base, before in chain:
+            assert below.view is not None
+            made = scattered(self, before, below.node, *below.view[2])
+            if made is None:
+                raise self.refused(f"a view made by {below.view[2][0]} is written to")
+            base.node, base.read = made, known.memory.writes
+            below = base
+
+    # Operations -------------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.reason is not None:
+            raise NotTraceable(self.reason)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._drawn(func, args, kwargs)
+        if torch.Tag.data_dependent_output in func.tags or func in _VALUES:
+            raise self.refused(f"its Python code reads a value of a tensor ({_name(func)})")
+        rule = RULES.get(func)
+        if rule is not None:
+            with self:
+                result = rule(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if "batch_norm" in _name(func):
+            raise self.refused(f"its rows depend on one another ({_name(func)} of a batch)")
+        if torch.Tag.inplace_view in func.tags:
+            return self._reshaped(func, args, kwargs)
+        if func._schema.is_mutable:
+            return self._written(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func is aten.lift_fresh.default:
+            return self._constant(result)
+        self._record(func, args, kwargs, result)
+        return result
+
+    def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (tuple, list)) else []
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not outputs:
+            raise self.refused(f"its Python code reads what {_name(func)} returns")
+        node = self.call(func, args, kwargs)
+        if not isinstance(result, Tensor):
+            node.meta["tensors"] = [(t.shape, t.dtype) if isinstance(t, Tensor) else None for t in outputs]
+        for i, output in enumerate(outputs):
+            if not isinstance(output, Tensor):
+                continue
+            own = node
+            if not isinstance(result, Tensor):
+                own = self.graph.call_function(operator.getitem, (node, i))
+            own.meta["tensor"] = output.shape, output.dtype
+            known = self._note(output, own)
+            base = next((t for t in tensors if _place(t) == _place(output)), None)
+            if base is not None and base is not output and output.numel():
+                again = self._again(func, args, kwargs, base, output, None if isinstance(result, Tensor) else i)
+                known.view = self._known[id(base)], again, (func, node.args, kwargs)
+
+    def _again(
+        self, func: Any, args: Any, kwargs: Any, base: Tensor, output: Tensor, i: int | None
+    ) -> Callable[[Node], Node]:
+        """What makes the value of a view anew from the value of its base."""
+        like = output.shape, output.dtype
+
+        def apply(node: Node) -> Node:
+            arguments = tree_map_only(Tensor, lambda t: node if t is base else self.node(t), (args, kwargs))
+            made = self.graph.call_function(func, *_whole(func, *arguments))
+            made.meta["line"] = node.meta.get("line")
+            made = made if i is None else self.graph.call_function(operator.getitem, (made, i))
+            made.meta["tensor"] = like
+            return made
+
+        return apply
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Node:
+        """Add an operation on tensors whose values are in the graph, or captured."""
+        node = self.graph.call_function(func, *_whole(func, *tree_map_only(Tensor, self.node, (args, kwargs))))
+        node.meta["line"] = _line()
+        return node
+
+    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that draws random numbers: they are given to the graph."""
+        if any(isinstance(v, torch.Generator) for v in (*args, *kwargs.values())):
+            raise self.refused(f"it draws random numbers from a generator of its own ({_name(func)})")
+        parts = normal_parts(func, args)
+        if parts is not None:
+            mean, std, size, like = parts
+            with self:
+                noise = aten.normal.float_float(0.0, 1.0 if isinstance(std, Tensor) else std, size, dtype=like.dtype,
+                                                device=like.device)  # fmt: skip
+                noise = aten.mul.Tensor(noise, std) if isinstance(std, Tensor) else noise
+                return aten.add.Tensor(noise, mean)
+        found = filling(func, args, kwargs)
+        if found is None:
+            raise self.refused(f"it draws random numbers that cannot be drawn before it runs ({_name(func)})")
+        fill, in_place, probability = found
+        known = self._target(func, args) if in_place else None
+        by = None if probability is None else self.node(probability)
+        if probability is not None and not probability.is_contiguous():
+            raise self.refused(f"it draws random numbers by a tensor that is not contiguous ({_name(func)})")
+        result = func(*args, **kwargs)
+        if not result.is_contiguous():
+            raise self.refused(f"it draws random numbers into a tensor that is not contiguous ({_name(func)})")
+        node = self.graph.placeholder(f"draw_{len(self.draws)}")
+        node.meta |= {"filling": fill, "device": result.device, "line": _line()}
+        node.meta["tensor"] = result.shape, result.dtype
+        self.draws.append(node)
+        self.probabilities.append(by)
+        if known is None:
+            self._note(result, node)
+        else:
+            self._write(known, node)
+        return result
+
+    def _reshaped(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that makes its first argument a view of what it was: `squeeze_`, `t_` and such."""
+        target: Tensor = args[0]
+        known = self._known.get(id(target))
+        packet = getattr(aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        overload = None if packet is None else getattr(packet, func._overloadname, None)
+        if known is None or overload is None:
+            raise self.refused(f"it changes the shape of a tensor in place ({_name(func)})")
+        with self:
+            made = overload(*args, **kwargs)
+        if made.untyped_storage()._cdata != target.untyped_storage()._cdata:
+            raise self.refused(f"it changes the shape of a tensor in place ({_name(func)})")
+        func(*args, **kwargs)
+        view = self._known[id(made)]
+        before = replace(known)  # what it was: of which it is a view from now on, as others may be
+        for other in known.memory.tensors:
+            if other.view is not None and other.view[0] is known:
+                other.view = before, *other.view[1:]
+        known.node, known.view, known.read = view.node, view.view, view.read
+        return target
+
+    def _written(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that writes to its first argument: a new value of that one."""
+        known = self._target(func, args)
+        target: Tensor = args[0]
+        with self:
+            made = without_write(func, target, args[1:], kwargs)
+        if made is None:
+            raise self.refused(f"it writes in place by {_name(func)}")
+        value = self.node(made)
+        func(*args, **kwargs)
+        self._write(known, value)
+        return target
+
+    def _target(self, func: Any, args: Any) -> _Known:
+        """The first argument of an operation that writes to it."""
+        target = args[0] if args else None
+        if not isinstance(target, Tensor) or not func._schema.arguments[0].is_write:
+            raise self.refused(f"{_name(func)} writes to a tensor it is given (out=)")
+        if not self.knows(target):
+            raise self.refused(f"it writes to a captured tensor {list(target.shape)} ({_name(func)})")
+        if torch._debug_has_internal_overlap(target) == 1:
+            raise self.refused("it writes to an expanded tensor")
+        known = self._known[id(target)]
+        base = known
+        while base.view is not None:
+            base = base.view[0]
+        if _captured(base.node):
+            raise self.refused(f"it writes to a captured tensor {list(base.tensor.shape)} ({_name(func)})")
+        return known
+
+    def _constant(self, tensor: Tensor) -> Tensor:
+        """A tensor made of Python values inside of the step: the same at every call."""
+        if tensor.numel() != 1:
+            node = self.graph.placeholder(f"constant_{len(self.captured)}")
+            node.meta["constant"] = True
+            self.captured.append((tensor, node))
+        else:
+            node = self.graph.call_function(aten.full.default, (list(tensor.shape), tensor.item()),
+                                            {"dtype": tensor.dtype, "device": tensor.device})  # fmt: skip
+        node.meta["tensor"] = tensor.shape, tensor.dtype
+        self._note(tensor, node)
+        return tensor
+
+    def refused(self, reason: str) -> NotTraceable:
+        """The reason why what was recorded is no graph, with the line: to raise."""
+        line = _line()
+        self.reason = reason if line is None else f"{reason}, at {line}"
+        return NotTraceable(self.reason, whatever_rows=True)
+
+
+_VALUES = {aten.equal.default, aten.is_nonzero.default, aten._local_scalar_dense.default, aten.item.default}
+
+_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+
+_CALLS = {(str(Path(__file__).with_name("trace.py")), name) for name in ("_record", "_with_gradients")}
+"""The functions that call a step, and ask for its gradient."""
+
+
+def _line() -> str | None:
+    """The line of the user's code that runs now."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        # Beyond it stands who asked for the trace: the operations of a gradient are no line's of the step.
+        frame = None if (frame.f_code.co_filename, frame.f_code.co_name) in _CALLS else frame.f_back
+    return None if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def _whole(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments of an operation, with those that torch leaves out where they have their defaults."""
+    defaults = _DEFAULTS.get(func, ())
+    return (*args, *defaults[len(args) - 1 :]), kwargs
+
+
+_DEFAULTS: dict[Any, tuple[Any, ...]] = {aten.slice.Tensor: (0, None, None, 1), aten.cat.default: (0,)}
+"""Of an operation, its arguments after the first."""
+
+
+def _name(func: Any) -> str:
+    return str(func).removesuffix(".default")
+
+
+def _captured(node: Node) -> bool:
+    return node.op == "placeholder" and node.name.startswith("captured_")
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,176 @@
+"""Whether a traced step treats each row by itself: checked operation by operation, along the dimension of rows."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, cast
+
+import torch
+from torch.fx import Graph, Node
+
+from .recorder import NotTraceable
+
+__all__ = ["ELEMENTWISE", "SUMS", "VIEWS", "check_rows", "mixes_rows", "row_dim"]
+
+aten = torch.ops.aten
+
+ELEMENTWISE = {
+    getattr(getattr(aten, name), overload)
+    for name, overloads in {
+        "add sub mul div eq ne lt le gt ge": "Tensor Scalar",
+        "neg exp expm1 log log1p log2 tanh sigmoid sqrt rsqrt abs reciprocal relu sign sgn sin cos erf erfc floor ceil "
+        "round trunc logical_not bitwise_not tanh_backward sigmoid_backward logical_and logical_or logical_xor maximum "
+        "minimum fmax fmin clamp_min clamp_max _to_copy isnan isinf atan asin acos sinh cosh tan asinh acosh atanh "
+        "atan2 exp2 lgamma digamma angle hypot logaddexp": "default",
+        "rsub": "Scalar",
+        "where": "self",
+        "pow": "Tensor_Scalar Tensor_Tensor Scalar",
+        "bitwise_and bitwise_or bitwise_xor fmod remainder": "Tensor Scalar",
+        "clamp_min clamp_max": "Tensor",
+        "div": "Tensor_mode Scalar_mode",
+    }.items()
+    for name in name.split()
+    for overload in overloads.split()
+}
+"""Operations on each element by itself."""
+
+SUMS = {aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.prod.dim_int, aten.any.dim, aten.any.dims,
+        aten.all.dim, aten.all.dims}  # fmt: skip
+"""Operations that reduce dimensions, whose second argument names."""
+
+VIEWS = {aten.view.default, aten.permute.default, aten.expand.default, aten.slice.Tensor, aten.select.int,
+         aten.unsqueeze.default, aten.squeeze.dims, aten.cat.default}  # fmt: skip
+"""Operations that do not compute."""
+
+_ALONG = {
+    aten.slice.Tensor: 1, aten.select.int: 1, aten.cumsum.default: 1, aten.cumprod.default: 1, aten.gather.default: 1,
+    aten.scatter_add.default: 1, aten.scatter.src: 1, aten.scatter.value: 1, aten.argmax.default: 1,
+    aten.argmin.default: 1, aten.max.dim: 1, aten.min.dim: 1, aten.flip.default: 1, aten.topk.default: 2,
+    aten.sort.default: 1, aten.sort.stable: 2, aten.logcumsumexp.default: 1,
+    aten.index_select.default: 1, aten.roll.default: 2,
+}  # fmt: skip
+"""Operations along dimensions, and which argument names these."""
+
+_BATCHED = {aten.bmm.default, aten.linalg_solve_triangular.default, aten.triu.default, aten.tril.default,
+            aten.linalg_inv_ex.default, aten.linalg_cholesky_ex.default, aten.cholesky_solve.default,
+            aten._linalg_solve_ex.default, aten.linalg_lu_solve.default, aten.linalg_lu_factor_ex.default}  # fmt: skip
+"""Operations on matrices in the last two dimensions."""
+
+_FACTORIES = {aten.full.default, aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default,
+              aten.eye.m}  # fmt: skip
+
+
+def row_dim(node: Any) -> int | None:
+    """The dimension of rows of a value; None: it has none."""
+    if not isinstance(node, Node) or "dims" not in node.meta:
+        return None
+    return next((i for i, (_, rows) in enumerate(node.meta["dims"]) if rows), None)
+
+
+def mixes_rows(node: Node) -> bool:
+    """Whether a value has no rows, and sums over them."""
+    return bool(node.meta.get("mixed"))
+
+
+def check_rows(graph: Graph) -> None:
+    """Note of every value whether it sums over rows; raise NotTraceable where rows meet in any other way."""
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is operator.mul:
+            continue
+        if sum(rows for _, rows in node.meta.get("dims", ())) > 1:
+            raise _mixing(node)
+        node.meta["mixed"] = any(map(mixes_rows, node.all_input_nodes)) or _contracts(node)
+        if mixes_rows(node) and row_dim(node) is not None:
+            raise _mixing(node)
+
+
+def _contracts(node: Node) -> bool:
+    """Whether an operation sums over rows. Raises NotTraceable where it does anything else across them."""
+    target, args = node.target, cast("Any", node.args)
+    if target is operator.getitem:
+        return False
+    if target in _FACTORIES:
+        if target is not aten.full.default and row_dim(node) is not None:
+            raise _mixing(node)
+        return False
+    given = [n for n in node.all_input_nodes if row_dim(n) is not None]
+    if not given:
+        if row_dim(node) is not None and target is not aten.expand.default:
+            raise _mixing(node)
+        return False
+    out, along = row_dim(node), row_dim(args[0] if isinstance(args[0], Node) else given[0])
+    if target in ELEMENTWISE:
+        ranks = [len(n.meta["dims"]) - _index(n) for n in given]
+        if out is None or any(rank != len(node.meta["dims"]) - out for rank in ranks):
+            raise _mixing(node)
+        return False
+    if target in SUMS:
+        dims = args[1] if isinstance(args[1], (tuple, list)) else [args[1]]
+        if along in dims and target is not aten.sum.dim_IntList:
+            raise _mixing(node)
+        return along in dims
+    if target is aten.mm.default:
+        first, second = row_dim(args[0]), row_dim(args[1])
+        if first == 1 and second == 0:
+            return True
+        if (first, second) in ((0, None), (None, 1)):
+            return False
+        raise _mixing(node)
+    if target in _BATCHED:
+        if any(_index(n) >= len(n.meta["dims"]) - 2 for n in given):
+            if target is aten.bmm.default and row_dim(args[0]) == 2 and row_dim(args[1]) == 1:
+                return True
+            raise _mixing(node)
+        return False
+    if target is aten.view.default:
+        if out is None or not _kept(args[0], node):
+            raise _mixing(node)
+        return False
+    if target in (aten.permute.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims):
+        if out is None:
+            raise _mixing(node)
+        return False
+    if target is aten.cat.default:
+        if args[1] == out:
+            raise _mixing(node)
+        return False
+    if target in _ALONG:
+        named = args[_ALONG[target]] if len(args) > _ALONG[target] else None
+        named = named if isinstance(named, (tuple, list)) else [named]
+        rank = len(args[0].meta["dims"]) if isinstance(args[0], Node) else 0
+        if None in named or any((d + rank if d < 0 else d) == along for d in named):
+            raise _mixing(node)
+        if any(row_dim(n) != along for n in given):
+            raise _mixing(node)
+        return False
+    if target is aten.convolution.default:
+        if row_dim(args[0]) == 0 and len(given) == 1:
+            return False
+        raise _mixing(node)
+    if target is aten.convolution_backward.default:
+        if any(row_dim(n) != 0 for n in given) or row_dim(args[2]) is not None:
+            raise _mixing(node)
+        return bool(args[-1][1])
+    raise NotTraceable(f"it is not known whether {str(target).removesuffix('.default')} treats rows alike{_at(node)}")
+
+
+def _index(node: Node) -> int:
+    along = row_dim(node)
+    assert along is not None
+    return along
+
+
+def _kept(before: Any, after: Node) -> bool:
+    """Whether a view keeps the rows in their order, one behind the other."""
+    first, second = _index(before), _index(after)
+    return math.prod(s for s, _ in before.meta["dims"][:first]) == math.prod(s for s, _ in after.meta["dims"][:second])
+
+
+def _mixing(node: Node) -> NotTraceable:
+    return NotTraceable(f"its rows depend on one another: {str(node.target).removesuffix('.default')}{_at(node)}")
+
+
+def _at(node: Node) -> str:
+    line = node.meta.get("line")
+    return "" if line is None else f" at {line}"

@@ -1,0 +1,368 @@
+"""A traced step, split by when each value can be computed.
+
+Hoisted: products of x and captured tensors, once for all T * B rows, before the walk. Core: what lies on the carry's
+path, step by step. Deferred: what of the gradient does not feed the carry, once for all rows, after the walk back.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch.fx import Graph, Node
+
+from .algebra import reassociated
+from .parts import Part, SplitStep, Value
+from .recorder import NotTraceable
+from .rows import ELEMENTWISE, VIEWS, mixes_rows, row_dim
+from .traced import TracedStep
+
+__all__ = ["split"]
+
+aten = torch.ops.aten
+
+_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.convolution.default, aten.convolution_backward.default}
+
+_ELEMENTARY = (
+    "exp expm1 log log1p log2 tanh sigmoid sqrt rsqrt sin cos erf erfc atan asin acos sinh cosh tan asinh acosh atanh "
+    "atan2 exp2 lgamma digamma logaddexp hypot"
+)
+
+_COSTLY = {getattr(aten, name).default for name in _ELEMENTARY.split()} | {
+    aten.pow.Tensor_Scalar,
+    aten.pow.Tensor_Tensor,
+    aten.pow.Scalar,
+}
+
+_LINEAR = {aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten._to_copy.default,
+           aten.cumsum.default, aten.flip.default, aten.roll.default, operator.getitem} | VIEWS  # fmt: skip
+"""Operations that are linear in all of their arguments together."""
+
+_LINEAR_IN_ONE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default}
+
+_LINEAR_IN_FIRST = {aten.div.Tensor, aten.tanh_backward.default, aten.sigmoid_backward.default, aten.mul.Scalar,
+                    aten.div.Scalar, aten.gather.default, aten.convolution_backward.default,
+                    aten.index_select.default}  # fmt: skip
+
+
+def split(traced: TracedStep) -> SplitStep:
+    """The parts of a traced step."""
+    names = {n.name: n for n in traced.graph.nodes}
+    waited_for = [names[n] for n in (*traced.carry, *filter(None, (*traced.adjoints, *traced.dys)))]
+    rows = [n for n in names.values() if n.op == "placeholder" and (row_dim(n) is not None or n.name == "r")]
+    reassociated(traced.graph, lambda: _reached(waited_for), lambda: set(traced.graph.nodes) - _reached(rows))
+    return _Splitter(traced).parts()
+
+
+def _reached(start: Iterable[Node]) -> set[Node]:
+    """All that depends on some nodes, and these."""
+    found, todo = set[Node](), list(start)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo.extend(node.users)
+    return found
+
+
+def _behind(ends: Iterable[Node], stop: Callable[[Node], bool] = lambda _: False) -> set[Node]:
+    """All that some nodes depend on, and these, as far as nodes that stop it (which are not followed)."""
+    found, todo = set[Node](), list(ends)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            if not stop(node):
+                todo.extend(node.all_input_nodes)
+    return found
+
+
+@dataclass(eq=False)
+class _Splitter:
+    """The sets of nodes that parts are made of."""
+
+    traced: TracedStep
+
+    def __post_init__(self) -> None:
+        traced, graph = self.traced, self.traced.graph
+        self.order = {n: i for i, n in enumerate(graph.nodes)}
+        self.rows_node = next(iter(graph.nodes))
+        final = cast("list[Any]", graph.output_node().args[0])
+        self.next, self.y = (cast("list[Node]", list(part)) for part in final[:2])
+        self.back, self.dx, self.dcaptured = (cast("list[Node | None]", list(part)) for part in final[2:])
+        by_name = {n.name: n for n in graph.nodes}
+        self.carry = [by_name[n] for n in traced.carry]
+        self.x = [by_name[n] for n in traced.x]
+        self.captured = [by_name[n] for n in traced.captured]
+        self.adjoints = [by_name[n] for n in traced.adjoints if n]
+        self.dys = [by_name[n] for n in traced.dys if n]
+        lanes = [n for n, of_lane in zip(self.captured, traced.lanes, strict=True) if of_lane]
+        self.given = {*self.x, *lanes}
+        of_carry = _reached(self.carry)
+        self.on_adjoint, self.on_dy = _reached(self.adjoints), _reached(self.dys)
+        self.dual = self.on_adjoint | self.on_dy
+        on_given = _reached(self.given)
+        counts = {self.rows_node, *(n for n in self.rows_node.users if n.target is operator.mul)}
+        inside = [n for n in graph.nodes if n.op in ("call_function", "placeholder") and n not in counts]
+        self.free = {n for n in inside if n.op == "call_function"} - _reached(
+            n for n in inside if n.op == "placeholder"
+        )
+        known = set(inside) - of_carry - self.dual - self.free
+        self.constant = {n for n in known - on_given if row_dim(n) is None}
+        self.early = known - self.constant  # of x, or of captured rows
+        self.walked = of_carry - self.dual
+        self._check()
+
+    def _check(self) -> None:
+        for node in (*self.next, *self.y, *filter(None, (*self.back, *self.dx))):
+            if mixes_rows(node):
+                raise NotTraceable("its rows depend on one another: a sum over rows goes into carry or y")
+            if row_dim(node) != 0:
+                raise NotTraceable("a leaf of carry or y is the same for all rows")
+
+    # Sets -------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def hoisted(self) -> set[Node]:
+        """Early products, what they are made of, and sums of them with what is early or constant."""
+        products = [n for n in self.early if n.target in _PRODUCTS]
+        found = _behind(products) & self.early
+        for n in sorted(self.early - found, key=self.order.__getitem__):
+            inputs = n.all_input_nodes
+            sums = n.target in (aten.add.Tensor, aten.sub.Tensor)
+            known = all(i in found or i in self.constant or i in self.free for i in inputs)
+            if sums and known and any(i in found and i.op != "placeholder" for i in inputs):
+                found.add(n)
+        return {n for n in found if n.op == "call_function"}
+
+    @cached_property
+    def _late_y(self) -> set[Node]:
+        """What only ys need, where there is a product in it: computed for all steps at once, after the walk."""
+        core = _behind(self.next)
+        own = {n for n in _behind(self.y) if n.op == "call_function"} & self.walked - core
+        products = {n for n in own if n.target in _PRODUCTS}
+        return {n for n in own if n in _reached(products) or _reached([n]) & products} if products else set()
+
+    @cached_property
+    def errors(self) -> set[Node]:
+        """Products of dys alone, and what of the dual they are made of."""
+        alone = self.on_dy - self.on_adjoint
+        products = [n for n in alone if n.target in _PRODUCTS and row_dim(n) == 0 and not mixes_rows(n)]
+        return {n for n in _behind(products) & alone if n.op == "call_function"}
+
+    @cached_property
+    def adjoint_core(self) -> set[Node]:
+        """What of the dual the walk back computes: what goes on to the step before, and what is not linear."""
+        ends = {n for n in filter(None, self.back) if n in self.dual}
+        bent = [n for n in self._wanted & self.on_adjoint if not self._linear(n)]
+        if any(row_dim(n) != 0 for n in bent):
+            raise NotTraceable("its gradient is not linear in what arrives, in a sum over rows")
+        return {n for n in _behind([*ends, *bent]) & self.dual - self.errors if n.op == "call_function"}
+
+    @cached_property
+    def _wanted(self) -> set[Node]:
+        return _behind(filter(None, (*self.dx, *self.dcaptured))) & self.dual
+
+    def _linear(self, n: Node) -> bool:
+        if n.op == "placeholder" or n.target in _LINEAR:
+            return True
+        dual = [i for i, a in enumerate(n.args) if isinstance(a, Node) and a in self.dual]
+        if n.target in _LINEAR_IN_ONE:
+            return len(dual) == 1
+        if n.target is aten.where.self:
+            return 0 not in dual and all(a in self.dual or _zero(a) for a in n.args[1:])
+        return n.target in _LINEAR_IN_FIRST and dual == [0]
+
+    @cached_property
+    def summed(self) -> list[Node]:
+        """Sums over rows of values that need no product and nothing else needs: added up in the walk."""
+        sums = [n for n in self._wanted if n.target is aten.sum.dim_IntList
+                and (row_dim(n.args[0]), row_dim(n)) == (0, None)
+                and n in self.on_adjoint - self.adjoint_core]  # fmt: skip
+        sent_anyway = {i for n in self._wanted - self.adjoint_core if n not in sums for i in n.all_input_nodes}
+        found = []
+        for n in sorted(sums, key=self.order.__getitem__):
+            own = _behind([n.args[0]], lambda i: i in self.adjoint_core) & self._wanted - self.adjoint_core  # type: ignore[list-item]
+            plain = all(i.op == "placeholder" or i.target in ELEMENTWISE | VIEWS or i.target is aten.sum.dim_IntList
+                        for i in own)  # fmt: skip
+            if plain and not own & self.errors and n.args[0] not in sent_anyway:
+                found.append(n)
+        return found
+
+    @cached_property
+    def _summed_set(self) -> set[Node]:
+        return {n for n in _behind(self.summed) & self.dual - self.errors if n.op == "call_function"}
+
+    @cached_property
+    def deferred(self) -> set[Node]:
+        outside = self.adjoint_core | self.errors | set(self.summed)
+        ends = [n for n in filter(None, (*self.dx, *self.dcaptured)) if n in self.dual]
+        found = _behind(ends, lambda n: n in outside or n not in self.dual)
+        return {n for n in found & self.dual - outside if n.op == "call_function"}
+
+    @cached_property
+    def needed(self) -> set[Node]:
+        """Values of the forward pass that the backward pass mentions."""
+        used = self.adjoint_core | self.errors | self._summed_set | self.deferred
+        return {i for n in used for i in n.all_input_nodes if i in self.walked or i in self.early}
+
+    @cached_property
+    def kept(self) -> list[Node]:
+        """The cheapest values from which those that are needed follow: a minimum cut."""
+        known = {*self.carry, *self.next, *self.given}
+        needed = {n for n in self.needed if n not in known}
+        if not needed:
+            return []
+        import networkx  # loaded where a step is split only
+
+        flow = networkx.DiGraph()
+        region = _behind(needed, lambda n: n in known) & (self.walked | self.early)
+        for n in region:
+            if n in known:
+                flow.add_edge("source", (n, 0))
+                flow.add_edge((n, 0), (n, 1))
+                continue
+            flow.add_edge((n, 0), (n, 1), **({"capacity": self._size(n)} if row_dim(n) == 0 else {}))
+            if n.target in _PRODUCTS or n.target in _COSTLY or n.target not in ELEMENTWISE | VIEWS:
+                flow.add_edge("source", (n, 0))
+            for i in n.all_input_nodes:
+                if i in region:
+                    flow.add_edge((i, 1), (n, 0))
+        for n in needed:
+            flow.add_edge((n, 1), "sink")
+        if "source" not in flow:
+            return []
+        # Known values are had for nothing: their edges are cut first.
+        for n in region & known:
+            flow[(n, 0)][(n, 1)]["capacity"] = 0
+        try:
+            _, (first, _) = networkx.minimum_cut(flow, "source", "sink")
+        except networkx.NetworkXUnbounded:
+            raise NotTraceable(
+                "its gradient needs a value whose rows do not come first, which cannot be kept"
+            ) from None
+        cut = [n for n in region - known if (n, 0) in first and (n, 1) not in first]
+        return sorted(cut, key=self.order.__getitem__)
+
+    def _size(self, n: Node) -> int:
+        return max(1, math.prod(s for s, _ in n.meta["dims"])) * n.meta["dtype"].itemsize
+
+    # Parts ------------------------------------------------------------------------------------------------------------
+
+    def parts(self) -> SplitStep:
+        late_y, carry, given = self._late_y, set(self.carry), self.given
+        kept, nexts = self.kept, set(self.next)
+        made_once = [n for n in self._sorted(self.constant) if self._used_outside(n, self.constant)]
+        constants = {n for n in made_once if n.op == "call_function"}
+        stop_constant = constants | {n for n in self.captured if n in self.constant}
+        hoisted = {
+            n for n in self.hoisted if self._used_outside(n, self.hoisted) or n in nexts or n in self.y or n in kept
+        }
+        hoisted = {n for n in map(_rows_first, hoisted) if n.op == "call_function"}
+        known = carry | given | hoisted | stop_constant
+        late_needs = {i for n in late_y for i in n.all_input_nodes if i in self.walked and i not in late_y}
+        late_needs = set(map(_rows_first, late_needs)) - carry
+        core_kept = [n for n in kept if n not in late_y and n not in hoisted and n not in given]
+        core_y = [n for n in self.y if n not in late_y]
+        forward_out = _unique([*self.next, *core_kept, *core_y, *self._sorted(late_needs)])
+        late_kept = [n for n in kept if n in late_y]
+        outputs_out = _unique([*(n for n in self.y if n in late_y), *late_kept])
+        had = carry | nexts | given | set(kept) | stop_constant
+        own_back = [n for n in self.back if n is not None]
+        sent = self._sent()
+        handed_on = {_rows_first(n) for n in self.errors if self._used_outside(n, self.errors)}
+        errors_out = [n for n in self._sorted(handed_on) if n.op == "call_function"]
+        walked_back = _unique([*own_back, *sent, *self.summed])
+        back_stop = had | set(errors_out) | set(self.adjoints) | set(self.dys)
+        deferred_out = _unique([n for n in (*self.dx, *self.dcaptured) if n is not None and n not in self.summed])
+        deferred_stop = back_stop | set(sent) | set(self.summed)
+        adjoint = self._part(walked_back, back_stop)
+        values = {n.name: _value(n) for n in self.traced.graph.nodes if "dims" in n.meta}
+        names = {n.name for n in (*self.dys, *errors_out)}
+        t = self.traced
+        return SplitStep(
+            values,
+            t.carry, t.x, t.captured, _names(self.next), _names(self.y), t.adjoints, t.dys,
+            _wanted_names(self.back), _wanted_names(self.dx), _wanted_names(self.dcaptured),
+            constants=self._part(self._sorted(constants), set(self.captured)),
+            hoisted=self._part(self._sorted(hoisted), given | stop_constant),
+            forward=self._part(forward_out, known),
+            outputs=self._part(outputs_out, known | late_needs | nexts),
+            errors=self._part(errors_out, had | set(self.dys)),
+            adjoint=adjoint,
+            deferred=self._part(deferred_out, deferred_stop),
+            kept=_names(kept),
+            owned=frozenset(names & set(adjoint.inputs)),
+            sent=_names(sent),
+            summed=_names(self.summed),
+        )  # fmt: skip
+
+    def _sent(self) -> list[Node]:
+        """What the walk back hands on to what comes after it, by row."""
+        core = self.adjoint_core
+        ends = {n for n in filter(None, (*self.dx, *self.dcaptured)) if n in core or n in self.adjoints}
+        used = {i for n in self.deferred for i in n.all_input_nodes if i in core or i in self.adjoints}
+        return self._sorted(n for n in map(_rows_first, ends | used) if n in core or n in self.adjoints)
+
+    def _used_outside(self, n: Node, own: set[Node]) -> bool:
+        return any(u not in own for u in n.users)
+
+    def _sorted(self, nodes: Iterable[Node]) -> list[Node]:
+        return sorted(nodes, key=self.order.__getitem__)
+
+    def _part(self, outputs: Sequence[Node], stop: set[Node]) -> Part:
+        """The graph from nodes that are known to outputs."""
+        if not all("dims" in n.meta and row_dim(n) in (0, None) for n in outputs):
+            raise NotTraceable("a value whose rows do not come first would have to be handed on")
+        inside = _behind(outputs, lambda n: n in stop)
+        graph, made = Graph(), dict[Node, Node]()
+        made[self.rows_node] = graph.placeholder("R")
+        inputs = [n for n in self._sorted(inside) if n in stop]
+        for n in inputs:
+            made[n] = graph.placeholder(n.name)
+            made[n].meta = dict(n.meta)
+        for n in self._sorted(inside - stop - {self.rows_node}):
+            if n.op == "placeholder":
+                raise AssertionError(f"{n.name} is not known where {_names(outputs)} are computed")
+            made[n] = graph.node_copy(n, lambda i: made[i])
+            made[n].name = n.name
+        graph.output(tuple(made[n] for n in outputs))
+        return Part(graph, _names(inputs), _names(outputs))
+
+
+def _rows_first(node: Node) -> Node:
+    """The value that a view whose rows do not come first is made of: what can be handed on in its place."""
+    while row_dim(node) not in (0, None) and node.target in VIEWS and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _names(nodes: Iterable[Node]) -> tuple[str, ...]:
+    return tuple(n.name for n in nodes)
+
+
+def _wanted_names(nodes: Iterable[Node | None]) -> tuple[str | None, ...]:
+    return tuple(None if n is None else n.name for n in nodes)
+
+
+def _unique(nodes: Sequence[Node]) -> list[Node]:
+    return list(dict.fromkeys(nodes))
+
+
+def _zero(node: object) -> bool:
+    return isinstance(node, Node) and node.target is aten.full.default and bool(node.args[1] == 0)
+
+
+def _value(node: Node) -> Value:
+    dims = node.meta["dims"]
+    along = [i for i, (_, rows) in enumerate(dims) if rows]
+    if not along:
+        return Value(0, tuple(s for s, _ in dims), node.meta["dtype"])
+    if along == [0]:
+        return Value(dims[0][0], tuple(s for s, _ in dims[1:]), node.meta["dtype"])
+    return Value(-1, tuple(s for s, _ in dims), node.meta["dtype"])

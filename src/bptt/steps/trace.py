@@ -1,0 +1,203 @@
+"""A trace of a step: the step and its vector-Jacobian product as one graph of aten operations on rows.
+
+The step runs on a number of rows that no other size in it shares, and once more on another number: sizes that differ
+count rows, and anything else that differs says that the step is not the same for every number of rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+from torch.fx import Node
+
+from .one_row import OneRow, as_rows
+from .recorder import NotTraceable, Recorder
+from .substitutes import Seen, Substitutes, repeated
+from .traced import Recorded, TracedStep, merged
+
+__all__ = ["Tensors", "trace"]
+
+Tensors = Sequence[Tensor]
+
+StepCall = Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+"""A step as a function of the tensors of carry and x to those of the new carry and y."""
+
+_ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+"""Numbers of rows to trace with: primes, so that a size that is a multiple of one is one of rows."""
+
+
+def trace(step: StepCall, carry: Tensors, x: Tensors, one_row: bool = False) -> TracedStep:
+    """The trace of a step of rows: of carry and x, every tensor `[B, ...]`.
+
+    one_row: a row is all that the step is given, whatever the shapes: the trace is one of carry and x `[1, ...]`.
+
+    Raises NotTraceable with the reason where it is no graph that is the same for any number of rows.
+    """
+    if not carry:
+        raise NotTraceable("the carry holds no tensor")
+    if one_row:
+        step, carry, x = OneRow(step), as_rows(carry), as_rows(x)
+    sizes = {t.shape[0] if t.dim() else None for t in (*carry, *x)}
+    if len(sizes) != 1 or sizes <= {None, 0}:
+        raise NotTraceable(f"carry and x do not share one first dimension: {[list(t.shape) for t in (*carry, *x)]}")
+    B = sizes.pop()
+    assert B is not None
+    first, second = _row_counts((*carry, *x))
+    lanes, errors = frozenset[int](), list[NotTraceable]()
+    while True:
+        try:
+            seen = Seen()
+            a, left = _record(step, carry, x, first, lanes, seen)
+            _check_left(left)
+            b, left = _record(step, carry, x, second, lanes, seen)
+            _check_left(left)
+            return merged(a, b, lanes)
+        except NotTraceable as error:
+            if error.left:
+                raise
+            errors.append(error)
+        # Captured tensors of as many rows as there are lanes may have one for each: it fits or it does not.
+        more = lanes | {id(t) for t in seen.captured if B > 1 and t.dim() and len(t) == B}
+        if more == lanes:
+            raise errors[0]
+        lanes = more
+
+
+def _row_counts(tensors: Tensors) -> tuple[int, int]:
+    sizes = {s for t in tensors for s in t.shape}
+    free = [p for p in _ROWS if not any(s and s % p == 0 for s in sizes)]
+    return (free[0], free[1]) if len(free) > 1 else (53, 59)
+
+
+# One trace ------------------------------------------------------------------------------------------------------------
+
+
+def _check_left(made: list[weakref.ref[Tensor]]) -> None:
+    """Raise NotTraceable where tensors of a trace that is over are still there: the step has kept them."""
+    if any(ref() is not None for ref in made):
+        gc.collect()  # some may be held by circles alone
+    left = tuple(t for ref in made if (t := ref()) is not None)
+    if left:
+        error = NotTraceable(f"it keeps a tensor that it makes ({_kind(left[0])})")
+        error.left = left
+        raise error
+
+
+def _record(
+    step: StepCall, carry: Tensors, x: Tensors, R: int, lanes: frozenset[int], seen: Seen
+) -> tuple[Recorded, list[weakref.ref[Tensor]]]:
+    recorder = Recorder()
+
+    def entered(kind: str, tensors: Tensors, wanted: Callable[[Tensor], bool]) -> list[Tensor]:
+        made = [repeated(t, R).requires_grad_(wanted(t) and _differentiable(t)) for t in tensors]
+        for i, t in enumerate(made):
+            recorder.enter(t, f"{kind}_{i}")
+        return made
+
+    cs, xs = entered("carry", carry, lambda t: True), entered("x", x, lambda t: t.requires_grad)
+    substitutes = Substitutes(recorder, lanes, R, seen)
+    substitutes.one_row = isinstance(step, OneRow)
+    substitutes.inside |= {id(t): t for t in (*cs, *xs)}
+    try:
+        with torch.random.fork_rng(_generators((*carry, *x))), torch.enable_grad(), recorder, substitutes:
+            received = [c.clone() for c in cs], [t.clone() for t in xs]
+            new, y = step(*received) if not isinstance(step, OneRow) else step.mapped(*received, substitutes.note)
+    except NotTraceable:
+        raise
+    except Exception as error:
+        if recorder.reason is not None:
+            raise NotTraceable(recorder.reason, whatever_rows=True) from error
+        if "vmap: It looks like you're" in str(error):
+            raise NotTraceable("its Python code reads a value of a tensor", whatever_rows=True) from error
+        raise NotTraceable(f"on {R} rows it raises {type(error).__name__}: {error}") from error
+    if recorder.reason is not None:
+        raise NotTraceable(recorder.reason, whatever_rows=True)
+    for kind, got, given in (("carry", new, carry), ("y", y, y)):
+        for g, c in zip(got, given, strict=True):
+            if kind == "carry" and (g.shape[1:] != c.shape[1:] or g.dtype != c.dtype or not g.dim() or len(g) != R):
+                raise NotTraceable(f"the carry changes from {_kind(c)} to {_kind(g)}")
+            if kind == "y" and (not g.dim() or len(g) != R):
+                raise NotTraceable(f"y has no row for each lane: {_kind(g)} on {R} rows")
+    recorded = _with_gradients(recorder, substitutes, R, (cs, xs), (new, y))
+    substitutes.inside.clear()
+    return recorded, recorder.release()
+
+
+def _with_gradients(
+    recorder: Recorder, substitutes: Substitutes, R: int, given: tuple[Tensors, Tensors], made: tuple[Tensors, Tensors]
+) -> Recorded:
+    """The recorded step with its vector-Jacobian product."""
+    (cs, xs), (new, y) = given, made
+    with recorder:
+        values = [list[Node | None](recorder.node(t) for t in tensors) for tensors in made]
+    drawn = len(recorder.draws)
+    opaque = [t for t, _ in recorder.captured if t.requires_grad and substitutes.made_for(t) is None]
+    for t in opaque:
+        if not t.is_leaf or t._backward_hooks:
+            raise NotTraceable("a call that cannot be looked into takes a captured tensor with a history or with hooks")
+    names: dict[str, list[str | None]] = {"adjoint": [], "dy": []}
+    outs, cotangents = list[Tensor](), list[Tensor]()
+    for kind, tensors in (("adjoint", new), ("dy", y)):
+        for i, t in enumerate(tensors):
+            wanted = t.requires_grad and _differentiable(t)
+            names[kind].append(f"{kind}_{i}" if wanted else None)
+            if wanted:
+                cotangent = t.detach().clone()
+                recorder.enter(cotangent, f"{kind}_{i}")
+                outs.append(t)
+                cotangents.append(cotangent)
+    inputs = [t for t in (*cs, *xs, *(t for t, _ in recorder.captured)) if t.requires_grad]
+    found: dict[int, Tensor] = {}
+    if outs and inputs:
+        try:
+            with recorder:
+                # torch.autograd.grad loads sympy for the shapes of cotangents, which takes a second.
+                grads = _engine_run_backward(
+                    tuple(outs), tuple(cotangents), False, False, tuple(inputs), True, accumulate_grad=False
+                )
+        except RuntimeError as error:
+            raise NotTraceable(recorder.reason or f"its gradient cannot be recorded: {error}") from error
+        found = {id(t): g for t, g in zip(inputs, grads, strict=True) if g is not None}
+        if any(t.requires_grad and not any(t is i for i in inputs) for t, _ in recorder.captured):
+            raise NotTraceable("its gradient reads a captured tensor that the step itself does not")
+    if recorder.reason is not None:
+        raise NotTraceable(recorder.reason, whatever_rows=True)
+    if len(recorder.draws) > drawn:
+        raise NotTraceable("its gradient draws random numbers", whatever_rows=True)
+
+    def gradients(tensors: Tensors) -> list[Node | None]:
+        return [recorder.node(found[id(t)]) if id(t) in found else None for t in tensors]
+
+    captured = [
+        (t if (original := substitutes.made_for(t)) is None else original, node.name) for t, node in recorder.captured
+    ]
+    back, dx = gradients(cs), [*gradients(xs), *[None] * drawn]
+    for i, (node, t) in enumerate(zip(back, new, strict=True)):
+        if node is not None and names["adjoint"][i] is None:
+            # Ys alone send something to this leaf, whose next one has no gradient: what goes on to the step before is
+            # lost there, but for the first step's.
+            names["adjoint"][i] = f"adjoint_{i}"
+            recorder.graph.placeholder(f"adjoint_{i}").meta["tensor"] = t.shape, t.dtype
+    dcaptured = gradients([t for t, _ in recorder.captured])
+    outputs = [*values, back, dx, dcaptured, list(recorder.probabilities)]
+    constants = [bool(node.meta.get("constant")) for _, node in recorder.captured]
+    recorder.graph.output([list(part) for part in outputs])
+    return Recorded(R, recorder.graph, outputs, names["adjoint"], names["dy"], captured, constants, bool(opaque))
+
+
+def _generators(tensors: Tensors) -> list[int]:
+    """The devices whose random generators a step may use."""
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+
+
+def _differentiable(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _kind(t: Tensor) -> str:
+    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"

@@ -1,0 +1,208 @@
+"""Two traces of a step with different numbers of rows, as one graph for any number of rows."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from .draws import Draw
+from .known import known_before
+from .parts import Part, Value
+from .recorder import NotTraceable
+from .rows import check_rows
+from .simplify import simplified
+
+__all__ = ["Recorded", "TracedStep", "merged"]
+
+
+@dataclass(frozen=True, eq=False)
+class TracedStep:
+    """A step and its vector-Jacobian product as one graph.
+
+    graph: placeholders "R", carry, x, captured, adjoints, dys. Names of leaves, in order: see `SplitStep`. captured:
+    the tensors; lanes: those of them that have a row for each lane. constants: those that the step makes of Python
+    values alone. opaque: it hands captured tensors to calls that cannot be looked into. draws: the random numbers that
+    it is given: the last leaves of x, in this order. probabilities: of x and captured tensors, of these draws.
+    """
+
+    graph: Graph
+    values: dict[str, Value]
+    carry: tuple[str, ...]
+    x: tuple[str, ...]
+    captured: tuple[str, ...]
+    adjoints: tuple[str | None, ...]
+    dys: tuple[str | None, ...]
+    next: tuple[str, ...]
+    y: tuple[str, ...]
+    back: tuple[str | None, ...]
+    dx: tuple[str | None, ...]
+    dcaptured: tuple[str | None, ...]
+    tensors: tuple[Tensor, ...]
+    lanes: tuple[bool, ...]
+    constants: tuple[bool, ...]
+    opaque: bool
+    draws: tuple[Draw, ...] = ()
+    probabilities: Part | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A trace with a number of rows. outputs: next, y, back, dx, dcaptured; None where there is no gradient."""
+
+    R: int
+    graph: Graph
+    outputs: list[list[Node | None]]
+    adjoints: list[str | None]
+    dys: list[str | None]
+    captured: list[tuple[Tensor, str]]
+    constants: list[bool]
+    opaque: bool
+
+
+def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
+    """One graph for any number of rows, from the traces with two numbers."""
+    for recorded in (a, b):
+        simplified(recorded.graph)
+    nodes_a, nodes_b = list(a.graph.nodes), list(b.graph.nodes)
+    if [n.target for n in nodes_a] != [n.target for n in nodes_b] or not _same_captured(a, b):
+        raise NotTraceable("it does other operations for another number of rows")
+    graph, made = Graph(), dict[Node, Node]()
+    rows = graph.placeholder("R")
+    multiples = {1: rows}
+
+    def count(k: int) -> Node:
+        if k not in multiples:
+            with graph.inserting_after(rows):
+                multiples[k] = graph.call_function(operator.mul, (rows, k))
+        return multiples[k]
+
+    def merge(x: Any, y: Any, node: Node) -> Any:
+        if isinstance(x, Node):
+            if not isinstance(y, Node) or made[x] is not made[y]:
+                raise NotTraceable("it does other operations for another number of rows")
+            return made[x]
+        if isinstance(x, (tuple, list)):
+            if len(x) != len(y):
+                raise NotTraceable("it does other operations for another number of rows")
+            return type(x)([merge(i, j, node) for i, j in zip(x, y, strict=True)])
+        if x == y or (x != x and y != y):
+            return x
+        counts = node.target in _SIZED and type(x) is int and type(y) is int
+        if counts and x % a.R == 0 and x * b.R == y * a.R:
+            return count(x // a.R)
+        raise NotTraceable(f"the number of rows enters its values{_at(node)} ({x} for {a.R} rows, {y} for {b.R})")
+
+    dims: dict[str, tuple[tuple[int, bool], ...]] = {}
+    for n, m in zip(nodes_a, nodes_b, strict=True):
+        if n.op == "output":
+            continue
+        if n.op == "placeholder":
+            new = graph.placeholder(n.target)
+            if n.meta.get("filling") != m.meta.get("filling"):
+                raise NotTraceable("the number of rows decides what random numbers it draws")
+        else:
+            new = graph.call_function(n.target, merge(n.args, m.args, n), _merged_kwargs(merge, n, m))
+        made[n] = made[m] = new
+        new.meta["line"] = n.meta.get("line")
+        if "tensor" in n.meta:
+            new.meta["dims"] = dims[new.name] = _dims(n, m, a.R, b.R)
+            new.meta["dtype"] = n.meta["tensor"][1]
+    final: list[list[Node | None]] = [
+        [None if n is None else made[n] for n in part]
+        for part in cast("list[list[Node | None]]", a.graph.output_node().args[0])
+    ]
+    probabilities = final.pop()
+    graph.output(final)
+    check_rows(graph)
+    values = {n.name: _value(n) for n in graph.nodes if "dims" in n.meta}
+    drawn = [n for n in nodes_a if "filling" in n.meta]
+    draws = tuple(_draw(n, dims[n.name], by) for n, by in zip(drawn, probabilities, strict=True))
+    next_, y, back, dx, dcaptured = ([None if n is None else n.name for n in part] for part in final)
+    return TracedStep(
+        graph,
+        values,
+        tuple(n.name for n in graph.nodes if n.op == "placeholder" and n.name.startswith("carry_")),
+        (*(n.name for n in graph.nodes if n.op == "placeholder" and n.name.startswith("x_")), *(n.name for n in drawn)),
+        tuple(name for _, name in a.captured),
+        tuple(a.adjoints),
+        tuple(a.dys),
+        tuple(map(str, next_)),
+        tuple(map(str, y)),
+        tuple(back),
+        tuple(dx),
+        tuple(dcaptured),
+        tuple(t for t, _ in a.captured),
+        tuple(id(t) in lanes for t, _ in a.captured),
+        tuple(a.constants),
+        a.opaque,
+        draws,
+        known_before(graph, [n for n in probabilities if n is not None]),
+    )
+
+
+def _draw(node: Node, dims: tuple[tuple[int, bool], ...], by: Node | None) -> Draw:
+    """What fills a node with random numbers: some for each row."""
+    if not dims or not dims[0][1] or any(rows for _, rows in dims[1:]):
+        raise NotTraceable(f"it draws random numbers that are the same for all rows{_at(node)}")
+    shape = tuple(s for s, _ in dims[1:])
+    return Draw(
+        node.meta["filling"],
+        dims[0][0],
+        shape,
+        node.meta["tensor"][1],
+        node.meta["device"],
+        None if by is None else by.name,
+    )
+
+
+def _same_captured(a: Recorded, b: Recorded) -> bool:
+    """Whether two traces read the same tensors from outside; those made of Python values are compared by these."""
+    if a.constants != b.constants:
+        return False
+    pairs = zip(a.captured, b.captured, a.constants, strict=True)
+    return all(s is t or (made and s.dtype == t.dtype and torch.equal(s, t)) for (s, _), (t, _), made in pairs)
+
+
+_SIZED = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten.full.default}
+"""Operations that are given sizes, which may count rows."""
+
+
+def _merged_kwargs(merge: Callable[[Any, Any, Node], Any], n: Node, m: Node) -> dict[str, Any]:
+    return {key: merge(value, m.kwargs[key], n) for key, value in n.kwargs.items()}
+
+
+def _dims(n: Node, m: Node, a: int, b: int) -> tuple[tuple[int, bool], ...]:
+    """Of each dimension its size, or how many rows it has for each row, and whether it is one of rows."""
+    first, second = n.meta["tensor"][0], m.meta["tensor"][0]
+    if len(first) != len(second):
+        raise NotTraceable("it does other operations for another number of rows")
+    dims = []
+    for s, t in zip(first, second, strict=True):
+        if s == t:
+            dims.append((int(s), False))
+        elif s % a == 0 and s * b == t * a:
+            dims.append((s // a, True))
+        else:
+            raise NotTraceable(f"it takes some of the rows alone{_at(n)}")
+    return tuple(dims)
+
+
+def _at(node: Node) -> str:
+    line = node.meta.get("line")
+    return "" if line is None else f" at {line}"
+
+
+def _value(node: Node) -> Value:
+    dims = node.meta["dims"]
+    along = [i for i, (_, rows) in enumerate(dims) if rows]
+    if not along:
+        return Value(0, tuple(s for s, _ in dims), node.meta["dtype"])
+    if along == [0]:
+        return Value(dims[0][0], tuple(s for s, _ in dims[1:]), node.meta["dtype"])
+    return Value(-1, tuple(s for s, _ in dims), node.meta["dtype"])
