@@ -266,17 +266,19 @@ CLOSURES = {
 
 @pytest.mark.parametrize("name", CLOSURES)
 @pytest.mark.parametrize("policy", [Full(), Truncated(3, every=2)], ids=str)
-def test_closures(name: str, policy: Policy, agree: Agree) -> None:
+@pytest.mark.parametrize("memory", ["auto", "states"])
+def test_closures(name: str, policy: Policy, memory: str, agree: Agree) -> None:
     case = CLOSURES[name]()
-    agree(measured(case, policy), expected(case, policy))
+    agree(measured(case, policy, memory=memory), expected(case, policy))
 
 
 @pytest.mark.parametrize("name", [n for n in CLOSURES if n not in ("with_attention",)])
-def test_second_derivatives_of_closures(name: str, agree: Agree) -> None:
+@pytest.mark.parametrize("memory", ["auto", "states"])
+def test_second_derivatives_of_closures(name: str, memory: str, agree: Agree) -> None:
     case = CLOSURES[name]()
     inputs = [*floats(case[1]), *floats(case[2]), *case[3]]
     second = []
-    for run in (lambda: scan(*case[:3])[0], lambda: loop(*case[:3], T)[0]):
+    for run in (lambda: scan(*case[:3], memory=memory)[0], lambda: loop(*case[:3], T)[0]):
         grads = torch.autograd.grad(weighed(floats(run()), 0), inputs, create_graph=True, materialize_grads=True)
         penalty = torch.stack([(g * g).sum() for g in grads]).sum()
         second.append(torch.autograd.grad(penalty, inputs, materialize_grads=True, retain_graph=True))
@@ -323,7 +325,7 @@ def test_a_closure_that_is_replaced_before_backward(agree: Agree) -> None:
             self.layer = nn.Linear(H, H, dtype=DOUBLE)
 
         def forward(self, h: Tensor, xs: Tensor) -> Tensor:
-            return scan(lambda h, x: (torch.tanh(self.layer(h)) + x,) * 2, h, xs)[1]
+            return scan(lambda h, x: (torch.tanh(self.layer(h)) + x,) * 2, h, xs, kernel="replay")[1]
 
     net = Net()
     others = {name: (2 * p).detach().requires_grad_() for name, p in net.named_parameters()}

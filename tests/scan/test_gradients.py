@@ -45,6 +45,7 @@ from .loops import (
 )
 
 each_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+each_memory = pytest.mark.parametrize("memory", ["auto", "states"])
 
 
 # Values and gradients
@@ -62,10 +63,11 @@ def test_values_are_the_plain_loops(name: str, reverse: bool, agree: Agree) -> N
 
 
 @pytest.mark.parametrize("name", STEPS)
+@each_memory
 @each_policy
-def test_gradient_of_every_policy(name: str, policy: Policy, agree: Agree) -> None:
+def test_gradient_of_every_policy(name: str, policy: Policy, memory: str, agree: Agree) -> None:
     case = STEPS[name]()
-    agree(measured(case, policy), expected(case, policy))
+    agree(measured(case, policy, memory=memory), expected(case, policy))
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
@@ -78,11 +80,12 @@ def test_declared_rows_do_not_change_the_gradient(name: str, rows: str, policy: 
 
 @pytest.mark.parametrize("name", ["lstm", "tree", "softmax_over_rows"])
 @pytest.mark.parametrize("reverse", [False, True])
+@each_memory
 @each_policy
-def test_resets_by_row(name: str, policy: Policy, reverse: bool, agree: Agree) -> None:
+def test_resets_by_row(name: str, policy: Policy, memory: str, reverse: bool, agree: Agree) -> None:
     case = STEPS[name]()
     kw = {"resets": RESETS, "reverse": reverse}
-    agree(measured(case, policy, **kw), expected(case, policy, **kw))
+    agree(measured(case, policy, memory=memory, **kw), expected(case, policy, **kw))
 
 
 @pytest.mark.parametrize("name", ["rnn", "rowless"])
@@ -96,11 +99,12 @@ def test_resets_of_the_whole_carry(name: str, policy: Policy, agree: Agree) -> N
 @pytest.mark.parametrize("name", ["lstm", "tree", "rowless", "softmax_over_rows"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-def test_factors(name: str, reverse: bool, window: int | None, agree: Agree) -> None:
+@each_memory
+def test_factors(name: str, reverse: bool, window: int | None, memory: str, agree: Agree) -> None:
     case = STEPS[name]()
     xi = factors(1 if name == "rowless" else B)
     policy = Fixed(xi) if window is None else FixedTruncated(window, 2, xi)
-    agree(measured(case, policy, reverse=reverse), expected(case, policy, xi=xi, reverse=reverse))
+    agree(measured(case, policy, reverse=reverse, memory=memory), expected(case, policy, xi=xi, reverse=reverse))
 
 
 @pytest.mark.parametrize("name", ["rnn", "softmax_over_rows"])
@@ -182,7 +186,7 @@ class Counted:
 def rows_walked(case: Case, policy: Policy, rows: str) -> list[int]:
     """How many rows each call of the step in the backward pass had."""
     counted = Counted(case[0])
-    final, ys = scan(counted, case[1], case[2], gradient=policy, rows=rows)
+    final, ys = scan(counted, case[1], case[2], gradient=policy, rows=rows, memory="states")
     assert counted.rows == [B] * (T + 1)
     counted.rows.clear()
     weighed(floats((final, ys)), 0).backward()
@@ -241,11 +245,12 @@ def dropout() -> Case:
     return (lambda h, x: step(torch.dropout(h, 0.5, True), x)), carry, xs, captured
 
 
+@each_memory
 @each_policy
-def test_dropout_masks_are_replayed(policy: Policy, agree: Agree) -> None:
+def test_dropout_masks_are_replayed(policy: Policy, memory: str, agree: Agree) -> None:
     case = dropout()
     torch.manual_seed(9)
-    agree(measured(case, policy), expected(case, policy, seed=9))
+    agree(measured(case, policy, memory=memory), expected(case, policy, seed=9))
 
 
 def test_the_random_generator_is_not_disturbed() -> None:
@@ -385,6 +390,6 @@ def test_rows_cannot_be_declared_independent(case: Callable[[], Case], message: 
 
 def test_rows_declared_independent_that_do_not_merge() -> None:
     step, carry, xs, _ = closure_per_row()
-    _, ys = scan(step, carry, xs, gradient=Truncated(2), rows="independent")
+    _, ys = scan(step, carry, xs, gradient=Truncated(2), rows="independent", kernel="replay")
     with pytest.raises(ValueError, match="rows='independent' does not hold"):
         ys.sum().backward()

@@ -74,7 +74,7 @@ def test_fewer_carries_are_kept():
             bptt.scan(lambda c, _: (w * c, c.sum()), torch.ones(1000), length=400, memory=memory)
         return sum(found.values())
 
-    assert kept("auto") > 400 * 4000
+    assert kept("states") > 400 * 4000
     assert kept("checkpoints") < 25 * 4000
     assert kept("checkpoints:bytes=200000") < 50 * 4000 + 10_000
 
@@ -147,7 +147,7 @@ def test_a_budget_runs_what_the_schedule_says(T, carries):
 @pytest.mark.parametrize("memory", ["steps=60", "steps=61", "bytes=960", "bytes=99999", "steps=1"])
 @pytest.mark.parametrize("policy", ["full", "chunked:7", "truncated:5"])
 def test_nothing_is_rebuilt_where_all_fits(memory, policy):
-    assert backward_calls(60, f"checkpoints:{memory}", policy) == backward_calls(60, "auto", policy)
+    assert backward_calls(60, f"checkpoints:{memory}", policy) == backward_calls(60, "states", policy)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,9 @@ def test_rows_declared_independent():
     got = measured(case, policy, memory="checkpoints:steps=2", rows="independent")
     assert_close(got, measured(case, policy))
     step, carry, xs, _ = STEPS["closure_per_row"]()
-    _, ys = bptt.scan(step, carry, xs, gradient=policy, rows="independent", memory="checkpoints:steps=2")
+    _, ys = bptt.scan(
+        step, carry, xs, gradient=policy, rows="independent", memory="checkpoints:steps=2", kernel="replay"
+    )
     with pytest.raises(ValueError, match="rows='independent' does not hold"):
         ys.sum().backward()
 
@@ -193,7 +195,9 @@ def test_a_step_that_gives_another_shape_when_run_again(shape):
     def step(c, x):
         return (torch.sin(c) if forward[0] else torch.ones(shape)), x
 
-    c, _ = bptt.scan(step, torch.ones(2, 2, requires_grad=True), length=9, memory="checkpoints:steps=3")
+    c, _ = bptt.scan(
+        step, torch.ones(2, 2, requires_grad=True), length=9, memory="checkpoints:steps=3", kernel="replay"
+    )
     forward[0] = False
     with pytest.raises(RuntimeError, match="step, run again in backward, gave another result at step 6"):
         c.sum().backward()
@@ -240,5 +244,5 @@ def most_carries(T, memory):
 def test_carries_in_memory(T, memory):
     policy = parse(f"checkpoints:{memory}")
     held = -(-T // policy.steps) - 1 + policy.steps if policy.steps else policy.bytes // 4000
-    at_work = most_carries(T, "auto") - T  # the step's own
+    at_work = most_carries(T, "states") - T  # the step's own
     assert most_carries(T, policy) - at_work <= held + 3

@@ -125,13 +125,19 @@ def orders(loss: Tensor, inputs: Sequence[Tensor], count: int) -> list[list[Tens
 
 
 def agree_in_all_orders(
-    case: Case, policy: Policy, segments: Sequence[Segment], agree: Agree, count: int = 3, **kw: Any
+    case: Case,
+    policy: Policy,
+    segments: Sequence[Segment],
+    agree: Agree,
+    count: int = 3,
+    memory: str = "auto",
+    **kw: Any,
 ) -> None:
     inputs = [*floats(case[1]), *floats(case[2]), *case[3]]
     T = len(floats(case[2])[0])
     want = orders(curved(*graph(case, segments, **kw)), inputs, count)
     kw.pop("xi", None)
-    final, ys = scan(*case[:3], gradient=policy, **kw)
+    final, ys = scan(*case[:3], gradient=policy, memory=memory, **kw)
     got = orders(curved(final, unstacked(ys, T)), inputs, count)
     for order, (a, b) in enumerate(zip(got, want, strict=True)):
         agree(a, b, f"order {order + 1}")
@@ -148,9 +154,10 @@ def test_two_steps_of_a_linear_net(policy: str, second: float) -> None:
 
 
 @pytest.mark.parametrize("make", [rnn, lstm, softmax_over_rows])
+@pytest.mark.parametrize("memory", ["auto", "states"])
 @each_policy
-def test_losses_that_are_not_linear(name: str, make: Callable[[], Case], agree: Agree) -> None:
-    agree_in_all_orders(make(), POLICIES[name], SEGMENTS[name], agree)
+def test_losses_that_are_not_linear(name: str, make: Callable[[], Case], memory: str, agree: Agree) -> None:
+    agree_in_all_orders(make(), POLICIES[name], SEGMENTS[name], agree, memory=memory)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
 
 from ..engine import refuse_tangents
 from .leaked import refuse_gradients
 from .located import located
-from .pytrees import Form, Step, differentiable, fresh
+from .pytrees import Form, Step, differentiable, fresh, tensors_in
 from .replay import Replay, Visit
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept
 
@@ -77,8 +76,9 @@ class StepMonitor(TorchFunctionMode):
 
     captured: tensors that require grad, and come neither from carry and x nor from inside the step.
     written: other tensors from outside that a step wrote to in place (the running statistics of a batch norm).
-    states: for each step, the random generators' states before it, or None if it drew no numbers.
+    states: for each monitored step, the random generators' states before it, or None if it drew no numbers.
     overwrites: a step wrote to its carry or x in place.
+    bytes: the size of what the first step made, views aside.
     fault: in words, how the steps pass something to later steps outside of the carry; None where they do not. A replay
         would find there what the last step left, and autograd no path through it.
 
@@ -95,6 +95,7 @@ class StepMonitor(TorchFunctionMode):
         self.written: dict[int, Tensor] = {}
         self.states: list[GeneratorStates | None] = []
         self.overwrites = False
+        self.bytes = 0
         self.fault: str | None = None
         self._steady_xs = [not x.requires_grad for x in xs]
         self._latest = generator_states(devices)
@@ -102,28 +103,33 @@ class StepMonitor(TorchFunctionMode):
         self._inside: dict[int, tuple[Tensor, Any]] = {}
         self._levels: dict[int, int] = {}
         self._reads: dict[int, frozenset[int]] = {}  # outside tensors without gradient that a value comes from
-        self._met: dict[int, tuple[Tensor, int]] = {}  # those tensors, and their versions before
+        self._outside: dict[int, Tensor] = {}  # those that the closure holds
+        self._met: dict[int, tuple[Tensor, int]] = {}  # those without gradient, and their versions before
         # Notes of the latest step.
+        self._t = -1
         self._latest_made: list[tuple[weakref.ref[Tensor], Any, int]] = []
         # Notes of all steps.
         self._earlier: dict[int, _Made] = {}
         self._tables: dict[Any, int] = {}
         self._first_read: dict[int, Tensor] = {}
 
-    def call(self, carry: Any, x: Any) -> Any:
-        """Run the step and return its result."""
+    def call(self, t: int, carry: Any, x: Any) -> Any:
+        """Run step t and return its result."""
         self._keep()
-        carried, given = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in (carry, x))
+        if t != self._t + 1:  # the steps between were not monitored
+            self._latest = generator_states(self._latest)
+        self._t = t
+        carried, given = tensors_in(carry), tensors_in(x)
         received = [*carried, *given]
         versions = list(map(_version, received))
         self._inside = {id(t): (t, None) for t in received}
         steady = [*([False] * len(carried)), *self._steady_xs]
         self._levels = {id(t): _VARYING for t, s in zip(received, steady, strict=True) if s or not differentiable(t)}
-        self._reads, self._met = {}, {}
+        self._reads, self._met, self._outside = {}, {}, {}
         with self:
             result = self.step(carry, x)
         self.overwrites |= versions != list(map(_version, received))
-        self._leave([t for t in tree_leaves(result) if isinstance(t, Tensor)])
+        self._leave(tensors_in(result))
         before, self._latest = self._latest, generator_states(self._latest)
         drew = any(not torch.equal(state, before[device]) for device, state in self._latest.items())
         self.states.append(before if drew else None)
@@ -135,6 +141,18 @@ class StepMonitor(TorchFunctionMode):
         captured = tuple(t for t in self.captured.values() if not torch._C._functorch.is_functorch_wrapped_tensor(t))
         written = tuple(self.written.values())
         return Replay(self.step, carry, x, y, captured, written, self.states, surroundings, self.overwrites)
+
+    def holds(self, level: int = _STEADY) -> bool:
+        """Whether anything that the steps made, and that depends on as much as `level`, is still held by someone.
+
+        The results of the latest step must have been released.
+        """
+        self._keep()
+        return any(made.level >= level and made.ref() is not None for made in self._earlier.values())
+
+    def leaks(self) -> bool:
+        """Whether anything is still held by someone that would have had a gradient, had the steps been recorded."""
+        return self.holds(_DIFFERENTIABLE)
 
     def leaked(self) -> list[Tensor]:
         """Tensors that steps made, that are still held by someone, and that would have had a gradient."""
@@ -154,18 +172,33 @@ class StepMonitor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inside = self._inside
+        inside, outside = self._inside, self._outside
         tensors = _tensors((*args, *kwargs.values()) if kwargs else args)
-        outside = [t for t in tensors if id(t) not in inside]
-        if outside:
-            self._meet(outside)
+        for t in tensors:
+            if id(t) not in inside and id(t) not in outside:
+                self._meet((t,))
         special = _SPECIAL.get(func)
-        counted = tensors[:special] if isinstance(special, int) else tensors
+        updated: Sequence[Tensor] = ()
+        counted = tensors
+        if special is not None:
+            if isinstance(special, int):
+                counted = tensors[:special]
+            else:
+                updated = special.updated(args, kwargs)
         level = self._level(counted)
-        updated = special.updated(args, kwargs) if isinstance(special, _Statistics) else None
-        reads = self._read(counted, list(map(id, updated or ()))) if self.written or not self.states else _NOTHING
+        reads = self._read(counted, list(map(id, updated))) if self.written or not self.states else _NOTHING
         result = func(*args, **kwargs)
-        self._write(updated or ())
+        if updated:
+            self._write(updated)
+        if isinstance(result, Tensor):
+            i = id(result)
+            if i not in inside and i not in outside:
+                inside[i] = result, func
+                if level != _DIFFERENTIABLE:
+                    self._levels[i] = level
+                if reads:
+                    self._reads[i] = reads
+                return result
         if result is None:  # as of an assignment to a part, to the first argument
             self._write(args[:1] if func == _SETS_DATA else ())
             self._overwrite(args[:1], level, reads)
@@ -174,7 +207,7 @@ class StepMonitor(TorchFunctionMode):
                 i = id(t)
                 if i in inside:
                     self._overwrite((t,), level, reads)
-                elif not any(t is other for other in outside):
+                elif i not in outside:
                     inside[i] = t, func
                     if level != _DIFFERENTIABLE:
                         self._levels[i] = level
@@ -184,18 +217,19 @@ class StepMonitor(TorchFunctionMode):
 
     def _level(self, tensors: Sequence[Tensor]) -> int:
         """The level of a value computed from these tensors: what it depends on."""
-        level = _STEADY
+        level, inside, levels = _STEADY, self._inside, self._levels
         for t in tensors:
             i = id(t)
-            if i in self._inside:
-                own = self._levels.get(i, _DIFFERENTIABLE)
+            if i in inside:
+                own = levels.get(i, _DIFFERENTIABLE)
             elif t.requires_grad:
-                own = _DIFFERENTIABLE
+                return _DIFFERENTIABLE
             else:
                 own = _VARYING if i in self._earlier else _STEADY
             if own == _DIFFERENTIABLE:
                 return own
-            level = max(level, own)
+            if own > level:
+                level = own
         return level
 
     def _overwrite(self, tensors: Sequence[Any], level: int, reads: frozenset[int]) -> None:
@@ -218,6 +252,7 @@ class StepMonitor(TorchFunctionMode):
         refuse_tangents("a tensor that the step of bptt.scan captures", outside)
         for t in outside:
             i = id(t)
+            self._outside[i] = t
             if t.requires_grad:
                 self.captured.setdefault(i, t)
             elif i not in self._met:
@@ -234,7 +269,7 @@ class StepMonitor(TorchFunctionMode):
             if self._tables.setdefault(table, made.step) == made.step:
                 return
         by = "received" if made.call is None else f"made by {resolve_name(made.call) or made.call}"
-        self.fault = f"step {len(self.states)} uses {self._named(t)}, which step {made.step} {by}"
+        self.fault = f"step {self._t} uses {self._named(t)}, which step {made.step} {by}"
 
     def _read(self, counted: Sequence[Tensor], unread: Sequence[int]) -> frozenset[int]:
         """The tensors from outside without gradient that the values of a call's results come from."""
@@ -255,6 +290,9 @@ class StepMonitor(TorchFunctionMode):
         read = {i for t in result for i in self._reads.get(id(t), (id(t),)) if i in self._met}
         if not self.states:
             self._first_read = {i: self._met[i][0] for i in read}
+            self.bytes = sum(
+                t.nbytes for t, _ in self._inside.values() if t.layout is torch.strided and t._base is None
+            )
         if self.written and self.fault is None:
             for i, t in self.written.items():
                 if i in read or i in self._first_read:
@@ -263,18 +301,17 @@ class StepMonitor(TorchFunctionMode):
         self._latest_made = [
             (weakref.ref(t), call, levels.get(i, _DIFFERENTIABLE)) for i, (t, call) in self._inside.items()
         ]
-        self._inside, self._met = {}, {}
+        self._inside, self._met, self._outside = {}, {}, {}
 
     def _keep(self) -> None:
         """Note which tensors of the latest step are still alive after its result was released."""
-        step = len(self.states) - 1
         made, self._latest_made = self._latest_made, []
         for ref, call, level in made:
             t = _alive(ref)
             if t is not None:
                 i = id(t)
                 forgotten = partial(self._earlier.pop, i)  # before its id is another tensor's
-                self._earlier[i] = _Made(weakref.ref(t, forgotten), call, step, level)
+                self._earlier[i] = _Made(weakref.ref(t, forgotten), call, self._t, level)
 
     def _named(self, t: Tensor) -> str:
         place = located(self.step, t)
@@ -340,10 +377,12 @@ def _version(t: Tensor) -> int:
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
     """The tensors among values, followed by those in nested tuples, lists and dicts."""
-    found = [v for v in values if isinstance(v, Tensor)]
-    if len(found) == len(values):
-        return found
-    todo = [v for v in values if isinstance(v, (tuple, list, dict))]
+    found, todo = [], []
+    for v in values:
+        if isinstance(v, Tensor):
+            found.append(v)
+        elif isinstance(v, (tuple, list, dict)):
+            todo.append(v)
     while todo:
         item = todo.pop()
         for v in item.values() if isinstance(item, dict) else item:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from .pytrees import Form, Step, added, alias, differentiable, split, split_y
 from .surroundings import GeneratorStates, Surroundings, set_generators
 
-__all__ = ["Replay", "Visit", "differs"]
+__all__ = ["Replay", "Visit", "differs", "graph_edge"]
 
 _GraphEdge = tuple[Any, int]
 """An edge of autograd's graph: a node, and the number of one of its inputs."""
@@ -65,7 +67,7 @@ class Visit:
         self.wanted = [i for i, entry in enumerate(entries) if entry.requires_grad]
         self._captured_grads = _DivertedGradients()
         if unswapped:
-            number = {_edge(t): k for k, t in enumerate(unswapped)}
+            number = {graph_edge(t): k for k, t in enumerate(unswapped)}
             uses: dict[Any, list[tuple[int, int]]] = {}
             for node, i, edge in self._edges(number):
                 if edge in number:
@@ -99,15 +101,21 @@ class Visit:
 
     def unseen(self, captured: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
         """The leaves that it reaches beyond its entries and `captured`; whether it reaches any leaf or captured one."""
-        known = {_edge(t) for t in captured}
+        made = {graph_edge(t) for t in captured if t.grad_fn is not None}
+        known = {id(t) for t in captured}
+        entries = set(map(id, self.entries)) - known
         leaves: dict[int, Tensor] = {}
         reached = False
-        for _, _, edge in self._edges(known):
+        for _, _, edge in self._edges(made):
             variable = getattr(edge[0], "variable", None)
-            if variable is not None and edge not in known and not any(variable is entry for entry in self.entries):
+            if variable is not None and id(variable) not in entries:
                 leaves[id(variable)] = variable
-            reached |= edge in known
-        return list(leaves.values()), reached or bool(leaves)
+            reached |= edge in made
+        return [leaf for i, leaf in leaves.items() if i not in known], reached or bool(leaves)
+
+    def leaves(self) -> list[Tensor]:
+        """The leaves that its graph reaches, entries aside."""
+        return self.unseen(())[0]
 
     def calls_functions(self) -> bool:
         """Whether it calls autograd.Functions or compiled code: torch function modes do not see such a call."""
@@ -119,7 +127,7 @@ class Visit:
         return any(edge in theirs for _, _, edge in self._edges())
 
     def _entered(self) -> set[_GraphEdge]:
-        return {_edge(t) for t in self.entries if t.requires_grad}
+        return {graph_edge(t) for t in self.entries if t.requires_grad}
 
     def _edges(self, given: Iterable[_GraphEdge] = ()) -> Iterator[tuple[Any, int, _GraphEdge]]:
         """Edges of the graph as (node, number of an input, edge), not followed beyond the entries and given edges."""
@@ -135,11 +143,14 @@ class Visit:
                     todo.append(edge[0])
 
 
-def _edge(t: Tensor) -> _GraphEdge:
+def graph_edge(t: Tensor) -> _GraphEdge:
+    """The edge of the graph that leads to a tensor."""
     if t.is_leaf and t.layout is not torch.strided:  # torch would ask for a view of it
         with torch.enable_grad():
             copied: Any = t.clone().grad_fn
         return copied.next_functions[0]
+    if t.grad_fn is not None:
+        return t.grad_fn, t.output_nr
     edge = get_gradient_edge(t)
     return edge.node, edge.output_nr
 
@@ -189,7 +200,7 @@ class Replay:
     overwrites: bool
     opaque: bool = False
 
-    @property
+    @cached_property
     def rounding(self) -> float:
         """The relative rounding error of the least precise type that the step is known to compute in."""
         types = {t.dtype for t in self.captured if differentiable(t)}
@@ -202,7 +213,7 @@ class Replay:
         made: a list that is to hold all tensors that are made.
         """
         with torch.enable_grad():
-            carry, y = self._run(t, entries, made)
+            carry, y = self.run(t, entries, made)
             # A view, so that even a captured tensor that is returned as it is has a node of this replay before it.
             outputs = [alias(r) if r.requires_grad else r for r in (*carry, *y)]
         return Visit(list(entries), outputs, self.captured if self.opaque else ())
@@ -210,32 +221,45 @@ class Replay:
     def again(self, t: int, entries: Sequence[Tensor]) -> list[Tensor]:
         """The carry after step t, which is run again as in forward, without recording."""
         with torch.no_grad():
-            return [c.detach() for c in self._run(t, entries)[0]]
+            return [c.detach() for c in self.run(t, entries)[0]]
 
-    def _run(
+    def run(
         self, t: int, entries: Sequence[Tensor], made: list[weakref.ref[Tensor]] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The carry after step t, and y."""
+        """The carry after step t, which is run again as in forward, and y."""
         given = len(entries) - len(self.captured)
         table = {id(old): new for old, new in zip(self.captured, entries[given:], strict=True)}
         table |= {id(old): old.clone() for old in self.written}
         state = self.states[t]
         if state is not None:
             set_generators(state)
-        received = (r.clone() if self.overwrites else r for r in entries[:given])
-        with self.surroundings.entered(), _Substitution(table, made):
-            carry, y = self.step(self.carry[t].join(received), self.x.join(received))
-        return split(carry, self.carry[t])[0], split_y(y, self.y)[0]
+        received = [r.clone() for r in entries[:given]] if self.overwrites else list(entries[:given])
+        n = given - self.x.count
+        substitution = _Substitution(table, made) if table or made is not None else nullcontext()
+        with self.surroundings.entered(), substitution:
+            carry, y = self.step(self.carry[t].join(received[:n]), self.x.join(received[n:]))
+        plain, plain_y = self.carry[t].tensors(carry), self.y.tensors(y)
+        return (
+            split(carry, self.carry[t])[0] if plain is None else plain,
+            split_y(y, self.y)[0] if plain_y is None else plain_y,
+        )
 
-    def check(self, visit: Visit) -> None:
-        """Raise RuntimeError where a visit in backward uses a parameter that the forward did not."""
-        for leaf in visit.unseen(self.captured)[0]:
-            if isinstance(leaf, torch.nn.Parameter):
-                raise RuntimeError(
-                    f"step, run again for the gradient, uses a parameter {list(leaf.shape)} that it did not use in "
-                    "forward: what its closure captures must still be there in backward (torch.func.functional_call "
-                    "puts its tensors there only until it returns)"
-                )
+    def check(self, visit: Visit, known: Sequence[Tensor] = (), recorded: Visit | None = None) -> None:
+        """Raise RuntimeError where a visit in backward uses a parameter that the forward did not.
+
+        known: tensors that the forward used, besides the captured ones. recorded: the same step as the forward recorded
+        it, where it did.
+        """
+        unseen = [t for t in visit.unseen((*self.captured, *known))[0] if isinstance(t, torch.nn.Parameter)]
+        if unseen and recorded is not None:
+            used = set(map(id, recorded.leaves()))
+            unseen = [t for t in unseen if id(t) not in used]
+        if unseen:
+            raise RuntimeError(
+                f"step, run again for the gradient, uses a parameter {list(unseen[0].shape)} that it did not use in "
+                "forward: what its closure captures must still be there in backward (torch.func.functional_call "
+                "puts its tensors there only until it returns)"
+            )
 
 
 def differs(t: int) -> RuntimeError:

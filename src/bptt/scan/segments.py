@@ -18,7 +18,7 @@ from ..schedules import Schedule, binomial
 from .pytrees import beside, differentiable, fresh, put, reset
 from .replay import Replay, Visit, differs
 
-__all__ = ["KeptCarries", "ScanCall", "StepReplays"]
+__all__ = ["KeptCarries", "ScanCall", "Segment", "StepReplays", "close"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class KeptCarries:
     def of(cls, memory: str | Checkpoints, T: int, carry: Sequence[Tensor]) -> KeptCarries:
         """The carries that a memory keeps of T such carries. Raises ValueError for an unknown one, or too few bytes."""
         policy, whole = parse(memory), cls((0, T), binomial(1, 0))
-        if policy == "gates":
-            raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
         if not isinstance(policy, Checkpoints):
             return whole
         size = max(1, sum(c.numel() * c.element_size() for c in carry))
@@ -111,7 +109,7 @@ class ScanCall:
         if same and not last:  # the expected carry is one after resets
             got[:n] = reset(got[:n], self.resets, t + 1) if after else []
         rounding = self.replay.rounding
-        if same and all(_close(g, e, rounding) for g, e in zip(got, expected, strict=True) if differentiable(e)):
+        if same and all(close(g, e, rounding) for g, e in zip(got, expected, strict=True) if differentiable(e)):
             return
         raise differs(t)
 
@@ -184,7 +182,7 @@ class StepReplays:
             zeroed = call.resets[later]
             zeroed[final] = False
             got[:n] = [c.masked_fill(beside(zeroed, c), 0) for c in got[:n]]
-        return all(_close(g, e, rounding) for g, e in zip(got, expected, strict=True))
+        return all(close(g, e, rounding) for g, e in zip(got, expected, strict=True))
 
     def _visit(self, t: int, carry: list[Tensor], xs: list[Tensor], wanted: Sequence[bool]) -> Visit:
         wanted = [*[True] * len(carry), *wanted]
@@ -232,7 +230,7 @@ def _entering(call: ScanCall, a: int, b: int, carry: list[Tensor], next_carry: l
     return found
 
 
-def _close(got: Tensor, expected: Tensor, rounding: float) -> bool:
+def close(got: Tensor, expected: Tensor, rounding: float = 0.0) -> bool:
     """Whether two tensors are equal up to rounding: a product over more rows may add up in another order."""
     got = got.detach()
     if got.shape != expected.shape or got.dtype != expected.dtype or got.device != expected.device:

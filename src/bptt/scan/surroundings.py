@@ -36,9 +36,15 @@ class Surroundings:
         autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types}
         return cls(autocast, default_device())
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[None]:
         """A context with these surroundings for one step or more, except for the default device."""
+        needed = getattr(parametrize, "_cache_enabled", 0) or any(
+            enabled or torch.is_autocast_enabled(kind) for kind, (enabled, _) in self.autocast.items()
+        )
+        return self._entered() if needed else nullcontext()
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
         with ExitStack() as stack:
             for kind, (enabled, dtype) in self.autocast.items():
                 if enabled or torch.is_autocast_enabled(kind):
@@ -57,8 +63,10 @@ class Surroundings:
 def random_kept(states: Sequence[GeneratorStates | None]) -> AbstractContextManager[None]:
     """A context that leaves the random generators as they were, whatever is replayed inside."""
     devices = {device for state in states if state is not None for device in state}
+    if not devices:
+        return nullcontext()
     cuda = [device for device in devices if device.type == "cuda"]
-    return torch.random.fork_rng(cuda, enabled=bool(devices), device_type="cuda")
+    return torch.random.fork_rng(cuda, device_type="cuda")
 
 
 def generator_states(devices: Iterable[torch.device]) -> GeneratorStates:

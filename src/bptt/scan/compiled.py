@@ -1,0 +1,210 @@
+"""Compiled steps: a step traced once, the cache of traces, and the checks that the step still does what was traced."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..kernels import StepChoice, choose_step
+from ..steps import Guard, NotTraceable, SplitStep, TracedStep, origin, split, trace, without_history
+from .arguments import Arguments, check_no_tensor_hidden
+from .leaked import refuse_gradients
+from .pytrees import Form, differentiable, split_y
+from .pytrees import split as split_tree
+from .surroundings import Surroundings
+
+__all__ = ["FEWEST_STEPS", "Compiled", "compiled_step"]
+
+FEWEST_STEPS = 8
+"""Steps from which on kernel="auto" traces a step: a trace takes as long as some hundred steps of a loop."""
+
+MOST = 128
+"""Traces that are kept: those that were used longest ago go first."""
+
+
+MOST_OF_A_KIND = 8
+"""Traces of one step for calls of one kind: one that needs more is run itself."""
+
+
+@dataclass(eq=False)
+class Compiled:
+    """A traced step with what tells whether it is still the same step; or the reason why it has none.
+
+    one_lane: it is traced for calls as `as_one_lane` makes them. whatever_rows: the reason has nothing to do with what
+    counts as a row. calls: how often it was used; a real step is compared with it at the first call, and at every one
+    whose number is a power of two.
+    """
+
+    guard: Guard | None
+    reason: str | None
+    traced: TracedStep | None = None
+    parts: SplitStep | None = None
+    y_form: Form | None = None
+    one_lane: bool = False
+    whatever_rows: bool = False
+    calls: int = 0
+    checked: set[int] = field(default_factory=set)
+
+    def choice(self, name: str, carry: Sequence[Tensor]) -> StepChoice:
+        """The kernel for its core, and why. Raises RuntimeError where a named one cannot compute it."""
+        assert self.parts is not None
+        return choose_step(name, self.parts, carry[0].device, carry[0].dtype)
+
+    def obstacle(self, captured: Sequence[Tensor], B: int) -> str | None:
+        """Why it is not run for a carry of B rows, though it may be for another; None where nothing speaks against it.
+
+        captured: the tensors that the step captures now.
+        """
+        if self.reason is not None or self.traced is None or self.parts is None or self.y_form is None:
+            return self.reason or "it cannot be traced"
+        for t, lane in zip(captured, self.traced.lanes, strict=True):
+            if lane and len(t) != B:
+                return f"a captured tensor has {len(t)} rows, and the carry {B}"
+        return None
+
+    def due(self) -> bool:
+        """Whether a real step is to be compared in this call."""
+        self.calls += 1
+        return self.calls & (self.calls - 1) == 0
+
+
+_KEPT: OrderedDict[Hashable, list[Compiled]] = OrderedDict()
+"""Traces by the code of the step and the kind of the call."""
+
+
+def compiled_step(
+    given: Arguments, surroundings: Surroundings, one_lane: bool = True
+) -> tuple[Compiled, tuple[Tensor, ...]]:
+    """The traced step of a call, and the tensors that it captures now; the reason where it cannot be traced.
+
+    one_lane: where rows are not independent, or there are none, the whole batch may be one lane.
+    """
+    found, captured = _entry(given, surroundings, False)
+    if found.reason is None or found.whatever_rows or not one_lane:
+        return found, captured
+    whole, others = _entry(given, surroundings, True)
+    return (whole, others) if whole.reason is None or not _shares_rows(given) else (found, captured)
+
+
+def _shares_rows(given: Arguments) -> bool:
+    """Whether carry and x look as if they had a row for each lane."""
+    shapes = [*(c.shape for c in given.carry), *(x.shape[1:] for x in given.xs)]
+    return all(shapes) and len({shape[0] for shape in shapes}) == 1
+
+
+def _entry(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tuple[Compiled, tuple[Tensor, ...]]:
+    """The traced step, or the reason, of rows or of one lane."""
+    key = _key(given, surroundings, one_lane)
+    if key is None:
+        return Compiled(None, "its code cannot be told apart from that of other steps"), ()
+    entries = _KEPT.setdefault(key, [])
+    _KEPT.move_to_end(key)
+    for entry in entries:
+        if entry.guard is not None and entry.guard.changed() is None:
+            captured = entry.guard.captured_by(given.step)
+            if not isinstance(captured, str):
+                return entry, captured
+    if len(entries) >= MOST_OF_A_KIND:
+        return Compiled(
+            None, f"it was traced {MOST_OF_A_KIND} times, and something that it reads is another each time"
+        ), ()
+    made, captured = _compile(given, surroundings, one_lane)
+    if made.guard is not None:
+        entries.append(made)
+    while len(_KEPT) > MOST:
+        _KEPT.popitem(last=False)
+    return made, captured
+
+
+def _key(given: Arguments, surroundings: Surroundings, one_lane: bool) -> Hashable | None:
+    code = origin(given.step)
+    first = 0 if one_lane else 1
+    kinds = (
+        tuple(_kind(t, t.shape[first:]) for t in given.carry),
+        tuple((_kind(x, x.shape[first + 1 :]), x.requires_grad) for x in given.xs),
+        one_lane,
+    )
+    forms = (given.carry_form.spec, given.x_form.spec) if not given.carry_form.values else None
+    modes = tuple(sorted(surroundings.autocast.items())), surroundings.device, torch.get_default_dtype()
+    try:
+        key = code, kinds, forms, modes, torch.is_inference_mode_enabled()
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _kind(t: Tensor, shape: torch.Size) -> Hashable:
+    return shape, t.dim(), t.dtype, t.device
+
+
+def _compile(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tuple[Compiled, tuple[Tensor, ...]]:
+    """A traced and split step, or the reason why there is none; the tensors that it captures now."""
+    if any(type(t) is not Tensor and type(t) is not torch.nn.Parameter for t in (*given.carry, *given.xs)):
+        return _refused(given, "carry and xs hold tensors of another class than torch.Tensor"), ()
+    if given.carry_form.values:
+        return _refused(given, "the carry holds Python values"), ()
+    if any(t.layout is not torch.strided or t.is_complex() for t in (*given.carry, *given.xs)):
+        return _refused(given, "carry and xs hold sparse or complex tensors"), ()
+    if not any(map(differentiable, given.carry)):
+        return _refused(given, "no tensor of the carry has a gradient"), ()
+    try:
+        obstacle = Guard.of(given.step, ()).obstacle
+    except ValueError as error:  # of a lazy module, whose parameters have no shape yet
+        return Compiled(None, str(error)), ()
+    if obstacle is not None:
+        return _refused(given, obstacle), ()
+    forms: dict[str, Form] = {}
+    try:
+        with surroundings.entered():
+            x = [x[0].requires_grad_(x.requires_grad) for x in _first(given)]
+            traced = trace(_call(given, forms), given.carry, x, one_lane)
+        step, stand_ins = without_history(given.step)
+        remembered = tuple(stand_ins.get(id(t), t) for t in traced.tensors)
+        guard = Guard.of(step, remembered, traced.lanes)
+        if guard.obstacle is not None:
+            return _refused(given, guard.obstacle), ()
+        kept = replace(traced, tensors=remembered)
+        return Compiled(guard, None, kept, split(traced), forms["y"], one_lane), traced.tensors
+    except NotTraceable as error:
+        # What the step has kept of the trace has a history that ends in substitutes: no gradient goes through it.
+        needed = any(t.requires_grad for t in error.left)
+        refuse_gradients(list(error.left), [torch.zeros((), requires_grad=True, device="cpu")] if needed else ())
+        refused = _refused(given, str(error))
+        refused.whatever_rows = error.whatever_rows
+        return refused, ()
+
+
+def _first(given: Arguments) -> list[Tensor]:
+    return [x.detach()[:1].requires_grad_(x.requires_grad) for x in given.xs]
+
+
+def _refused(given: Arguments, reason: str) -> Compiled:
+    """The reason stays as long as the step does what it did when it was found."""
+    return Compiled(Guard.of(without_history(given.step)[0], ()), reason)
+
+
+def _call(
+    given: Arguments, forms: dict[str, Form]
+) -> Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
+    """The step on the tensors of carry and x."""
+
+    def call(carry: list[Tensor], x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        result = given.step(given.carry_form.join(carry), given.x_form.join(x))
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise NotTraceable("it does not return a pair (carry, y)")
+        new, form = split_tree(result[0], given.carry_form)
+        if form.spec != given.carry_form.spec or form.values or len(new) != len(carry):
+            raise NotTraceable("the carry changes its structure")
+        check_no_tensor_hidden(form)
+        y, y_form = split_y(result[1], forms.get("y"))
+        if y_form.values:
+            raise NotTraceable("y holds Python values")
+        forms["y"] = y_form
+        return new, y
+
+    return call

@@ -1,0 +1,181 @@
+"""One call of `scan` by a compiled step: its program, and the comparison with the step itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..engine import StepPlan, StepProgram, run, seen
+from ..memory import Checkpoints
+from ..memory import parse as parse_memory
+from ..policies import Policy
+from .arguments import Arguments
+from .compiled import FEWEST_STEPS, Compiled, compiled_step
+from .drawn import DrawnStates, DrawsLeftOut, drawn
+from .lanes import as_one_lane, lanes_differ, without_lane
+from .pullback import ScanPullback, edge_factors
+from .pytrees import Form, differentiable, reset, split, split_y
+from .replay import Replay
+from .segments import KeptCarries
+from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
+
+__all__ = ["KERNELS", "Results", "by_compiled_step", "reason_to_replay"]
+
+KERNELS = ("auto", "interpreter", "eager", "replay")
+"""What runs the steps: see `scan`."""
+
+
+class Results(NamedTuple):
+    """The results of a call: the tensors of the final carry, and of ys `[T, ...]`, with their forms."""
+
+    final: Sequence[Tensor]
+    carry_form: Form
+    ys: Sequence[Tensor]
+    y_form: Form
+
+
+class _Differs(Exception):  # noqa: N818  the caller replays
+    """The step itself gives another result than its trace."""
+
+
+def reason_to_replay(given: Arguments, kernel: str) -> str | None:
+    """Why the steps of a call are not to be compiled, whatever they do; None where nothing speaks against it."""
+    if kernel == "replay":
+        return "kernel='replay' was asked for"
+    if kernel == "auto" and given.T < FEWEST_STEPS:
+        return f"a trace pays from {FEWEST_STEPS} steps on, and this call has {given.T}"
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active"
+    if seen(given.carry[0] if given.carry else None) or torch._C._len_torch_function_stack() > _OWN_MODES:
+        return "a mode of torch observes the call"
+    if len(given.carry[0]) == 0 if given.carry and given.carry[0].dim() else False:
+        return "there is no lane"
+    return None
+
+
+_OWN_MODES = 0
+
+
+def by_compiled_step(
+    given: Arguments,
+    policy: Policy,
+    memory: str | Checkpoints,
+    kernel: str,
+    surroundings: Surroundings,
+    independent: bool = False,
+) -> Results | str:
+    """The results of a call by a compiled step; or the reason why there is none.
+
+    independent: rows are said to be so.
+    """
+    entry, captured = compiled_step(given, surroundings, not independent and not lanes_differ(given, policy))
+    if entry.one_lane and entry.reason is None:
+        given = as_one_lane(given)
+    n = len(given.carry)
+    B = len(given.carry[0]) if n and given.carry[0].dim() else 1
+    obstacle = entry.obstacle(captured, B)
+    if obstacle is not None:
+        return obstacle
+    assert entry.parts is not None
+    assert entry.traced is not None
+    assert entry.y_form is not None
+    core, traced = entry.choice(kernel, given.carry).kernel, entry.traced
+    if traced.draws and independent:
+        return "it draws random numbers"
+    if traced.draws and not all(t.is_contiguous() for t in (*given.carry, *(x[0] for x in given.xs))):
+        return "it draws random numbers, in an order that may be another where carry or x is not contiguous"
+    before = generator_states(given.devices) if entry.calls == 0 else {}
+    numbers, states = drawn(traced, given, captured, B)
+    tensors = (*given.carry, *given.xs, *numbers, *captured)
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    factors = edge_factors(policy, given) if differentiated else None
+    reach = policy.reach(given.T).within(given.T)
+    plan = StepPlan.of(entry.parts, core, reach, given.T, B, parse_memory(memory), traced.lanes)
+    again = partial(_pullback, given, policy, entry, captured, surroundings, factors, states)
+    check = _check(given, entry, surroundings, states) if entry.due() else None
+    program = StepProgram(plan, factors, given.resets, again if differentiated else None, check)
+    try:
+        outputs = run(program, *tensors)
+    except _Differs as error:
+        if entry.calls > 1:
+            raise RuntimeError(
+                f"step no longer does what it did when it was traced: {error}. Something that it depends on has "
+                "changed where no guard can see it, so that earlier calls may be wrong too: pass kernel='replay'"
+            ) from None
+        entry.reason = str(error)
+        set_generators(before)
+        return entry.reason
+    final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
+    return Results(final, given.carry_form, ys, entry.y_form)
+
+
+def _pullback(
+    given: Arguments,
+    policy: Policy,
+    entry: Compiled,
+    captured: Sequence[Tensor],
+    surroundings: Surroundings,
+    factors: Tensor | None,
+    states: Sequence[GeneratorStates | None],
+) -> ScanPullback | DrawsLeftOut:
+    """The call as a graph that autograd records, for derivatives of higher order."""
+    assert entry.traced is not None
+    assert entry.y_form is not None
+    replay = Replay(
+        given.step, [given.carry_form] * given.T, given.x_form, entry.y_form, tuple(captured), (), states,
+        surroundings, overwrites=True, opaque=entry.traced.opaque,
+    )  # fmt: skip
+    counts, reads = (len(given.carry), len(given.xs)), len(given.carry) + len(entry.traced.y)
+    kept = KeptCarries.of("auto", given.T, given.carry)
+    blocks = policy.reach(given.T).blocks(given.T)
+    pullback = ScanPullback(counts, replay, blocks, factors, given.resets, "coupled", kept, reads)
+    first, draws = sum(counts), len(entry.traced.draws)
+    return DrawsLeftOut(pullback, slice(first, first + draws)) if draws else pullback
+
+
+def _check(
+    given: Arguments, entry: Compiled, surroundings: Surroundings, before: Sequence[GeneratorStates | None]
+) -> Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]:
+    """What compares the step itself with its program at some steps."""
+    T = given.T
+    times = sorted({0, T // 2, T - 1}) if entry.calls == 1 else [entry.calls * 7919 % T]
+
+    drawing = before.at(times) if isinstance(before, DrawnStates) else {}
+
+    def check(a: int, states: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        for t in times:
+            if a <= t < a + len(states[0]) - 1:
+                carry = reset([s[t - a].clone() for s in states], given.resets, t)
+                expected = [*(s[t - a + 1] for s in states), *(y[t - a] for y in ys)]
+                state = drawing.get(t)
+                with torch.no_grad(), surroundings.entered(), surroundings.on_default_device(), random_kept([state]):
+                    if state is not None:
+                        set_generators(state)
+                    result = given.step(
+                        given.carry_form.join(carry), given.x_form.join(x[t].detach().clone() for x in given.xs)
+                    )
+                got = [*split(result[0], given.carry_form)[0], *split_y(result[1], entry.y_form)[0]]
+                if not all(_alike(g, e) for g, e in zip(got, expected, strict=True)):
+                    raise _Differs(f"at step {t} it gives another result than its trace")
+
+    return check
+
+
+def _alike(got: Tensor, expected: Tensor) -> bool:
+    """Whether two results are the same up to rounding, which may flip a comparison in a few places."""
+    got = got.detach()
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return False
+    if not differentiable(got):
+        return bool((got != expected).float().mean() <= _FLIPPED) if got.numel() else True
+    tolerance = torch.finfo(got.dtype).eps ** 0.5
+    off = ~torch.isclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return not got.numel() or bool(off.float().mean() <= _FLIPPED)
+
+
+_FLIPPED = 0.005
+"""The share of values that a comparison on the edge may flip."""

@@ -1,0 +1,214 @@
+"""The forward pass of a scan whose steps autograd records, as it records those of a plain loop.
+
+The policy's graph (see `graph`) is recorded while the values are computed: where blocks do not overlap, it is one chain
+of steps, each run once. Backward is then autograd's own, through all steps, and derivatives of every order are those of
+this graph, captured tensors and all. It holds what the steps keep for their derivatives, as a plain loop does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..engine import named
+from ..memory import Checkpoints, parse
+from ..policies import Policy
+from .chain import StepChain
+from .forward import ForwardPass, ForwardRun
+from .graph import Block
+from .monitor import hidden
+from .pullback import obstacle_to_merging
+from .pytrees import Form, differentiable, fresh
+from .replay import Replay, Visit, differs
+from .segments import ScanCall, Segment, StepReplays, close
+from .surroundings import Surroundings, random_kept
+from .sweep import independent
+
+__all__ = ["RecordedPass", "record", "recordable"]
+
+_MOST_BYTES = 2**30
+"""The largest graph that is recorded where memory is "auto": 1 GiB, by the size of what the first step makes."""
+
+_FEW_BLOCKS = 16
+"""So many blocks that overlap are recorded, whether or not their rows could lie side by side, if the windows are no
+longer than two blocks: it saves the monitor at every step, and the steps that are run again in backward."""
+
+
+@dataclass(frozen=True)
+class RecordedPass:
+    """The results of a recorded forward pass, in autograd's graph: the final carry, and the ys `[T, ...]`."""
+
+    final: Sequence[Tensor]
+    final_form: Form
+    ys: Sequence[Tensor]
+    y_form: Form
+
+
+def recordable(memory: str | Checkpoints, rows: str) -> bool:
+    """Whether a call may be recorded: its memory is "auto", and blocks are not declared to be best side by side."""
+    return parse(memory) == "auto" and rows != "independent"
+
+
+def record(
+    run: ForwardRun, policy: Policy, blocks: Sequence[Block], rows: str, surroundings: Surroundings
+) -> RecordedPass | None:
+    """Run all steps recorded; None where they are to be run without: `run` then goes on from where it is.
+
+    The first step is run by itself before, monitored and not recorded: it tells whether steps keep what they make (its
+    gradient could not be refused), whether they pass on state in another way than by the carry, whether they write to
+    what they are given, and how large the graph will be. Where it left something, the second step is run so as well;
+    and where blocks overlap, to see whether rows are independent: then blocks side by side cost less.
+
+    After that, the last steps are monitored: state that is passed between these raises. What a step between others
+    does in secret has the gradient that it has in a plain loop; where it shows when a window is run again, backward
+    raises.
+
+    Raises RuntimeError for hidden state, and as `scan` does.
+    """
+    given, monitor = run.given, run.monitor
+    assert monitor is not None
+    overlapping = any(earliest < first for earliest, first, _ in blocks)
+    if overlapping and blocks[0][2] == 0:
+        return None
+    run.advance(1)
+    left = monitor.holds()
+    if overlapping and left:
+        return None
+    runs = sum(last - earliest + 1 for earliest, _, last in blocks)
+    few = len(blocks) <= _FEW_BLOCKS and runs <= 2 * given.T
+    merging = overlapping and rows != "coupled" and not few and _obstacle(run, surroundings) is None
+    if (left or merging) and monitor.fault is None and not monitor.leaks():
+        run.advance(min(2, given.T))
+    size = monitor.bytes * sum(last - earliest + 1 for earliest, _, last in blocks)
+    if (
+        monitor.fault is not None
+        or monitor.leaks()
+        or size > _MOST_BYTES
+        or (merging and _independent(run, surroundings))
+    ):
+        return None
+    with torch.enable_grad():
+        chain = StepChain(run, monitor, policy, blocks, surroundings)
+        if not chain.repeat():
+            return None
+        chain.extend()
+        return _finish(chain, policy)
+
+
+def _obstacle(run: ForwardRun, surroundings: Surroundings) -> str | None:
+    """Why steps cannot be run as one with more rows, as far as the first one tells; or None."""
+    assert run.monitor is not None
+    results = run.results
+    replay = run.monitor.replay(run.forms, run.given.x_form, results.y_form, surroundings)
+    computed = ForwardPass(run.carry, results.form, run.ys, results.y_form, run.kept, [], run.forms)
+    return obstacle_to_merging(replay, computed, run.given.xs)
+
+
+def _independent(run: ForwardRun, surroundings: Surroundings) -> bool:
+    """Whether the first two steps, run as one of 2B rows, give what they gave and mix no rows."""
+    given, monitor = run.given, run.monitor
+    assert monitor is not None
+    replay = replace(monitor.replay(run.forms, given.x_form, run.results.y_form, surroundings), captured=())
+    if len(run.forms) < 2 or any(state is not None for state in replay.states):
+        return False
+    kept = [c[:2] for c in run.kept]
+    resets = None if given.resets is None else given.resets[:2]
+    xs, ys = [x[:2].detach() for x in given.xs], [y[:2] for y in run.ys]
+    call = ScanCall(replay, [c[0] for c in kept], xs, [], run.carry, ys, resets)
+    return independent(StepReplays(call, [True] * len(xs), Segment(0, 2, kept), iter(()), checked=True))
+
+
+def _finish(chain: StepChain, policy: Policy) -> RecordedPass:
+    """The outputs, after all steps."""
+    run, given, monitor = chain.run, chain.run.given, chain.monitor
+    for steps, versions in zip(chain.ys, chain.versions, strict=True):
+        changed = [t for t, y in enumerate(steps) if y._version != versions[t]]
+        if changed:
+            raise _overwritten(changed[0] + 1)
+    if chain.starts and set(monitor.written) - chain.written:
+        raise RuntimeError(
+            "a step writes to a tensor of its closure, and the first steps did not: where memory is 'auto' and blocks "
+            "overlap, only a step that does so from the start writes once. Pass memory='states'"
+        )
+    last = [*chain.carry, *(steps[-1] for steps in chain.ys)]
+    replay = monitor.replay([chain.form], given.x_form, run.results.y_form, chain.surroundings)
+    replay = replace(replay, captured=(), states=monitor.states[-1:])
+    wanted = [*[True] * len(given.carry), *(x.requires_grad for x in given.xs)]
+    captured = list(monitor.captured.values())
+    expected = [t.detach() for t in last]
+    step = _LastStep(replay, given.T, chain.last, wanted, expected, captured, chain.visit, chain.differs)
+    # Clones, so that no output is an input that a step passed through.
+    outputs = [*(c.clone() for c in chain.carry), *map(torch.stack, chain.ys)]
+    if any(t.requires_grad for t in outputs):
+        if monitor.fault is not None:
+            raise hidden(monitor.fault)
+        if chain.edges is not None:
+            chain.edges.draw(policy, given)
+        outputs = list(_Checked.apply(step, *outputs))
+    n = len(chain.carry)
+    return RecordedPass(outputs[:n], run.results.form, outputs[n:], run.results.y_form)
+
+
+@dataclass(frozen=True)
+class _LastStep:
+    """The last step of a recorded pass, to be run again in backward: it must give what it gave in forward.
+
+    entries: carry and x, as they entered it. expected: what it gave. captured: tensors that its closure was seen to
+    hold. recorded: it as a graph. The recorded graph has no need of the check, but calls with another policy or another
+    memory have, and a step is to mean the same in all of them. differs: a step that gave something else already when
+    the window of a block was run again; or None.
+    """
+
+    replay: Replay
+    T: int
+    entries: Sequence[Tensor]
+    wanted: Sequence[bool]
+    expected: Sequence[Tensor]
+    captured: Sequence[Tensor]
+    recorded: Visit
+    differs: int | None
+
+    def check(self) -> None:
+        """Raise RuntimeError where the step does not give what the forward pass gave."""
+        replay = self.replay
+        if self.differs is not None:
+            raise differs(self.differs)
+        with random_kept(replay.states), replay.surroundings.on_default_device():
+            visit = replay.visit(0, list(map(fresh, self.entries, self.wanted)))
+        replay.check(visit, self.captured, self.recorded)
+        got, expected = visit.outputs, self.expected
+        if len(got) != len(expected) or not all(
+            close(g, e) for g, e in zip(got, expected, strict=True) if differentiable(e)
+        ):
+            raise differs(self.T - 1)
+
+
+class _Checked(torch.autograd.Function):
+    """The outputs of a recorded pass as they are; the last step is checked in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, last: _LastStep, *outputs: Tensor) -> tuple[Tensor, ...]:
+        with named("scan", "forward"):
+            ctx.last = last
+            ctx.set_materialize_grads(False)
+            ctx.mark_dirty(*outputs)  # not copied
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        with named("scan", "backward"):  # the steps of the graph follow, under the names of what they are
+            ctx.last.check()
+        return None, *cotangents
+
+
+def _overwritten(t: int) -> RuntimeError:
+    """The error for a step that begins late to write to what it is given."""
+    return RuntimeError(
+        f"step {t} writes in place to the y of the step before (which may be its carry as well), and the first steps "
+        "wrote to nothing: where memory is 'auto' and blocks do not overlap, only a step that does so from the start "
+        "gets copies. Let it make new tensors, or pass memory='states'"
+    )
