@@ -57,6 +57,7 @@ def test_import_loads_nothing_optional(imported: dict) -> None:
     ours = {name for name in imported["loaded"] if name.split(".")[0] == "bptt"}
     far = {"cli", "train", "plots", "report", "bench"}
     assert not far & {name.split(".")[1] for name in ours if "." in name}
+    assert "bptt.nn.cells" not in ours
 
 
 def test_import_loads_little_beyond_torch(imported: dict) -> None:
@@ -72,7 +73,7 @@ def test_import_changes_no_global_setting(imported: dict) -> None:
 
 
 MODULES = ["flow", "nn"]
-FUNCTIONS = ["convert", "explain", "gradients", "plan", "revert", "scan", "stream_gradients", "using"]
+FUNCTIONS = ["convert", "explain", "gradients", "plan", "plan_scan", "revert", "scan", "stream_gradients", "using"]
 LATER = ["plots", "report", "train"]
 PUBLIC = sorted(["Adaptive", "Checkpoints", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
 
@@ -84,15 +85,16 @@ SIGNATURES = {
     "Randomized": "(p, *, generator=None)",
     "Truncated": "(window, every=1)",
     "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
-    "explain": "(layer, x)",
+    "explain": "(subject, carry=Ellipsis, x=Ellipsis)",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None, reset_state=None)",
-    "plan": "(model, T, B, memory=None)",
+    "plan": "(model, T, B, memory=None, x=None)",
+    "plan_scan": ("(step, carry, xs=None, *, gradient='full', resets=None, length=None, memory='auto', kernel='auto')"),
     "revert": "(model, *, subclasses=None)",
     "using": "(model, gradient=None, *, memory=None, kernel=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None, "
     "reset_state=None)",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
-    "memory='auto')",
+    "memory='auto', kernel='auto')",
 }
 
 
@@ -116,7 +118,7 @@ def test_dir_and_help_show_the_public_names() -> None:
     assert sorted(bptt.__all__) == PUBLIC
     assert dir(bptt) == sorted([*PUBLIC, *LATER, "__version__"])
     nn = [n for n, v in vars(bptt.nn).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
-    assert dir(bptt.nn) == sorted(bptt.nn.__all__) == sorted([*nn, "init"])
+    assert dir(bptt.nn) == sorted(bptt.nn.__all__) == sorted([*nn, "cells", "init"])
     text = pydoc.plain(pydoc.render_doc(bptt))
     assert bptt.__doc__.splitlines()[0] in text
     shown = {line.split()[1].split("(")[0] for line in text.splitlines() if line.startswith("    class ")}
@@ -135,6 +137,7 @@ for name in ("plots", "report", "train"):
     assert getattr(bptt, name) is sys.modules[f"bptt.{name}"]
     assert getattr(bptt, name) is getattr(bptt, name)
 assert bptt.plots.reach and bptt.report.write and bptt.train.Lanes
+assert "cells" in dir(bptt.nn) and "bptt.nn.cells" not in loaded and bptt.nn.cells.LIF
 from bptt import *
 assert convert is bptt.convert
 try:
@@ -184,6 +187,15 @@ def test_signature(name: str) -> None:
 def test_layer_call_signature(layer: type) -> None:
     assert getattr(bptt.nn, layer.__name__) is layer
     assert bare_signature(layer.forward) == "(self, input, hx=None, *, resets=None, reset_state=None)"
+
+
+def test_recurrent_signature() -> None:
+    assert bare_signature(bptt.nn.Recurrent) == (
+        "(cell, num_layers=None, *, batch_first=False, dropout=0.0, reverse=False, bidirectional=False, form='auto', "
+        "learn_initial_state=False, gradient='full', memory='auto', kernel='auto')"
+    )
+    assert bare_signature(bptt.nn.Recurrent.forward) == "(self, input, hx=None, *, lengths=None, resets=None)"
+    assert ">>>" in (inspect.getdoc(bptt.nn.Recurrent) or "")
 
 
 @pytest.mark.parametrize("name", [n for n in PUBLIC if n not in MODULES])

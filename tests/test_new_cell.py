@@ -29,7 +29,7 @@ from bptt.cells._cell import State
 from bptt.flow import Finding
 from bptt.kernels import KERNELS
 from bptt.nn import LAYERS, init
-from bptt.nn.layers import Recurrent
+from bptt.nn.layers import DropInLayer
 
 LEAK = 0.3
 
@@ -49,7 +49,7 @@ class Leaky(Cell):
         return Pullback(LEAK * lam[0] * (1 - gates * gates), direct=(1 - LEAK) * lam[0])
 
 
-class LeakyRNN(Recurrent):
+class LeakyRNN(DropInLayer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("LEAKY", *args, **kwargs)
 
@@ -74,7 +74,7 @@ class Update(Cell):
         return Pullback(torch.cat([dz * z * (1 - z), dn * (1 - n * n)], -1), direct=lam[0] * z)
 
 
-class UpdateRNN(Recurrent):
+class UpdateRNN(DropInLayer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__("UPDATE", *args, **kwargs)
 
@@ -344,7 +344,7 @@ def test_its_picture():
 
 def test_a_mode_that_no_cell_has():
     with pytest.raises(ValueError, match=r"mode must be one of 'RNN_TANH', .*'UPDATE': got 'ELMAN'"):
-        Recurrent("ELMAN", 5, 4)
+        DropInLayer("ELMAN", 5, 4)
 
 
 @pytest.mark.parametrize("name", ["leaky", "update", "sigmoid", "identity"])

@@ -9,7 +9,7 @@
 The gradient policies Full, Chunked, Truncated, Randomized and Adaptive say how far gradients reach; Checkpoints says
 what is kept for the backward pass. `bptt.nn` has the layers. convert, revert and using change the layers inside a
 model. gradients computes gradients without autograd, and stream_gradients those of sequences that do not fit into
-memory. plan tells what a call costs, and explain which kernel runs it.
+memory. plan and plan_scan tell what a call costs, and explain which kernel runs it, and how a step is compiled.
 
 `bptt.flow` measures how gradients flow. `bptt.plots` (pictures), `bptt.report` (an interactive page) and `bptt.train`
 (language models) are loaded when they are first used.
@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 from . import flow as flow
 from . import nn as nn
 from .flow.shown import draw_with as _draw_with
-from .kernels import explain as explain
 from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert
+from .nn import explain as explain
 from .nn import gradients as gradients
 from .nn import plan as plan
+from .nn import plan_scan as plan_scan
 from .nn import revert as revert
 from .nn import stream_gradients as stream_gradients
 from .nn import using as using
@@ -60,6 +61,7 @@ __all__ = [
     "gradients",
     "nn",
     "plan",
+    "plan_scan",
     "revert",
     "scan",
     "stream_gradients",

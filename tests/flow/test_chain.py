@@ -7,7 +7,8 @@ from torch.func import jacrev
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
-from bptt.flow._chain import LayerChain, chain_of, jacobian
+from bptt.flow._chain import LayerChain, jacobian
+from bptt.flow._subjects import chain_of
 
 from . import explicit
 from .explicit import DOUBLE, LAYERS, layer_of
@@ -246,7 +247,7 @@ def test_chain_of_takes_what_there_is() -> None:
         chain_of(chain, x)
     with pytest.raises(ValueError, match=r"layer must be one of 0..0: got 1"):
         chain_of(layer, x, None, 1)
-    with pytest.raises(TypeError, match="subject must be a layer, a model, a Recording or a chain: got int"):
+    with pytest.raises(TypeError, match="subject must be a layer, a model, a Recording, a scan or a chain: got int"):
         chain_of(3, x)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 import bptt
 from bptt.equations import randomized
 from bptt.flow import Comparison, Scanned, compare, conclusion, scanned
+from bptt.flow._allocations import peak_bytes
 
 F64 = torch.float64
 
@@ -246,3 +247,20 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match=r"batch and loss belong to a layer or a model"):
         compare(of, h)
     assert repr(of).startswith("Scanned(label='scan of test_bad_arguments.<locals>.<lambda>', own=Full(), T=4, B=1")
+
+
+def test_bytes_are_those_of_the_steps_as_they_run():
+    """What a compiled step allocates is counted in the compiled step, not in a replay of it."""
+    w = torch.full((4,), 0.5, dtype=F64, requires_grad=True)
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(w * h + x)
+        return h, h
+
+    def call() -> None:
+        bptt.scan(step, torch.zeros(2, 4, dtype=F64), torch.zeros(30, 2, 4, dtype=F64), kernel="eager")[
+            1
+        ].sum().backward()
+
+    call()
+    assert peak_bytes(call) >= 30 * 2 * 4 * 8

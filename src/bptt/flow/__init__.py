@@ -18,6 +18,7 @@ from ._compare import POLICIES as POLICIES
 from ._compare import Comparison as Comparison
 from ._compare import Row as Row
 from ._compare import compare as compare
+from ._diagnose import diagnose as diagnose
 from ._doctor import Watch as Watch
 from ._doctor import watch as watch
 from ._doctor_findings import Diagnosis as Diagnosis
@@ -39,6 +40,7 @@ from ._lyapunov import lyapunov as lyapunov
 from ._pairs import pairs as pairs
 from ._recording import Recording as Recording
 from ._recording import record as record
+from ._recurrent import record_scan as record_scan
 from ._scanned import Scanned as Scanned
 from ._scanned import scanned as scanned
 from ._setting import Setting as Setting

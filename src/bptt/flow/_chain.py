@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from operator import index
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..cells import Weights
 from ..policies import Full
-from ._recording import Loss, Recording, recorded
+from ._recording import Recording
 
-__all__ = ["Chain", "LayerChain", "Subject", "chain_of", "jacobian", "lengths_of"]
+__all__ = ["Chain", "LayerChain", "jacobian", "lengths_of"]
 
 
 class Chain(Protocol):
@@ -128,23 +128,5 @@ def lengths_of(chain: Chain) -> Tensor:
     """The number of steps of every lane `[B]`, on the CPU. A step beyond them is padding and not part of the chain."""
     if isinstance(chain, LayerChain):
         return chain.recording.lengths
-    return torch.full((chain.B,), chain.edges[-1] + 1, device="cpu")
-
-
-Subject = torch.nn.Module | Recording | Chain
-"""What a chain is made of: a layer or a model; or what `record` or `steps` gave."""
-
-
-def chain_of(subject: Subject, batch: Any = None, loss: Loss | None = None, layer: int = 0) -> Chain:
-    """The chain that a measurement looks at, in float64: one that is given, or a layer and direction of a recording.
-
-    Raises TypeError for anything else and for a chain with a batch, loss or layer beside it, ValueError for a layer
-    that is not there.
-    """
-    if isinstance(subject, torch.nn.Module | Recording):
-        return LayerChain(recorded(subject, batch, loss).to(torch.float64), layer)
-    if not hasattr(subject, "pull"):
-        raise TypeError(f"subject must be a layer, a model, a Recording or a chain: got {type(subject).__name__}")
-    if batch is not None or loss is not None or layer != 0:
-        raise TypeError("batch, loss and layer belong to a layer or a model: a chain has its own")
-    return subject
+    lengths: Tensor | None = getattr(chain, "lengths", None)
+    return torch.full((chain.B,), chain.edges[-1] + 1, device="cpu") if lengths is None else lengths + chain.edges[0]

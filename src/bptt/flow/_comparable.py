@@ -19,12 +19,9 @@ from ._adaptive import adapted, contributions
 from ._moments import Gradient, seeded
 from ._policy_gradient import PolicyGradient, gradient_vector
 from ._recording import Recording
-from .horizon import fit_decay
+from .horizon import LAGS, LOSSES, fit_decay
 
-__all__ = ["LAGS", "LOSSES", "Comparable", "OfLayer", "contraction"]
-
-LAGS, LOSSES = 128, 16
-"""What the contraction is measured on, at most: lags, and steps with a loss."""
+__all__ = ["Comparable", "OfLayer", "contraction"]
 
 
 class Comparable(Protocol):

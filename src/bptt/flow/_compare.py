@@ -21,6 +21,7 @@ from ._lags import _count
 from ._moments import moments
 from ._recording import Loss, Recording, recorded
 from ._scanned import Scanned
+from ._subjects import scan_of
 from .shown import Shown
 
 __all__ = ["POLICIES", "Comparison", "Row", "compare"]
@@ -134,14 +135,16 @@ def compare(
     """A comparison of every policy's gradient with the full one, on the same batch and the same errors: its bias,
     variance and cost.
 
-    subject, batch, loss: as in `record`, or a Recording alone; or a scan of any step with its loss, as `scanned` gives
-    it, alone. policies: the policies, or their text forms. draws: how often each random policy is sampled, at least 2,
-    where there are too many ways to cut to enumerate them all (more than 2048 over all lanes). repeats: how many
-    samples of each policy's time are taken, at least 5; there are more where they are short. seed: the seed of a
-    generator that only this call uses; a generator that belongs to a policy is not touched.
+    subject, batch, loss: as in `record`, or a Recording alone; or as in `record_scan`, for a `bptt.nn.Recurrent`; or a
+    scan of any step with its loss, as `scanned` gives it, alone. policies: the policies, or their text forms. draws:
+    how often each random policy is sampled, at least 2, where there are too many ways to cut to enumerate them all
+    (more than 2048 over all lanes). repeats: how many samples of each policy's time are taken, at least 5; there are
+    more where they are short. seed: the seed of a generator that only this call uses; a generator that belongs to a
+    policy is not touched.
 
-    The gradient of a layer's parameters is computed in float64, without dropout between layers; that of a scan in the
-    precision of its tensors, with the same random numbers under every policy. From n draws with mean m and sample
+    The gradient of a layer's parameters is computed in float64, without dropout between layers; that of a scan and of a
+    `Recurrent` in the precision of its tensors, with the same random numbers under every policy. Where the step can be
+    traced, all policies run by the same trace. From n draws with mean m and sample
     variance s^2 (sums over the N parameters), bias^2 = |m - g_full|^2 - s^2 / n, which is unbiased, or 0 where that is
     negative. Its standard error is taken to be |s| / sqrt(n), by which m differs from E[g]. So an unbiased policy shows
     a bias within about twice that error, unless its variance is infinite (`Row.reliable`). The lanes of a layer draw
@@ -166,10 +169,11 @@ def compare(
 
     Source: equations/README.md, 6.2 for what is biased, (6.13) for what is not, (6.16) to (6.18) for the variance.
     """
-    if isinstance(subject, Scanned):
-        if batch is not None or loss is not None:
-            raise TypeError("batch and loss belong to a layer or a model: what scanned gives has its own")
-        of: Comparable = subject
+    scan = scan_of(subject, batch, loss)
+    of: Comparable
+    if scan is not None or isinstance(subject, Scanned):
+        assert scan is not None  # a scan is one of itself
+        of = scan
     else:
         of = OfLayer(recorded(subject, batch, loss))
     if isinstance(policies, str | Policy):

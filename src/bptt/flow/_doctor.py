@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn import Recurrent
 from ._by_lag import Lags
 from ._doctor_calls import Generators, RecordedCall, detached, tensors_in
 from ._doctor_findings import Diagnosis, Examination, Finding, Place
 from ._doctor_search import first_not_finite
 from ._doctor_symptoms import lags_of, symptoms
+from ._recurrent import RecurrentCall, tensors_of
 
 __all__ = ["Watch", "watch"]
 
@@ -40,7 +42,8 @@ NODES = 64
 def watch(model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Finding], None] | None = None) -> Watch:
     """Watch a model's training steps from now on, until `remove()` or the end of a `with`.
 
-    model: any module. It looks into the RNN, GRU and LSTM layers of `bptt.nn` and `torch.nn` in it step by step.
+    model: any module. It looks into the RNN, GRU and LSTM layers of `bptt.nn` and `torch.nn` in it step by step, and
+    into each one-directional `bptt.nn.Recurrent`, of whose calls `examine` measures nothing.
     carries: whether the state after one training step is meant to be the initial state of the next. tell: what is
     called with each warning, once for each; by default `warnings.warn` with its message.
 
@@ -94,7 +97,14 @@ class Watch:
         self._norms: deque[float] = deque(maxlen=NORMS)
         self._told: set[tuple[str, ...]] = set()
         self._hooks = [model.register_forward_pre_hook(self._begin)]
+        self._started: dict[torch.nn.Module, RecurrentCall] = {}
+        inside = {cell for m in self._names if isinstance(m, Recurrent) for cell in m.modules() if cell is not m}
         for module in self._names:
+            if isinstance(module, Recurrent):
+                self._hooks.append(module.register_forward_pre_hook(self._before_scan, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._after, with_kwargs=True))
+            if module in inside or isinstance(module, Recurrent):
+                continue  # the steps of a layer are traced and run again: hooks would see what is no call of a step
             if isinstance(module, torch.nn.RNNBase):
                 self._hooks.append(module.register_forward_pre_hook(self._before))
             if isinstance(module, torch.nn.RNNBase) or not list(module.children()):
@@ -125,7 +135,7 @@ class Watch:
         if grad_norm is None:
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
             grad_norm = torch.nn.utils.get_total_norm(grads)
-        states = [state for call in self._calls if call.recurrent for state in call.finals]
+        states = [state for call in self._calls if call.keeps_state for state in call.finals]
         self._steps += 1
         self._checked = True
         if _finite((grad_norm, *(() if loss is None else (loss,)), *states)):
@@ -186,6 +196,13 @@ class Watch:
                 self._forget()
             self._generators[module] = Generators.before(module)
 
+    def _before_scan(self, module: Recurrent, args: Any, kwargs: dict[str, Any]) -> None:
+        if _sees():
+            if self._checked:
+                self._forget()
+            if not module.bidirectional:
+                self._started[module] = RecurrentCall.about_to(module, args, kwargs)
+
     def _after(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not _sees():
             return
@@ -193,11 +210,12 @@ class Watch:
             self._forget()
         generators = self._generators.get(module)
         given, named, returned = detached(args), detached(kwargs), detached(output)
-        call = RecordedCall(self._names[module], module, given, named, returned, generators)
+        started = self._started.pop(module, None)
+        call = RecordedCall(self._names[module], module, given, named, returned, generators, scan=started)
         self._calls.append(call)
-        if call.recurrent:
+        if call.keeps_state:
             self._look_at_start(call, tuple(tensors_in(args[1] if len(args) > 1 else kwargs.get("hx"))))
-            for i, tensor in enumerate((*tensors_in(output[0]), *tensors_in(output[1]))):
+            for i, tensor in enumerate(tensors_of(output)):
                 if tensor.requires_grad:
                     tensor.register_hook(_Keep(call.errors, i))
                     if i > 0 and tensor.grad_fn is not None:
@@ -232,7 +250,7 @@ class Watch:
                 advice = "hand the final state of one call, detached, to the next as hx"
                 self._warn_of(Finding.at("dropped", "forward", Place(name), float(steps), what, advice))
         for call in self._calls if self._zero else ():
-            if call.recurrent:
+            if call.keeps_state:
                 self._ended[call.name] = any(bool(state.any()) for state in call.finals)
 
     def _watch_norm(self, norm: float) -> None:

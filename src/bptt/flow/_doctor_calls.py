@@ -14,9 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 from ..engine import Net
 from ..nn import LAYERS
 from ..nn.call import Call, net_of
-from ..nn.layers import Recurrent
+from ..nn.layers import DropInLayer
 from ..policies import Randomized
 from ._recording import Recording, _twin
+from ._recurrent import RecurrentCall
+from ._scan_loss import ScanWithLoss
 
 __all__ = ["Generators", "RecordedCall", "tensors_in"]
 
@@ -58,7 +60,7 @@ class Generators:
     @classmethod
     def before(cls, layer: torch.nn.Module) -> Generators | None:
         """Of a recurrent layer about to be called; None where it draws nothing."""
-        policy = layer.gradient if isinstance(layer, Recurrent) else None
+        policy = layer.gradient if isinstance(layer, DropInLayer) else None
         drops = isinstance(layer, torch.nn.RNNBase) and layer.training and layer.dropout > 0
         if not drops and not isinstance(policy, Randomized):
             return None
@@ -68,7 +70,7 @@ class Generators:
         return cls(torch.get_rng_state(), device, None if own is None else own.get_state())
 
     @contextmanager
-    def again(self, layer: Recurrent) -> Iterator[None]:
+    def again(self, layer: DropInLayer) -> Iterator[None]:
         """Inside `with`, the generators stand there; after it, where they stood before."""
         own = layer.gradient.generator if isinstance(layer.gradient, Randomized) else None
         kept = None if own is None else own.get_state()
@@ -90,8 +92,9 @@ class Generators:
 class RecordedCall:
     """One call of one module. Tensors are the caller's own, without history.
 
-    errors: the cotangents of a recurrent layer's output (0) and final states (1, 2), filled in by the backward pass. A
-    dict of its own, since a hook on a tensor must not lead back to that tensor: nothing would ever free the two.
+    errors: the cotangents of a recurrent layer's output (0) and final states (1, 2, ...), filled in by the backward
+    pass. A dict of its own, since a hook on a tensor must not lead back to that tensor: nothing would ever free the
+    two. scan: of a one-directional `bptt.nn.Recurrent`, how to make the call again.
     """
 
     name: str
@@ -101,11 +104,12 @@ class RecordedCall:
     output: Any
     generators: Generators | None = None
     errors: dict[int, Tensor] = field(default_factory=dict)
+    scan: RecurrentCall | None = None
 
     @property
     def recurrent(self) -> bool:
         """Whether it is an RNN, GRU or LSTM whose steps can be looked at: ours, or torch's own."""
-        return isinstance(self.module, Recurrent) or type(self.module) in {layer.torchs for layer in LAYERS.values()}
+        return isinstance(self.module, DropInLayer) or type(self.module) in {layer.torchs for layer in LAYERS.values()}
 
     @property
     def finals(self) -> tuple[Tensor, ...]:
@@ -116,6 +120,18 @@ class RecordedCall:
     def hx(self) -> Any:
         """A recurrent layer's initial state as it was given; None for none."""
         return self.args[1] if len(self.args) > 1 else self.kwargs.get("hx")
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it is a layer through time whose steps can be looked at, of whatever kind."""
+        return self.recurrent or self.scan is not None
+
+    def as_scan(self) -> ScanWithLoss | None:
+        """The call of a `Recurrent` as a scan, with the errors that have come back, if any; None for other modules."""
+        if self.scan is None:
+            return None
+        count = len(list(tensors_in(self.output)))
+        return self.scan.with_errors([self.errors.get(i) for i in range(count)])
 
     @torch.no_grad()
     def recording(self) -> Recording | None:
@@ -132,7 +148,7 @@ class RecordedCall:
         return Recording(self.name, layer, call, dy, dfinal, None)
 
     @torch.no_grad()
-    def net(self) -> tuple[Recurrent, Call, Net]:
+    def net(self) -> tuple[DropInLayer, Call, Net]:
         """(the layer or its twin, the call, its net under the layer's own policy), with all it drew drawn again."""
         layer, call = self._call()
         if self.generators is None:
@@ -140,7 +156,7 @@ class RecordedCall:
         with self.generators.again(layer):
             return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
 
-    def _call(self) -> tuple[Recurrent, Call]:
+    def _call(self) -> tuple[DropInLayer, Call]:
         layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so
         dtype = next(layer.parameters()).dtype
         x = self.args[0] if self.args else self.kwargs["input"]

@@ -23,7 +23,8 @@ class Place:
 
     module: its name in the model, "" for the model itself. layer: "layer 0", "layer 0 reversed", ... step: t in forward
     time, from 0. lane: row of the batch. gate: "i", "f", "g", "o", "r", "z", "n" or "h"; "c" for the cell state.
-    parameter: its name in the model.
+    parameter: its name in the model. output: of a step of one's own, by its place in the pytree: "carry", "carry[0]",
+    "y['rate']", "x"; of a `bptt.nn.Recurrent`: "state", "state[0]" (of the cell of that layer), "y" or "input".
     """
 
     module: str
@@ -32,6 +33,7 @@ class Place:
     lane: int | None = None
     gate: str | None = None
     parameter: str | None = None
+    output: str | None = None
 
     def __str__(self) -> str:
         whose = f"`{self.module}`" if self.module else "the model"
@@ -39,6 +41,7 @@ class Place:
         parts += [] if self.step is None else [f"step {self.step}"]
         parts += [] if self.lane is None else [f"lane {self.lane}"]
         parts += [] if self.gate is None else [f"gate {self.gate}"]
+        parts += [] if self.output is None else [self.output]
         return ", ".join(parts)
 
 
@@ -46,8 +49,8 @@ class Place:
 class Finding:
     """One thing that is wrong, or is about to be.
 
-    kind, stage: see `Kind` and `Stage`. module, layer, step, lane, gate, parameter: see `Place`. value: what stands
-    there: NaN, an infinity, or what was measured (a growth rate, a horizon in steps, a saturated fraction).
+    kind, stage: see `Kind` and `Stage`. module, layer, step, lane, gate, parameter, output: see `Place`. value: what
+    stands there: NaN, an infinity, or what was measured (a growth rate, a horizon in steps, a saturated fraction).
     message: one sentence, with what to do.
     """
 
@@ -61,14 +64,14 @@ class Finding:
     parameter: str | None
     value: float | None
     message: str
+    output: str | None = None
 
     @classmethod
     def at(cls, kind: Kind, stage: Stage, place: Place, value: float | None, what: str, advice: str) -> Finding:
         """The finding at a place; its message is "stage: place: what; advice"."""
         message = f"{stage}: {place}: {what}; {advice}"
-        return cls(
-            kind, stage, place.module, place.layer, place.step, place.lane, place.gate, place.parameter, value, message
-        )
+        where = place.module, place.layer, place.step, place.lane, place.gate, place.parameter
+        return cls(kind, stage, *where, value, message, place.output)
 
     @property
     def once(self) -> tuple[str, ...]:

@@ -17,10 +17,14 @@ from torch import Tensor
 from ..cells import CELLS, Cell
 from ..engine import Observer, Saved, Stack
 from ..kernels import SweepResult, Tape
+from ..nn import Recurrent
 from ..nn.call import Call, whole_tape
-from ..nn.layers import Recurrent
+from ..nn.layers import DropInLayer
+from ._diagnose import Naming, kind_of, sent_back, walked_forward, word_for
 from ._doctor_calls import RecordedCall, tensors_in
-from ._doctor_findings import Finding, Kind, Place, Stage
+from ._doctor_findings import Finding, Place, Stage
+from ._scan_loss import ScanWithLoss
+from ._scan_search import first_index
 
 __all__ = ["first_not_finite"]
 
@@ -45,19 +49,31 @@ def first_not_finite(model: torch.nn.Module, calls: Sequence[RecordedCall], loss
 def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tensor | float | None) -> Iterator[Finding]:
     yield from _parameters(model, calls)
     for call in calls:
-        yield from _inputs(call)
+        scan = call.as_scan()
+        if scan is None:
+            yield from _inputs(call)
+        else:
+            yield from walked_forward(scan, _naming(call, scan))
         if call.recurrent:
             yield from _forward(call)
         yield from _outputs(call)
     if calls and loss is not None and not math.isfinite(value := float(loss)):
-        what = f"the loss is {_word(value)} though all outputs of the model are finite"
+        what = f"the loss is {word_for(value)} though all outputs of the model are finite"
         yield Finding.at(
-            _kind(value, of_finite=False), "loss", Place(""), value, what, "look at the loss and its targets"
+            kind_of(value, of_finite=False), "loss", Place(""), value, what, "look at the loss and its targets"
         )
     for call in reversed(calls):
         if call.recurrent:
             yield from _backward(call)
+        elif call.errors and (scan := call.as_scan()) is not None:
+            yield from sent_back(scan, call.scan.layer.gradient, _naming(call, scan))  # type: ignore[union-attr]
     yield from _gradients(model)
+
+
+def _naming(call: RecordedCall, scan: ScanWithLoss) -> Naming:
+    layer = call.module
+    assert isinstance(layer, Recurrent)
+    return Naming.of(call.name, layer, len(scan.xs[0]), scan)
 
 
 # Forward -------------------------------------------------------------------------------------------------------------
@@ -66,7 +82,7 @@ def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tenso
 def _parameters(model: torch.nn.Module, calls: Sequence[RecordedCall]) -> Iterator[Finding]:
     """A parameter or buffer that is not finite, with the step and lane where it first shows in a recurrent layer."""
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        index = _first(parameter)
+        index = first_index(parameter)
         if index is None:
             continue
         value = float(parameter[index])
@@ -76,8 +92,8 @@ def _parameters(model: torch.nn.Module, calls: Sequence[RecordedCall]) -> Iterat
                 for shown in _walked_forward(call):
                     place = replace(place, step=shown[0].step, lane=shown[0].lane)
                     break
-        what = f"`{name}` holds {_word(value)} in row {index[0] if index else 0}"
-        yield Finding.at(_kind(value, of_finite=False), "forward", place, value, what, _RESTORE)
+        what = f"`{name}` holds {word_for(value)} in row {index[0] if index else 0}"
+        yield Finding.at(kind_of(value, of_finite=False), "forward", place, value, what, _RESTORE)
 
 
 def _inputs(call: RecordedCall) -> Iterator[Finding]:
@@ -85,39 +101,43 @@ def _inputs(call: RecordedCall) -> Iterator[Finding]:
     found: list[tuple[str, Place, Tensor, tuple[int, ...]]] = []
     if call.recurrent:
         layer, engine, _ = call.net()
-        if (index := _first(engine.x)) is not None:
+        if (index := first_index(engine.x)) is not None:
             found.append(("its input", Place(call.name, None, index[0], index[1]), engine.x, index))
         for state in engine.hx:
-            if (index := _first(state)) is not None:
+            if (index := first_index(state)) is not None:
                 place = Place(call.name, _names(layer)[index[0]], 0, index[1])
                 found.append(("its initial state", place, state, index))
     else:
         for tensor in tensors_in((call.args, call.kwargs)):
-            if (index := _first(tensor)) is not None:
+            if (index := first_index(tensor)) is not None:
                 found.append((f"its input, at {list(index)},", Place(call.name), tensor, index))
     for what, place, tensor, index in found:
         value = float(tensor[index])
         advice = "look at the data, and at what computes it before this layer"
         if "state" in what:
             advice = "start from zero, or from the last state that was finite"
-        yield Finding.at(_kind(value, of_finite=False), "forward", place, value, f"{what} holds {_word(value)}", advice)
+        yield Finding.at(
+            kind_of(value, of_finite=False), "forward", place, value, f"{what} holds {word_for(value)}", advice
+        )
 
 
 def _outputs(call: RecordedCall) -> Iterator[Finding]:
     """What came out of a call whose input and parameters were finite."""
     for tensor in tensors_in(call.output):
-        if (index := _first(tensor)) is not None:
+        if (index := first_index(tensor)) is not None:
             value = float(tensor[index])
-            what = f"its output holds {_word(value)} at {list(index)}, from finite input and parameters"
-            yield Finding.at(_kind(value), "forward", Place(call.name), value, what, "scale its input or weights down")
+            what = f"its output holds {word_for(value)} at {list(index)}, from finite input and parameters"
+            yield Finding.at(
+                kind_of(value), "forward", Place(call.name), value, what, "scale its input or weights down"
+            )
 
 
 def _forward(call: RecordedCall) -> Iterator[Finding]:
     """The first gate or state of a recurrent layer that is not finite."""
     for place, value in _walked_forward(call):
-        what = f"{_word(value)} out of finite input, state and weights"
+        what = f"{word_for(value)} out of finite input, state and weights"
         advice = "scale the weights down (bptt.nn.init.radius_) or take a bounded activation"
-        yield Finding.at(_kind(value), "forward", place, value, what, advice)
+        yield Finding.at(kind_of(value), "forward", place, value, what, advice)
 
 
 def _walked_forward(call: RecordedCall) -> Iterator[tuple[Place, float]]:
@@ -147,7 +167,7 @@ def _first_in_tape(cell: Cell, tape: Tape) -> tuple[int, int, str, float] | None
     parts += reversed(list(zip(cell.state_names, tape.state, strict=True)))
     hits = []
     for order, (label, part) in enumerate(parts):
-        if (index := _first(part)) is not None:
+        if (index := first_index(part)) is not None:
             hits.append((index[0], order, index[1], label, float(part[index])))
     if not hits:
         return None
@@ -179,8 +199,8 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
             ends = what != "dL/dy"
             place = Place(call.name, f"layer {index[0]}" if ends else None, None if ends else index[0], index[1])
             advice = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
-            kind = _kind(value, of_finite=False)
-            yield Finding.at(kind, "local error", place, value, f"{what} is {_word(value)}", advice)
+            kind = kind_of(value, of_finite=False)
+            yield Finding.at(kind, "local error", place, value, f"{what} is {word_for(value)}", advice)
     layer, engine, net = call.net()
     program, results = whole_tape(layer, net), _Results()
     saved = Saved(engine.tensors, *program.forward(engine.tensors, keep=True))
@@ -199,22 +219,22 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
                     place = Place(call.name, names[k], _forward_time(engine, d, t, lane), lane, gate)
                     found.append(((-t, order), place, float(part[index])))
         for _, place, value in sorted(found, key=lambda hit: hit[0]):
-            what = f"{'dL/dh' if place.gate is None else 'dL/d(pre-activation)'} is {_word(value)}"
+            what = f"{'dL/dh' if place.gate is None else 'dL/d(pre-activation)'} is {word_for(value)}"
             what += ", out of finite errors: the gradient explodes on its way back"
-            yield Finding.at(_kind(value), "adjoint", place, value, what, _SHRINK)
+            yield Finding.at(kind_of(value), "adjoint", place, value, what, _SHRINK)
 
 
 def _gradients(model: torch.nn.Module) -> Iterator[Finding]:
     """Gradients of parameters, by name."""
     for name, parameter in model.named_parameters():
         grad = parameter.grad
-        if grad is None or (index := _first(grad)) is None:
+        if grad is None or (index := first_index(grad)) is None:
             continue
         value = float(grad[index])
-        what = f"the gradient of `{name}` is {_word(value)} in row {index[0] if index else 0}, all before it finite"
+        what = f"the gradient of `{name}` is {word_for(value)} in row {index[0] if index else 0}, all before it finite"
         advice = "look at hooks on it, at losses that do not come through the model, and at the size of the batch's sum"
         stage: Stage = "parameter gradient"
-        yield Finding.at(_kind(value, of_finite=False), stage, _place_of(model, name, index), value, what, advice)
+        yield Finding.at(kind_of(value, of_finite=False), stage, _place_of(model, name, index), value, what, advice)
 
 
 # Places and words ----------------------------------------------------------------------------------------------------
@@ -235,7 +255,7 @@ def _place_of(model: torch.nn.Module, name: str, index: tuple[int, ...]) -> Plac
     return Place(module, layer, gate=gate, parameter=name)
 
 
-def _names(layer: Recurrent) -> tuple[str, ...]:
+def _names(layer: DropInLayer) -> tuple[str, ...]:
     turned = ("", " reversed") if layer.bidirectional else ("",)
     return tuple(f"layer {i}{suffix}" for i in range(layer.num_layers) for suffix in turned)
 
@@ -246,23 +266,7 @@ def _forward_time(engine: Call, d: int, t: int, lane: int) -> int:
     return length - 1 - t if d == 1 and t < length else t
 
 
-def _first(x: Tensor) -> tuple[int, ...] | None:
-    """The first entry that is not finite, by the first dimension, then the second, ..."""
-    if not (x.is_floating_point() or x.is_complex()):
-        return None
-    bad = (~torch.isfinite(x)).nonzero()
-    return None if len(bad) == 0 else tuple(bad[0].tolist())
-
-
 def _last(x: Tensor) -> tuple[int, ...] | None:
     """The first entry, in that order, of the last step that holds one: where a walk back in time meets it."""
     bad = (~torch.isfinite(x)).nonzero()
     return None if len(bad) == 0 else tuple(bad[bad[:, 0] == bad[:, 0].max()][0].tolist())
-
-
-def _kind(value: float, of_finite: bool = True) -> Kind:
-    return "nan" if math.isnan(value) else "overflow" if of_finite else "inf"
-
-
-def _word(value: float) -> str:
-    return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}infinity"

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..equations.bounds import beta_w
-from ._chain import Chain, LayerChain, Subject, chain_of, jacobian, lengths_of
+from ._chain import Chain, LayerChain, jacobian, lengths_of
 from ._graded import Product, log_singular_values
 from ._recording import Loss
+from ._subjects import Subject, chain_of
 from .shown import Shown
 
 __all__ = ["FACTORS", "Jacobians", "Products", "checked_span", "jacobians", "products", "singular_values", "stretch"]

@@ -19,8 +19,9 @@ from torch import Tensor
 from ..engine import Observer
 from ..kernels import Columns, Frames, SweepResult
 from ..policies import Reach
-from ._chain import Chain, Subject, chain_of
+from ._chain import Chain, lengths_of
 from ._recording import Loss, Recording, recorded
+from ._subjects import Subject, chain_of, scan_of
 from .shown import Shown
 
 __all__ = ["LAGS", "LagMap", "check_one_way", "followed", "lag_map", "sweep_by_loss"]
@@ -136,6 +137,9 @@ def lag_map(
 
     Source: Pascanu, Mikolov, Bengio 2013 (arXiv 1211.5063), equations 3 to 5; equations/README.md, (1.13) and (8.2).
     """
+    scan = scan_of(subject, batch, loss)
+    if scan is not None:
+        return _map_of_chain(scan.chain, lags, every, lanes, at)
     if not isinstance(subject, torch.nn.Module | Recording):
         return _map_of_chain(chain_of(subject, batch, loss), lags, every, lanes, at)
     recording = recorded(subject, batch, loss)
@@ -246,7 +250,7 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         size, own = rows[:, :B].norm(dim=-1), open[:, :B]
         at_lag = (0, walking, last[walking] - t)
         sending[at_lag] = own.sum(1).cpu().numpy()
-        norm[at_lag] = (size.where(own, 0).sum(1) / B).cpu().numpy()
+        norm[at_lag] = size.where(own, 0).sum(1).cpu().numpy()
         before[at_lag] = (earlier.where(own, 0).sum(1) / own.sum(1)).cpu().numpy()
         lane_norm[0][:, at_lag[2]] += size.where(own, 0).T.cpu().numpy()
         lane_before[0][:, at_lag[2]] += earlier.where(own, 0).T.cpu().numpy()
@@ -254,7 +258,9 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         earlier = size
         if t in chain.edges and walking:
             rows, open = chain.pull(t, rows), open & chain.open(t)
-    present = _present(np.full(B, chain.T), last, np.arange(K), chain.name)[None]
+    lengths = np.minimum((lengths_of(chain) - chain.edges[0]).numpy()[:B], chain.T)
+    present = _present(lengths, last, np.arange(K), chain.name)[None]
+    norm /= np.where(present > 0, present, np.nan)
     lane_norm = followed(_mean(lane_norm, lane_sends), _mean(lane_before, lane_sends))
     return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, before, lane_norm)
 

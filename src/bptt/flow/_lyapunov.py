@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ._chain import Chain, Subject, chain_of
+from ._chain import Chain
 from ._recording import Loss
+from ._subjects import Subject, chain_of
 from .shown import Shown
 
 __all__ = ["Lyapunov", "NothingToMeasure", "lyapunov"]

@@ -6,6 +6,7 @@ import numpy as np
 
 from ._by_lag import Lags
 from ._spread import lost, rest
+from ._steps import StepChain
 from .conclusions import steady_change, steepest
 from .horizon import end, left
 from .wording import number, percent, steps, trend
@@ -27,7 +28,8 @@ def _of_layer(lags: Lags, i: int) -> str:
     norm, rate = lags.curve(i)[0], float(lags.rate[i])
     last = len(norm) - 1
     if not len(norm):
-        return "The loss of this batch does not depend on the recurrent layer, so that it learns nothing from it."
+        of = "carry" if lags.layers[i] == StepChain.name else "recurrent layer"
+        return f"The loss of this batch does not depend on the {of}, so that it learns nothing from it."
     if not np.isfinite(norm).all():
         at = int(lags.lag[lags.there[i]][np.argmax(~np.isfinite(norm))])
         return (

@@ -19,7 +19,7 @@ from ..cells import Cell, Weights
 from ..engine import Asked, Net, Saved, Stack
 from ..kernels import Tape
 from ..nn.call import Call, net_of, whole_tape
-from ..nn.layers import Recurrent
+from ..nn.layers import DropInLayer
 from ..policies import Full, Policy
 
 __all__ = ["Loss", "Recording", "record", "recorded"]
@@ -28,6 +28,12 @@ Loss = Callable[[Any], Tensor]
 """From a model's output (a layer's y) to a scalar."""
 
 _SEED = 0  # of the errors that stand in for a loss
+
+_ANY_STEP = (
+    "a step of one's own tells no gates, no W_hh and no share of it. lag_map, jacobians, products, lyapunov, "
+    "compare, survey and diagnose take a bptt.nn.Recurrent and any scan"
+)
+"""What a measurement of a layer says to whoever hands it a scan."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,7 +47,7 @@ class Recording:
     """
 
     name: str
-    layer: Recurrent
+    layer: DropInLayer
     call: Call
     dy: Tensor
     dfinal: tuple[Tensor | None, ...]
@@ -229,7 +235,8 @@ def record(
     (5, 4, ('layer 0',), torch.Size([5, 4, 3]))
     """
     if not isinstance(subject, torch.nn.Module):
-        raise TypeError(f"subject must be a layer or a model (torch.nn.Module): got {type(subject).__name__}")
+        hint = f": {_ANY_STEP}" if hasattr(subject, "scan") else ""
+        raise TypeError(f"subject must be a layer or a model (torch.nn.Module): got {type(subject).__name__}{hint}")
     arguments = batch if isinstance(batch, tuple) and not isinstance(batch, PackedSequence) else (batch,)
     found_name, layer = _layer_of(subject, name)
     if loss is not None and not callable(loss):
@@ -294,7 +301,7 @@ def recorded(subject: torch.nn.Module | Recording, batch: Any = None, loss: Loss
     return record(subject, batch, loss)
 
 
-def _with_noise(name: str, layer: Recurrent, arguments: tuple[Any, ...]) -> Recording:
+def _with_noise(name: str, layer: DropInLayer, arguments: tuple[Any, ...]) -> Recording:
     """Errors of norm 1 in random directions, the same ones every time."""
     with torch.no_grad():
         call = Call.of(layer, arguments[0], arguments[1] if len(arguments) > 1 else None, None)
@@ -311,7 +318,8 @@ def _layer_of(subject: torch.nn.Module, name: str | None) -> tuple[str, torch.nn
     """(name, layer) of the recurrent layer that is meant."""
     layers = {n: m for n, m in subject.named_modules() if isinstance(m, torch.nn.RNNBase)}
     if not layers:
-        raise TypeError(f"subject must hold an RNN, GRU or LSTM layer: got {type(subject).__name__} without one")
+        hint = f": {_ANY_STEP}" if any(isinstance(m, nn.Recurrent) for m in subject.modules()) else ""
+        raise TypeError(f"subject must hold an RNN, GRU or LSTM layer: got {type(subject).__name__} without one{hint}")
     if name is not None:
         if name not in layers:
             raise ValueError(f"name must be one of {', '.join(map(repr, layers))}: got {name!r}")
@@ -324,10 +332,10 @@ def _layer_of(subject: torch.nn.Module, name: str | None) -> tuple[str, torch.nn
     return next(iter(layers.items()))
 
 
-def _twin(layer: torch.nn.RNNBase) -> Recurrent:
+def _twin(layer: torch.nn.RNNBase) -> DropInLayer:
     """The layer itself where it is ours; for torch's, one of ours with the same parameters."""
     converted = nn.convert(layer, strict=True)
-    assert isinstance(converted, Recurrent)
+    assert isinstance(converted, DropInLayer)
     return converted
 
 

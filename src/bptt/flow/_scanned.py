@@ -5,8 +5,9 @@ Legend: T steps, B lanes, N numbers in the parameters as one vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,40 +15,51 @@ import torch
 from torch import Tensor
 
 from ..memory import Checkpoints
+from ..nn import Recurrent
 from ..policies import Full, Policy, Reach, parse
 from ..scan import scan
 from ..scan.arguments import Arguments, described
+from ..scan.leaves import leaves_of
 from ..scan.pullback import Rows
-from ..scan.pytrees import Step, fresh, split
-from ._comparable import LAGS, LOSSES
+from ..scan.pytrees import Step
 from ._moments import Gradient, seeded
+from ._scan_loss import ScanLoss, ScanWithLoss
 from ._steps import StepChain
-from .horizon import fit_decay
+from .horizon import LAGS, LOSSES, fit_decay
 
-__all__ = ["ScanLoss", "Scanned", "scanned"]
-
-ScanLoss = Callable[[Any, Any], Tensor]
-"""From what a scan returns, the final carry and the ys, to a scalar."""
+__all__ = ["Scanned", "checked_scalar", "scanned"]
 
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """What `scanned` returns: a scan, its loss, and the tensors whose gradient is meant.
+    """What `scanned` and `record_scan` return: a scan, its loss, and the tensors whose gradient is meant.
 
-    label: which step it is. own: the policy that it is trained with. T, B: steps, and lanes: the first dimension that
-    the carry's tensors share, or 1. loss: its value. parameters: the leaves that the loss depends on and that require a
-    gradient.
+    label: which step or layer it is. own: the policy that it is trained with. T, B: steps, and lanes: the first
+    dimension that the carry's tensors share, or 1. loss: its value; None where random errors stand in for one.
+    parameters: the leaves that the loss depends on and that require a gradient. scan: its arguments. name: of the step,
+    or of the layer in its model. layer: the layer, where it is one.
     """
 
     label: str
     own: Policy
     T: int
     B: int
-    loss: float
+    loss: float | None
     parameters: tuple[Tensor, ...] = field(repr=False)
-    _run: Callable[[Policy], Tensor] = field(repr=False)
-    _chain: Callable[[], tuple[StepChain, Tensor | None, Tensor | None]] = field(repr=False)
-    _cuda: tuple[torch.device, ...] = field(repr=False)
+    scan: ScanWithLoss = field(repr=False)
+    name: str = ""
+    layer: Recurrent | None = field(default=None, repr=False)
+    _run: Callable[[Policy], Tensor] = field(repr=False, kw_only=True)
+    _cuda: tuple[torch.device, ...] = field(repr=False, kw_only=True)
+
+    @cached_property
+    def chain(self) -> StepChain:
+        """The chain of its carries, with the local errors of its loss: what the measurements of a chain look at.
+
+        Every row of the carry is a lane where the step keeps them apart; else the whole carry is one state.
+        """
+        with torch.random.fork_rng(self._cuda):
+            return self.scan.chain()
 
     def in_use(self, policy: Policy) -> Policy:
         """As it is: `bptt.scan` measures nothing."""
@@ -76,8 +88,10 @@ class Scanned:
 
         On at most the last 16 losses, the final carry's among them, and 128 lags; NaN where no line can be fitted.
         """
-        chain, final, errors = self._chain()
-        sent = [] if final is None else [(chain.T, final)]
+        with torch.random.fork_rng(self._cuda):
+            chain = self.scan.chain("coupled")
+            final, errors = chain.final, chain.errors_of_ys
+        sent = [] if final is None or not final.any() else [(chain.T, final)]
         if errors is not None:
             reached = errors.flatten(1).any(1).nonzero().flatten().tolist()
             sent += [(t, errors[t].flatten()[None]) for t in reached]
@@ -165,7 +179,8 @@ def scanned(
     rows: Rows = "auto",
     memory: str | Checkpoints = "auto",
 ) -> Scanned:
-    """A scan with its loss, for `compare`: which policies its gradient could take, and what each would cost.
+    """A scan with its loss, for the measurements: `compare`, `survey`, `diagnose`, `lag_map`, `jacobians`, `products`
+    and `lyapunov` take it as they take a layer.
 
     step, carry, xs, length, resets, rows, memory: as for `bptt.scan`. loss: from (final carry, ys) to a scalar; what it
     does not use has no loss, so that a block that is looped for its last state alone is `loss=lambda carry, ys: ...`.
@@ -195,66 +210,27 @@ def scanned(
     own, given = parse(gradient), Arguments.of(step, carry, xs, length, resets)
 
     def run(policy: Policy) -> Tensor:
-        value = loss(*scan(step, carry, xs, gradient=policy, length=length, resets=resets, rows=rows, memory=memory))
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"loss must give a scalar tensor: got {got}")
-        return value.reshape(())
+        found = scan(step, carry, xs, gradient=policy, length=length, resets=resets, rows=rows, memory=memory)
+        return checked_scalar(loss(*found))
 
     cuda = tuple(device for device in given.devices if device.type == "cuda")
     with torch.enable_grad(), torch.random.fork_rng(cuda):
         value = run(Full())
-    parameters = tuple(_leaves(value))
+    parameters = leaves_of(value)
     if not parameters:
         raise ValueError("loss must depend on a leaf tensor that requires a gradient, through the step or beside it")
 
-    def chain() -> tuple[StepChain, Tensor | None, Tensor | None]:
-        with torch.random.fork_rng(cuda):
-            return _chain(step, carry, xs, loss, length, resets)
-
     name = getattr(step, "__qualname__", type(step).__name__)
-    return Scanned(f"scan of {name}", own, given.T, given.lanes, float(value.detach()), parameters, run, chain, cuda)
+    call = ScanWithLoss(step, carry, xs, loss, length, resets)
+    label = f"scan of {name}"
+    return Scanned(
+        label, own, given.T, given.lanes, float(value.detach()), parameters, call, name, _run=run, _cuda=cuda
+    )
 
 
-def _leaves(value: Tensor) -> Iterator[Tensor]:
-    """The leaves of a graph that require a gradient, in the order of a walk through it."""
-    if value.grad_fn is None:
-        if value.requires_grad:
-            yield value
-        return
-    seen: set[Any] = set()
-    waiting: list[Any] = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad":
-            yield node.variable
-        waiting += [before for before, _ in reversed(node.next_functions)]
-
-
-def _chain(
-    step: Step, carry: Any, xs: Any, loss: ScanLoss, length: int | None, resets: Tensor | None
-) -> tuple[StepChain, Tensor | None, Tensor | None]:
-    """The chain of carries; the cotangent of the final one `[1, S]`; the local errors `[T, 1, S]`; None for none."""
-    with torch.no_grad():
-        final, ys = scan(step, carry, xs, length=length, resets=resets)
-    (ends, end_form), (outputs, y_form) = split(final), split(ys)
-    with torch.enable_grad():
-        ends, outputs = ([fresh(t, t.is_floating_point()) for t in tensors] for tensors in (ends, outputs))
-        value = loss(end_form.join(ends), y_form.join(outputs))
-    wanted = [t for t in (*ends, *outputs) if t.requires_grad]
-    found: list[Tensor | None] = [None] * len(wanted)
-    if value.requires_grad and wanted:
-        found = list(torch.autograd.grad(value.reshape(()), wanted, allow_unused=True))
-    count = sum(e.requires_grad for e in ends)
-    dends, dys = found[:count], found[count:]
-    held = end_form.join(e.detach() for e in ends)
-    of_ys = None if all(d is None for d in dys) else lambda ys: loss(held, ys)
-    chain = StepChain(step, carry, xs, of_ys, length=length, resets=resets)
-    cotangent = None
-    if any(d is not None and bool(d.any()) for d in dends):
-        parts = [torch.zeros_like(e) if d is None else d for e, d in zip(wanted, dends, strict=False)]
-        cotangent = torch.cat([d.flatten().to(chain.dtype) for d in parts])[None]
-    return chain, cotangent, None if of_ys is None else chain.errors
+def checked_scalar(value: object) -> Tensor:
+    """The value of a loss, if it is a scalar tensor, else TypeError."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"loss must give a scalar tensor: got {got}")
+    return value.reshape(())

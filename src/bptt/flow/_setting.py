@@ -8,6 +8,7 @@ from datetime import date
 import torch
 
 from ._recording import Recording
+from ._scanned import Scanned
 
 __all__ = ["Setting"]
 
@@ -41,21 +42,44 @@ class Setting:
     @classmethod
     def of(cls, recording: Recording, lanes: int, data: str | None = None, seed: int | str | None = None) -> Setting:
         """The setting of a recording. lanes: how many were measured. data, seed: in words, where they are known."""
-        from .. import __version__
-
-        if data is None:
-            data = "a batch of the caller's"
-        if recording.loss is None:
-            data += ", random errors of norm 1 at every step in place of a loss"
         return cls(
             net=net_in_words(recording),
-            data=f"{data}; measured {date.today().isoformat()}",
+            data=_measured(data, recording.loss is None),
             window=_window(recording),
             lanes=f"{lanes} of {recording.B}" if lanes < recording.B else f"{lanes}",
             policy=f"gradient={recording.layer.gradient} in training; what is told below is the full gradient's",
             seed="" if seed is None else str(seed),
-            versions=f"bptt {__version__}, torch {torch.__version__}",
+            versions=_versions(),
         )
+
+    @classmethod
+    def of_scan(cls, scan: Scanned, data: str | None = None, seed: int | str | None = None) -> Setting:
+        """The setting of a scan, of which all lanes were measured."""
+        chain = scan.chain
+        parameters = sum(p.numel() for p in scan.parameters)
+        lanes = f"{chain.B}" if chain.B > 1 or scan.B == 1 else f"{scan.B}, as one state: the step mixes them"
+        return cls(
+            net=f"{scan.label}: {chain.S} numbers in the carry, {parameters:,} parameters",
+            data=_measured(data, scan.loss is None),
+            window=f"{scan.T} steps",
+            lanes=lanes,
+            policy=f"gradient={scan.own} in training; what is told below is the full gradient's",
+            seed="" if seed is None else str(seed),
+            versions=_versions(),
+        )
+
+
+def _measured(data: str | None, drawn: bool) -> str:
+    """The data in words, and the day."""
+    said = "a batch of the caller's" if data is None else data
+    said += ", random errors of norm 1 at every step in place of a loss" if drawn else ""
+    return f"{said}; measured {date.today().isoformat()}"
+
+
+def _versions() -> str:
+    from .. import __version__
+
+    return f"bptt {__version__}, torch {torch.__version__}"
 
 
 def net_in_words(recording: Recording) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,13 +16,20 @@ from ..scan.replay import Visit
 from ._chain import jacobian
 from ._recording import Loss
 
-__all__ = ["StepChain", "steps"]
+__all__ = ["RowsMix", "StepChain", "batched", "steps"]
 
 _SEED = 0  # of the errors that stand in for a loss, and of the test of rows
 
 
+class RowsMix(ValueError):  # noqa: N818  # it says what the step does
+    """The rows of a carry depend on one another."""
+
+
 class StepChain:
-    """The carries of a scan. `steps` makes one, and says what its states are."""
+    """The carries of a scan. `steps` makes one, and says what its states are.
+
+    lengths: the number of steps of every lane `[B]` on the CPU, of which fewer than T may be data; None for all.
+    """
 
     name = "carry"
 
@@ -36,13 +43,17 @@ class StepChain:
         length: int | None = None,
         resets: Tensor | None = None,
         rows: Literal["coupled", "independent"] = "coupled",
+        final: Sequence[Tensor | None] | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
+        """final: the cotangent of each tensor of the final carry, which belongs to the last step's loss."""
         if rows not in ("coupled", "independent"):
             raise ValueError(f"rows must be 'coupled' or 'independent': got {rows!r}")
         given = Arguments.of(step, carry, xs, length, resets)
         state = given.carry
         self._float = [i for i, s in enumerate(state) if s.is_floating_point()]
         floats = [state[i] for i in self._float]
+        self._final = None if final is None else [final[i] for i in self._float]
         if not floats or any(s.is_complex() for s in state):
             raise ValueError("carry must hold a floating-point tensor, and no complex one, to have a Jacobian")
         firsts = {s.shape[0] if s.dim() else None for s in floats}
@@ -52,14 +63,18 @@ class StepChain:
                 f"got {[list(s.shape) for s in floats]}"
             )
         self.B = floats[0].shape[0] if rows == "independent" else 1
+        self.lengths = lengths if rows == "independent" else None
         self._shapes = [s.shape for s in floats]
         self._sizes = [s.numel() // max(self.B, 1) for s in floats]
         self.S = sum(self._sizes)
         self.dtype, self.device = floats[0].dtype, floats[0].device
         self.T, self._resets = given.T, given.resets
+        if self.lengths is not None and self._resets is not None:  # a lane that ends passes its state on to its end
+            ends = torch.arange(self.T, device="cpu")[:, None] == self.lengths
+            self._resets = self._resets & ~ends.to(self._resets.device)
         self.edges = range(1, self.T + 1)
         self._loss = loss
-        self._latest: tuple[int, Visit] | None = None
+        self._latest: tuple[int, Visit] | None = None  # of the step that was asked for last
         self._steps = StepVisits.of(given)
         if self.B > 1:
             self._check_independent()
@@ -89,7 +104,32 @@ class StepChain:
 
     @cached_property
     def errors(self) -> Tensor:
-        """e_t `[T, B, S]`: (dy_t/ds_t)' dL/dy_t. Without a loss, random directions of norm 1 from a fixed seed."""
+        """e_t `[T, B, S]`: (dy_t/ds_t)' dL/dy_t, at the last step with J_T' dL/ds_T. Without a loss and a cotangent of
+        the final carry, random directions of norm 1 from a fixed seed.
+        """
+        found, final = self.errors_of_ys, self.final
+        if final is None:
+            return found
+        found = found.clone()
+        found[-1] += self.pull(self.T, final[None])[0]
+        return found
+
+    @cached_property
+    def final(self) -> Tensor | None:
+        """The cotangent of the final carry `[B, S]`; None where none was given."""
+        if self._final is None:
+            return None
+        parts = [
+            torch.zeros(shape, dtype=self.dtype, device=self.device) if d is None else d.to(self.dtype)
+            for d, shape in zip(self._final, self._shapes, strict=True)
+        ]
+        return torch.cat([d.reshape(self.B, -1) for d in parts], -1)
+
+    @cached_property
+    def errors_of_ys(self) -> Tensor:
+        """The local errors `[T, B, S]` without what the final carry sends."""
+        if self._loss is None and self._final is not None:
+            return torch.zeros(self.T, self.B, self.S, dtype=self.dtype, device=self.device)
         if self._loss is None:
             noise = torch.randn(
                 self.T, self.B, self.S, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu"
@@ -127,7 +167,7 @@ class StepChain:
         grads: list[Tensor | None] = [None] * len(entries)
         if arrived and N:
             outputs, rows = [o for o, _ in arrived], [c for _, c in arrived]
-            grads = _batched(outputs, entries, rows, N)
+            grads = batched(outputs, entries, rows, N)
         filled = [e.new_zeros(N, *e.shape) if g is None else g for g, e in zip(grads, entries, strict=True)]
         return torch.cat([g.reshape(N, self.B, -1).to(self.dtype) for g in filled], -1)
 
@@ -143,10 +183,10 @@ class StepChain:
         with torch.no_grad():
             back = self.pull(self.edges[0], torch.where(own, noise, 0))
         if back.masked_fill(own, 0).any():
-            raise ValueError("rows='independent' does not hold: the step mixes the rows of its carry")
+            raise RowsMix("rows='independent' does not hold: the step mixes the rows of its carry")
 
 
-def _batched(outputs: list[Tensor], entries: list[Tensor], rows: list[Tensor], N: int) -> list[Tensor | None]:
+def batched(outputs: list[Tensor], entries: list[Tensor], rows: list[Tensor], N: int) -> list[Tensor | None]:
     """Gradients `[N, ...]` of N cotangents at once, one after the other where an operation cannot be batched."""
     try:
         return list(

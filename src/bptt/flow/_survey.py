@@ -12,16 +12,18 @@ from torch import Tensor
 from ..policies import Policy
 from ._by_lag import Lags, by_lag
 from ._cell_path import CellPath, cell_path, has_cell_path
-from ._chain import LayerChain
+from ._chain import Chain, LayerChain
 from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
 from ._lags import LAGS, LagMap, lag_map
 from ._lyapunov import Lyapunov, NothingToMeasure, lyapunov
 from ._recording import Loss, Recording, recorded
+from ._scanned import Scanned
 from ._setting import Setting
 from ._shares import Shares, shares
 from ._spectrum import Spectrum, spectrum
+from ._subjects import scan_of
 from ._verdict import Verdict, verdict
 from .shown import Shown
 
@@ -118,7 +120,7 @@ class Survey(Shown):
 
 
 def survey(
-    subject: torch.nn.Module | Recording,
+    subject: torch.nn.Module | Recording | Scanned,
     batch: Any = None,
     loss: Loss | None = None,
     *,
@@ -132,7 +134,10 @@ def survey(
 ) -> Survey:
     """A survey of a layer, with every measurement there is: what `bptt flow` and the report show.
 
-    subject, batch, loss: as in `record`, or a Recording alone. name: by default the layer's own text form. lags: as in
+    subject, batch, loss: as in `record`, or a Recording alone; or as in `record_scan`, for a `bptt.nn.Recurrent`; or a
+    scan of any step, as `scanned` gives it, alone. Of a scan and of a `Recurrent` it measures the carry, in its own
+    precision and on all lanes: there are no shares, spectrum, gates or cell path, and no map, Jacobians, products or
+    exponents where the state has more than 1024 numbers. name: by default the layer's own text form. lags: as in
     `lag_map`. policies: those to compare; an empty list leaves the comparison out. records: those of a training run,
     which the verdict takes into account. data, seed: what the batch is and what it was drawn with, in words, for
     `Survey.setting`. on_stage: called with the name of each measurement, out of `STAGES`, before it begins.
@@ -150,6 +155,15 @@ def survey(
     >>> found.lag_map.norm.shape, found.comparison.rows[1].policy, found.verdict.headline[:16]
     ((1, 12, 12), 'chunked:4', 'Gradients vanish')
     """
+
+    def run(stage: str, measure: Callable[[], Any]) -> Any:
+        on_stage(stage)
+        return measure()
+
+    scan = scan_of(subject, batch, loss)
+    if scan is not None:
+        return _of_scan(scan, scan.label if name is None else name, lags, policies, records, data, seed, run)
+    assert not isinstance(subject, Scanned)
     recording = recorded(subject, batch, loss)
     broken = _not_finite(recording)
     few, one = recording.sample(LANES, broken), recording.sample(1, broken)
@@ -157,10 +171,6 @@ def survey(
     compared = few.sample(max(1, min(LANES, COMPARED // few.T)), _not_finite(few) if broken.any() else None)
     lanes = recording.sample(max(1, min(LANES, LOSSES // recording.T)), broken)
     top = len(recording.names) - (2 if recording.layer.bidirectional else 1)
-
-    def run(stage: str, measure: Callable[[], Any]) -> Any:
-        on_stage(stage)
-        return measure()
 
     two_ways = recording.layer.bidirectional and recording.layer.num_layers > 1  # a loss has no lag there
     map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(min(LOSSES, WALKED // K))))
@@ -190,6 +200,41 @@ def survey(
     )
 
 
+def _of_scan(
+    scan: Scanned,
+    name: str,
+    lags: int | None,
+    policies: Sequence[str | Policy],
+    records: Sequence[dict[str, Any]],
+    data: str | None,
+    seed: int | str | None,
+    run: Callable[[str, Callable[[], Any]], Any],
+) -> Survey:
+    """The survey of a scan: what its chain of carries tells, and its policies."""
+    chain = scan.chain if scan.chain.S <= LARGEST else None
+    map = None
+    if chain is not None:
+        K = min(LAGS if lags is None else max(lags, 1), chain.T)
+        sent = (chain.errors != 0).any(-1)
+        at = sent.any(1).nonzero()[:, 0].tolist() or list(range(chain.T))
+        every = max(1, -(-int(sent.sum()) // min(LOSSES, WALKED // K)))
+        map = run("lags", lambda: lag_map(chain, lags=lags, at=at[::-1][::every][::-1]))
+    count = 0 if chain is None else min(chain.S, EXPONENTS)
+    return Survey(
+        name=name,
+        lag_map=map,
+        lags=None if map is None else by_lag(map),
+        jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-chain.T // STEPS))),
+        products=None if chain is None else run("products", lambda: products(chain)),
+        lyapunov=None if chain is None else run("exponents", lambda: _exponents(chain, count)),
+        comparison=run("policies", lambda: _compared(scan, policies)) if policies else None,
+        records=tuple(records),
+        lanes=scan.chain.B,
+        batch=scan.chain.B,
+        setting=Setting.of_scan(scan, data, seed),
+    )
+
+
 @torch.no_grad()
 def _not_finite(recording: Recording) -> Tensor:
     """The lanes `[B]` whose input, local errors or adjoints are not finite."""
@@ -202,7 +247,7 @@ def _not_finite(recording: Recording) -> Tensor:
     return found
 
 
-def _exponents(chain: LayerChain, count: int) -> Lyapunov | None:
+def _exponents(chain: Chain, count: int) -> Lyapunov | None:
     """None where resets close every step."""
     try:
         return lyapunov(chain, count=count)
@@ -210,9 +255,9 @@ def _exponents(chain: LayerChain, count: int) -> Lyapunov | None:
         return None
 
 
-def _compared(recording: Recording, policies: Sequence[str | Policy]) -> Comparison | None:
+def _compared(subject: Recording | Scanned, policies: Sequence[str | Policy]) -> Comparison | None:
     """None where the full gradient is 0 or not finite: the other measurements say why."""
     try:
-        return compare(recording, policies=policies, draws=DRAWS)
+        return compare(subject, policies=policies, draws=DRAWS)
     except NotComparable:
         return None

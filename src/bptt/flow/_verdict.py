@@ -20,6 +20,7 @@ from ._lyapunov import Lyapunov
 from ._plain import in_words
 from ._shares import Shares
 from ._spectrum import Spectrum
+from ._steps import StepChain
 from .conclusions import NOTHING, SATURATED, conclusion, course, end_rate, steepest, stuck
 from .costs import advice
 from .horizon import left
@@ -184,6 +185,7 @@ def _conclusions(measure: Any) -> Iterator[str]:
 
 _WATCH = "bptt.flow.watch says where the first value that is not finite arises"
 _TAME = "Clip the gradient's norm; begin with bptt.nn.init.orthogonal_(layer), or a smaller learning rate"
+_TAME_STEP = "Clip the gradient's norm; begin with smaller recurrent weights in the step, or a smaller learning rate"
 
 BREAKS, UNLEARNT, COSTS = 0, 1, 2
 """What a piece of advice is about: training that breaks, what cannot be learnt, what costs more than it must."""
@@ -201,7 +203,8 @@ def _advice(measures: list[Any]) -> Iterator[tuple[int, str]]:
             case Shares() if _broken(measure):
                 yield BREAKS, f"The gradient of W_hh is not finite: {_WATCH}"
             case Lyapunov() if course(measure) == "explode" and not broken:
-                yield BREAKS, f"{_TAME} (exponents: the largest is {number(float(measure.exponents[0]))})"
+                tame = _TAME_STEP if _of_step(measure.layer) else _TAME
+                yield BREAKS, f"{tame} (exponents: the largest is {number(float(measure.exponents[0]))})"
             case Spectrum() if cell is not None and cell.slope is not None and measure.radius[0] > 1.5:
                 yield (
                     BREAKS,
@@ -245,14 +248,15 @@ def _cell(measures: list[Any]) -> Cell | None:
 
 
 def _on_lags(lags: Lags, cell: Cell | None, shares: Shares | None) -> Iterator[tuple[int, str]]:
-    i = steepest(lags)
+    i, of_step = steepest(lags), _of_step(lags.layers[0])
     norm = lags.curve(i)[0]
     if not np.all(np.isfinite(norm)):
         yield BREAKS, f"Begin with smaller recurrent weights; {_WATCH}"
         return
     rate, rest = float(lags.rate[i]), left(norm)[1] if len(norm) else math.nan
     if trend(rate, int(lags.lag[-1])) == "explode" and rest > 2:
-        yield BREAKS, f"{_TAME} (by lag: {number(rest)} times as large after {len(norm) - 1})"
+        tame = _TAME_STEP if of_step else _TAME
+        yield BREAKS, f"{tame} (by lag: {number(rest)} times as large after {len(norm) - 1})"
     if _unknown(lags, i):
         measured = steps(int(lags.measured[i]))
         yield COSTS, f"In {measured} the horizon has not settled: measure longer sequences before anything is changed"
@@ -261,6 +265,8 @@ def _on_lags(lags: Lags, cell: Cell | None, shares: Shares | None) -> Iterator[t
     half = left(norm)[0]
     if half is not None:
         remedy = "bptt.nn.init.orthogonal_(layer), or an LSTM"
+        if of_step:
+            remedy = "recurrent weights whose singular values begin near 1, or a cell with gates that keep its state"
         if cell is not None and cell.keeps is not None:
             remedy = "bptt.nn.init.chrono_(layer, longest)"
             remedy += ", or bptt.nn.init.forget_bias_(layer, 1)" if cell.states == 2 else ""
@@ -269,10 +275,17 @@ def _on_lags(lags: Lags, cell: Cell | None, shares: Shares | None) -> Iterator[t
     if np.all(lags.settled(0.99)):
         far = int(lags.horizon_99.max())
         window = far + 1 if shares is None else _keeps(shares, far + 1)
+        if of_step:
+            window = far + 2  # lag 0 is the carry that the loss's own step receives, made by the step before
         if window is not None:
             of = " of what reaches the states" if shares is None else ""
             cut = f'gradient="truncated:{window}" loses next to nothing{of}'
             yield COSTS, f"Losses farther than {far} steps add less than 1 %: {cut}"
+
+
+def _of_step(layer: str) -> bool:
+    """Whether a measurement is that of a scan: of the carry of a step of the user's own."""
+    return layer == StepChain.name
 
 
 def _unknown(lags: Lags, i: int) -> bool:

@@ -10,10 +10,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AHEAD", "FAR", "beyond", "end", "fit_decay", "fitted", "horizon", "left", "settled", "straight", "tail_sum"]
+__all__ = [
+    "AHEAD",
+    "FAR",
+    "LAGS",
+    "LOSSES",
+    "beyond",
+    "end",
+    "fit_decay",
+    "fitted",
+    "horizon",
+    "left",
+    "settled",
+    "straight",
+    "tail_sum",
+]
 
 Floats = npt.NDArray[np.float64]
 Weights = npt.NDArray[Any]
+
+LAGS, LOSSES = 128, 16
+"""What the contraction of a batch is measured on, at most: lags, and steps with a loss."""
 
 FAR = 0.75
 """The part of the lags measured that a settled horizon may reach: past it, it may be the end of what was measured."""

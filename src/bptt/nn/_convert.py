@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 from .. import policies
 from ..memory import Checkpoints
 from ._using import check_module, settings
-from .layers import LAYERS, TORCH_MODES, Recurrent
+from .layers import LAYERS, TORCH_MODES, DropInLayer
+from .recurrent import Recurrent, checked_kernel, checked_memory
 
 __all__ = ["convert", "revert"]
 
@@ -23,9 +24,9 @@ LOG = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=torch.nn.Module)
 
-Subclasses = Mapping[type[torch.nn.RNNBase], type[Recurrent]]
+Subclasses = Mapping[type[torch.nn.RNNBase], type[DropInLayer]]
 
-_DROP_IN: dict[type[torch.nn.RNNBase], type[Recurrent]] = {
+_DROP_IN: dict[type[torch.nn.RNNBase], type[DropInLayer]] = {
     layer.torchs: layer for layer in LAYERS.values() if layer.torchs is not None
 }
 _OURS_ALONE = ("_gradient", "_memory", "_kernel", "_subclass")
@@ -51,7 +52,7 @@ def convert(
     kernel: str | None = None,
     strict: bool = False,
     subclasses: Subclasses | None = None,
-) -> M | Recurrent:
+) -> M | DropInLayer:
     """Swap every torch.nn.RNN, GRU and LSTM inside `model` for ours, in place; give layers of ours the same settings.
 
     gradient, memory, kernel: as in `bptt.nn.RNN`. None leaves a layer of ours as it is, and gives a swapped one the
@@ -64,9 +65,10 @@ def convert(
     still holds the right ones. `revert` is the inverse. Returns the model (the new layer, when the model is itself
     one).
 
-    A UserWarning names the recurrent modules that were left as they are, cells (torch.nn.LSTMCell; `bptt.scan` runs a
-    loop over one) and layers that TorchScript has compiled, and says so where there was nothing to swap or set. The
-    logger "bptt" reports at level INFO which layers were swapped, and how many.
+    A UserWarning names the recurrent modules that were left as they are, cells outside of a `bptt.nn.Recurrent`
+    (torch.nn.LSTMCell; that layer or `bptt.scan` runs a loop over one) and layers that TorchScript has compiled, and
+    says so where there was nothing to swap or set. The logger "bptt" reports at level INFO which layers were swapped,
+    and how many.
 
     A policy is not part of a state_dict. A program that builds the model again from a configuration must convert it
     again: keep the text form, `str(policy)`, in the configuration, and call
@@ -85,13 +87,19 @@ def convert(
     """
     check_module(model)
     given = settings(gradient, memory, kernel)
+    of_cells = {name: m for name, m in model.named_modules() if isinstance(m, Recurrent)}
+    if of_cells and memory is not None:
+        checked_memory(memory)
+    if of_cells and kernel is not None:
+        checked_kernel(kernel)
+    inside = {module for layer in of_cells.values() for module in layer.modules()}
     table = {**_DROP_IN, **_checked(subclasses)}
     wrapped = _wrappers(model)
-    new: dict[torch.nn.Module, Recurrent] = {}
-    layers: dict[str, Recurrent] = {}
+    new: dict[torch.nn.Module, DropInLayer] = {}
+    layers: dict[str, DropInLayer] = {}
     left, refused = [], []
     for name, module in model.named_modules():
-        if isinstance(module, Recurrent):
+        if isinstance(module, DropInLayer):
             layers[name] = module
         elif isinstance(module, torch.nn.RNNBase) and isinstance(module, tuple(_DROP_IN)):
             cls = parametrize.type_before_parametrizations(module)
@@ -103,21 +111,22 @@ def convert(
             layer.gradient, layer.memory, layer.kernel = "full", "auto", "auto"
             if cls not in _DROP_IN:
                 layer._subclass = cls
-        elif (why := _no_drop_in(module)) is not None:
+        elif module not in inside and (why := _no_drop_in(module)) is not None:
             left.append(f"{_label(name, module)}: {why}")
     if refused:
         raise TypeError(f"convert cannot swap {'; '.join(refused)}")
     words = "".join(f"; left as it is: {what}" for what in left)
-    if not layers:
+    if not layers and not of_cells:
         without = f"got {type(model).__name__} without one{words}"
         if strict:
             raise TypeError(f"model must hold an RNN, GRU or LSTM layer of torch.nn or bptt.nn: {without}")
         warnings.warn(f"convert found no RNN, GRU or LSTM layer to swap or set: {without}", UserWarning, stacklevel=2)
     elif left:
-        warnings.warn(f"convert swapped {len(new)}, set {len(layers) - len(new)}{words}", UserWarning, stacklevel=2)
-    for layer in layers.values():
-        for setting, value in given.items():
-            setattr(layer, setting, value)
+        count = len(layers) - len(new) + len(of_cells)
+        warnings.warn(f"convert swapped {len(new)}, set {count}{words}", UserWarning, stacklevel=2)
+    for setting, value in given.items():
+        for ours in (*layers.values(), *of_cells.values()):
+            setattr(ours, setting, value)
     _put_in_place(model, new)
     LOG.info("convert swapped %d of %d layers: %s", len(new), len(layers), ", ".join(map(repr, layers)))
     return new.get(model, model)
@@ -152,7 +161,7 @@ def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RN
     classes: dict[torch.nn.Module, type[torch.nn.RNNBase]] = {}
     refused, lacking = [], []
     for name, module in model.named_modules():
-        if not isinstance(module, Recurrent):
+        if not isinstance(module, DropInLayer):
             continue
         cls = parametrize.type_before_parametrizations(module)
         theirs = getattr(module, "_subclass", None) or table.get(cls)
@@ -238,7 +247,9 @@ def _unnamed(cls: type[torch.nn.RNNBase]) -> str:
 def _no_drop_in(module: torch.nn.Module) -> str | None:
     """Why a module that recurs has no drop-in layer, and what to do; None for any other module."""
     if isinstance(module, torch.nn.RNNCellBase):
-        return "a cell is one step of a loop of yours, which bptt.scan runs with a choice of gradient"
+        return (
+            "a cell is one step of a loop of yours, which bptt.nn.Recurrent or bptt.scan runs with a choice of gradient"
+        )
     if isinstance(module, torch.nn.RNNBase):
         return "a recurrent layer that is none of RNN, GRU and LSTM"
     scripted = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import policies
 from ..engine import Asked, Saved, refuse_tangents
 from .call import Call, Hidden, net_of, program
-from .layers import Recurrent
+from .layers import DropInLayer
 
 __all__ = ["Gradients", "gradients"]
 
@@ -39,7 +39,7 @@ class Gradients:
 
 @torch.no_grad()
 def gradients(
-    layer: Recurrent,
+    layer: DropInLayer,
     x: Tensor | PackedSequence,
     dy: Tensor | PackedSequence | None,
     hx: Hidden | None = None,
@@ -66,7 +66,7 @@ def gradients(
 
     Source: equations/README.md, (1.16) to (1.18), and chapter 6 for the policies.
     """
-    if not isinstance(layer, Recurrent):
+    if not isinstance(layer, DropInLayer):
         raise TypeError(
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from operator import index
 
 import torch
+from torch import Tensor
 
 from ..clock import Guard, Timing, now
 from ..engine import Asked, NetPrograms, Saved
 from ..memory import Checkpoints, Memory, parse
 from ..policies import Randomized, Reach
+from ._plan_scan import plan_scan
+from ._planned import Plan
 from .call import Call, net_of, program
-from .layers import Recurrent
+from .layers import DropInLayer
+from .recurrent import Recurrent
 
-__all__ = ["Plan", "plan"]
+__all__ = ["plan"]
 
 ENOUGH, MOST = 0.05, 0.1
 """Seconds after which a run is long enough to be scaled: the first if it covers two windows, the second if not."""
@@ -28,40 +32,9 @@ GROUPS = 64
 """The number of groups of columns whose segments are counted; where there are more, about this many stand for all."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """An estimate of the memory and time of forward and backward through a model's layers, as `plan` returns it.
-
-    memory: the policy's text form. tape_bytes: what the forward call leaves for the backward call beyond x, y and the
-    parameters, including initial states and random draws; and what the backward call makes of the tape, as much as
-    exists at one time: the tape of the current segment, gates that are rebuilt. segments: those of the layer that has
-    most, 1 without checkpoints. steps: the length of the longest segment.
-    recomputed: forward steps that the backward call runs again, divided by T. seconds: the time of forward and
-    backward, including x's gradient, estimated from the median of several runs of the call's first steps. low, high:
-    the same from their quartiles (of several layers, the sums). disturbed: whether other programs used so much of the
-    machine meanwhile that the seconds mean little.
-    """
-
-    memory: str
-    tape_bytes: int
-    segments: int
-    steps: int
-    recomputed: float
-    seconds: float
-    low: float
-    high: float
-    disturbed: bool
-
-    def __str__(self) -> str:
-        doubt = ", on a disturbed machine" if self.disturbed else ""
-        return (
-            f"memory={self.memory}: a tape of {self.tape_bytes / 2**20:.3g} MiB in {self.segments} segment(s), "
-            f"{self.recomputed:.0%} of the steps run again, about {self.seconds:.3g} s "
-            f"({self.low:.3g} to {self.high:.3g}{doubt})"
-        )
-
-
-def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | None = None) -> Plan:
+def plan(
+    model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | None = None, x: Tensor | None = None
+) -> Plan:
     """Estimate the tape, recomputation and time of forward and backward through the layers of `bptt.nn` in a model.
 
     model: a layer, or a model with several, which are assumed to run one after another, each over T steps and B
@@ -72,22 +45,28 @@ def plan(model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | Non
     to be run this is a guess. The quartiles are those of the five runs: they hold for the machine as it is now, and do
     not include the error of the guess. Neither the model nor any random generator changes.
 
-    Raises TypeError for a model without such a layer and for T or B that is not a whole number, ValueError for T or B
-    below 1 and for a budget that is too small.
+    Raises TypeError for a model without a layer and for T or B that is not a whole number, ValueError for T or B below
+    1, for a budget that is too small, and for a `Recurrent` whose input is not known; NotImplementedError for a
+    bidirectional one.
 
     >>> import torch, bptt
     >>> print(str(bptt.plan(bptt.nn.LSTM(8, 16), T=10_000, B=4, memory="checkpoints:steps=100")).split(",")[0])
     memory=checkpoints:steps=100: a tape of 0.172 MiB in 100 segment(s)
     """
-    layers = [module for module in model.modules() if isinstance(module, Recurrent)]
+    layers = [module for module in model.modules() if isinstance(module, (DropInLayer, Recurrent))]
     if not layers:
         raise TypeError(f"model must hold a bptt.nn layer: got {type(model).__name__} without one")
     T, B = _count("T", T), _count("B", B)
     guard = Guard()
     guard.look()
     parts = []
+    inputs = _inputs(model, [layer for layer in layers if isinstance(layer, Recurrent)], x)
     for layer in layers:
-        parts.append(_of_layer(layer, T, B, layer.memory if memory is None else parse(memory)))
+        kept = layer.memory if memory is None else parse(memory)
+        if isinstance(layer, Recurrent):
+            parts.append(_of_recurrent(layer, T, B, kept, inputs[layer]))
+        else:
+            parts.append(_of_layer(layer, T, B, kept))
         guard.look()
     return Plan(
         memory=", ".join(dict.fromkeys(part.memory for part in parts)),
@@ -112,7 +91,45 @@ def _count(name: str, value: int) -> int:
     return count
 
 
-def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
+def _inputs(model: torch.nn.Module, layers: list[Recurrent], x: Tensor | None) -> dict[Recurrent, Tensor]:
+    """One step of one lane of what each layer of any cell gets, `[1, 1, ...]`."""
+    found: dict[Recurrent, Tensor] = {}
+    names = {module: name for name, module in model.named_modules()}
+    for layer in layers:
+        if layer.bidirectional:
+            raise NotImplementedError(f"plan is for a Recurrent of one direction: got {names[layer]!r}, bidirectional")
+        size, weight = getattr(layer.cells[0], "input_size", None), next(layer.parameters(), None)
+        if isinstance(size, int) and weight is not None:
+            found[layer] = weight.new_zeros(1, 1, size)
+    if x is not None:
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, args: found.update({layer: args[0][:1, :1]}))
+            for layer in layers
+        ]
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    for layer in layers:
+        if layer not in found:
+            raise ValueError(
+                f"plan must know the input of {names[layer]!r}, whose first cell has no input_size: give x, an input "
+                "of the model"
+            )
+    return found
+
+
+def _of_recurrent(layer: Recurrent, T: int, B: int, memory: Memory, one: Tensor) -> Plan:
+    """The plan of the scan that a layer of any cell is."""
+    sizes = (B, T) if layer.batch_first else (T, B)
+    with torch.inference_mode(False), torch.random.fork_rng():
+        step, carry, xs, resets = layer.as_scan(one.detach().expand(*sizes, *one.shape[2:]))
+        return plan_scan(step, carry, xs, gradient=layer.gradient, resets=resets, memory=memory, kernel=layer.kernel)
+
+
+def _of_layer(layer: DropInLayer, T: int, B: int, memory: Memory) -> Plan:
     weight = next(layer.parameters())
     # What is kept by a call of its own, as frames are, must not be of inference mode.
     with (
@@ -144,12 +161,12 @@ def _of_layer(layer: Recurrent, T: int, B: int, memory: Memory) -> Plan:
     )
 
 
-def _second_layer(layer: Recurrent, memory: Memory) -> Recurrent:
+def _second_layer(layer: DropInLayer, memory: Memory) -> DropInLayer:
     """A second layer with the same tensors, time first; not made by `copy`, which a parametrized layer refuses."""
     gradient = layer.gradient
     if isinstance(gradient, Randomized):
         gradient = replace(gradient, generator=None)
-    twin: Recurrent = object.__new__(type(layer))
+    twin: DropInLayer = object.__new__(type(layer))
     twin.__dict__.update(layer.__dict__, _memory=memory, _gradient=gradient, batch_first=False)
     return twin
 
@@ -160,7 +177,7 @@ def _recomputed(keeper: NetPrograms, call: Call) -> float:
     return steps / (keeper.net.directions * call.x.shape[0])
 
 
-def _seconds(layer: Recurrent, keeper: NetPrograms, call: Call, recomputed: float) -> Timing:
+def _seconds(layer: DropInLayer, keeper: NetPrograms, call: Call, recomputed: float) -> Timing:
     """The seconds of forward and backward, from runs of the first steps, each about twice as long as the one before.
 
     The first length is run twice, since a first call pays for more than its steps; the last one `SAMPLES` times more.
@@ -206,7 +223,7 @@ def _visits_per_step(reach: Reach, n: int, full: bool) -> float:
     return longest * (n if full else n - longest / 2) / (reach.every * n)
 
 
-def _timed(layer: Recurrent, keeper: NetPrograms, call: Call, n: int) -> tuple[float, float, float]:
+def _timed(layer: DropInLayer, keeper: NetPrograms, call: Call, n: int) -> tuple[float, float, float]:
     """The seconds of forward and of backward over the first n steps; the steps that ran again, divided by n."""
     x = torch.randn(n, *call.x.shape[1:], device="cpu").to(call.x)
     short = replace(call, x=x)

@@ -16,7 +16,7 @@ from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
 from .call import Call, Hidden, net_of
-from .layers import Recurrent
+from .layers import DropInLayer
 
 __all__ = ["StreamGradients", "stream_gradients"]
 
@@ -54,7 +54,7 @@ class StreamGradients:
 
 @torch.no_grad()
 def stream_gradients(
-    layer: Recurrent,
+    layer: DropInLayer,
     x: Sliceable | Tensor | Iterable[Any],
     loss: Loss,
     hx: Hidden | None = None,
@@ -104,7 +104,7 @@ def stream_gradients(
 
     Source: checkpoints as in `bptt.Checkpoints`; stages 1 to 4, equations/README.md, chapter 1.
     """
-    if not isinstance(layer, Recurrent):
+    if not isinstance(layer, DropInLayer):
         raise TypeError(
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )
@@ -137,7 +137,7 @@ def stream_gradients(
 class _Stream:
     """A layer over a sequence that is read in segments, with the loss and local error of each when it is run again."""
 
-    layer: Recurrent
+    layer: DropInLayer
     loss: Loss
     wrt: Sequence[Tensor]
     hx: Hidden | None

@@ -10,7 +10,8 @@ import torch
 
 from .. import kernels, policies
 from ..memory import Checkpoints, parse
-from .layers import Recurrent
+from .layers import DropInLayer
+from .recurrent import Recurrent
 
 __all__ = ["check_module", "settings", "using"]
 
@@ -27,16 +28,16 @@ def using(
 ) -> Iterator[M]:
     """A context in which every layer of `bptt.nn` in a model has another policy, memory or kernel.
 
-    model: a layer of `bptt.nn`, or a model with some inside. gradient, memory, kernel: as in `bptt.nn.RNN`; None leaves
-    each layer its own.
+    model: a layer of `bptt.nn`, or a model with some inside. gradient, memory, kernel: as in `bptt.nn.RNN`, or as in
+    `bptt.nn.Recurrent` for a layer of any cell; None leaves each layer its own.
 
     Afterwards each layer has its former settings again, also after an exception, and `with` blocks may be nested. A
     policy is read when a layer is called: a backward pass inside the block, of a call made before it, has the policy of
     that call. Settings belong to the layers, not to a thread: other threads that call the same layers meanwhile use
     these settings too, so give each such thread a copy of the model (`copy.deepcopy`).
 
-    Yields the model. Raises ValueError or TypeError for an unknown policy, memory or kernel, and TypeError for a model
-    without a layer of `bptt.nn`; nothing is set then.
+    Yields the model. Raises ValueError or TypeError for a policy, memory or kernel that is unknown, or that one of the
+    layers does not have, and TypeError for a model without a layer of `bptt.nn`; nothing is set then.
 
     >>> import torch, bptt
     >>> rnn = bptt.nn.GRU(3, 5, gradient="chunked:4")
@@ -46,18 +47,18 @@ def using(
     >>> rnn
     GRU(3, 5, gradient=chunked:4)
     """
-    given = settings(gradient, memory, kernel)
+    values: dict[str, Any] = {"gradient": gradient, "memory": memory, "kernel": kernel}
     check_module(model)
-    layers = [module for module in model.modules() if isinstance(module, Recurrent)]
+    layers = [module for module in model.modules() if isinstance(module, (DropInLayer, Recurrent))]
     if not layers:
         raise TypeError(
             f"model must hold a bptt.nn layer: got {type(model).__name__} without one (bptt.convert swaps torch's)"
         )
     with ExitStack() as before:
         for layer in layers:
-            for name, value in given.items():
+            for name in (name for name, value in values.items() if value is not None):
                 before.callback(setattr, layer, name, getattr(layer, name))
-                setattr(layer, name, value)
+                setattr(layer, name, values[name])
         yield model
 
 

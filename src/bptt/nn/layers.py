@@ -16,13 +16,13 @@ from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
 from .call import Call, Hidden, at_once, by_torch, net_of, program, whole_tape
 
-__all__ = ["GRU", "LAYERS", "LSTM", "RNN", "Recurrent"]
+__all__ = ["GRU", "LAYERS", "LSTM", "RNN", "DropInLayer"]
 
 TORCH_MODES = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
 """The modes that torch.nn.RNNBase knows."""
 
 
-class Recurrent(torch.nn.RNNBase):
+class DropInLayer(torch.nn.RNNBase):
     """The base class of the layers: our keywords, torch's argument conventions, and the call of the engine.
 
     mode: the cell that the layer repeats, a name in `cells.CELLS`; then torch.nn.RNNBase's arguments, and ours.
@@ -170,12 +170,12 @@ _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
 """`_checkpointed` as a function outside of a compiler's graphs; empty until a layer has checkpoints."""
 
 
-def _checkpointed(layer: Recurrent, call: Call, net: Net) -> tuple[Tensor, ...]:
+def _checkpointed(layer: DropInLayer, call: Call, net: Net) -> tuple[Tensor, ...]:
     """The outputs of a call whose tape consists of checkpoints, outside of a compiler's graph."""
     return run(program(layer, call, net), *call.tensors)
 
 
-def _fx_node(layer: Recurrent, input: Any, hx: Any, resets: Any, reset_state: Any) -> Any:
+def _fx_node(layer: DropInLayer, input: Any, hx: Any, resets: Any, reset_state: Any) -> Any:
     """The node of this call where torch.fx traces it, that is, where an argument is a Proxy; else None.
 
     torch.fx traces into every module outside of torch.nn, and cannot trace a loop through time.
@@ -192,7 +192,7 @@ def _fx_node(layer: Recurrent, input: Any, hx: Any, resets: Any, reset_state: An
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, keywords)
 
 
-class RNN(Recurrent):
+class RNN(DropInLayer):
     """torch.nn.RNN with a choice of gradient: h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
 
     Arguments: those of torch.nn.RNN (input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True,
@@ -269,7 +269,7 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
 
 
-class GRU(Recurrent):
+class GRU(DropInLayer):
     """torch.nn.GRU with a choice of gradient; the reset gate acts after the matrix product, as in torch.
 
     Arguments: those of torch.nn.GRU (input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
@@ -308,7 +308,7 @@ class GRU(Recurrent):
         super().__init__("GRU", *shape, **where, gradient=gradient, memory=memory, kernel=kernel)
 
 
-class LSTM(Recurrent):
+class LSTM(DropInLayer):
     """torch.nn.LSTM with a choice of gradient.
 
     Arguments: those of torch.nn.LSTM (input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
@@ -352,5 +352,5 @@ def _no_projection(name: str) -> ValueError:
     return ValueError(f"proj_size is for {' or '.join(able)} only, not for {name}")
 
 
-LAYERS: dict[str, type[Recurrent]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+LAYERS: dict[str, type[DropInLayer]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 """The layer of each cell, by the cell's name; the trainer, the bench and the commands choose from these."""

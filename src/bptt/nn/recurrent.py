@@ -1,0 +1,393 @@
+"""`Recurrent`: any cell as a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .. import policies
+from ..memory import Checkpoints, Memory
+from ..memory import parse as parse_memory
+from ..scan import KERNELS, scan
+from ..scan.arguments import check_not_traced
+from ..scan.eager import kept_eager
+from ..scan.pytrees import Step
+from ._cell_list import cells_of, learnable_state, sample, unlike
+from ._forms import FORMS, CellCall, Form, Start, described, first_lane
+from ._layered import layered_step, split_hidden, stack_hidden
+from ._sequences import Sequences
+from ._trial import declared_starts, try_cell
+
+__all__ = ["Recurrent", "checked_kernel", "checked_memory"]
+
+
+def checked_kernel(name: str) -> str:
+    """The name, if it is "auto" or that of a kernel for steps, else ValueError."""
+    if name not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}: got {name!r}")
+    return name
+
+
+def checked_memory(value: str | Checkpoints) -> Memory:
+    """The tape policy, if it is one for steps, else ValueError."""
+    memory = parse_memory(value)
+    if memory == "gates":
+        raise ValueError("memory must be 'auto', 'states' or Checkpoints: a cell of one's own has no gates")
+    return memory
+
+
+class Recurrent(nn.Module):
+    """Any cell as a layer over time, with a choice of gradient: h_t = cell(x_t, h_{t-1}).
+
+    cell: a module that is called with (x_t, state) and returns either its new state (h, or a tuple whose first tensor
+        is the output, such as (h, c)), or the pair (output, new state). Every tensor of a state, a pytree, is
+        `[B, ...]`. For several layers or two directions: a list of such modules, one per layer, or one per layer and
+        direction in torch's order (layer 0 forward, layer 0 reverse, layer 1 forward, ...); or a function of the number
+        of a layer, called once per layer and direction: `lambda n: torch.nn.GRUCell(64 if n == 0 else 128, 128)`. Their
+        parameters are `cells.0.*`, `cells.1.*`, ... in the state_dict, in this order, also where there is one.
+    num_layers: the number of layers; a list tells it.
+    batch_first: whether x and y are `[B, T, ...]`.
+    dropout: the probability of dropout on the outputs of each layer but the last; drawn anew for every step.
+    reverse: run from each sequence's last step to its first; y stays in place.
+    bidirectional: run a forward and a reverse cell per layer, whose outputs `[T, B, F, ...]` are concatenated along F.
+    form: "state" for a cell that returns its new state, "pair" for one that returns (output, new state), "spread" for
+        one with an argument for each tensor of its state, `cell(x, h, c)`, that returns (h, c) or (output, h, c);
+        "auto" to find out by calling it, before the first sequence and whenever x's shape or type changes: without
+        recording, on irregular numbers, and its attributes, buffers and torch's random generators are put back.
+    learn_initial_state: whether the initial state is a parameter, one for each tensor of each cell's state
+        (`initial_states.*`), the same for every lane. It begins as the state below, and the cell must tell its shape:
+        by `initial_state`, or by `input_size` and `hidden_size`.
+    gradient, memory: as in `bptt.scan`. kernel: "auto", or a kernel for steps, "interpreter", "eager" or "replay",
+        which then runs or raises.
+
+    A sequence starts from hx; else from a learned state; else from `cell.initial_state(batch_size)` (or of a tensor of
+    zeros of x_0's shape), or from an attribute `cell.initial_state` that is the state of one lane; else from zeros of
+    `cell.hidden_size` or `cell.state_size`, as many tensors, one or two, as the cell takes; else from what the cell
+    makes where it is given no state. If that gives another result than zeros (found out likewise), the first
+    step is called so, and under a policy of several blocks rows are coupled (see `bptt.scan`), which is slower.
+
+    Call: `y, state = layer(input, hx=None, *, lengths=None, resets=None)`.
+
+    input: `[T, B, ...]` (`[B, T, ...]` with batch_first), `[T, F]` unbatched, or a PackedSequence. Integers are tokens:
+        `[T, B]`, `[T]` unbatched.
+    hx: the initial state, in the form in which the layer returns the final one: the cell's pytree with tensors
+        `[K, B, ...]` (`[K, ...]` unbatched), where K counts layers and directions; or, where the cells' states are not
+        alike or hold something else than tensors with a row for each lane, a list of K states.
+    lengths: whole numbers `[B]` from 1 to T: the sequences' lengths. y is zero beyond them, and the final state is that
+        after each sequence's last step. The same as for a PackedSequence.
+    resets: bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched): all tensors of the state are zeroed before step
+        t of a lane, so nothing passes the edge between t-1 and t in either direction.
+
+    The layers of one direction run in one scan, so that a window counts steps of the whole network; in the reverse
+    direction time, policy included, runs from each sequence's last step. The policy of a sequence is that of the same
+    sequence alone: of unequal lengths under `Truncated(window, every)` with every > 1, each has a scan of its own.
+    Random edge factors are drawn per direction and, where bidirectional, per layer.
+
+    Raises TypeError and ValueError for arguments that do not fit, and for a cell whose call cannot be made out;
+    NotImplementedError for several bidirectional layers under a policy whose blocks overlap (a block would need the
+    adjoints of the layers above per block, which separate scans add up); and as `bptt.scan` does.
+
+    >>> import torch, bptt
+    >>> layer = bptt.nn.Recurrent(torch.nn.LSTMCell(3, 5), gradient=bptt.Truncated(10))
+    >>> y, (h_n, c_n) = layer(torch.zeros(20, 2, 3))
+    >>> y.shape, h_n.shape, c_n.shape
+    (torch.Size([20, 2, 5]), torch.Size([1, 2, 5]), torch.Size([1, 2, 5]))
+    >>> layer
+    Recurrent(
+      gradient=truncated:10
+      (cells): ModuleList(
+        (0): LSTMCell(3, 5)
+      )
+    )
+
+    Source: the arguments are those of torch.nn's layers; the policies, equations/README.md, chapter 6.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module | Sequence[nn.Module] | Callable[[int], nn.Module],
+        num_layers: int | None = None,
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        reverse: bool = False,
+        bidirectional: bool = False,
+        form: Form = "auto",
+        learn_initial_state: bool = False,
+        gradient: str | policies.Policy = "full",
+        memory: str | Checkpoints = "auto",
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}: got {form!r}")
+        if reverse and bidirectional:
+            raise ValueError("reverse must be False for a bidirectional layer, which has both directions")
+        D = 2 if bidirectional else 1
+        self.cells = nn.ModuleList(cells_of(cell, num_layers, D))
+        self.num_layers = len(self.cells) // D
+        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a probability from 0 to 1: got {dropout!r}")
+        if dropout and self.num_layers == 1:
+            raise ValueError(f"dropout must be 0 for one layer, since it acts between layers: got {dropout}")
+        self.batch_first, self.dropout, self.form = bool(batch_first), float(dropout), form
+        self.reverse, self.bidirectional = bool(reverse), bool(bidirectional)
+        self.gradient, self.memory, self.kernel = gradient, memory, kernel
+        self._steps: dict[Any, Step] = {}
+        self._trials: tuple[Any, list[CellCall]] | None = None
+        self._learned: list[Any] = []  # for each cell a state that holds the places of its tensors in initial_states
+        if learn_initial_state:
+            states = [learnable_state(k, cell, form) for k, cell in enumerate(self.cells)]
+            self.initial_states = nn.ParameterList(tree_leaves(states))
+            places = count()
+            self._learned = [tree_map(lambda _: next(places), state) for state in states]
+
+    @property
+    def gradient(self) -> policies.Policy:
+        """The gradient policy; may be assigned a policy or its text form."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, value: str | policies.Policy) -> None:
+        self._gradient = policies.parse(value)
+
+    @property
+    def memory(self) -> Memory:
+        """The tape policy: "auto", "states" or `Checkpoints`; may be assigned one or its text form."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, value: str | Checkpoints) -> None:
+        self._memory = checked_memory(value)
+
+    @property
+    def kernel(self) -> str:
+        """The kernel: "auto" or the name of a kernel for steps."""
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, value: str) -> None:
+        self._kernel = checked_kernel(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: not what was found out by calling the cells."""
+        return {**vars(self), "_steps": {}, "_trials": None}
+
+    def extra_repr(self) -> str:
+        flags = ("batch_first", "reverse", "bidirectional")
+        said = [f"gradient={self.gradient}", *(f"{flag}=True" for flag in flags if getattr(self, flag))]
+        said += [f"dropout={self.dropout}"] if self.dropout else []
+        said += [f"{name}={value}" for name in ("form", "memory", "kernel") if (value := getattr(self, name)) != "auto"]
+        return ", ".join(said)
+
+    @kept_eager("bptt.nn.Recurrent runs any Python that its cell holds")
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """(y, final state) of the sequences: see the class."""
+        check_not_traced(input, hx, lengths, resets)
+        sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
+        if not self.bidirectional:
+            xs = (sequences.x, *masks)
+            y, finals = self._run(sequences, range(len(self.cells)), xs, calls, states, int(self.reverse))
+        else:
+            self._check_overlap(sequences)
+            y, finals = sequences.x, []
+            for layer in range(self.num_layers):
+                x = y * masks[layer - 1] if layer and masks else y
+                halves = []
+                for d in (0, 1):
+                    k = 2 * layer + d
+                    half, final = self._run(sequences, range(k, k + 1), (x,), calls, states, d)
+                    halves.append(half)
+                    finals += final
+                y = torch.cat(halves, 2)
+        return sequences.restore(y), stack_hidden(finals, sequences.B, sequences.batched)
+
+    def as_scan(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Step, Any, tuple[Tensor, ...], Tensor | None]:
+        """(step, carry, xs, resets) with which a call of the layer calls `bptt.scan`, for what takes any step.
+
+        Raises ValueError for a bidirectional layer, which calls it for each layer and direction.
+
+        >>> import torch, bptt
+        >>> layer = bptt.nn.Recurrent(torch.nn.GRUCell(3, 5))
+        >>> step, carry, xs, resets = layer.as_scan(torch.zeros(20, 2, 3))
+        >>> (h,), (y, _) = bptt.scan(step, carry, xs, resets=resets)
+        """
+        if self.bidirectional:
+            raise ValueError("as_scan is for a layer of one direction: got a bidirectional one")
+        sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
+        xs = (sequences.x, *masks)
+        return self._arguments(sequences, range(len(self.cells)), xs, calls, states, int(self.reverse))
+
+    def from_scan(
+        self, scanned: tuple[Any, Any], input: Tensor | PackedSequence, hx: Any = None, *, lengths: Any = None
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """(y, final state), as `forward` returns them, from what `bptt.scan` returned for `as_scan`'s arguments."""
+        sequences, (final, (y, kept)) = Sequences.of(input, lengths, None, self.batch_first), scanned
+        given = None if hx is None else split_hidden(hx, len(self.cells), sequences.B, sequences.batched)
+        calls = self._calls(sequences, given)
+        states = given or [self._start(k, call, sequences.B) for k, call in enumerate(calls)]
+        if sequences.lengths is not None:
+            final = tree_map(sequences.last, kept)
+        else:
+            final = [s if states[k] is not None else s[1] for k, s in enumerate(final)]
+        y = sequences.restore(sequences.forward_time(y, int(self.reverse)))
+        return y, stack_hidden(list(final), sequences.B, sequences.batched)
+
+    def _prepared(
+        self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor | None
+    ) -> tuple[Sequences, list[CellCall], list[Any], list[Tensor]]:
+        """The sequences of a call; how each cell is called; its first state, None if it makes it; dropout masks."""
+        sequences = Sequences.of(input, lengths, resets, self.batch_first)
+        K, B, D = len(self.cells), sequences.B, 2 if self.bidirectional else 1
+        given = None if hx is None else split_hidden(hx, K, B, sequences.batched)
+        calls = self._calls(sequences, given)
+        states = given or [self._start(k, call, B) for k, call in enumerate(calls)]
+        drops = self.dropout and self.training
+        masks = [sequences.dropout_mask(call.output, self.dropout, D) for call in calls[: K - D : D] if drops]
+        return sequences, calls, states, masks
+
+    def _start(self, k: int, call: CellCall, B: int) -> Any:
+        """The state that cell k starts from where none is given; None where the cell makes it."""
+        if self._learned:
+            return self._learned_state(k, B)
+        return None if call.start is None else call.start(B)
+
+    def _learned_state(self, k: int, B: int) -> Any:
+        learned: Any = self.initial_states
+        return tree_map(lambda i: learned[i].expand(B, *learned[i].shape), self._learned[k])
+
+    def _run(
+        self,
+        sequences: Sequences,
+        ks: range,
+        xs: tuple[Tensor, ...],
+        calls: Sequence[CellCall],
+        states: Sequence[Any],
+        d: int,
+    ) -> tuple[Tensor, list[Any]]:
+        """Some cells on top of one another in direction d: (output in forward time, final states).
+
+        xs: the input and the masks, in forward time.
+        """
+        scanned = self._arguments(sequences, ks, xs, calls, states, d)
+        if sequences.lengths is None:
+            final, (y, _) = self._scan(*scanned)
+            finals = [state if states[k] is not None else state[1] for k, state in zip(ks, final, strict=True)]
+        elif torch.is_grad_enabled() and sequences.blocks_differ(self.gradient.reach(sequences.T)):
+            y, finals = self._by_length(sequences, *scanned)
+        else:
+            # From the outputs, so that the cotangent of a final state arrives at the sequence's last step.
+            _, (y, kept) = self._scan(*scanned)
+            finals = list(tree_map(sequences.last, kept))
+        return sequences.forward_time(y, d), finals
+
+    def _arguments(
+        self,
+        sequences: Sequences,
+        ks: range,
+        xs: tuple[Tensor, ...],
+        calls: Sequence[CellCall],
+        states: Sequence[Any],
+        d: int,
+    ) -> tuple[Step, Any, tuple[Tensor, ...], Tensor | None]:
+        """(step, carry, xs, resets) of the scan over some cells, in direction d's own time: see `_run`."""
+        cells, calls, own = [self.cells[k] for k in ks], [calls[k] for k in ks], [states[k] is None for k in ks]
+        if sequences.lengths is not None and not all(call.has_lanes for call in calls):
+            raise ValueError("lengths must be equal for a cell whose state holds more than tensors [B, ...]")
+        carry = tuple(
+            (True, call.zeros(sequences.B)) if states[k] is None else call.whole(states[k], sequences.B)
+            for k, call in zip(ks, calls, strict=True)
+        )
+        key = (*cells, *(call.form for call in calls), *own, sequences.lengths is not None)
+        if key not in self._steps:
+            if len(self._steps) >= 8 * len(self.cells):
+                self._steps.clear()  # of cells that have been replaced
+            self._steps[key] = layered_step(cells, calls, own, keeps=sequences.lengths is not None)
+        return self._steps[key], carry, tuple(sequences.own_time(x, d) for x in xs), sequences.own_resets(d)
+
+    def _by_length(
+        self, sequences: Sequences, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None
+    ) -> tuple[Tensor, list[Any]]:
+        """(output in own time, final states) of a scan for each length."""
+        assert sequences.lengths is not None
+        lengths = sequences.lengths.to(sequences.x.device)
+        ys, finals, lanes = [], [], []
+        for n in sequences.lengths.unique().tolist():
+            lane = torch.nonzero(lengths == n)[:, 0]
+            part = tree_map(lambda t, lane=lane: t[lane] if isinstance(t, Tensor) else t, carry)
+            own_resets = None if resets is None else resets[:n, lane]
+            _, (y, kept) = self._scan(step, part, tuple(x[:n, lane] for x in xs), own_resets)
+            ys.append(torch.cat([y, y.new_zeros(sequences.T - n, *y.shape[1:])]))
+            finals.append(tree_map(lambda t: t[-1], kept))
+            lanes.append(lane)
+        order = torch.cat(lanes).argsort()
+        whole = tree_map(lambda *t: torch.cat(t)[order], finals[0], *finals[1:])
+        return torch.cat(ys, 1)[:, order], list(whole)
+
+    def _scan(self, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None) -> tuple[Any, Any]:
+        settings: dict[str, Any] = {"gradient": self.gradient, "memory": self.memory, "kernel": self.kernel}
+        return scan(step, carry, xs, resets=resets, **settings)
+
+    def _check_overlap(self, sequences: Sequences) -> None:
+        """Raise NotImplementedError where blocks of a bidirectional stack overlap, each with adjoints of its own."""
+        if self.num_layers == 1 or not torch.is_grad_enabled():
+            return
+        if sequences.blocks_overlap(self.gradient.reach(sequences.T)):
+            raise NotImplementedError(
+                f"gradient={str(self.gradient)!r} has blocks that overlap, whose windows would add up over "
+                f"{self.num_layers} bidirectional layers, each a scan of its own: use 'full', 'chunked:k' or "
+                "'randomized:p', one layer, one direction, or a layer of bptt.nn"
+            )
+
+    def _calls(self, sequences: Sequences, given: Sequence[Any] | None) -> list[CellCall]:
+        """How each cell is called: found out by calling it, once for each kind of input."""
+        x, kind = sequences.x, sequences.x.device.type
+        autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        key = (x.shape[2:], x.dtype, x.device, autocast, [*map(id, self.cells)], self.form, described(given))
+        if self._trials is None or self._trials[0] != key:
+            self._trials = key, self._tried(x[0], given)
+        return self._trials[1]
+
+    def _tried(self, x: Tensor, given: Sequence[Any] | None) -> list[CellCall]:
+        D, calls = 2 if self.bidirectional else 1, list[CellCall]()
+        x = sample(x, unlike(self.cells, x, given))
+        for k, cell in enumerate(self.cells):
+            if k and k % D == 0:
+                x = torch.cat([call.output for call in calls[k - D : k]], 1) if D == 2 else calls[-1].output
+            starts, named = self._starts(k, cell, x, given)
+            name = f"cell {k}, a {type(cell).__name__}," if len(self.cells) > 1 else f"cell, a {type(cell).__name__},"
+            call = try_cell(cell, x, starts, named, self.form, name)
+            if D == 2 and call.output.dim() < 2:
+                raise TypeError(f"{name} must put out [B, F, ...] in a bidirectional layer: got one number a lane")
+            # Nothing is held of a state that was given, and no layer by itself.
+            calls.append(call if given is None and not self._learned else replace(call, start=None))
+        return calls
+
+    def _starts(self, k: int, cell: nn.Module, x: Tensor, given: Sequence[Any] | None) -> tuple[list[Start], bool]:
+        """The states to try with cell k, and whether one of them has to fit."""
+        if given is not None:
+            return [lambda B: first_lane(given[k], B)], True
+        if self._learned:
+            return [lambda B: self._learned_state(k, B)], True
+        return declared_starts(cell, x)
