@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ import torch
 from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, largest_error, layer_call, measure
 from bptt.bench.contest import Contest
 from bptt.bench.layers import layer_contest
-from bptt.bench.steps import step_contest
+from bptt.bench.step_cells import JAX_STEPS, STEP_CELLS
+from bptt.bench.steps import POLICIES, STEP_SHAPES, USUAL_STEPS, cell_contest, step_cases, step_contest
 from bptt.bench.training import training_contest
 from bptt.bench.windows import TwoLoops, window_contest
 from bptt.clock import Product
 from bptt.equations import gru, lstm, recurrence, rnn
+from bptt.scan import scan
 from bptt.train import InputError
 
 CELLS = ["rnn", "gru", "lstm"]
@@ -88,6 +93,95 @@ def test_steps():
         step_contest(Case("gru", 7, 3, 5, 6))
 
 
+def scans(kernel: str = "auto") -> list[str]:
+    return ["scan", "loop", *(["replay"] if kernel != "replay" else [])]
+
+
+@pytest.mark.parametrize("name", STEP_CELLS)
+def test_steps_of_every_cell(name: str):
+    contest = cell_contest(Case(name, 6, 2, 8, 8))
+    check(contest, [*scans(), *(["module"] if STEP_CELLS[name].layer else [])])
+    xs = ["x[0]", "x[1]"] if name == "world-model" else ["x"]
+    parameters = STEP_CELLS[name].make(2, 8).parameters
+    assert list(contest.names) == ["y", *xs, *(f"parameters[{i}]" for i in range(len(parameters)))]
+
+
+@pytest.mark.parametrize("gradient", ["chunked:4", "truncated:5/2", "truncated:3"])
+@pytest.mark.parametrize("name", ["gru", "leaky", "world-model"])
+def test_steps_under_policies(name: str, gradient: str):
+    check(cell_contest(Case(name, 11, 2, 5, 5, gradient)), [*scans(), *(["module"] if name == "gru" else [])])
+
+
+@pytest.mark.parametrize("gradient", ["full", "chunked:4", "truncated:5/2"])
+def test_the_truth_of_a_step_is_the_layers(gradient: str):
+    case = Case("lstm", 11, 2, 5, 5, gradient)
+    contest = cell_contest(case)
+    problem = STEP_CELLS["lstm"].make(2, 5, torch.float64, T=11)
+    layer = Problem.of(case).ours("eager").double()
+    layer.load_state_dict(dict(zip(layer.state_dict(), problem.parameters, strict=True)))
+    dy = torch.randn(11, 2, 5, generator=torch.Generator().manual_seed(11)).double()
+    for value, true in zip(layer_call(layer, problem.xs, dy)(), contest.truth, strict=True):
+        np.testing.assert_allclose(value, true, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", JAX_STEPS)
+def test_steps_in_jax(name: str):
+    pytest.importorskip("jax", reason="JAX is the extra bptt[bench]")
+    contest = cell_contest(Case(name, 6, 2, 8, 8), jax=True)
+    assert "JAX" in contest.calls
+    assert contest.errors()["JAX"][0] <= 1e-5
+    assert "JAX" not in cell_contest(Case(name, 6, 2, 8, 8, "chunked:2"), jax=True).calls
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler about torch itself
+def test_a_compiled_step():
+    contest = cell_contest(Case("leaky", 6, 2, 8, 8), compiled=True)
+    check(contest, [*scans(), "compiled"])
+
+
+@pytest.mark.parametrize(
+    ("case", "kernel", "message"),
+    [
+        (Case("rnn", 7, 3, 5, 5), "auto", "case must be of one of lstm, gru, .*: got RNN"),
+        (Case("gru", 7, 3, 5, 6), "auto", "case must have as many inputs as units: got GRU"),
+        (Case("gru", 7, 3, 5, 5, "randomized:0.5"), "auto", "case must have a policy that draws nothing"),
+        (Case("gru", 7, 3, 5, 5), "fpga", "kernel must be one of auto.*: got 'fpga'"),
+    ],
+)
+def test_steps_of_another_kind(case: Case, kernel: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        cell_contest(case, kernel)
+
+
+def test_scan_is_told_its_kernel(monkeypatch: pytest.MonkeyPatch):
+    told = []
+
+    def with_kernels(step: Any, carry: Any, xs: Any, *, gradient: str = "full", kernel: str = "auto") -> Any:
+        told.append(kernel)
+        return scan(step, carry, xs, gradient=gradient)
+
+    monkeypatch.setattr("bptt.bench.steps.scan", with_kernels)
+    for kernel, others in (("eager", ["replay"]), ("replay", [])):
+        contest = cell_contest(Case("leaky", 6, 2, 8, 8), kernel)
+        told.clear()
+        check(contest, ["scan", "loop", *others])
+        assert told == [kernel, *others]
+
+
+def test_which_steps_are_timed():
+    assert list(USUAL_STEPS) == ["lstm", "gru", "layer-norm-lstm", "leaky", "lif", "slstm", "cornn"]
+    cases = step_cases(list(STEP_CELLS), STEP_SHAPES)
+    assert len(cases) == len(STEP_SHAPES) * (17 + 3 * len(POLICIES))
+    assert len(step_cases(USUAL_STEPS, STEP_SHAPES[:1], policies=False)) == 7
+    assert [case.gradient for case in step_cases(["gru"], [(15, 1, 4)])] == ["full", "chunked:10"]
+    assert len(Plan(("steps",), step_cells=("gru",), policies=False).cases()) == 2
+    assert Plan(("layers", "steps"), cells=("rnn",), shapes=((5, 2, 3, 4),), step_cells=()).cases() == [
+        ("layers", Case("rnn", 5, 2, 3, 4))
+    ]
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_training(cell: str):
     contest = training_contest(Case(cell, 7, 3, 5, 6))
@@ -132,6 +226,40 @@ def test_who_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch):
     assert row.errors["broken"] == pytest.approx(2e-5, rel=0.1)
     assert list(row.times) == ["bptt", "torch.nn"]
     assert (row.threads, row.gemm, row.cores, row.case) == (3, 1e9, 3.0, Case("gru", 5, 2, 3, 4))
+
+
+@pytest.mark.usefixtures("machine")
+def test_steps_are_checked_before_they_are_timed(monkeypatch: pytest.MonkeyPatch):
+    def off(*given: Any) -> Any:
+        carry, ys = scan(*given[:3])
+        return carry, ys * (1 + 2e-5)
+
+    def wrong(step: Any, carry: Any, xs: Any, *, gradient: str = "full", kernel: str = "auto") -> Any:
+        return off(step, carry, xs)
+
+    monkeypatch.setattr("bptt.bench.steps.scan", wrong)
+    plan = Plan(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
+    [row] = measure(plan, threads=1)
+    assert (row.table, row.case, row.wrong) == ("steps", Case("leaky", 5, 2, 4, 4), ["scan", "replay"])
+    assert row.errors["scan"] == pytest.approx(2e-5, rel=0.1)
+    assert list(row.times) == list(row.first) == ["loop"]
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_first_call_is_told_from_later_ones(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def slow_at_first(step: Any, carry: Any, xs: Any, *, gradient: str = "full", kernel: str = "auto") -> Any:
+        calls.append(step)
+        if calls.count(step) == 1:
+            sleep(0.3)
+        return scan(step, carry, xs, gradient=gradient, kernel=kernel)
+
+    monkeypatch.setattr("bptt.bench.steps.scan", slow_at_first)
+    plan = Plan(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
+    [row] = measure(plan, threads=1)
+    assert 0.25 < row.first["scan"] < 5
+    assert 0 <= row.first["loop"] < 0.2
 
 
 @pytest.mark.usefixtures("machine")

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from bptt.bench import Case, Results, judge, markdown
+from bptt.bench import Case, Results, judge, markdown, steps_markdown
 from bptt.bench.results import Machine, geometric_mean
 
 from .made_up import LARGE, MACHINE, SMALL, row
@@ -51,6 +52,13 @@ def test_json_and_back():
     rows = (row(bptt=1.0, torch_nn=2.0), row("rnn", table="windows", gradient="chunked:3", bptt=1.0, wrong="bptt"))
     results = Results(MACHINE, "auto", rows)
     assert Results.from_json(results.to_json()) == results
+
+
+def test_json_of_before_first_calls_were_kept():
+    entries = json.loads(Results(MACHINE, "auto", (row(bptt=1.0),)).to_json())
+    del entries["rows"][0]["first"]
+    [one] = Results.from_json(json.dumps(entries)).rows
+    assert one.first == {}
 
 
 def test_this_machine():
@@ -104,6 +112,61 @@ def test_two_loops_on_one_thread():
     ]
     goal = ">= 100x the two-loop code, truncated:32, T = 1000, B = 1, H = 64, 1 thread"
     assert verdicts(*rows) == [f"met: {goal}"]
+
+
+def test_steps_against_the_loop_jax_and_the_layer():
+    rows = [
+        row("gru", table="steps", scan=1.0, loop=12.0, JAX=0.9, module=0.9),
+        row("leaky", table="steps", scan=1.0, loop=9.0, JAX=1.0),
+        row("lif", (100, 32, 128, 128), table="steps", threads=2, scan=1.0, loop=2.0),
+        row("gru", table="steps", gradient="chunked:10", scan=1.0, loop=0.8, module=0.5),
+    ]
+    where = "GRU (100, 1, 32, 32)"
+    assert verdicts(*rows) == [
+        f"missed: steps never slower than the plain loop, by 1 of 4: {where} chunked:10, 1 thread: 0.8x",
+        f"missed: steps never slower than JAX's scan, by 1 of 2: {where}, 1 thread: 0.9x",
+        "missed: steps >= 10x the plain loop at (100, 1, 32), by 1 of 2: LEAKY (100, 1, 32, 32), 1 thread: 9x",
+        "met: steps >= 1.8x the plain loop at (100, 32, 128)",
+        "met: steps within 1.25x the layer's time, full",
+        f"missed: steps within 1.5x the layer's time, under policies, by 1 of 1: {where} chunked:10, 1 thread: 0.5x",
+    ]
+
+
+def test_markdown_of_steps():
+    rows = (
+        row("gru", table="steps", scan=0.001, loop=0.012, JAX=0.0011, module=0.0009),
+        row("lif", (37, 5, 19, 19), table="steps", scan=0.002, loop=0.004, wrong="loop"),
+        row("gru", table="steps", gradient="chunked:10", scan=0.001, loop=0.002, module=0.003, wrong="scan"),
+    )
+    assert markdown(Results(MACHINE, "auto", rows)).split("\n\n", 1)[1] == (
+        "| 1 thread, step | T, B, H | `bptt.scan` | loop, times as long | JAX, times as long | module, times as long "
+        "| first call, more |\n"
+        "|---|---|---|---|---|---|---|\n"
+        "| gru | 100, 1, 32 | 1 ms | 12× | 1.1× | 0.9× | 3 ms |\n"
+        "| lif | 37, 5, 19 | 2 ms | wrong |  |  | 6 ms |\n"
+        "| gru, `chunked:10` | 100, 1, 32 | wrong | wrong |  | wrong |  |"
+    )
+
+
+def test_short_markdown_of_steps():
+    large = (100, 32, 128, 128)
+    rows = (
+        row("gru", table="steps", scan=0.001, loop=0.012, JAX=0.0011, module=0.0009),
+        row("gru", large, table="steps", scan=0.01, loop=0.02, JAX=0.03),
+        row("gru", table="steps", gradient="chunked:10", scan=0.001, loop=0.002),
+        row("lif", large, table="steps", scan=0.002, loop=0.004, wrong="loop"),
+        row("lif", large, table="steps", threads=2, scan=0.001, loop=0.004),
+    )
+    assert steps_markdown(Results(MACHINE, "auto", rows)) == (
+        "a processor, AVX2; torch 2.13.0, JAX 0.10.0; float32, 1 thread, `kernel='auto'`, 2026-01-02. Forward + "
+        "backward by `bptt.scan` · the plain loop's time over it · that of JAX's compiled scan; and by how much the "
+        "first call takes longer.\n"
+        "\n"
+        "| step: T, B, H | 100, 1, 32 | 100, 32, 128 | first call |\n"
+        "|---|---|---|---|\n"
+        "| gru | 1 ms · 12× · 1.1× | 10 ms · 2× · 3× | 30 ms |\n"
+        "| lif |  | 2 ms · wrong | 6 ms |"
+    )
 
 
 def test_nothing_measured_is_not_judged():

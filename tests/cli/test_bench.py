@@ -67,6 +67,85 @@ def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     ]
 
 
+STEPS = ("steps", "--threads", "1", "--seconds", "0", "--peers", "torch")
+
+
+def test_steps(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file = tmp_path / "results.json"
+    result = bptt(capsys, "bench", *STEPS, "--cells", "gru,kalman", "--shapes", "12,2,5", "--json", file)
+    assert result.status == 0, result
+    for part in (
+        "steps, 1 thread",
+        "T, B, H",
+        "12, 2, 5",
+        "gru chunked:10",
+        "kalman",
+        "loop x",
+        "module x",
+        "first ms",
+    ):
+        assert part in result.out
+    assert "largest errors before the timing, 1 thread" in result.out
+    assert "steps never slower than the plain loop" in result.out
+    assert result.err.startswith("GRU (12, 2, 5, 5), 1 thread: scan ")
+    rows = Results.from_json(file.read_text(encoding="utf-8")).rows
+    assert [str(row.case) for row in rows] == [
+        "GRU (12, 2, 5, 5)",
+        "GRU (12, 2, 5, 5) chunked:10",
+        "KALMAN (12, 2, 5, 5)",
+    ]
+    assert all(row.table == "steps" and list(row.first) == list(row.times) for row in rows)
+
+
+def test_which_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    seen: list[Plan] = []
+
+    def nothing(plan: Plan, threads: int) -> Iterator[Row]:
+        seen.append(plan)
+        yield from ()
+
+    monkeypatch.setattr("bptt.cli.bench.measured", nothing)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    for options in (
+        (),
+        ("--quick",),
+        ("--all",),
+        ("--all", "--cells", "lif", "--compile"),
+        ("--shapes", "5,2,3", "--shape", "7,1,2"),
+        ("layers", "--cells", "lstm,rnn,cornn", "--shape", "5,2,3,4", "--shape", "5,2,3"),
+    ):
+        assert bptt(capsys, "bench", *STEPS, *options).status == 0
+    usual, quick, everything, one, sized, both = seen
+    assert len(usual.cases()) == 2 * (7 + 6)
+    assert len(quick.cases()) == 7
+    assert len(everything.cases()) == 5 * (17 + 6)
+    assert (len(one.cases()), one.compiled) == (5, True)
+    assert sized.step_shapes == ((5, 2, 3), (7, 1, 2))
+    assert [(table, str(case)) for table, case in both.cases()] == [
+        ("steps", "LSTM (5, 2, 3, 3)"),
+        ("steps", "CORNN (5, 2, 3, 3)"),
+        ("layers", "LSTM (5, 2, 3, 4)"),
+        ("layers", "RNN (5, 2, 3, 4)"),
+    ]
+
+
+def test_a_kernel_that_cannot_run_a_step_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(step: object, carry: object, xs: object, kernel: str) -> None:
+        raise RuntimeError(f"kernel={kernel!r} has no linalg_solve")
+
+    monkeypatch.setattr("bptt.cli.bench.scan", refuse)
+    message = error_of(bptt(capsys, "bench", *STEPS, "--cells", "kalman", "--kernel", "interpreter"))
+    assert message == "kalman: kernel='interpreter' has no linalg_solve"
+
+
+def test_without_a_compiler_of_c(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    message = error_of(bptt(capsys, "bench", *STEPS, "--compile"))
+    assert message == "compile needs a C++ compiler, one of c++, g++, clang++: found none"
+
+
 def test_a_wrong_contender_is_named_and_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -127,13 +206,31 @@ def test_without_jax_its_column_is_left_out(capsys: pytest.CaptureFixture[str], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer"], "table must be one of layers, windows, scan, train, inference, short: got 'layer'"),
+        (["layer"], "table must be one of layers, windows, scan, train, steps, inference, short: got 'layer'"),
         (["--cell", "lstm,tcn"], "cell must be one of rnn, gru, lstm: got 'tcn'"),
         (["scan", "--cell", "gru"], "cell must be one that scan has: got 'gru'"),
         (["--shape", "5,2,3"], "shape must be four whole numbers of at least 1, T,B,I,H: got '5,2,3'"),
         (["--shape", "5,2,3,0"], "shape must be four whole numbers of at least 1, T,B,I,H: got '5,2,3,0'"),
-        (["scan", "--shape", "5,2,3,4"], "shape is for the table layers: got shape with scan"),
-        (["scan", "train", "--peers", "torch"], "peers is for the table layers: got peers with scan, train"),
+        (["scan", "--shape", "5,2,3,4"], "shape is for the tables layers and steps: got shape with scan"),
+        (["scan", "train", "--peers", "torch"], "peers is for the tables layers and steps: got peers with scan, train"),
+        (
+            ["steps", "--cells", "lif,tcn"],
+            "cell must be one of lstm, gru, layer-norm-lstm, leaky, lif, slstm, cornn, lem,",
+        ),
+        (["steps", "--cells", "rnn"], "world-model: got 'rnn'"),
+        (["layers", "--cells", "lif"], "cell must be one of rnn, gru, lstm: got 'lif'"),
+        (["layers", "steps", "--cells", "tcn"], "cell must be one of rnn, gru, lstm, layer-norm-lstm,"),
+        (["steps", "--shapes", "5,2"], "shape must be three whole numbers of at least 1, T,B,H, for steps: got '5,2'"),
+        (["steps", "--shapes", "5,2,3,4"], "T,B,H, for steps: got '5,2,3,4'"),
+        (["steps", "--shapes", "5,0,3"], "T,B,H, for steps: got '5,0,3'"),
+        (
+            ["layers", "steps", "--shape", "5"],
+            "shape must be four whole numbers of at least 1, T,B,I,H or three, T,B,H:",
+        ),
+        (["steps", "--kernel", "fpga"], "for steps: got 'fpga'"),
+        (["layers", "--all"], "all is for the table steps: got all with layers"),
+        (["--compile"], "compile is for the table steps: got compile with layers, windows, scan, train"),
+        (["steps", "--quick", "--all"], "quick and all exclude one another: got both"),
         (["--threads", "0"], "the cores there are: got '0'"),
         (["--threads", "1,x"], "the cores there are: got '1,x'"),
         (["--threads", "99999"], "the cores there are: got '99999'"),

@@ -2,6 +2,8 @@
 
     cases -> contests (layers, windows, steps, training, short) -> bptt.clock -> rows -> results -> markdown, verdicts
 
+`STEP_CELLS` are the steps that the table of steps times.
+
 `measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
 """
 
@@ -16,6 +18,7 @@ from .layers import Problem as Problem
 from .layers import layer_call as layer_call
 from .markdown import markdown as markdown
 from .markdown import short_markdown as short_markdown
+from .markdown import steps_markdown as steps_markdown
 from .process import can_hold as can_hold
 from .process import cores as cores
 from .process import measured as measured
@@ -24,6 +27,10 @@ from .reach import judge as judge
 from .results import Machine as Machine
 from .results import Results as Results
 from .results import Row as Row
+from .step_cells import STEP_CELLS as STEP_CELLS
+from .step_cells import StepCell as StepCell
+from .step_cells import StepProblem as StepProblem
+from .steps import STEP_SHAPES as STEP_SHAPES
 from .tables import TABLES as TABLES
 from .tables import Plan as Plan
 from .tables import measure as measure

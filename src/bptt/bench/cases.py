@@ -23,7 +23,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Case:
-    """A cell, by its name in `nn.LAYERS`, on T steps, B lanes, I inputs and H units, float32.
+    """A cell, by its name in `nn.LAYERS` or in `STEP_CELLS`, on T steps, B lanes, I inputs and H units, float32.
 
     >>> case = Case("lstm", 100, 32, 128, 128, "chunked:10")
     >>> str(case), case.flop

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ..equations.chain import Array
 
-__all__ = ["TOLERANCE", "Call", "Contest", "largest_error"]
+__all__ = ["TOLERANCE", "Call", "Check", "Contest", "largest_error"]
 
 TOLERANCE = 1e-5
 """Largest error that counts as right: max |answer - truth| / max |truth| of any tensor, float32 against float64."""
 
 Call = Callable[[], Sequence[Any]]
 """One whole computation; what it returns can be made NumPy arrays."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A call's answer held against the truth: its largest error, the tensor that has it, and how long the call took."""
+
+    error: float
+    tensor: str
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,17 @@ class Contest:
 
     def errors(self) -> dict[str, tuple[float, str]]:
         """For each call its largest error, and the name of the tensor that has it. Runs every call once."""
-        return {name: largest_error(call(), self.truth, self.names) for name, call in self.calls.items()}
+        return {name: (check.error, check.tensor) for name, check in self.checked().items()}
+
+    def checked(self) -> dict[str, Check]:
+        """Every call run once, and checked: the first run of each, where the contest is new."""
+        checks = {}
+        for name, call in self.calls.items():
+            start = perf_counter()
+            answer = call()
+            seconds = perf_counter() - start
+            checks[name] = Check(*largest_error(answer, self.truth, self.names), seconds)
+        return checks
 
 
 def largest_error(answer: Sequence[Any], truth: Sequence[Array], names: Sequence[str]) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""The README's tables, from saved results."""
+"""The tables of the README and of pages, from saved results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .results import Results, Row
 from .tables import TABLES
 from .words import digits, threads_in_words
 
-__all__ = ["markdown", "short_markdown"]
+__all__ = ["markdown", "short_markdown", "steps_markdown"]
 
 
 def markdown(results: Results) -> str:
-    """Where it was measured; then for each number of threads a table of the layers, and one of everything else."""
+    """Where it was measured; then per number of threads a table of layers, one of steps, one of everything else."""
     machine = results.machine
     jax = f", JAX {machine.jax}" if any("JAX" in row.times for row in results.rows) else ""
     parts = [
@@ -24,8 +24,10 @@ def markdown(results: Results) -> str:
     for threads in sorted({row.threads for row in results.rows}):
         rows = [row for row in results.rows if row.threads == threads]
         layers = [row for row in rows if row.table == "layers"]
-        others = [row for row in rows if row.table != "layers"]
+        steps = [row for row in rows if row.table == "steps"]
+        others = [row for row in rows if row.table not in ("layers", "steps")]
         parts += [_layers(layers)] if layers else []
+        parts += [_steps(steps)] if steps else []
         parts += [_others(others)] if others else []
     return "\n\n".join(parts)
 
@@ -58,6 +60,42 @@ def short_markdown(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+STEP_RIVALS = {"loop": "the plain loop's time over it", "JAX": "that of JAX's compiled scan"}
+"""Whom `steps_markdown` names, and how."""
+
+
+def steps_markdown(results: Results) -> str:
+    """Where it was measured; then a table of the steps on the fewest threads, with the full gradient.
+
+    A line per step, a column per shape, in it the ratios of all rivals; and the largest first call of each line.
+    """
+    machine, threads = results.machine, min(row.threads for row in results.rows)
+    rows = [row for row in results.rows
+            if (row.table, row.threads, row.case.gradient) == ("steps", threads, "full")]  # fmt: skip
+    rivals = [rival for rival in STEP_RIVALS if any(rival in row.errors for row in rows)]
+    disturbed = "; other programs were running beside it" if any(row.disturbed for row in rows) else ""
+    versions = f"torch {machine.torch}" + (f", JAX {machine.jax}" if "JAX" in rivals else "")
+    said = "".join(f" · {STEP_RIVALS[rival]}" for rival in rivals)
+    shapes = list(dict.fromkeys((row.case.T, row.case.B, row.case.H) for row in rows))
+    lines = [
+        f"{machine.processor}, {machine.instructions}; {versions}; float32, {threads_in_words(threads)}, "
+        f"`kernel={results.kernel!r}`, {machine.date}{disturbed}. Forward + backward by `bptt.scan`{said}; and by how "
+        "much the first call takes longer.",
+        "",
+        f"| step: T, B, H | {' | '.join(', '.join(map(str, shape)) for shape in shapes)} | first call |",
+        "|---|" + "---|" * (len(shapes) + 1),
+    ]
+    by_case = {(row.case.cell, (row.case.T, row.case.B, row.case.H)): row for row in rows}
+    for cell in dict.fromkeys(row.case.cell for row in rows):
+        found = [by_case.get((cell, shape)) for shape in shapes]
+        entries = ["" if row is None else " · ".join([_time(row), *(_ratio(row, r) for r in rivals if r in row.errors)])
+                   for row in found]  # fmt: skip
+        firsts = [row.first[row.subject] for row in found if row is not None and row.subject in row.first]
+        first = max(firsts, default=0.0)
+        lines.append(f"| {cell} | {' | '.join(entries)} | {digits(first * 1e3)} ms |")
+    return "\n".join(lines)
+
+
 def _marked(row: Row, rival: str = "torch.nn") -> str:
     return _ratio(row, rival) + ("" if row.ratio(rival) is None or not row.alike(rival) else " ~")
 
@@ -86,6 +124,24 @@ def _layers(rows: Sequence[Row]) -> str:
 def _entry(row: Row, rivals: Sequence[str]) -> str:
     share = "" if row.share is None else f" · {row.share:.0%}"
     return _time(row) + "".join(f" · {_ratio(row, rival)}" for rival in rivals) + share
+
+
+def _steps(rows: Sequence[Row]) -> str:
+    """A line per step and shape, a column per contender."""
+    rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
+    headers = ["T, B, H", "`bptt.scan`", *(f"{rival}, times as long" for rival in rivals), "first call, more"]
+    lines = [
+        f"| {threads_in_words(rows[0].threads)}, step | {' | '.join(headers)} |",
+        "|---|" + "---|" * len(headers),
+    ]
+    for row in rows:
+        case = row.case
+        gradient = f", `{case.gradient}`" if case.gradient != "full" else ""
+        ratios = [_ratio(row, rival) if rival in row.errors else "" for rival in rivals]
+        first = f"{digits(row.first[row.subject] * 1e3)} ms" if row.subject in row.first else ""
+        shape = f"{case.T}, {case.B}, {case.H}"
+        lines.append(f"| {case.cell}{gradient} | {' | '.join((shape, _time(row), *ratios, first))} |")
+    return "\n".join(lines)
 
 
 def _others(rows: Sequence[Row]) -> str:

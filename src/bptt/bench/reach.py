@@ -18,6 +18,8 @@ SHARES = {8192: 0.85, 2048: 0.60}
 SHORT_TABLES = ("inference", "short")
 ALIKE = 0.97
 """The ratio that counts as not slower where the two differ by less than the spread."""
+OVER_LOOP = {(100, 1, 32): 10.0, (1000, 8, 64): 10.0, (100, 32, 128): 1.8}
+"""How many times as fast as the plain loop a step is, at T, B, H."""
 TWO_LOOPS = ("truncated:32", 1000, 1, 64, 100.0)
 """Gradient, T, B, H, and how many times as fast as the two loops, on one thread."""
 
@@ -79,7 +81,26 @@ def judge(rows: Sequence[Row]) -> list[Verdict]:
     ]
     goal = f">= {least:g}x the two-loop code, {gradient}, T = {T}, B = {B}, H = {H}, 1 thread"
     verdicts.append(_verdict(goal, least, _against(loops, "two loops"), _times))
+    verdicts += _of_steps([row for row in rows if row.table == "steps"])
     return [verdict for verdict in verdicts if verdict.values]
+
+
+def _of_steps(rows: Sequence[Row]) -> list[Verdict]:
+    """What `bptt.scan` is to reach with steps that people write."""
+    verdicts = [
+        _never_slower("steps never slower than the plain loop", rows, "loop"),
+        _never_slower("steps never slower than JAX's scan", rows, "JAX"),
+    ]
+    for (T, B, H), least in OVER_LOOP.items():
+        at = [row for row in rows if (row.case.T, row.case.B, row.case.H, row.case.gradient) == (T, B, H, "full")]
+        verdicts.append(
+            _verdict(f"steps >= {least:g}x the plain loop at {T, B, H}", least, _against(at, "loop"), _times)
+        )
+    for policies, most in ((False, 1.25), (True, 1.5)):
+        some = [row for row in rows if (row.case.gradient != "full") == policies]
+        goal = f"steps within {most:g}x the layer's time, {'under policies' if policies else 'full'}"
+        verdicts.append(_verdict(goal, 1 / most, _against(some, "module"), _times))
+    return verdicts
 
 
 def _verdict(goal: str, least: float, values: Sequence[tuple[str, float]], form: Callable[[float], str]) -> Verdict:

@@ -8,7 +8,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Row:
     table: which table it belongs to. threads: that every contender had. errors: of each contender, see
     `contest.largest_error`. times: of those that passed their check, in the contest's order. gemm: the machine's rate
     beside it, float32 FLOP/s of a 2048 x 2048 x 2048 product on as many threads. cores: how many of the machine's that
-    product got, less than `threads` where other programs took their part.
+    product got, less than `threads` where other programs took their part. first: of each that was timed, the seconds
+    that its first call took beyond the median of later ones.
     """
 
     table: str
@@ -40,6 +41,7 @@ class Row:
     times: dict[str, Timing]
     gemm: float
     cores: float
+    first: dict[str, float] = field(default_factory=dict)
 
     @property
     def wrong(self) -> list[str]:

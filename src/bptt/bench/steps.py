@@ -1,20 +1,215 @@
-"""`bptt.scan` with an LSTM step a user could have written, against the module, and against a loop under autograd."""
+"""`bptt.scan` with steps that people write, against a loop under autograd and what else there is.
+
+`cell_contest` times a row of `STEP_CELLS`; `step_contest` an LSTM step whose input product its user took out of the
+loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from ..scan import scan
+from .. import nn
+from ..policies import Chunked, Full, Truncated, parse
+from ..scan import KERNELS, scan
+from ..train.extras import require
 from .cases import Case
 from .contest import Call, Contest
 from .layers import NAMES, Problem, layer_call
+from .step_cells import JAX_STEPS, STEP_CELLS, StepCell, StepProblem, over_time
 
-__all__ = ["step_contest"]
+__all__ = ["STEP_SHAPES", "USUAL_STEPS", "cell_contest", "step_cases", "step_contest"]
+
+STEP_SHAPES = ((100, 1, 32), (100, 32, 128), (1000, 8, 64), (100, 64, 256), (37, 5, 19))
+"""T, B, H of the steps, one of odd sizes."""
+
+USUAL_STEPS = tuple(STEP_CELLS)[:7]
+"""The cells that are timed where none is named."""
+
+WITH_POLICIES = ("lstm", "gru", "leaky")
+POLICIES = ("chunked:10", "truncated:20/10")
+"""Timed for those cells beside the full gradient, where there are more steps than they reach."""
 
 State = tuple[Tensor, Tensor]
+
+
+def step_cases(cells: Sequence[str], shapes: Sequence[tuple[int, int, int]], policies: bool = True) -> list[Case]:
+    """The cases of some of `STEP_CELLS`; policies: those of `POLICIES` too.
+
+    >>> [str(case) for case in step_cases(["leaky", "lif"], [(100, 1, 32)])]  # doctest: +NORMALIZE_WHITESPACE
+    ['LEAKY (100, 1, 32, 32)', 'LEAKY (100, 1, 32, 32) chunked:10', 'LEAKY (100, 1, 32, 32) truncated:20/10',
+     'LIF (100, 1, 32, 32)']
+    """
+    cases = []
+    for T, B, H in shapes:
+        for cell in cells:
+            more = POLICIES if policies and cell in WITH_POLICIES else ()
+            reaching = [gradient for gradient in more if (parse(gradient).reach(T).window or T) < T]
+            cases += [Case(cell, T, B, H, H, gradient) for gradient in ("full", *reaching)]
+    return cases
+
+
+def cell_contest(case: Case, kernel: str = "auto", jax: bool = False, compiled: bool = False) -> Contest:
+    """`bptt.scan` on a step of `STEP_CELLS`, against the plain loop and whoever else can.
+
+    scan: with that kernel. loop: the step in a Python loop under autograd; `detach()` every k steps for `Chunked(k)`,
+    and a backward pass for each block of losses for other policies. replay: scan that runs the steps themselves.
+    module: the layer of `bptt.nn` that computes the same. JAX: its scan, compiled, for the full
+    gradient. compiled: the loop with `torch.compile` of the step. The truth is the loop in float64.
+
+    Raises ValueError for a case of another cell, for I != H, for a policy that draws, and for a kernel that scan does
+    not have; InputError where JAX is asked for and not installed.
+
+    >>> contest = cell_contest(Case("leaky", 5, 2, 4, 4))
+    >>> all(error < 1e-5 for error, _ in contest.errors().values())
+    True
+    """
+    if case.cell not in STEP_CELLS:
+        raise ValueError(f"case must be of one of {', '.join(STEP_CELLS)}: got {case}")
+    if case.I != case.H:
+        raise ValueError(f"case must have as many inputs as units: got {case}")
+    if not isinstance(parse(case.gradient), Full | Chunked | Truncated):
+        raise ValueError(f"case must have a policy that draws nothing, full, chunked or truncated: got {case}")
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}: got {kernel!r}")
+    cell = STEP_CELLS[case.cell]
+    problem = cell.make(case.B, case.H, torch.float32, T=case.T)
+    exact = cell.make(case.B, case.H, torch.float64, T=case.T)
+    _, y = problem.step(problem.carry, over_time(problem.xs)[0])
+    dy = torch.randn(case.T, *y.shape, generator=torch.Generator().manual_seed(case.T))
+    _first_scan(kernel)
+    calls = {
+        "scan": _scanned(problem, dy, case.gradient, kernel),
+        "loop": _looped(problem, dy, case.gradient, problem.step),
+    }
+    if kernel != "replay":
+        calls["replay"] = _scanned(problem, dy, case.gradient, "replay")
+    if cell.layer is not None:
+        calls["module"] = _module(cell.layer, problem, dy, case.gradient)
+    if jax and case.gradient == "full":
+        calls["JAX"] = _in_jax(cell, problem, dy)
+    if compiled:
+        torch.compiler.reset()
+        calls["compiled"] = _looped(problem, dy, case.gradient, torch.compile(problem.step))
+    names = ["x"] if isinstance(problem.xs, Tensor) else [f"x[{i}]" for i in range(len(problem.xs))]
+    names = ["y", *names, *(f"parameters[{i}]" for i in range(len(problem.parameters)))]
+    truth = _looped(exact, dy.double(), case.gradient, exact.step)()
+    return Contest(tuple(names), calls, [np.asarray(value) for value in truth])
+
+
+@functools.cache
+def _first_scan(kernel: str) -> None:
+    """A scan of another step: what the first one in a process pays once, imports among it, is not the cell's."""
+    w = torch.ones(3, requires_grad=True)
+    _, y = scan(lambda h, x: ((h * w + x).tanh(),) * 2, torch.zeros(2, 3), torch.ones(9, 2, 3), kernel=kernel)
+    y.sum().backward()
+
+
+def _differentiated(problem: StepProblem, dy: Tensor, run: Callable[[Any], Tensor]) -> Call:
+    """y, then the gradients of <y, dy> in xs and parameters. run: from xs to y `[T, B, ...]`."""
+    xs = tree_map(lambda x: x.clone().requires_grad_(), problem.xs)
+    inputs = [*([xs] if isinstance(xs, Tensor) else xs), *problem.parameters]
+
+    def call() -> Sequence[Tensor]:
+        y = run(xs)
+        return y.detach(), *torch.autograd.grad(y, inputs, dy)
+
+    return call
+
+
+def _scanned(problem: StepProblem, dy: Tensor, gradient: str, kernel: str) -> Call:
+    return _differentiated(
+        problem, dy, lambda xs: scan(problem.step, problem.carry, xs, gradient=gradient, kernel=kernel)[1]
+    )
+
+
+def _looped(problem: StepProblem, dy: Tensor, gradient: str, step: Callable[[Any, Any], Any]) -> Call:
+    T = len(dy)
+    reach = parse(gradient).reach(T)
+    blocks = reach.blocks(T)
+    if reach.overlaps:
+        return _block_by_block(problem, dy, blocks, step)
+    cuts = {start for start, _, _ in blocks if start}
+
+    def run(xs: Any) -> Tensor:
+        carry, ys = problem.carry, []
+        for t, x in enumerate(over_time(xs)):
+            if t in cuts:
+                carry = tree_map(torch.Tensor.detach, carry)
+            carry, y = step(carry, x)
+            ys.append(y)
+        return torch.stack(ys)
+
+    return _differentiated(problem, dy, run)
+
+
+def _block_by_block(
+    problem: StepProblem, dy: Tensor, blocks: Sequence[tuple[int, int, int]], step: Callable[[Any, Any], Any]
+) -> Call:
+    """A backward pass for each block of losses, from the carry before the first step that it reaches."""
+    xs = tree_map(lambda x: x.clone().requires_grad_(), problem.xs)
+    inputs = [*([xs] if isinstance(xs, Tensor) else xs), *problem.parameters]
+
+    def call() -> Sequence[Tensor]:
+        carry, ys, carries = problem.carry, [], []
+        with torch.no_grad():
+            for x in over_time(xs):
+                carries.append(carry)
+                carry, y = step(carry, x)
+                ys.append(y)
+        for tensor in inputs:
+            tensor.grad = None
+        for start, first, last in blocks:
+            carry, owned = carries[start], []
+            for t, x in enumerate(over_time(_part(xs, start, last)), start):
+                carry, y = step(carry, x)
+                owned += [y] if t >= first else []
+            torch.stack(owned).backward(dy[first : last + 1])
+        return torch.stack(ys), *(torch.zeros_like(t) if t.grad is None else t.grad for t in inputs)
+
+    return call
+
+
+def _part(xs: Any, first: int, last: int) -> Any:
+    """The steps from first to last, both included."""
+    return tree_map(lambda x: x[first : last + 1], xs)
+
+
+def _module(name: str, problem: StepProblem, dy: Tensor, gradient: str) -> Call:
+    kind: Any = nn.LAYERS[name]
+    layer: torch.nn.RNNBase = kind(dy.shape[-1], dy.shape[-1], gradient=gradient)
+    layer.load_state_dict({f"{key}_l0": w.detach() for key, w in zip(NAMES[2:], problem.parameters, strict=True)})
+    return layer_call(layer, problem.xs, dy)
+
+
+def _in_jax(cell: StepCell, problem: StepProblem, dy: Tensor) -> Call:
+    jax, jnp = require("jax", "bench"), require("jax.numpy", "bench")
+    step = JAX_STEPS[cell.name]
+    carry, xs, parameters, cotangent = tree_map(
+        lambda tensor: jnp.asarray(tensor.detach().numpy()), (problem.carry, problem.xs, problem.parameters, dy)
+    )
+
+    def run(xs: Any, parameters: Any, dy: Any) -> Any:
+        def scanned(xs: Any, parameters: Any) -> Any:
+            return jax.lax.scan(lambda carry, x: step(jax, parameters, carry, x), carry, xs)[1]
+
+        y, pull = jax.vjp(scanned, xs, parameters)
+        dx, gradients = pull(dy)
+        return [y, *jax.tree.leaves(dx), *gradients]
+
+    compiled = jax.jit(run)
+
+    def call() -> Sequence[Any]:
+        done: Sequence[Any] = jax.block_until_ready(compiled(xs, parameters, cotangent))
+        return done
+
+    return call
 
 
 def step_contest(case: Case, kernel: str = "auto") -> Contest:

@@ -15,7 +15,7 @@ from .contest import TOLERANCE, Contest
 from .layers import PEERS, layer_contest
 from .results import Row
 from .short import SHORT, inference_contest, short_contest
-from .steps import step_contest
+from .steps import STEP_SHAPES, USUAL_STEPS, cell_contest, step_cases, step_contest
 from .training import training_contest
 from .windows import window_contest
 
@@ -26,9 +26,12 @@ __all__ = ["TABLES", "Plan", "Table", "measure"]
 class Plan:
     """What to measure, and for how long.
 
-    tables: names in `TABLES`. cells: of all tables. shapes: T, B, I, H of the layers; the other tables have their own.
-    peers: of the layers, names in `layers.PEERS`. kernel: of bptt's layers. seconds: of each row, about. least: samples
-    of each contender, at least.
+    tables: names in `TABLES`. cells: of all tables but "steps". shapes: T, B, I, H of the layers; the other tables have
+    their own. peers: of the layers, names in `layers.PEERS`, and JAX of the steps. kernel: of bptt's layers and of its
+    scan of the steps. seconds: of each row, about. least: samples of each contender, at least.
+
+    step_cells: names in `STEP_CELLS`. step_shapes: their T, B, H. policies: whether steps are timed under policies too.
+    compiled: whether `torch.compile` of the step is a contender.
     """
 
     tables: tuple[str, ...] = ("layers", "windows", "scan", "train")
@@ -38,6 +41,10 @@ class Plan:
     kernel: str = "auto"
     seconds: float = 2.0
     least: int = 5
+    step_cells: tuple[str, ...] = USUAL_STEPS
+    step_shapes: tuple[tuple[int, int, int], ...] = STEP_SHAPES[:2]
+    policies: bool = True
+    compiled: bool = False
 
     def cases(self) -> list[tuple[str, Case]]:
         """Every row's table and case, in order.
@@ -45,9 +52,12 @@ class Plan:
         >>> [str(case) for _, case in Plan(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),)).cases()]
         ['LSTM (7, 1, 2, 3)', 'LSTM (100, 1, 32, 32)', 'LSTM (100, 32, 128, 128)']
         """
-        layers = [Case(cell, *shape) for shape in self.shapes for cell in self.cells]
-        rows = [(name, case) for name in self.tables for case in (layers if name == "layers" else TABLES[name].cases)]
-        return [(name, case) for name, case in rows if case.cell in self.cells]
+        made = {
+            "layers": [Case(cell, *shape) for shape in self.shapes for cell in self.cells],
+            "steps": step_cases(self.step_cells, self.step_shapes, self.policies),
+        }
+        rows = [(name, case) for name in self.tables for case in made.get(name, TABLES[name].cases)]
+        return [(name, case) for name, case in rows if name == "steps" or case.cell in self.cells]
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ TABLES = {
         lambda case, plan: training_contest(case, plan.kernel),
         tuple(Case(cell, 64, 32, 64, 256) for cell in LAYERS),
     ),
+    "steps": Table("steps", lambda case, plan: cell_contest(case, plan.kernel, "JAX" in plan.peers, plan.compiled)),
     "inference": Table("a few steps, no_grad", lambda case, plan: inference_contest(case, plan.kernel), SHORT),
     "short": Table("a few steps, forward + backward", lambda case, plan: short_contest(case, plan.kernel), SHORT),
 }
@@ -100,9 +111,11 @@ def measure(plan: Plan, threads: int) -> Iterator[Row]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             contest = TABLES[name].contest(case, plan)
-        errors = {contender: error for contender, (error, _) in contest.errors().items()}
+        checks = contest.checked()
+        errors = {contender: check.error for contender, check in checks.items()}
         right = {contender: call for contender, call in contest.calls.items() if errors[contender] <= TOLERANCE}
         times = interleaved(right, plan.seconds, plan.least)
         products.append(product())
         rate, got = (statistics.median(values) for values in zip(*products, strict=True))
-        yield Row(name, case, threads, errors, times, rate, got)
+        first = {contender: max(0.0, checks[contender].seconds - timing.median) for contender, timing in times.items()}
+        yield Row(name, case, threads, errors, times, rate, got, first)

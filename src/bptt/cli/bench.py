@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import statistics
+import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,35 +12,37 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from .. import kernels, nn
 from ..bench import (
     SHAPES,
+    STEP_CELLS,
+    STEP_SHAPES,
     TABLES,
-    TOLERANCE,
     Machine,
     Plan,
     Results,
     Row,
     can_hold,
     cores,
-    judge,
     measured,
 )
-from ..bench.words import digits, threads_in_words
+from ..scan import KERNELS, scan
 from ..train import InputError
 from ..train.atomic import write
 from .comparison import compare
 from .info import processor
+from .timings import line, show
 
 __all__ = ["bench"]
 
 FLAGS = {"torch": "torch.nn", "jax": "JAX"}
 """What --peers says, and whom it means."""
+
+COMPILERS = ("c++", "g++", "clang++")
+"""One of them is what torch.compile needs."""
 
 QUICK = ((100, 1, 32, 32), (100, 32, 128, 128), (35, 32, 256, 256))
 
@@ -50,11 +52,24 @@ def bench(
         list[str] | None,
         typer.Argument(metavar="[TABLE]...", help=f"{', '.join(TABLES)} (default: the first four)", show_default=False),
     ] = None,
-    cell: Annotated[str, typer.Option(metavar="CELL,...", help="which cells")] = ",".join(nn.LAYERS),
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            "--cell",
+            "--cells",
+            metavar="CELL,...",
+            help=f"which cells (default: {','.join(nn.LAYERS)}; of steps {','.join(Plan.step_cells)})",
+            show_default=False,
+        ),
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="T,B,I,H", help=f"shape of the layers; may be given again (default: {len(SHAPES)} of them)"
+            "--shape",
+            "--shapes",
+            metavar="T,B,I,H",
+            help=f"shape of the layers, or T,B,H of the steps; may be given again (default: {len(SHAPES)} and "
+            f"{len(Plan.step_shapes)} of them)",
         ),
     ] = None,
     threads: Annotated[
@@ -63,14 +78,26 @@ def bench(
     peers: Annotated[
         str | None,
         typer.Option(
-            metavar="PEER,...", help=f"whom to compare layers with: {', '.join(FLAGS)} (default: those there are)"
+            metavar="PEER,...",
+            help=f"whom to compare layers with, and steps: {', '.join(FLAGS)} (default: those there are)",
         ),
     ] = None,
-    kernel: Annotated[str, typer.Option(help="bptt's kernel")] = "auto",
+    kernel: Annotated[str, typer.Option(help="bptt's kernel, and its scan's of the steps")] = "auto",
     seconds: Annotated[
         float | None, typer.Option(help="of each row, about (default: 2, quick 0.3)", show_default=False)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="three shapes of the layers, a few runs of each")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="three shapes of the layers, one of the steps, a few runs of each")
+    ] = False,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all", help=f"all {len(STEP_CELLS)} cells of the steps, on {len(STEP_SHAPES)} shapes: an hour and more"
+        ),
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile of each step too: minutes, and takes a C++ compiler")
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="save the measurements")] = None,
 ) -> int:
     """Time bptt against torch.nn, JAX and hand-written code: same inputs, in turn, medians.
@@ -82,19 +109,34 @@ def bench(
     console = Console()
     if not console.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
         console = Console(width=140)
+    chosen = _names("table", tables, TABLES) if tables else ("layers",) if quick else Plan.tables
+    steps = "steps" in chosen
+    for option, value in (("shape", shape), ("peers", peers)):
+        if value and not {"layers", "steps"} & {*chosen}:
+            raise InputError(f"{option} is for the tables layers and steps: got {option} with {', '.join(chosen)}")
+    for option, flag in (("all", everything), ("compile", compiled)):
+        if flag and not steps:
+            raise InputError(f"{option} is for the table steps: got {option} with {', '.join(chosen)}")
+    if quick and everything:
+        raise InputError("quick and all exclude one another: got both")
+    if compiled and not any(map(shutil.which, COMPILERS)):
+        raise InputError(f"compile needs a C++ compiler, one of {', '.join(COMPILERS)}: found none")
+    cells, step_cells = _cells(chosen, cell, everything)
+    shapes, step_shapes = _shapes(chosen, shape or [])
     plan = Plan(
-        tables=_names("table", tables, TABLES) if tables else ("layers",) if quick else Plan.tables,
-        cells=_names("cell", cell.split(","), nn.LAYERS),
-        shapes=tuple(map(_shape, shape)) if shape else QUICK if quick else SHAPES,
+        tables=chosen,
+        cells=cells,
+        shapes=shapes or (QUICK if quick else SHAPES),
         peers=_peers(peers, console),
         kernel=kernel,
         seconds=(0.3 if quick else 2.0) if seconds is None else seconds,
         least=3 if quick else 5,
+        step_cells=step_cells,
+        step_shapes=step_shapes or STEP_SHAPES[: None if everything else 1 if quick else len(Plan.step_shapes)],
+        policies=not quick,
+        compiled=compiled,
     )
     _check(plan)
-    for option, value in (("shape", shape), ("peers", peers)):
-        if value and "layers" not in plan.tables:
-            raise InputError(f"{option} is for the table layers: got {option} with {', '.join(plan.tables)}")
     counts = _threads(threads)
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise InputError(f"json must be a file in a directory that is there: got {str(json)!r}")
@@ -110,9 +152,9 @@ def bench(
                         rows.append(row)
                         progress(row)
     except KeyboardInterrupt:
-        _show(rows, console)
+        show(rows, console)
         raise
-    _show(rows, console)
+    show(rows, console)
     if json is not None:
         results = Results(Machine.here(processor(), cores()), kernel, tuple(rows))
         write(json, results.to_json().encode())
@@ -128,14 +170,35 @@ def _names(option: str, given: Sequence[str], allowed: Collection[str]) -> tuple
     return tuple(dict.fromkeys(given))
 
 
-def _shape(text: str) -> tuple[int, int, int, int]:
-    try:
-        T, B, inputs, H = map(int, text.split(","))
-    except ValueError:
-        T = B = inputs = H = 0
-    if min(T, B, inputs, H) < 1:
-        raise InputError(f"shape must be four whole numbers of at least 1, T,B,I,H: got {text!r}")
-    return T, B, inputs, H
+def _cells(tables: Collection[str], text: str | None, everything: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The cells of the layers, and those of the steps."""
+    if text is None:
+        return tuple(nn.LAYERS), tuple(STEP_CELLS) if everything else Plan.step_cells
+    known = (nn.LAYERS if {*tables} - {"steps"} else {}) | (STEP_CELLS if "steps" in tables else {})
+    given = _names("cell", text.split(","), known)
+    return tuple(name for name in given if name in nn.LAYERS), tuple(name for name in given if name in STEP_CELLS)
+
+
+def _shapes(
+    tables: Collection[str], given: Sequence[str]
+) -> tuple[tuple[tuple[int, int, int, int], ...], tuple[tuple[int, int, int], ...]]:
+    """Those of four numbers, for the layers, and those of three, for the steps."""
+    forms = {"layers": "four whole numbers of at least 1, T,B,I,H", "steps": "three, T,B,H"}
+    layers: list[tuple[int, int, int, int]] = []
+    steps: list[tuple[int, int, int]] = []
+    for text in given:
+        sizes = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+        match sizes:
+            case [T, B, I, H] if min(sizes) > 0 and "layers" in tables:
+                layers.append((T, B, I, H))
+            case [T, B, H] if min(sizes) > 0 and "steps" in tables:
+                steps.append((T, B, H))
+            case _ if "layers" not in tables:
+                raise InputError(f"shape must be three whole numbers of at least 1, T,B,H, for steps: got {text!r}")
+            case _:
+                wanted = " or ".join(form for name, form in forms.items() if name in tables)
+                raise InputError(f"shape must be {wanted}: got {text!r}")
+    return tuple(layers), tuple(steps)
 
 
 def _threads(text: str | None) -> list[int]:
@@ -167,11 +230,26 @@ def _check(plan: Plan) -> None:
         raise InputError(f"seconds must be a finite number of at least 0: got {plan.seconds}")
     if not plan.cases():
         raise InputError(f"cell must be one that {', '.join(plan.tables)} has: got {','.join(plan.cells)!r}")
-    for cell in plan.cells:
+    if {*plan.tables} - {"steps"}:
+        for cell in plan.cells:
+            try:
+                kernels.explain(getattr(nn, cell.upper())(1, 1, kernel=plan.kernel), torch.zeros(1, 1, 1))
+            except (ValueError, RuntimeError) as error:
+                raise InputError(str(error)) from None
+    if "steps" in plan.tables and plan.kernel != "auto":
+        _check_steps(plan)
+
+
+def _check_steps(plan: Plan) -> None:
+    """An InputError where the kernel is not one of scan's, or cannot run one of the steps."""
+    if plan.kernel not in KERNELS:
+        raise InputError(f"kernel must be one of {', '.join(KERNELS)} for steps: got {plan.kernel!r}")
+    for cell in plan.step_cells:
+        step, carry, xs, _ = STEP_CELLS[cell].make(2, 8, T=2)
         try:
-            kernels.explain(getattr(nn, cell.upper())(1, 1, kernel=plan.kernel), torch.zeros(1, 1, 1))
+            scan(step, carry, xs, kernel=plan.kernel)
         except (ValueError, RuntimeError) as error:
-            raise InputError(str(error)) from None
+            raise InputError(f"{cell}: {error}") from None
 
 
 @contextmanager
@@ -182,79 +260,9 @@ def _progress(total: int) -> Iterator[Callable[[Row], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=total)
 
-        def show(row: Row) -> None:
-            bar.update(task, advance=1, description=_line(row))
+        def progressed(row: Row) -> None:
+            bar.update(task, advance=1, description=line(row))
             if not console.is_terminal:
-                console.print(_line(row), markup=False, highlight=False, soft_wrap=True)
+                console.print(line(row), markup=False, highlight=False, soft_wrap=True)
 
-        yield show
-
-
-def _line(row: Row) -> str:
-    times = ", ".join(f"{name} {_milliseconds(row, name)}" for name in row.errors)
-    return f"{row.case}, {threads_in_words(row.threads)}: {times} ms"
-
-
-def _show(rows: Sequence[Row], console: Console) -> None:
-    """One table per kind and number of threads, what is wrong, and which goals are met."""
-    for name, threads in dict.fromkeys((row.table, row.threads) for row in rows):
-        console.print(_table([row for row in rows if (row.table, row.threads) == (name, threads)]))
-    for threads in dict.fromkeys(row.threads for row in rows if row.disturbed):
-        got = min(row.cores for row in rows if row.threads == threads)
-        console.print(
-            f"not to be trusted on {threads_in_words(threads)}: other programs left it {got:.1f} cores",
-            style="bold yellow",
-            soft_wrap=True,
-        )
-    for row in rows:
-        for name in row.wrong:
-            console.print(
-                f"not timed: {name} on {row.case} is off by {row.errors[name]:.1e} of the largest entry "
-                f"(<= {TOLERANCE:.0e}), {threads_in_words(row.threads)}",
-                style="bold red",
-                soft_wrap=True,
-            )
-    for verdict in judge(rows):
-        console.print(
-            str(verdict), style="green" if verdict.met else "yellow", markup=False, highlight=False, soft_wrap=True
-        )
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    rate = statistics.median(row.gemm for row in rows) / 1e9
-    held = threads_in_words(rows[0].threads)
-    title = f"{TABLES[rows[0].table].title}, {held}, a matrix product runs at {rate:.0f} GFLOP/s"
-    layers = any(row.share is not None for row in rows)
-    caption = "x: times as long as the first; ~: that differ by less than the spread" + (
-        "; share: of those GFLOP/s" if layers else ""
-    )
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
-    table.add_column("T, B, I, H", no_wrap=True)
-    table.add_column("cell", no_wrap=True)
-    rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
-    for header in (f"{rows[0].subject} ms", "quartiles", *(f"{rival} x" for rival in rivals)):
-        table.add_column(header, justify="right", no_wrap=True)
-    if layers:
-        table.add_column("share", justify="right")
-    for row in rows:
-        case, timing = row.case, row.times.get(row.subject)
-        table.add_row(
-            ", ".join(map(str, case.shape)),
-            case.cell.upper() + (f" {case.gradient}" if case.gradient != "full" else ""),
-            _milliseconds(row, row.subject),
-            "" if timing is None else f"{digits(timing.low * 1e3)} .. {digits(timing.high * 1e3)}",
-            *(_ratio(row, rival) for rival in rivals),
-            *([] if row.share is None else [f"{row.share:.0%}"]),
-        )
-    return table
-
-
-def _milliseconds(row: Row, name: str) -> str:
-    return digits(row.times[name].median * 1e3) if name in row.times else "wrong"
-
-
-def _ratio(row: Row, rival: str) -> str:
-    if rival not in row.errors:
-        return ""
-    ratio = row.ratio(rival)
-    return "wrong" if ratio is None else f"{digits(ratio)} ~" if row.alike(rival) else digits(ratio)
+        yield progressed
