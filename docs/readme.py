@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from bptt import Chunked, Full, Randomized, Truncated
-from bptt.bench import Results, markdown, short_markdown
+from bptt.bench import Results, markdown, short_markdown, steps_markdown
 from bptt.policies import Adaptive, Policy
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +23,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 SPEED = ROOT / "docs" / "speed.md"
 SHORT = ROOT / "benchmarks" / "results" / "short.json"
 """What `bptt bench inference short --json` saved."""
+STEPS_MEASURED = ROOT / "benchmarks" / "results" / "steps.json"
+"""What `bptt bench steps --json` saved."""
 PLANTED = ROOT / "docs" / "verdicts.md"
 VERDICTS = ROOT / "benchmarks" / "results" / "verdicts.json"
 """What `benchmarks/verdicts.py` saved."""
@@ -134,7 +136,12 @@ def main() -> int:
     """Rewrite the parts, or with --check say whether they are up to date."""
     parts = {README: {"reach": reach_picture(), "policies": policy_table()}, SPEED: {}}
     parts[PLANTED] = {"verdicts": verdict_table(VERDICTS.read_text(encoding="utf-8"))}
-    for file, name, results, form in ((README, "bench", RESULTS, markdown), (SPEED, "short", SHORT, short_markdown)):
+    for file, name, results, form in (
+        (README, "bench", RESULTS, markdown),
+        (README, "steps", STEPS_MEASURED, steps_markdown),
+        (SPEED, "short", SHORT, short_markdown),
+        (SPEED, "steps", STEPS_MEASURED, markdown),
+    ):
         if results.exists():
             parts[file][name] = form(Results.from_json(results.read_text(encoding="utf-8")))
     for file, texts in parts.items():

@@ -122,12 +122,15 @@ def test_every_slip_of_the_notes_has_its_box() -> None:
 
 
 def test_the_reference_has_every_layer_and_public_name() -> None:
-    def members(page: str) -> set[str]:
-        [names] = re.findall(r"members: \[(.*)\]", (DOCS / "reference" / page).read_text(encoding="utf-8"))
-        return set(names.split(", "))
+    def members(page: str) -> list[set[str]]:
+        lists = re.findall(r"members: \[(.*)\]", (DOCS / "reference" / page).read_text(encoding="utf-8"))
+        return [set(names.split(", ")) for names in lists]
 
-    assert members("bptt.md") | {"flow", "nn"} == set(bptt.__all__)
-    assert {layer.__name__ for layer in LAYERS.values()} <= members("nn.md")
+    [package] = members("bptt.md")
+    layers, cells = members("nn.md")
+    assert package | {"flow", "nn"} == set(bptt.__all__)
+    assert {layer.__name__ for layer in LAYERS.values()} <= layers
+    assert cells == set(bptt.nn.cells.__all__)
 
 
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import bptt
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,9 +23,15 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_example_runs_and_gives_the_derivative_it_claims(tmp_path, capsys):
-    example, carried, seen = re.findall(
+    own, example, carried, seen = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
+    cell = tmp_path / "cell.py"
+    cell.write_text(own, encoding="utf-8")
+    defined = runpy.run_path(str(cell))
+    assert defined["y"].shape == (100, 8, 128)
+    assert bptt.explain(defined["layer"], torch.randn(100, 8, 64)).kernel == "interpreter"
+
     script = tmp_path / "example.py"
     script.write_text(example, encoding="utf-8")
     names = runpy.run_path(str(script))
