@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,6 @@ class Compiled:
     one_lane: bool = False
     whatever_rows: bool = False
     calls: int = 0
-    checked: set[int] = field(default_factory=set)
 
     def choice(self, name: str, carry: Sequence[Tensor]) -> StepChoice:
         """The kernel for its core, and why. Raises RuntimeError where a named one cannot compute it."""
