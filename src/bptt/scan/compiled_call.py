@@ -50,14 +50,11 @@ def reason_to_replay(given: Arguments, kernel: str) -> str | None:
         return f"a trace pays from {FEWEST_STEPS} steps on, and this call has {given.T}"
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func is active"
-    if seen(given.carry[0] if given.carry else None) or torch._C._len_torch_function_stack() > _OWN_MODES:
+    if seen(given.carry[0] if given.carry else None) or torch._C._len_torch_function_stack():
         return "a mode of torch observes the call"
-    if len(given.carry[0]) == 0 if given.carry and given.carry[0].dim() else False:
+    if given.carry and given.carry[0].dim() and len(given.carry[0]) == 0:
         return "there is no lane"
     return None
-
-
-_OWN_MODES = 0
 
 
 def by_compiled_step(

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from torch.fx import Graph, Node
 
+from .parts import Value
 from .recorder import NotTraceable
 
-__all__ = ["ELEMENTWISE", "SUMS", "VIEWS", "check_rows", "mixes_rows", "row_dim"]
+__all__ = ["ELEMENTWISE", "SUMS", "VIEWS", "at_line", "check_rows", "kind_of", "mixes_rows", "row_dim"]
 
 aten = torch.ops.aten
 
@@ -152,7 +153,9 @@ def _contracts(node: Node) -> bool:
         if any(row_dim(n) != 0 for n in given) or row_dim(args[2]) is not None:
             raise _mixing(node)
         return bool(args[-1][1])
-    raise NotTraceable(f"it is not known whether {str(target).removesuffix('.default')} treats rows alike{_at(node)}")
+    raise NotTraceable(
+        f"it is not known whether {str(target).removesuffix('.default')} treats rows alike{at_line(node)}"
+    )
 
 
 def _index(node: Node) -> int:
@@ -168,9 +171,21 @@ def _kept(before: Any, after: Node) -> bool:
 
 
 def _mixing(node: Node) -> NotTraceable:
-    return NotTraceable(f"its rows depend on one another: {str(node.target).removesuffix('.default')}{_at(node)}")
+    return NotTraceable(f"its rows depend on one another: {str(node.target).removesuffix('.default')}{at_line(node)}")
 
 
-def _at(node: Node) -> str:
+def at_line(node: Node) -> str:
+    """Where in the user's code an operation stands, to end a sentence with."""
     line = node.meta.get("line")
     return "" if line is None else f" at {line}"
+
+
+def kind_of(node: Node) -> Value:
+    """The kind of a value, from its dimensions."""
+    dims = node.meta["dims"]
+    along = [i for i, (_, rows) in enumerate(dims) if rows]
+    if not along:
+        return Value(0, tuple(s for s, _ in dims), node.meta["dtype"])
+    if along == [0]:
+        return Value(dims[0][0], tuple(s for s, _ in dims[1:]), node.meta["dtype"])
+    return Value(-1, tuple(s for s, _ in dims), node.meta["dtype"])

@@ -17,9 +17,9 @@ import torch
 from torch.fx import Graph, Node
 
 from .algebra import reassociated
-from .parts import Part, SplitStep, Value
+from .parts import Part, SplitStep
 from .recorder import NotTraceable
-from .rows import ELEMENTWISE, VIEWS, mixes_rows, row_dim
+from .rows import ELEMENTWISE, VIEWS, kind_of, mixes_rows, row_dim
 from .traced import TracedStep
 
 __all__ = ["split"]
@@ -282,7 +282,7 @@ class _Splitter:
         deferred_out = _unique([n for n in (*self.dx, *self.dcaptured) if n is not None and n not in self.summed])
         deferred_stop = back_stop | set(sent) | set(self.summed)
         adjoint = self._part(walked_back, back_stop)
-        values = {n.name: _value(n) for n in self.traced.graph.nodes if "dims" in n.meta}
+        values = {n.name: kind_of(n) for n in self.traced.graph.nodes if "dims" in n.meta}
         names = {n.name for n in (*self.dys, *errors_out)}
         t = self.traced
         return SplitStep(
@@ -356,13 +356,3 @@ def _unique(nodes: Sequence[Node]) -> list[Node]:
 
 def _zero(node: object) -> bool:
     return isinstance(node, Node) and node.target is aten.full.default and bool(node.args[1] == 0)
-
-
-def _value(node: Node) -> Value:
-    dims = node.meta["dims"]
-    along = [i for i, (_, rows) in enumerate(dims) if rows]
-    if not along:
-        return Value(0, tuple(s for s, _ in dims), node.meta["dtype"])
-    if along == [0]:
-        return Value(dims[0][0], tuple(s for s, _ in dims[1:]), node.meta["dtype"])
-    return Value(-1, tuple(s for s, _ in dims), node.meta["dtype"])

@@ -15,7 +15,7 @@ from .draws import Draw
 from .known import known_before
 from .parts import Part, Value
 from .recorder import NotTraceable
-from .rows import check_rows
+from .rows import at_line, check_rows, kind_of
 from .simplify import simplified
 
 __all__ = ["Recorded", "TracedStep", "merged"]
@@ -96,7 +96,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         counts = node.target in _SIZED and type(x) is int and type(y) is int
         if counts and x % a.R == 0 and x * b.R == y * a.R:
             return count(x // a.R)
-        raise NotTraceable(f"the number of rows enters its values{_at(node)} ({x} for {a.R} rows, {y} for {b.R})")
+        raise NotTraceable(f"the number of rows enters its values{at_line(node)} ({x} for {a.R} rows, {y} for {b.R})")
 
     dims: dict[str, tuple[tuple[int, bool], ...]] = {}
     for n, m in zip(nodes_a, nodes_b, strict=True):
@@ -120,7 +120,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
     probabilities = final.pop()
     graph.output(final)
     check_rows(graph)
-    values = {n.name: _value(n) for n in graph.nodes if "dims" in n.meta}
+    values = {n.name: kind_of(n) for n in graph.nodes if "dims" in n.meta}
     drawn = [n for n in nodes_a if "filling" in n.meta]
     draws = tuple(_draw(n, dims[n.name], by) for n, by in zip(drawn, probabilities, strict=True))
     next_, y, back, dx, dcaptured = ([None if n is None else n.name for n in part] for part in final)
@@ -149,7 +149,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
 def _draw(node: Node, dims: tuple[tuple[int, bool], ...], by: Node | None) -> Draw:
     """What fills a node with random numbers: some for each row."""
     if not dims or not dims[0][1] or any(rows for _, rows in dims[1:]):
-        raise NotTraceable(f"it draws random numbers that are the same for all rows{_at(node)}")
+        raise NotTraceable(f"it draws random numbers that are the same for all rows{at_line(node)}")
     shape = tuple(s for s, _ in dims[1:])
     return Draw(
         node.meta["filling"],
@@ -189,20 +189,5 @@ def _dims(n: Node, m: Node, a: int, b: int) -> tuple[tuple[int, bool], ...]:
         elif s % a == 0 and s * b == t * a:
             dims.append((s // a, True))
         else:
-            raise NotTraceable(f"it takes some of the rows alone{_at(n)}")
+            raise NotTraceable(f"it takes some of the rows alone{at_line(n)}")
     return tuple(dims)
-
-
-def _at(node: Node) -> str:
-    line = node.meta.get("line")
-    return "" if line is None else f" at {line}"
-
-
-def _value(node: Node) -> Value:
-    dims = node.meta["dims"]
-    along = [i for i, (_, rows) in enumerate(dims) if rows]
-    if not along:
-        return Value(0, tuple(s for s, _ in dims), node.meta["dtype"])
-    if along == [0]:
-        return Value(dims[0][0], tuple(s for s, _ in dims[1:]), node.meta["dtype"])
-    return Value(-1, tuple(s for s, _ in dims), node.meta["dtype"])
