@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <tuple>
@@ -93,29 +94,62 @@ struct Free {
     void operator()(void *p) const { std::free(p); }
 };
 
-// Runs a walk on its threads with the scratch memory it asks for.
+// Scratch memory of at least so many bytes, of the calling thread. What a small call needs it keeps for the next one:
+// malloc gives back such a piece at once and has to make it again.
+class ScratchMemory {
+  public:
+    explicit ScratchMemory(long size) {
+        static thread_local std::unique_ptr<void, Free> kept;
+        static thread_local long kept_size = 0;
+        if (size > most_kept) {
+            own.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
+            memory = own.get();
+        } else {
+            if (size > kept_size) {
+                kept_size = 0;
+                kept.reset(); // before the larger one is there
+                kept.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
+                kept_size = kept ? size : 0;
+            }
+            memory = kept.get();
+        }
+        if (!memory) throw std::bad_alloc();
+    }
+    void *get() const { return memory; }
+
+  private:
+    static constexpr long most_kept = 512 * 1024;
+    std::unique_ptr<void, Free> own;
+    void *memory;
+};
+
+// Runs a walk on its threads with the scratch memory it asks for. own: bytes before it, which `place` puts to use.
 template <class Arguments>
-void walk(const Arguments &a, const Plan &plan, long (*bytes)(const Arguments &, int, Split),
-          void (*function)(const Arguments &, void *, const Worker &)) {
+void walk(Arguments &a, const Plan &plan, long (*bytes)(const Arguments &, int, Split),
+          void (*function)(const Arguments &, void *, const Worker &), long own = 0,
+          void (*place)(Arguments &, void *) = nullptr) {
     long size = 64;
     for (int workers = 1; workers <= plan.threads; ++workers) { // fewer may come than asked for
         const long needed = bytes(a, workers, plan.split);
         if (needed > size) size = needed;
     }
-    const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, (size + 63) / 64 * 64));
-    if (!scratch) throw std::bad_alloc();
-    run(plan.threads, plan.split, [&](const Worker &worker) { function(a, scratch.get(), worker); });
+    own = (own + 63) / 64 * 64;
+    const ScratchMemory memory(own + size);
+    if (place) place(a, memory.get());
+    void *const scratch = static_cast<char *>(memory.get()) + own;
+    run(plan.threads, plan.split, [&](const Worker &worker) { function(a, scratch, worker); });
 }
 
-template <class Real> void forward(int variant, const Forward<Real> &a, int threads) {
+template <class Real> void forward(int variant, Forward<Real> a, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
     walk(a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
+    if (a.y) std::copy_n(a.h + a.B * a.P, a.T * a.B * a.P, a.y);
+    if (a.h_n) std::copy_n(a.h + a.T * a.B * a.P, a.B * a.P, a.h_n);
+    if (a.c_n) std::copy_n(a.c + a.T * a.B * a.H, a.B * a.H, a.c_n);
 }
 
 // Stage 1 of a small layer of which only the outputs are wanted: what lies between is kept here.
-template <class Real> struct Infer : Forward<Real> {
-    Real *y, *h_n, *c_n; // [T, B, P]; [B, P], [B, H] the final state
-};
+template <class Real> struct Infer : Forward<Real> {};
 
 template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     const bool gated = gates_of(a.cell) > 1;
@@ -129,24 +163,34 @@ template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     a.gates = gated ? a.h + states + cells : a.h + h_0;
     a.stride = gates_of(a.cell) * a.H;
     forward<Real>(variant, a, threads);
-    std::copy_n(a.h + h_0, rows * a.P, a.y);
-    std::copy_n(a.h + a.T * h_0, h_0, a.h_n);
-    if (a.c) std::copy_n(a.c + a.T * c_0, c_0, a.c_n);
 }
 
-template <class Real> void sweep(int variant, const Sweep<Real> &a, int threads) {
+template <class Real> void sweep(int variant, Sweep<Real> a, int threads) {
     if (a.N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
-    walk(a, plan(threads, a.N, a.R, work(a), weight_bytes(a)), walks.sweep_bytes, walks.sweep);
+    const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
+    const Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
+    if (a.da)
+        walk(a, planned, walks.sweep_bytes, walks.sweep);
+    else
+        walk<Sweep<Real>>(a, planned, walks.sweep_bytes, walks.sweep, a.T * a.B * width * long(sizeof(Real)),
+                          [](Sweep<Real> &b, void *memory) { b.da = static_cast<Real *>(memory); });
 }
 
-template <class Real> void program(int variant, const Program<Real> &a, int threads) {
+void copy(const Move *moves, long count) {
+    for (const Move *move = moves; move != moves + count; ++move)
+        std::memcpy(at<void>(move->to), at<const void>(move->from), move->bytes);
+}
+
+template <class Real> void program(int variant, Program<Real> a, int threads) {
     const Programs<Real> &programs = programs_of<Real>(variant);
     const long rows = a.back ? a.N : a.B, apart = a.overlaps && a.B < rows ? a.B : rows; // rows of a lane stay together
     Plan planned = plan(threads, rows, a.back ? a.R : a.T, a.work, 0);
     planned.split = Split::rows;
     if (planned.threads > apart) planned.threads = apart < 1 ? 1 : static_cast<int>(apart);
+    copy(a.moves, a.before);
     walk(a, planned, programs.bytes, programs.run);
+    copy(a.moves + a.before, a.after);
 }
 
 // A field that Python sets, by its name.
@@ -162,12 +206,13 @@ template <class Struct> struct Fields;
 #define BPTT_FIELD(name) field(#name, &S::name)
 template <class Real> struct Fields<Forward<Real>> {
     using S = Forward<Real>;
-    static constexpr auto all = std::make_tuple(
-        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P),
-        BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(stride), BPTT_FIELD(keeps), BPTT_FIELD(lane),
-        BPTT_FIELD(active), BPTT_FIELD(gates), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0),
-        BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih),
-        BPTT_FIELD(b_hh), BPTT_FIELD(w_hr), BPTT_FIELD(h), BPTT_FIELD(c));
+    static constexpr auto all =
+        std::make_tuple(BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P),
+                        BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(stride), BPTT_FIELD(keeps),
+                        BPTT_FIELD(lane), BPTT_FIELD(active), BPTT_FIELD(gates), BPTT_FIELD(x), BPTT_FIELD(w_ih),
+                        BPTT_FIELD(h_0), BPTT_FIELD(c_0), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c),
+                        BPTT_FIELD(w_hh), BPTT_FIELD(b_ih), BPTT_FIELD(b_hh), BPTT_FIELD(w_hr), BPTT_FIELD(h),
+                        BPTT_FIELD(c), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
 };
 
 template <class Real> struct Fields<Infer<Real>> {
@@ -186,8 +231,9 @@ template <class Real> struct Fields<Sweep<Real>> {
         BPTT_FIELD(by_position), BPTT_FIELD(overlaps), BPTT_FIELD(columns), BPTT_FIELD(counts), BPTT_FIELD(gates),
         BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
         BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c), BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr),
-        BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(bias), BPTT_FIELD(leaving_h),
-        BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
+        BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh),
+        BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx),
+        BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
 };
 template <class Real> struct Fields<Program<Real>> {
     using S = Program<Real>;
@@ -195,7 +241,8 @@ template <class Real> struct Fields<Program<Real>> {
         BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(N), BPTT_FIELD(R), BPTT_FIELD(back), BPTT_FIELD(overlaps),
         BPTT_FIELD(places), BPTT_FIELD(count), BPTT_FIELD(once), BPTT_FIELD(row_values), BPTT_FIELD(work),
         BPTT_FIELD(place), BPTT_FIELD(code), BPTT_FIELD(outside), BPTT_FIELD(arriving), BPTT_FIELD(leaving),
-        BPTT_FIELD(resets), BPTT_FIELD(edge_factors), BPTT_FIELD(columns));
+        BPTT_FIELD(resets), BPTT_FIELD(edge_factors), BPTT_FIELD(columns), BPTT_FIELD(moves), BPTT_FIELD(before),
+        BPTT_FIELD(after));
 };
 #undef BPTT_FIELD
 
@@ -217,6 +264,7 @@ template <> struct Given<Cell> {
 template <class Struct, auto run> void define(nb::module_ &module, const char *name) {
     nb::class_<Struct> defined(module, name);
     defined.def(nb::init<>());
+    defined.def("copy", [](const Struct &a) { return a; });
     const auto writable = [&]<class S, class V>(const Field<S, V> &field) {
         defined.def_prop_rw(field.name, nullptr, [member = field.member](Struct &a, typename Given<V>::Type given) {
             a.*member = Given<V>::value(given);
@@ -238,6 +286,44 @@ void apply_operation(int variant, long op, long modes, long n, Address out, Addr
                                      at<const Real>(c));
 }
 
+// Where the values of tensors lie, 0 for None; None where one of them is not as it is said to be, or not dense on the
+// CPU, and Python has to look. shapes: of each, None for one that is known. Called for every tensor of a small call.
+nb::object places(nb::tuple tensors, nb::tuple shapes, nb::handle dtype) {
+    static PyObject *const names[] = {
+        PyUnicode_InternFromString("shape"),   PyUnicode_InternFromString("dtype"),
+        PyUnicode_InternFromString("is_cpu"),  PyUnicode_InternFromString("is_contiguous"),
+        PyUnicode_InternFromString("is_neg"),  PyUnicode_InternFromString("_is_zerotensor"),
+        PyUnicode_InternFromString("data_ptr")};
+    const auto attribute = [](nb::handle of, int name) { return nb::steal(PyObject_GetAttr(of.ptr(), names[name])); };
+    const auto call = [](nb::handle of, int name) {
+        PyObject *self = of.ptr();
+        return nb::steal(PyObject_VectorcallMethod(names[name], &self, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    };
+    const auto count = static_cast<Py_ssize_t>(tensors.size());
+    nb::object found = nb::steal(PyTuple_New(count));
+    for (Py_ssize_t i = 0; found.is_valid() && i < count; ++i) {
+        const nb::handle tensor = PyTuple_GetItem(tensors.ptr(), i), shape = PyTuple_GetItem(shapes.ptr(), i);
+        nb::object address;
+        if (tensor.is_none()) {
+            address = nb::int_(0);
+        } else {
+            const nb::object own_shape = shape.is_none() ? nb::object() : attribute(tensor, 0);
+            const bool fits = shape.is_none() || (own_shape.is_valid() &&
+                                                  PyObject_RichCompareBool(own_shape.ptr(), shape.ptr(), Py_EQ) == 1);
+            if (fits && attribute(tensor, 1).is(dtype) && attribute(tensor, 2).ptr() == Py_True &&
+                call(tensor, 3).ptr() == Py_True && call(tensor, 4).ptr() == Py_False &&
+                call(tensor, 5).ptr() == Py_False)
+                address = call(tensor, 6);
+            if (!address.is_valid() || PyObject_IsTrue(address.ptr()) != 1) {
+                PyErr_Clear();
+                return nb::none();
+            }
+        }
+        PyTuple_SetItem(found.ptr(), i, address.release().ptr());
+    }
+    return found;
+}
+
 std::vector<std::string> operations() {
     std::vector<std::string> result;
     for (const char *const *name = portable::interpreter.operation_names; *name; ++name) result.emplace_back(*name);
@@ -255,6 +341,7 @@ std::vector<std::pair<std::string, bool>> names() {
 
 NB_MODULE(_walks, module) {
     using namespace bptt;
+    nb::set_leak_warnings(false); // prepared walks and programs are kept until the process ends
     define<Forward<float>, forward<float>>(module, "ForwardFloat32");
     define<Forward<double>, forward<double>>(module, "ForwardFloat64");
     define<Infer<float>, infer<float>>(module, "InferFloat32");
@@ -263,6 +350,7 @@ NB_MODULE(_walks, module) {
     define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
     define<Program<float>, program<float>>(module, "ProgramFloat32");
     define<Program<double>, program<double>>(module, "ProgramFloat64");
+    module.def("places", places, nb::arg("tensors"), nb::arg("shapes"), nb::arg("dtype"));
     module.def("apply_float32", apply<float>, Released());
     module.def("apply_float64", apply<double>, Released());
     module.def("apply_operation_float32", apply_operation<float>, Released());

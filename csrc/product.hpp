@@ -19,8 +19,10 @@ constexpr int accumulators = 12;
 
 constexpr int most_rows = 6;
 
-// out[m][v] = init[v] + sum over k of rows[m][k] * panel[k][v], for M rows and NV vectors.
-template <class T, int NV, int M> void product(const T *const *rows, long K, const T *panel, const T *init, T *out) {
+// M rows times a panel of NV vectors: the sums over k of rows[m][k] * panel[k], whose registers begin as start(m, v)
+// says and end in end(m, v, sum). The order of a sum is the same whatever M and NV are.
+template <class T, int NV, int M, class Start, class End>
+BPTT_INLINE void product_tile(const T *const *rows, long K, const T *panel, Start start, End end) {
     constexpr int L = lanes<T>;
     Vec<T> sum[M][NV];
     const T *row[M];
@@ -28,7 +30,7 @@ template <class T, int NV, int M> void product(const T *const *rows, long K, con
     for (int m = 0; m < M; ++m) {
         row[m] = rows[m];
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) sum[m][v] = load(init + v * L);
+        for (int v = 0; v < NV; ++v) sum[m][v] = start(m, v);
     }
     for (long k = 0; k < K; ++k, panel += NV * L) {
         Vec<T> w[NV];
@@ -44,7 +46,15 @@ template <class T, int NV, int M> void product(const T *const *rows, long K, con
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) store(out + (m * NV + v) * L, sum[m][v]);
+        for (int v = 0; v < NV; ++v) end(m, v, sum[m][v]);
+}
+
+// out[m][v] = init[v] + sum over k of rows[m][k] * panel[k][v], for M rows and NV vectors.
+template <class T, int NV, int M> void product(const T *const *rows, long K, const T *panel, const T *init, T *out) {
+    constexpr int L = lanes<T>;
+    product_tile<T, NV, M>(
+        rows, K, panel, [&](int, int v) __attribute__((always_inline)) { return load(init + v * L); },
+        [&](int m, int v, Vec<T> sum) __attribute__((always_inline)) { store(out + (m * NV + v) * L, sum); });
 }
 
 template <class T> using Product = void (*)(const T *const *, long, const T *, const T *, T *);

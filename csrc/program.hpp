@@ -45,18 +45,29 @@ struct Instruction {
     Operand x[4];
 };
 
+constexpr int most_unknowns = 16;
+
 // Operations that are not element-wise come first; the names of all are `operation_names`.
 enum class Op : std::int64_t {
     copy,         // any strides
-    product,      // n: row of the left operand's that belong to a row, K, units; x: left, packed, start
+    product,      // n: rows of the left operand's that belong to a row, K, units, 0 or how many of these rows lie in a
+                  // row of a grid, with strides[1] between rows of it and [2] within; x: left, packed, start
     pack,         // n: K, units; x[1].strides: of both
     small,        // n: batch, I, K, J; out[b, i, j] = sum over k of x1[b, i, k] x2[b, k, j]
-    sum,          // n: three dimensions that stay, one that is added up
+    solve,        // n: batch, unknowns (at most `most_unknowns`), columns; x: matrices [b, i, k], right sides [b, i, j]
+    sum,          // n: three dimensions that stay, one that is added up; if that has another stride than 1, n[2] has 1
     mean,         //
     most,         //
     least,        //
+    cumsum,       // n: three dimensions of their own, one along which is added up
     add_rows,     // n: as element-wise
     element_wise, // the first of these
+};
+
+// Bytes that are copied from one place to another before the walk or after it.
+struct Move {
+    std::uintptr_t to, from;
+    std::int64_t bytes;
 };
 
 template <class Real> struct Program {
@@ -74,6 +85,8 @@ template <class Real> struct Program {
     const std::uint8_t *resets;     // [T, B] or null
     const Real *edge_factors;       // [T, B] or null
     const std::int64_t *columns;    // [6, N] as in Sweep
+    const Move *moves;              // [before + after]
+    long before, after;
 };
 
 template <class Real> struct Programs {

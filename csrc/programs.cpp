@@ -13,7 +13,7 @@ struct Names {
 };
 
 constexpr Names all_names() {
-    Names all{{"copy", "product", "pack", "small", "sum", "mean", "amax", "amin", "add_rows"}};
+    Names all{{"copy", "product", "pack", "small", "solve", "sum", "mean", "amax", "amin", "cumsum", "add_rows"}};
     for (int i = 0; i < element_wise; ++i) all.names[structural + i] = operations<float>[i].name;
     return all;
 }

@@ -264,7 +264,7 @@ template <class T> struct SweepMemory {
 // The sums of da over all rows, for units u0 to u1: of b_ih, and of b_hh, which sees a GRU's dm in place of da_n.
 template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u1) {
     constexpr long block = 8; // vectors side by side
-    const long L = lanes<T>, G = gates_of(a.cell), rows = a.T * a.B;
+    const long L = lanes<T>, rows = a.T * a.B;
     for (long u = u0; u < u1; u += block * L) {
         const int count = (int)least(block, (u1 - u + L - 1) / L);
         Vec<T> sums[block] = {};
@@ -278,11 +278,11 @@ template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u
             for (long i = 0; i < least(u1 - u - v * L, L); ++i) {
                 const long unit = u + v * L + i, H = a.H;
                 if (a.cell != Cell::gru) {
-                    a.bias[unit] = a.bias[G * H + unit] = values[i];
+                    a.db_ih[unit] = a.db_hh[unit] = values[i];
                 } else { // (dm, da_r, da_z, da_n)
-                    if (unit >= H) a.bias[unit - H] = values[i];
-                    if (unit < H) a.bias[5 * H + unit] = values[i];
-                    if (unit >= H && unit < 3 * H) a.bias[2 * H + unit] = values[i];
+                    if (unit >= H) a.db_ih[unit - H] = values[i];
+                    if (unit < H) a.db_hh[2 * H + unit] = values[i];
+                    if (unit >= H && unit < 3 * H) a.db_hh[unit - H] = values[i];
                 }
             }
         }
@@ -355,9 +355,9 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             if (!apart && worker.count > 1) worker.wait();
         }
     }
-    if (a.bias || a.x) worker.wait();
+    if (a.db_ih || a.x) worker.wait();
     if (a.x) small_sweep(a, G, width, s.zeros, s.small, worker);
-    if (a.bias) {
+    if (a.db_ih) {
         const long blocks = (width + 63) / 64;
         bias_sums(a, width, part(blocks, worker.id, worker.count) * 64,
                   least(width, part(blocks, worker.id + 1, worker.count) * 64));

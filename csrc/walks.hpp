@@ -49,6 +49,7 @@ template <class Real> struct Forward {
     const Real *b_ih, *b_hh;    // [G H] or null
     const Real *w_hr;           // [P, H] or null
     Real *h, *c;                // [T + 1, B, P], [T + 1, B, H] the initial state, then that after each step
+    Real *y, *h_n, *c_n;        // [T, B, P], [B, P], [B, H] h after each step, the last state: once more, or null
 };
 
 // Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
@@ -74,9 +75,9 @@ template <class Real> struct Sweep {
     const Real *arriving_h, *arriving_c; // [.., P], [.., H] lambda with which columns begin, or null
     const Real *edge_factors;            // [T, B] on what passes from step t to t - 1; null: 1
     const Real *w_hh, *w_hr;
-    Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n)
+    Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n). Null: not wanted
     Real *adjoint_h, *adjoint_c; // lambda [.., P], [.., H] or null
-    Real *bias;                  // [2, G H] the sums of da over rows, for b_ih and b_hh, or null
+    Real *db_ih, *db_hh;         // [G H] the sums of da over rows, for b_ih and b_hh, both or null
     Real *leaving_h, *leaving_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
     const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null
     Real *dx, *dw_ih, *dw_hh;    // [T, B, I], [G H, I], [G H, P] these products, or null

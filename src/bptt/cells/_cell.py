@@ -153,6 +153,10 @@ class Cell(ABC):
         """What `Weights.hr` multiplies `[..., H]`."""
         raise TypeError(f"{self.name} has no projection")
 
+    def linear(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, u) `[..., H]` of c_t = f_t c_{t-1} + u_t, for a state (h, c)."""
+        raise TypeError(f"{self.name} has no c")
+
     # What follows from these ------------------------------------------------------------------------------------------
 
     def before(self, lam: State, gates: Tensor | None, prev: State, state: State, w: Weights) -> tuple[Tensor, State]:

@@ -44,5 +44,9 @@ class LSTM(Cell):
         da = torch.cat([di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)], -1)  # (5.16-5.19)
         return Pullback(da, carried=(dc_before,))
 
+    def linear(self, gates: Tensor) -> tuple[Tensor, Tensor]:
+        i, f, g, _ = parts(gates, 4)
+        return f, i * g  # (5.5)
+
     def projected(self, gates: Tensor, state: State) -> Tensor:
         return parts(gates, 4)[3] * torch.tanh(state[1])  # (5.6)

@@ -6,20 +6,24 @@ backward pass by segments, one after the other as `rerun` says, `crossing` the a
 `source` the places of x, y and their errors, `sweep` the one driver through the layers; `parameters` is stage 4.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `records` are the arguments and
-results of its backward call; `graph` is the policy as a graph, for derivatives of higher order; `ops` is the boundary
-for a compiler: the programs as operators of torch, `flops` their cost; `tracing` says which observers need them.
-`tangents` refuses forward-mode derivatives. `device` says what torch's default device is.
+results of its backward call; `plain` is the short way through it for plain calls; `graph` is the policy as a graph,
+for derivatives of higher order; `ops` is the boundary for a compiler: the programs as operators of torch, `flops` their
+cost; `tracing` says which observers need them. `tangents` refuses forward-mode derivatives. `device` says what torch's
+default device is.
 """
 
 from .backward import BackwardPass as BackwardPass
 from .backward import Observer as Observer
 from .boundary import attach as attach
+from .boundary import needs_gradient as needs_gradient
 from .boundary import own_precision as own_precision
 from .boundary import run as run
 from .device import default_device as default_device
 from .net import Net as Net
 from .ops import draw as draw
 from .ops import through_operators as through_operators
+from .plain import PlainCall as PlainCall
+from .plain import is_observed as is_observed
 from .programs import NetPrograms as NetPrograms
 from .programs import with_checkpoints as with_checkpoints
 from .records import Asked as Asked
@@ -30,7 +34,7 @@ from .records import given as given
 from .rerun import reversals as reversals
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
-from .steps import StepPlan as StepPlan
+from .step_plan import StepPlan as StepPlan
 from .steps import StepProgram as StepProgram
 from .tangents import forward_mode as forward_mode
 from .tangents import refuse_tangents as refuse_tangents

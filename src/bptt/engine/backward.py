@@ -17,13 +17,14 @@ from .boundary import own_precision
 from .crossing import Crossing
 from .net import Net, States
 from .parameters import parameter_gradients, restart_gradients, steps_of
-from .records import Asked, Grads, Tensors
+from .records import Asked, Grads, Tensors, given
 from .sweep import LayerGradients, LayerSweep
 
 __all__ = ["BackwardPass", "KeptSteps", "Observer"]
 
-KeptSteps = tuple[States, Tensor | None]
-"""The states of a layer and direction, with the initial one before them, and its gates where they are on the tape."""
+KeptSteps = tuple[States, Tensors]
+"""The states of a layer and direction, with the initial one before them, and what else of it is on the tape: its gates,
+or the record of a kernel with gradients of its own."""
 
 REBUILD_VALUES = 2**20
 """The number of gate values that are rebuilt at a time: enough for one product to be large."""
@@ -66,14 +67,15 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         asked: Asked,
         observer: Observer | None = None,
         columns: Columns | None = None,
-        crossing: Crossing | None = None,
+        crossing: Crossing[Columns] | None = None,
     ) -> None:
         super().__init__(net, inputs, asked)
         self.kept, self.observer, self.columns, self.crossing = kept, observer, columns, crossing
         self.weights, self.present = net.weights(inputs), net.present(self.x)
         states = net.cell.states
         self.needs_initial, self.needs_restart = any(asked.needs[1 : 1 + states]), any(asked.needs[net.inputs :])
-        self.adjoints_asked = int(asked.adjoints or net.cell.needs_adjoint(self.weights[0]))
+        by_adjoint = not net.kernel.own_gradients and net.cell.needs_adjoint(self.weights[0])
+        self.adjoints_asked = int(asked.adjoints or by_adjoint)
         if self.needs_restart or observer is not None:
             self.adjoints_asked = states
         self.has_finals = any(f is not None for f in self.d_finals)
@@ -114,6 +116,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             own = self.crossing.errors(frames, own)
             frames, arriving = self.crossing.arriving(k, frames, arriving)
         wanted = any(walk.needs)
+        goes_down = layer > 0 or (self.crossing is not None and self.crossing.below is not None)
         request = Sweep(
             cell=net.cell,
             w=self.weights[k],
@@ -125,10 +128,10 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             by_position=self.by_position,
             adjoints=self.adjoints_asked,
             leaving=self.needs_initial or self.crossing is not None,
-            x=walk.x,
+            x=self._input(k) if walk.x is None and net.kernel.own_gradients else walk.x,
             weights=wanted,
             bias=net.biased and wanted,
-            dx=layer > 0 or self.asked.needs[0],
+            dx=goes_down or self.asked.needs[0],
         )
         result = net.kernel.sweep(request)
         if self.observer is not None:
@@ -140,10 +143,12 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             walk.d_initial = tuple(map(add, walk.d_initial, found)) if walk.d_initial else found
         if not self.by_position:
             return self._finish(layer, d, walk, result, below)
-        goes_down = layer > 0 or (self.crossing is not None and self.crossing.below is not None)
         if isinstance(group, Columns) and goes_down:
-            rows = product(result.da.flatten(0, 1), net.cell.input_weight(self.weights[k]).t())
-            rows = rows.unflatten(0, result.da.shape[:2])
+            rows = result.dx
+            if rows is None:
+                da = given(result.da)
+                rows = product(da.flatten(0, 1), net.cell.input_weight(self.weights[k]).t())
+                rows = rows.unflatten(0, da.shape[:2])
             if layer > 0:
                 rows = group.turn(rows, d)
                 below = rows if below is None else below + rows
@@ -213,7 +218,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         if total.dx is not None:
             return total.dx
         T, B, _ = x.shape
-        rows = product(steps_of(total.da, self.present), self.net.cell.input_weight(w).t())
+        rows = product(steps_of(given(total.da), self.present), self.net.cell.input_weight(w).t())
         if self.present is not None:
             rows = rows.new_zeros(T * B, rows.shape[1]).index_copy(0, self.present, rows)
         return rows.view(x.shape)
@@ -245,9 +250,12 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
 
     def _tape(self, k: int, x: Tensor) -> Tape:
         """The tape of layer and direction k; gates that were not kept are rebuilt by one product over all steps."""
-        states, gates = self.kept[k]
-        tape = Tape(states, self.net.resets_of(k % self.net.directions), gates, self.net.reset_state(self.inputs, k))
-        if gates is None and self.net.cell.taped_per_unit:
+        (states, more), net = self.kept[k], self.net
+        resets, restart = net.resets_of(k % net.directions), net.reset_state(self.inputs, k)
+        if net.kernel.own_gradients:
+            return Tape(states, resets, None, restart, tuple(map(given, more)))
+        tape = Tape(states, resets, more[0] if more else None, restart)
+        if tape.gates is None and net.cell.taped_per_unit:
             tape.gates = self._rebuilt(x, tape.prev[0], self.weights[k])
         return tape
 

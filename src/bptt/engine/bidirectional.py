@@ -173,7 +173,12 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         return below * group.frames[0].spread(self.net.masks[layer - 1])
 
     def _walk(
-        self, layer: int, d: int, source: OneDirection, frames: Frames | None = None, crossing: Crossing | None = None
+        self,
+        layer: int,
+        d: int,
+        source: OneDirection,
+        frames: Frames | None = None,
+        crossing: Crossing[Columns] | None = None,
     ) -> None:
         """One direction of a layer: all its segments, or those that the columns of overlapping blocks cross."""
         net, needs, states, k = self.net, self.asked.needs, self.net.cell.states, 2 * layer + d

@@ -19,7 +19,17 @@ from torch.overrides import handle_torch_function, has_torch_function
 from .records import Asked, Grads, Saved, Tensors
 from .tracing import named, seen
 
-__all__ = ["OPERATORS", "PULLBACKS", "Program", "Pullback", "attach", "own_precision", "run"]
+__all__ = [
+    "OPERATORS",
+    "PULLBACKS",
+    "Boundary",
+    "Program",
+    "Pullback",
+    "attach",
+    "needs_gradient",
+    "own_precision",
+    "run",
+]
 
 
 class Pullback(Protocol):
@@ -80,6 +90,14 @@ PULLBACKS: dict[type, Callable[[Any, Saved, Asked], Grads]] = {}
 """How its backward call runs where it is observed and the forward call was not."""
 
 
+def needs_gradient(tensors: Tensors) -> bool:
+    """Whether any of the tensors asks for a gradient."""
+    for t in tensors:  # noqa: SIM110  # in half the time of any()
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
 def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """The program's outputs, differentiable by the program's own backward."""
     if has_torch_function(tensors):
@@ -88,10 +106,10 @@ def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     if seen(tensors[0]) and type(program) in OPERATORS and not torch._C._are_functorch_transforms_active():
         return OPERATORS[type(program)](program, tensors)
     transformed = torch._C._are_functorch_transforms_active()
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and needs_gradient(tensors):
         if transformed:
             return _Transformable.apply(program, *tensors, *program.held)[: program.outputs]
-        return _Boundary.apply(program, *tensors)
+        return Boundary.apply(program, *tensors)
     with named(program.name, "forward"):
         outputs = program.forward(tensors, keep=False)[0]
     if transformed or torch.is_grad_enabled():
@@ -113,7 +131,7 @@ def attach(
     return _Attached.apply((pullback, outputs, tape), *tensors)
 
 
-class _Boundary(torch.autograd.Function):
+class Boundary(torch.autograd.Function):
     """The autograd function of a program. Every tensor is saved through autograd, which guards it and frees it in time.
 
     ctx.program: the program without its tensors. ctx.ends: where in what is saved the inputs end, the tensors that the
@@ -151,7 +169,7 @@ class _Boundary(torch.autograd.Function):
         return (None, *grads.inputs)
 
 
-class _Attached(_Boundary):
+class _Attached(Boundary):
     """The autograd function of what was computed before: a pullback, outputs and tape."""
 
     @staticmethod
@@ -163,7 +181,7 @@ class _Attached(_Boundary):
         return outputs
 
 
-class _Transformable(_Boundary):
+class _Transformable(Boundary):
     """The autograd function of a program in the form that torch.func asks for, which torch calls more slowly: all that
     is saved is an input or an output.
     """
@@ -198,7 +216,7 @@ class _Transformable(_Boundary):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs, first, _ = ctx.ends
-        return (*_Boundary.backward(ctx, *cotangents[: ctx.outputs]), *[None] * (first - inputs))
+        return (*Boundary.backward(ctx, *cotangents[: ctx.outputs]), *[None] * (first - inputs))
 
 
 def _save(

@@ -6,25 +6,37 @@ Legend: R positions and N columns of a sweep (see `kernels.frames`); k numbers l
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..kernels import Blocks, Columns, Frames
+from ..kernels import Columns, Frames
 from .net import States
 
 __all__ = ["Crossing"]
 
 
-class Crossing:
+Part = TypeVar("Part", covariant=True)
+
+
+class Divisible(Protocol[Part]):
+    """The columns of a call, of which a segment takes those that cross it, as `Frames` or as `Columns`."""
+
+    def within(self, a: int, b: int) -> Part:
+        """Those of the steps a to b-1, in the time of that part alone."""
+        ...
+
+
+class Crossing(Generic[Part]):
     """The columns of a call swept in segments, and the adjoints carried over from each segment to the one before.
 
-    columns: of the whole call, or of some blocks, one-directional. above: `[R, N, P]` errors that come from the layer
+    columns: of the whole call, or of some blocks, of one direction. above: `[R, N, P]` errors that come from the layer
     above, by position in the columns. below: `[R, N, F]`, where what goes to the layer below is written, by position;
     None where both are sums over columns, as at the two ends of a stack.
     """
 
-    def __init__(self, columns: Columns | Blocks, above: Tensor | None = None, below: Tensor | None = None) -> None:
+    def __init__(self, columns: Divisible[Part], above: Tensor | None = None, below: Tensor | None = None) -> None:
         self.columns, self.above, self.below = columns, above, below
         # By layer: numbers of the columns, ascending `[n]`; lambda of h `[n, P]`, of c `[n, H]`.
         self.arrived: dict[int, tuple[Tensor, States]] = {}
@@ -36,7 +48,7 @@ class Crossing:
         whole = not isinstance(self.columns, Columns) or bool(self.columns.owns_losses.all())
         return self.above is not None or self.below is not None or not whole
 
-    def within(self, a: int, b: int) -> Columns:
+    def within(self, a: int, b: int) -> Part:
         """The columns of the segment of the steps a to b-1, the one before the last asked for."""
         self.arrived = {}
         for k, swept in self.left.items():

@@ -61,7 +61,7 @@ class Net:
     @property
     def held(self) -> Tensors:
         """Masks, xi, resets and lengths, if there are any."""
-        if not (self.masks or self.xi or self.resets) and self.lengths is None:
+        if self.lengths is None and not (self.masks or self.xi or self.resets):
             return ()
         return (*self.masks, *self.xi, *self.resets, self.lengths)
 
@@ -147,6 +147,8 @@ class Net:
     def weights(self, tensors: Tensors) -> list[Weights]:
         """The weights of every layer and direction."""
         step, flat = self.per_layer, tensors[1 + self.cell.states : self.inputs]
+        if len(flat) == step:
+            return [Weights.of(flat, self.biased)]
         return [Weights.of(flat[i : i + step], self.biased) for i in range(0, len(flat), step)]
 
     def masked(self, below: Tensor, layer: int) -> Tensor:
@@ -203,5 +205,5 @@ class Net:
         if self.lengths is not None:
             lanes = torch.arange(len(self.lengths), device=states[0].device)
             lengths = self.lengths.to(states[0].device)
-            return torch.stack([s[lengths, lanes] for s in states])
+            return torch.stack([s[lengths.clamp(max=len(s) - 1), lanes] for s in states])
         return states[0][-1:].clone() if len(states) == 1 else torch.stack([s[-1] for s in states])

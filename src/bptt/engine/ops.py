@@ -65,6 +65,8 @@ def _decided(program: NetPrograms, inputs: Tensors) -> Memory:
     """What a program keeps, said as a graph has to know it."""
     if not isinstance(program, Stack):
         return program.memory
+    if program.net.kernel.own_gradients:  # whose record is no value
+        return "states"
     return "gates" if program.tapes_gates(given(inputs[0]), program.net.weights(inputs)) else "states"
 
 
@@ -75,6 +77,8 @@ def _run(program: NetPrograms, inputs: Tensors) -> tuple[Tensor, ...]:
 def _pulled(program: NetPrograms, saved: Saved, asked: Asked) -> Grads:
     """`Program.backward` through the operator, of a call that did not go through one."""
     announce(FORMULAS)
+    if program.net.kernel.own_gradients and isinstance(program, Stack):  # which calls operators that everyone knows
+        return program.backward(saved, asked)
     net, memory = program.net, _decided(program, saved.inputs)
     dy, *rest = asked.cotangents
     if dy is not None and _has_series(net, memory):
@@ -250,7 +254,8 @@ def _forward_fake(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor
     T, B, _ = x.shape
     K = net.layers * net.directions
     units = net.cell.state_sizes(weights[0])
-    states = [x.new_empty(T + 1, B, size) for size in units]
+    ends = 2 if net.kernel.own_gradients else T + 1  # see `Tape`
+    states = [x.new_empty(T + 1 if i == 0 else ends, B, size) for i, size in enumerate(units)]
     outputs = (x.new_empty(T, B, net.directions * units[0]), *(x.new_empty(K, B, size) for size in units))
     if isinstance(memory, Checkpoints):
         if keep:

@@ -39,7 +39,7 @@ def parameter_gradients(
         if not next(asked):
             grad = None
         elif grad is None:
-            steps = steps or AllSteps(x, tape, result.da, result.recurrent, result.adjoints)
+            steps = steps or AllSteps(x, tape, given(result.da), result.recurrent, result.adjoints)
             grad = _summed(cell, w._fields[i], steps, present)
         grads.append(grad)
     return grads

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..kernels import Blocks
+from ..kernels import Blocks, Columns
 from ..policies import EVERYTHING
 from ..schedules import Action
 from .crossing import Crossing
@@ -37,7 +37,7 @@ class SegmentedPass:
         inputs: Tensors,
         source: Source,
         asked: Asked,
-        crossing: Crossing | None = None,
+        crossing: Crossing[Columns] | None = None,
     ) -> None:
         self.net, self.starts, self.inputs, self.asked, self.source = net, starts, inputs, asked, source
         self.initial = states_of(net, inputs)
@@ -139,12 +139,12 @@ def _inputs(net: Net, inputs: Tensors, x: Tensor, state: States, a: int, b: int)
 
 
 def _part(net: Net, a: int, b: int) -> Net:
-    """The net on the steps a to b-1. A lane that ended before is closed by its resets, and as long as the others."""
+    """The net on the steps a to b-1. A lane that ended before has one step, which nobody reads."""
     reach, lengths = net.reach, net.lengths
     if reach.every is not None and reach.stops_at_start and b - a <= reach.every:
         reach = EVERYTHING
     if lengths is not None:
-        lengths = torch.where(lengths <= a, b - a, (lengths - a).clamp(max=b - a))
+        lengths = (lengths - a).clamp(min=1, max=b - a)
         lengths = None if bool((lengths == b - a).all()) else lengths
     return replace(
         net,

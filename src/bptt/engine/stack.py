@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import KERNELS, Columns, Tape, columns_at_once
+from ..kernels import KERNELS, Columns, Frames, Tape, columns_at_once
 from ..memory import Tapes, keeps_gates
 from .backward import BackwardPass, KeptSteps, Observer
 from .boundary import own_precision
@@ -126,7 +126,7 @@ class Stack(NetProgram):
             below, ys = net.masked(y, layer), []
             for d in range(net.directions):
                 k = layer * net.directions + d
-                states, gates = net.kernel.forward(
+                states, more = net.kernel.forward(
                     net.cell,
                     net.turn(below, d),
                     initial[k],
@@ -139,8 +139,8 @@ class Stack(NetProgram):
                 finals.append(states)
                 ys.append(net.turn(states[0][1:], d))
                 tape += states[1:] if layer == net.layers - 1 and net.directions == 2 else states
-                if gates is not None:
-                    tape.append(gates)
+                if more is not None:
+                    tape += [more] if isinstance(more, Tensor) else more
             y = ys[0] if net.directions == 1 else torch.cat(ys, -1)
         hc_n = tuple([net.last(states) for states in zip(*finals, strict=True)])
         return (y, *hc_n), tuple(tape) if keep else ()
@@ -152,7 +152,7 @@ class Stack(NetProgram):
         *,
         observer: Observer | None = None,
         columns: Columns | None = None,
-        crossing: Crossing | None = None,
+        crossing: Crossing[Columns] | None = None,
     ) -> Grads:
         """See `Program.backward`; observer, columns and crossing: see `BackwardPass`."""
         if saved.tape is None:
@@ -172,13 +172,13 @@ class Stack(NetProgram):
         return [states for states, _ in alone._kept(Saved(inputs, outputs, tape))]
 
     def _kept(self, saved: Saved) -> list[KeptSteps]:
-        """(states with the initial one before them, gates if kept) of every layer and direction, from a tape."""
+        """(states with the initial one before them, what else is kept) of every layer and direction, from a tape."""
         net, tape = self.net, saved.tape
         assert tape is not None
         D, S, K = net.directions, net.cell.states, net.layers * net.directions
         in_output = range(K - 2, K) if D == 2 else range(0)
         initial = net.initial(saved.inputs) if in_output else []
-        with_gates = len(tape) == K * S - len(in_output) + K
+        more = (len(tape) + len(in_output)) // K - S
         found: list[KeptSteps] = []
         at = 0
         for k in range(K):
@@ -188,16 +188,20 @@ class Stack(NetProgram):
                 states = (h, *tape[at:end])
             else:
                 states = tape[at:end]
-            found.append((states, tape[end] if with_gates else None))
-            at = end + with_gates
+            at = end + more
+            found.append((states, tape[end:at]))
         return found
 
     def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
         """Whether a call that keeps a tape keeps gates in it."""
-        if self.net.cell.taped_per_unit == 0:
-            return False
-        values = x.shape[0] * x.shape[1] * self.net.cell.taped(weights[0]) * len(weights)
-        return keeps_gates(self.memory, values * x.element_size())
+        taped = self._taped(x, weights[0])
+        return taped > 0 and keeps_gates(self.memory, x.shape[0] * x.shape[1] * taped * len(weights) * x.element_size())
+
+    def _taped(self, x: Tensor, w: Weights) -> int:
+        """Values of each lane and step that a layer and direction may have on the tape beside its states."""
+        T, B, _ = x.shape
+        per_unit = self.net.kernel.taped_per_unit(self.net.cell, self.net.blocks(T, B))
+        return per_unit * w.hh.shape[0] // self.net.cell.gates_per_unit
 
     # What a call costs ------------------------------------------------------------------------------------------------
 
@@ -221,7 +225,13 @@ class Stack(NetProgram):
 
     def rerun_products(self, inputs: Tensors) -> int:
         net, x, weights = self.net, given(inputs[0]), self.net.weights(inputs)
-        if net.cell.taped_per_unit == 0 or self.tapes_gates(x, weights):
+        if self.tapes_gates(x, weights):
+            return 0
+        if net.kernel.own_gradients:  # every block is run again
+            T, B, _ = x.shape
+            blocks = Frames.of(net.blocks(T, B), net.lengths, T, B)
+            return int((blocks.top - blocks.start + 1).sum()) * sum(sum(net.cell.products(w)) for w in weights)
+        if net.cell.taped_per_unit == 0:
             return 0
         gates = sum(sum(net.cell.products(w)[:2]) for w in weights)  # the states known
         return net.rows(inputs, 0, x.shape[0]) * gates

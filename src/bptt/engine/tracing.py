@@ -22,7 +22,17 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.jit._trace import TracerWarning
 from torch.utils._python_dispatch import _get_current_dispatch_mode as innermost_mode
 
-__all__ = ["named", "recorder", "recording", "refusal", "refuse_onnx", "refuse_recording", "seen"]
+__all__ = [
+    "is_profiled",
+    "modes",
+    "named",
+    "recorder",
+    "recording",
+    "refusal",
+    "refuse_onnx",
+    "refuse_recording",
+    "seen",
+]
 
 
 def seen(x: Tensor | None) -> bool:

@@ -18,7 +18,7 @@ from ._by_lag import Lags
 from ._doctor_calls import Generators, RecordedCall, detached, tensors_in
 from ._doctor_findings import Diagnosis, Examination, Finding, Place
 from ._doctor_search import first_not_finite
-from ._doctor_symptoms import lags_of, symptoms
+from ._doctor_symptoms import lags_of, lags_of_scan, symptoms, symptoms_of_scan
 from ._recurrent import RecurrentCall, tensors_of
 
 __all__ = ["Watch", "watch"]
@@ -43,7 +43,7 @@ def watch(model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Find
     """Watch a model's training steps from now on, until `remove()` or the end of a `with`.
 
     model: any module. It looks into the RNN, GRU and LSTM layers of `bptt.nn` and `torch.nn` in it step by step, and
-    into each one-directional `bptt.nn.Recurrent`, of whose calls `examine` measures nothing.
+    into each one-directional `bptt.nn.Recurrent`, of whose calls `examine` measures the reach alone: it has no gates.
     carries: whether the state after one training step is meant to be the initial state of the next. tell: what is
     called with each warning, once for each; by default `warnings.warn` with its message.
 
@@ -148,12 +148,21 @@ class Watch:
     def examine(self) -> Examination:
         """Measure how far the gradient reaches and how saturated gates are, on the last step that was watched.
 
-        It takes the weights of now, that is, after an update if there was one, and the errors of the step. It measures
-        nothing of a call that no error came back to, or whose numbers are not finite. Each warning is told once.
+        Of a one-directional `Recurrent` it measures how far the gradient of its whole state reaches; a bidirectional
+        one is left out. It takes the weights of now, that is, after an update if there was one, and the errors of the
+        step. It measures nothing of a call that no error came back to, or whose numbers are not finite. Each warning is
+        told once.
         """
         lags: dict[str, Lags] = {}
         findings: list[Finding] = []
         for call in self._calls:
+            if call.scan is not None and call.errors and _finite((*call.errors.values(), *tensors_in(call.args))):
+                with call.scan.drawing_again():
+                    found = lags_of_scan(call.scan.with_errors(call.errors_of_outputs()))
+                if found is not None:
+                    lags[call.name] = found
+                findings += symptoms_of_scan(found, call.name, call.scan.steps)
+                continue
             recording = call.recording() if call.recurrent else None
             if recording is None or not _finite((recording.dy, *recording.call.tensors)):
                 continue

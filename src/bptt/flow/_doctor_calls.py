@@ -130,8 +130,11 @@ class RecordedCall:
         """The call of a `Recurrent` as a scan, with the errors that have come back, if any; None for other modules."""
         if self.scan is None:
             return None
-        count = len(list(tensors_in(self.output)))
-        return self.scan.with_errors([self.errors.get(i) for i in range(count)])
+        return self.scan.with_errors(self.errors_of_outputs())
+
+    def errors_of_outputs(self) -> list[Tensor | None]:
+        """The errors that have come back to y and to the tensors of the final state."""
+        return [self.errors.get(i) for i in range(len(list(tensors_in(self.output))))]
 
     @torch.no_grad()
     def recording(self) -> Recording | None:

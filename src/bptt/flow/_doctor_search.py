@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS, Cell
-from ..engine import Observer, Saved, Stack
+from ..engine import Observer, Saved, Stack, given
 from ..kernels import SweepResult, Tape
 from ..nn import Recurrent
 from ..nn.call import Call, whole_tape
@@ -212,7 +212,7 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
         for d in range(net.directions):
             k = i * net.directions + d
             result = results.found[k]
-            parts = [(None, result.adjoints[0]), *zip(labels, result.da.chunk(len(labels), -1), strict=True)]
+            parts = [(None, result.adjoints[0]), *zip(labels, given(result.da).chunk(len(labels), -1), strict=True)]
             for order, (gate, part) in enumerate(parts):
                 if (index := _last(part)) is not None:
                     t, lane = index[:2]

@@ -13,8 +13,9 @@ from ._by_lag import Lags, by_lag
 from ._doctor_findings import Finding, Place
 from ._lags import lag_map
 from ._recording import Recording
+from ._scan_loss import ScanWithLoss
 
-__all__ = ["lags_of", "symptoms"]
+__all__ = ["lags_of", "lags_of_scan", "symptoms", "symptoms_of_scan"]
 
 LAGS = 128
 """Measured at most."""
@@ -62,11 +63,31 @@ def lags_of(recording: Recording) -> Lags | None:
     return by_lag(map) if np.nan_to_num(map.norm).any() else None
 
 
+def lags_of_scan(scan: ScanWithLoss) -> Lags | None:
+    """The gradient by lag of a `Recurrent`, on some of its losses; None where no error arrives. Its steps draw anew."""
+    chain = scan.chain()
+    sent = (chain.errors != 0).any(-1).any(1).nonzero()[:, 0].tolist()
+    if not sent:
+        return None
+    every = max(1, len(sent) // LOSSES)
+    map = lag_map(chain, lags=min(chain.T, LAGS), at=sent[::-1][::every][::-1])
+    return by_lag(map) if np.nan_to_num(map.norm).any() else None
+
+
+def symptoms_of_scan(lags: Lags | None, name: str, window: int) -> Iterator[Finding]:
+    """Explosion and vanishing in a call of a `Recurrent`. window: the steps of its longest sequence."""
+    for i in range(0 if lags is None else len(lags.layers)):
+        assert lags is not None
+        start = "let the cell keep its state (a leak or a gate nearer 1), start from bptt.nn.init.orthogonal_"
+        yield from _by_lag(lags, i, Place(name), window, start)
+
+
 def symptoms(recording: Recording, lags: Lags | None) -> Iterator[Finding]:
     """Explosion, vanishing and saturation in one recorded call."""
     for i, name in enumerate(() if lags is None else lags.layers):
         assert lags is not None
-        yield from _by_lag(recording, lags, i, Place(recording.name, name))
+        window = min(recording.T, int(recording.lengths.max()))
+        yield from _by_lag(lags, i, Place(recording.name, name), window, _start(recording))
     for name, tape in zip(recording.names, recording.tapes(), strict=True):
         cell = recording.cell
         parts = (tape.state[0],) if tape.gates is None else tape.gates.chunk(cell.taped_per_unit, -1)
@@ -74,7 +95,16 @@ def symptoms(recording: Recording, lags: Lags | None) -> Iterator[Finding]:
             yield from _saturated(recording, Place(recording.name, name, gate=label), activation, values)
 
 
-def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[Finding]:
+def _start(recording: Recording) -> str:
+    """What makes a layer keep its state longer."""
+    if recording.cell.keeps is None:
+        return "take gru or lstm, start from bptt.nn.init.orthogonal_"
+    if recording.cell.states == 2:
+        return "start with open forget gates (bptt.nn.init.forget_bias_, chrono_)"
+    return "start with update gates that keep (bptt.nn.init.chrono_)"
+
+
+def _by_lag(lags: Lags, i: int, place: Place, window: int, start: str) -> Iterator[Finding]:
     norm, rate, far = lags.norm[i], float(lags.rate[i]), int(lags.measured[i]) - 1
     if far < 0:
         return  # no loss reaches this layer
@@ -88,18 +118,11 @@ def _by_lag(recording: Recording, lags: Lags, i: int, place: Place) -> Iterator[
         )
         yield Finding.at("explosion", "adjoint", place, rate, what, advice)
     horizon = int(lags.horizon_99[i])
-    window = min(recording.T, int(recording.lengths.max()))
     if window >= SHORT and rate < 1 and horizon < VANISHES * window:
         what = (
             f"the gradient vanishes: 99 % of it arises within {horizon} of {window} steps "
             f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.2f} times per step"
         )
-        if recording.cell.keeps is None:
-            start = "take gru or lstm, start from bptt.nn.init.orthogonal_"
-        elif recording.cell.states == 2:
-            start = "start with open forget gates (bptt.nn.init.forget_bias_, chrono_)"
-        else:
-            start = "start with update gates that keep (bptt.nn.init.chrono_)"
         advice = f"{start}, or use shorter windows"
         yield Finding.at("vanishing", "adjoint", place, float(horizon), what, advice)
 

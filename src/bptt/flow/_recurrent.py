@@ -67,6 +67,15 @@ class RecurrentCall:
         found = self.kwargs.get("lengths")
         return None if found is None else torch.as_tensor(found, device="cpu").long()
 
+    @property
+    def steps(self) -> int:
+        """The steps of the longest sequence."""
+        lengths, given = self.lengths, self.input
+        if lengths is not None:
+            return int(lengths.max())
+        assert isinstance(given, Tensor)
+        return given.shape[1 if self.layer.batch_first and given.dim() > 2 else 0]
+
     @contextmanager
     def drawing_again(self) -> Iterator[None]:
         """Inside `with`, torch's generators stand where they stood before the call; after it, where they stood."""

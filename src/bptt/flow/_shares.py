@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..engine import given
 from ..kernels import Frames, SweepResult
 from ._lags import check_one_way, sweep_by_loss
 from ._recording import Loss, Recording, recorded
@@ -86,9 +87,9 @@ def shares(
         tapes, cell = program.tapes(saved), recording.cell
 
         def see(k: int, frames: Frames, result: SweepResult, lag: Tensor, _: Tensor) -> None:
-            tape = tapes[k]
-            gates = result.da if tape.gates is None else frames.spread(tape.gates)
-            da, h = cell.recurrent(result.da, gates), frames.spread(tape.prev[0])
+            tape, da = tapes[k], given(result.da)
+            gates = da if tape.gates is None else frames.spread(tape.gates)
+            da, h = cell.recurrent(da, gates), frames.spread(tape.prev[0])
             bin = torch.where(lag >= 0, bins[lag.clamp(min=0)], -1)
             for m in bin.unique().tolist():
                 if m >= 0:

@@ -25,19 +25,25 @@ from .cpu import variants as variants
 from .eager import Eager as Eager
 from .eager_steps import EagerSteps as EagerSteps
 from .frames import Frames as Frames
+from .fused import Fused as Fused
 from .interpreter import Interpreter as Interpreter
 from .kernel import Kernel as Kernel
 from .kernel import Request as Request
 from .kernel import Sweep as Sweep
 from .kernel import SweepResult as SweepResult
 from .kernel import Tape as Tape
+from .kernel import WholeKernel as WholeKernel
+from .kernel import WholePasses as WholePasses
+from .kernel import WholeRequest as WholeRequest
 from .product import product as product
 from .product import summed_product as summed_product
 from .step import StepKernel as StepKernel
+from .step_values import Place as Place
+from .step_values import StepValues as StepValues
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 
-KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "eager": Eager()}
+KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "fused": Fused(), "eager": Eager()}
 """Every kernel by name, the preferred first."""
 
 
@@ -96,9 +102,10 @@ def _choose(name: str, request: Request, kernels: tuple[Kernel, ...]) -> Choice:
     passed_over: list[str] = []
     for kernel in kernels:
         reason = kernel.refuses(request)
-        if reason is None:
+        unasked = kernel.hesitates(request) if reason is None else None
+        if reason is None and unasked is None:
             return Choice(kernel, "; ".join(passed_over) or _PREFERRED)
-        passed_over.append(f"{kernel.name!r} cannot: {reason}")
+        passed_over.append(f"{kernel.name!r} cannot: {reason}" if unasked is None else f"{kernel.name!r}: {unasked}")
     raise RuntimeError(f"no kernel can run this layer: {'; '.join(passed_over)}")
 
 
@@ -138,6 +145,7 @@ class Layer(Protocol):
     num_layers: int
     bidirectional: bool
     batch_first: bool
+    proj_size: int
 
     @property
     def kernel(self) -> str: ...
@@ -166,6 +174,16 @@ def torch_layer(layer: Layer, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]]
     return function if T == 1 or isinstance(layer.gradient, Full) else None
 
 
+def precision(layer: Layer, device: torch.device, dtype: torch.dtype, resets: bool) -> torch.dtype:
+    """The precision of a layer's walks under autocast: the parameters', since a recurrence amplifies rounding step by
+    step; or autocast's own, for a kernel that computes what torch.nn's layers would. dtype: the parameters'.
+    """
+    request = Request(layer.cell(), device, dtype, layer.gradient.draws_factors, resets, projection=layer.proj_size > 0)
+    kernel = KERNELS.get(layer.kernel) or choose(layer.kernel, request).kernel
+    follows = kernel.follows_autocast and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if follows else dtype
+
+
 def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     """What a layer would do with x, and why: the kernel it runs, what it keeps, how far gradients reach.
 
@@ -186,16 +204,23 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     if data.shape[-1] != layer.input_size:
         raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()
-    request = Request(cell, data.device, data.dtype, edge_factors=layer.gradient.draws_factors)
+    edge_factors, projection = layer.gradient.draws_factors, layer.proj_size > 0
+    request = Request(cell, data.device, data.dtype, edge_factors=edge_factors, projection=projection)
     choice = choose(layer.kernel, request)
-    walks = layer.num_layers * (2 if layer.bidirectional else 1)
+    kernel, walks = choice.kernel, layer.num_layers * (2 if layer.bidirectional else 1)
     rows = data.numel() // data.shape[-1]
-    gate_bytes = rows * walks * cell.taped_per_unit * layer.hidden_size * data.element_size()
+    T = data.shape[1 if layer.batch_first else 0] if data is x and x.dim() == 3 else len(data)
+    per_unit = kernel.taped_per_unit(cell, layer.gradient.reach(T))
+    gate_bytes = rows * walks * per_unit * layer.hidden_size * data.element_size()
+    gates, takes = ("what torch's layer keeps", "takes about") if kernel.own_gradients else ("the gates", "take")
+    bytes_taken = f", {gates} {takes} {gate_bytes:,} bytes" if gate_bytes or not kernel.own_gradients else ""
     if isinstance(layer.memory, Checkpoints):
         kept, memory = "a state now and then, and runs segments again", f"'{layer.memory}'"
     else:
-        kept = "states and gates" if gate_bytes and keeps_gates(layer.memory, gate_bytes) else "states"
         memory = repr(layer.memory)
+        kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
+        if gate_bytes and keeps_gates(layer.memory, gate_bytes):
+            kept = f"states and {gates.removeprefix('the ')}"
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
     by_torch = ""
     if data is x:
@@ -205,6 +230,6 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     return (
         f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: "
         f"{choice.reason}\n"
-        f"keeps {kept}: memory={memory}, the gates take {gate_bytes:,} bytes\n"
+        f"keeps {kept}: memory={memory}{bytes_taken}\n"
         f"gradient {layer.gradient}"
     )

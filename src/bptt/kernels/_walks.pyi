@@ -1,5 +1,11 @@
 """The compiled walks: fields as in csrc/walks.hpp and csrc/module.cpp, pointers as addresses, 0 for none."""
 
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
 class Forward:
     cell: int
     T: int
@@ -27,6 +33,10 @@ class Forward:
     w_hr: int
     h: int
     c: int
+    y: int
+    h_n: int
+    c_n: int
+    def copy(self) -> Self: ...
     def run(self, *, variant: int, threads: int) -> None: ...
 
 class ForwardFloat32(Forward): ...
@@ -50,6 +60,7 @@ class Infer:
     y: int
     h_n: int
     c_n: int
+    def copy(self) -> Self: ...
     def run(self, *, variant: int, threads: int) -> None: ...
 
 class InferFloat32(Infer): ...
@@ -86,7 +97,8 @@ class Sweep:
     da: int
     adjoint_h: int
     adjoint_c: int
-    bias: int
+    db_ih: int
+    db_hh: int
     leaving_h: int
     leaving_c: int
     x: int
@@ -94,6 +106,7 @@ class Sweep:
     dx: int
     dw_ih: int
     dw_hh: int
+    def copy(self) -> Self: ...
     def run(self, *, variant: int, threads: int) -> None: ...
 
 class SweepFloat32(Sweep): ...
@@ -119,11 +132,18 @@ class Program:
     resets: int
     edge_factors: int
     columns: int
+    moves: int
+    before: int
+    after: int
+    def copy(self) -> Self: ...
     def run(self, *, variant: int, threads: int) -> None: ...
 
 class ProgramFloat32(Program): ...
 class ProgramFloat64(Program): ...
 
+def places(
+    tensors: tuple[Tensor | None, ...], shapes: tuple[Sequence[int] | None, ...], dtype: torch.dtype
+) -> tuple[int, ...] | None: ...
 def apply_float32(variant: int, cell: int, n: int, x: int, y: int) -> None: ...
 def apply_float64(variant: int, cell: int, n: int, x: int, y: int) -> None: ...
 def apply_operation_float32(variant: int, op: int, modes: int, n: int, out: int, a: int, b: int, c: int) -> None: ...

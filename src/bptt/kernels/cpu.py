@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
+from ..policies import Reach
 from . import _walks
-from .kernel import Request, Sweep, SweepResult
+from .addresses import at, check, dense, restart, spaced_rows
+from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
 from .product import product
+from .whole import WholeWalks
 
 __all__ = ["Cpu", "variants"]
 
@@ -34,6 +37,11 @@ FEW_ROWS, FEW_ROWS_BACK = 32, 16
 they lie (few_rows of csrc/product.hpp); backward so few rows make a product with hardly a sum in it."""
 
 
+COPIED = 2**16
+"""Bytes of y up to which a whole pass copies it out of its tape, so that a caller may write to it: a view of the tape,
+and a witness that tells whether the caller did, take as long as 2**17 bytes."""
+
+
 def variants() -> list[str]:
     """The instruction sets this machine runs, of those the build has; the widest first, which is the one used."""
     return [name for name, runs in _walks.variants() if runs]
@@ -46,6 +54,8 @@ class Cpu:
     """
 
     name = "cpu"
+    own_gradients = False
+    follows_autocast = False
 
     def __init__(self, variant: str | None = None) -> None:
         names = [name for name, _ in _walks.variants()]
@@ -64,6 +74,12 @@ class Cpu:
             return f"it has no walk for {request.cell.name}"
         return None
 
+    def hesitates(self, request: Request) -> str | None:
+        return None
+
+    def taped_per_unit(self, cell: Cell, reach: Reach) -> int:
+        return cell.taped_per_unit
+
     def forward(
         self,
         cell: Cell,
@@ -75,7 +91,7 @@ class Cpu:
         lengths: Tensor | None,
         reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        _check(cell, x, initial, w, reset_state)
+        check(cell, x, initial, w, reset_state)
         T, B, inputs = x.shape
         GH, P = w.hh.shape
         H = GH // cell.gates_per_unit
@@ -93,7 +109,7 @@ class Cpu:
             lane = lengths.argsort(descending=True)
             active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
         # What is computed from lives until the call is over, as these names do. A field that is not set is none.
-        h_0, w_hh, b_ih, b_hh = map(_dense, (initial[0], w.hh, w.b_ih, w.b_hh))
+        h_0, w_hh, b_ih, b_hh = map(dense, (initial[0], w.hh, w.b_ih, w.b_hh))
         if B:
             walk = FORWARD[x.dtype]()
             walk.cell = CODES[cell.mode]
@@ -104,50 +120,48 @@ class Cpu:
             walk.P = P
             walk.stride = stride
             walk.keeps = tape_gates
-            walk.gates = _at(gates)
-            walk.h_0 = _at(h_0)
-            walk.w_hh = _at(w_hh)
-            walk.b_ih = _at(b_ih)
-            walk.b_hh = _at(b_hh)
-            walk.h = _at(h)
+            walk.gates = at(gates)
+            walk.h_0 = at(h_0)
+            walk.w_hh = at(w_hh)
+            walk.b_ih = at(b_ih)
+            walk.b_hh = at(b_hh)
+            walk.h = at(h)
             if c is not None:
-                c_0 = _dense(initial[1])
-                walk.c_0 = _at(c_0)
-                walk.c = _at(c)
+                c_0 = dense(initial[1])
+                walk.c_0 = at(c_0)
+                walk.c = at(c)
             if w.hr is not None:
-                w_hr = _dense(w.hr)
-                walk.w_hr = _at(w_hr)
+                w_hr = dense(w.hr)
+                walk.w_hr = at(w_hr)
             if small:
-                dense_x, w_ih = _dense(x), _dense(w.ih)
-                walk.x = _at(dense_x)
-                walk.w_ih = _at(w_ih)
+                dense_x, w_ih = dense(x), dense(w.ih)
+                walk.x = at(dense_x)
+                walk.w_ih = at(w_ih)
             if resets is not None:
-                resets, ((reset_h, reset_c), steps) = _dense(resets), _restart(reset_state)
-                walk.resets = _at(resets)
-                walk.reset_h = _at(reset_h)
-                walk.reset_c = _at(reset_c)
+                resets, ((reset_h, reset_c), steps) = dense(resets), restart(reset_state)
+                walk.resets = at(resets)
+                walk.reset_h = at(reset_h)
+                walk.reset_c = at(reset_c)
                 walk.reset_h_step, walk.reset_c_step = steps
             if lengths is not None:
-                walk.lane = _at(lane)
-                walk.active = _at(active)
+                walk.lane = at(lane)
+                walk.active = at(active)
             walk.run(variant=self._variant, threads=torch.get_num_threads())
         return (h,) if c is None else (h, c), gates if tape_gates else None
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
-        _check(cell, x, hx, w, layers=(1,))
+        check(cell, x, hx, w, layers=(1,))
         T, B, inputs = x.shape
         GH, P = w.hh.shape
         if B == 0 or not _is_small(x, w, FEW_ROWS):
             return None
         H = GH // cell.gates_per_unit
-        h_0, c_0 = hx if cell.states == 2 else (hx[0], None)
-        y, h_n, c_n = x.new_empty(T, B, P), x.new_empty(1, B, P), None if c_0 is None else x.new_empty(1, B, H)
-        given: tuple[Tensor | None, ...] = (x, w.ih, h_0, c_0, w.hh, w.b_ih, w.b_hh, w.hr)
+        y, h_n, c_n = x.new_empty(T, B, P), x.new_empty(1, B, P), x.new_empty(1, B, H) if cell.states == 2 else None
+        given: tuple[Tensor | None, ...] = (x, *w, *hx)
         for t in given:
             if t is not None and (not t.is_contiguous() or t.is_neg() or t._is_zerotensor()):
-                given = tuple(map(_dense, given))  # alive until the call is over
+                given = tuple(map(dense, given))  # alive until the call is over
                 break
-        at_x, w_ih, at_h_0, at_c_0, w_hh, b_ih, b_hh, w_hr = map(_at, given)
         walk = INFER[x.dtype]()
         walk.cell = CODES[cell.mode]
         walk.T = T
@@ -155,30 +169,35 @@ class Cpu:
         walk.I = inputs
         walk.H = H
         walk.P = P
-        walk.x = at_x
-        walk.w_ih = w_ih
-        walk.h_0 = at_h_0
-        walk.c_0 = at_c_0
-        walk.w_hh = w_hh
-        walk.b_ih = b_ih
-        walk.b_hh = b_hh
-        walk.w_hr = w_hr
-        walk.y = _at(y)
-        walk.h_n = _at(h_n)
-        walk.c_n = _at(c_n)
+        walk.x, walk.w_ih, walk.w_hh, walk.b_ih, walk.b_hh, walk.w_hr, walk.h_0, *c_0 = map(at, given)
+        walk.y = at(y)
+        walk.h_n = at(h_n)
+        if c_n is not None:
+            walk.c_0, walk.c_n = c_0[0], at(c_n)
         walk.run(variant=self._variant, threads=torch.get_num_threads())
         return (y, h_n) if c_n is None else (y, h_n, c_n)
+
+    def whole(self, request: WholeRequest) -> WholePasses | None:
+        cell, rows = request.cell, request.T * request.B
+        weights = cell.gates_per_unit * request.H * (request.I + request.H)
+        small = rows > 0 and request.dtype in FORWARD and is_small(rows, weights, FEW_ROWS)
+        if not small or rows * request.H * request.dtype.itemsize > COPIED:
+            return None
+        pulls = request.frames.walks.covers and is_small(rows, weights, FEW_ROWS_BACK)
+        pulls = pulls and (request.gates or cell.taped_per_unit == 0)
+        walks = FORWARD[request.dtype], INFER[request.dtype], SWEEP[request.dtype]
+        return WholeWalks(request, CODES[cell.mode], self._variant, *walks, pulls)
 
     def sweep(self, request: Sweep) -> SweepResult:
         cell, w, tape, frames, by_position = request.cell, request.w, request.tape, request.frames, request.by_position
         GH, P = w.hh.shape
         N, H = frames.start.shape[0], GH // cell.gates_per_unit
         walks = frames.walks
-        rows = (frames.R, N) if by_position else (frames.T, frames.B)
+        size = (frames.R, N) if by_position else (frames.T, frames.B)
         covers = walks.covers and not by_position
         new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
-        da = new(*rows, GH if cell.inner is None else GH + H)
-        adjoints = tuple([new(*rows, s.shape[2]) for s in tape.states[: request.adjoints]])
+        da = new(*size, GH if cell.inner is None else GH + H)
+        adjoints = tuple([new(*size, s.shape[2]) for s in tape.states[: request.adjoints]])
         leaving = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if request.leaving else ()
         bias = (da.new_empty if N else da.new_zeros)(2, GH) if request.bias and not by_position else None
         x, dx, dw_ih, dw_hh = request.x, None, None, None
@@ -196,8 +215,8 @@ class Cpu:
                     f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
                 )
         # What is computed from lives until the call is over, as these names do. A field that is not set is none.
-        h, gates, w_hh = _dense(tape.states[0]), _dense(tape.gates), _dense(w.hh)
-        errors, stride = (None, 0) if request.errors is None else _rows(request.errors)
+        h, gates, w_hh = dense(tape.states[0]), dense(tape.gates), dense(w.hh)
+        errors, stride = (None, 0) if request.errors is None else spaced_rows(request.errors)
         walk = SWEEP[da.dtype]()
         walk.cell = CODES[cell.mode]
         walk.T = frames.T
@@ -211,46 +230,47 @@ class Cpu:
         walk.overlaps = walks.overlaps and not by_position
         walk.columns = walks.columns.data_ptr()
         walk.counts = walks.counts.data_ptr()
-        walk.h = _at(h)
-        walk.gates = _at(gates)
-        walk.errors = _at(errors)
+        walk.h = at(h)
+        walk.gates = at(gates)
+        walk.errors = at(errors)
         walk.error_stride = stride
-        walk.w_hh = _at(w_hh)
+        walk.w_hh = at(w_hh)
         walk.da = da.data_ptr()
         if bias is not None:
-            walk.bias = bias.data_ptr()
-        arriving = tuple(map(_dense, request.arriving))
+            walk.db_ih = bias.data_ptr()
+            walk.db_hh = bias.data_ptr() + bias.element_size() * GH
+        arriving = tuple(map(dense, request.arriving))
         if arriving:
-            walk.arriving_h = _at(arriving[0])
+            walk.arriving_h = at(arriving[0])
         if adjoints:
             walk.adjoint_h = adjoints[0].data_ptr()
         if leaving:
             walk.leaving_h = leaving[0].data_ptr()
         if cell.states == 2:
-            c = _dense(tape.states[1])
-            walk.c = _at(c)
-            walk.arriving_c = _at(arriving[1]) if arriving else 0
-            walk.adjoint_c = _at(adjoints[1]) if len(adjoints) == 2 else 0
-            walk.leaving_c = _at(leaving[1]) if leaving else 0
+            c = dense(tape.states[1])
+            walk.c = at(c)
+            walk.arriving_c = at(arriving[1]) if arriving else 0
+            walk.adjoint_c = at(adjoints[1]) if len(adjoints) == 2 else 0
+            walk.leaving_c = at(leaving[1]) if leaving else 0
         if w.hr is not None:
-            w_hr = _dense(w.hr)
-            walk.w_hr = _at(w_hr)
+            w_hr = dense(w.hr)
+            walk.w_hr = at(w_hr)
         if tape.resets is not None:
-            resets, ((reset_h, reset_c), steps) = _dense(tape.resets), _restart(tape.reset_state)
-            walk.resets = _at(resets)
-            walk.reset_h = _at(reset_h)
-            walk.reset_c = _at(reset_c)
+            resets, ((reset_h, reset_c), steps) = dense(tape.resets), restart(tape.reset_state)
+            walk.resets = at(resets)
+            walk.reset_h = at(reset_h)
+            walk.reset_c = at(reset_c)
             walk.reset_h_step, walk.reset_c_step = steps
         if request.edge_factors is not None:
-            factors = _dense(request.edge_factors)
-            walk.edge_factors = _at(factors)
+            factors = dense(request.edge_factors)
+            walk.edge_factors = at(factors)
         if x is not None:
-            x, w_ih = _dense(x), _dense(w.ih)
-            walk.x = _at(x)
-            walk.w_ih = _at(w_ih)
-            walk.dx = _at(dx)
-            walk.dw_ih = _at(dw_ih)
-            walk.dw_hh = _at(dw_hh)
+            x, w_ih = dense(x), dense(w.ih)
+            walk.x = at(x)
+            walk.w_ih = at(w_ih)
+            walk.dx = at(dx)
+            walk.dw_ih = at(dw_ih)
+            walk.dw_hh = at(dw_hh)
         walk.run(variant=self._variant, threads=torch.get_num_threads())
         weights: tuple[Tensor | None, ...] = () if dw_ih is None else (dw_ih, dw_hh)
         if bias is not None:
@@ -263,52 +283,15 @@ class Cpu:
         return SweepResult(da, adjoints, leaving, recurrent, weights, dx)
 
 
-def _check(
-    cell: Cell,
-    x: Tensor,
-    initial: tuple[Tensor, ...],
-    w: Weights,
-    reset_state: tuple[Tensor, ...] = (),
-    layers: tuple[int, ...] = (),
-) -> None:
-    """Raise RuntimeError for what does not fit together: no pointer may lead beyond its tensor.
-
-    layers: the first dimension of the initial states, if they have one beside their own.
-    """
-    GH, P = w.hh.shape
-    H = GH // cell.gates_per_unit
-    B, wide = x.shape[1], (P, H)
-    sizes = (cell.gates_per_unit * H, H if w.hr is None else P) == (GH, P) and w.ih.shape == (GH, x.shape[2])
-    for b in (w.b_ih, w.b_hh):
-        sizes = sizes and (b is None or b.shape == (GH,))
-    sizes = sizes and (w.hr is None or w.hr.shape == (P, H))
-    for s, size in zip(initial, wide, strict=False):
-        sizes = sizes and s.shape == (*layers, B, size)
-    for r, s in zip(reset_state, initial, strict=False):
-        sizes = sizes and r.shape in (s.shape, (len(x), *s.shape))
-    if not sizes:
-        shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in _named(x, initial, w, reset_state))
-        raise RuntimeError(f"sizes must fit together, {cell.gates_per_unit} gates a hidden unit: got {shapes}")
-    dtype = x.dtype
-    for t in (*w, *initial, *reset_state):
-        if t is not None and not (t.is_cpu and t.dtype == dtype):
-            kinds = ", ".join(f"{name} {t.dtype} on {t.device}" for name, t in _named(x, initial, w, reset_state))
-            raise RuntimeError(f"weights and states must be {dtype} on the CPU, as x is: got {kinds}")
-
-
-def _named(
-    x: Tensor, initial: tuple[Tensor, ...], w: Weights, reset_state: tuple[Tensor, ...]
-) -> list[tuple[str, Tensor]]:
-    named = {"x": x, **dict(zip(("h_0", "c_0"), initial, strict=False)), **w._asdict()}
-    named |= zip(("reset_state of h", "reset_state of c"), reset_state, strict=False)
-    return [(name, t) for name, t in named.items() if t is not None]
-
-
 def _is_small(x: Tensor, w: Weights, few: int) -> bool:
     """Whether the products over all steps are done with the walk, since a call of the BLAS would take longer."""
     GH, P = w.hh.shape
     T, B, inputs = x.shape
-    rows, weights = T * B, GH * (inputs + P)
+    return is_small(T * B, GH * (inputs + P), few)
+
+
+def is_small(rows: int, weights: int, few: int) -> bool:
+    """`_is_small`, of so many rows and weights."""
     near, most = NEAR
     return rows <= few or rows * weights <= (most if weights <= near else SMALL)
 
@@ -326,60 +309,3 @@ def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor |
         present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
         out.index_copy_(0, present, product(rows.index_select(0, present), w.ih))
     return into
-
-
-def _at(tensor: Tensor | None) -> int:
-    """Where the values lie; 0 for none, which a tensor without memory must not be taken for."""
-    if tensor is None:
-        return 0
-    try:
-        address = tensor.data_ptr()
-    except RuntimeError:  # of what torch.func.vmap has wrapped
-        address = 0
-    if address == 0 and tensor.numel() > 0:
-        raise RuntimeError(
-            "tensors of a call must have memory that the compiled kernel can read, which those inside torch.func.vmap "
-            "do not (kernel='eager' calls torch's operations instead; a dimension that is mapped can be lanes): got a "
-            f"{type(tensor).__name__} of shape {list(tensor.shape)} without"
-        )
-    return address
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    """The same values, contiguous; the result must live as long as its address is in use."""
-    if tensor is None:
-        return None
-    if not tensor.is_cpu:
-        raise RuntimeError(f"all tensors of a call must be on the CPU: got one on {tensor.device}")
-    try:
-        if tensor._is_zerotensor():  # zeros that autograd has not written anywhere
-            return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
-    except RuntimeError:
-        if tensor.layout is torch.strided:
-            raise
-        raise RuntimeError(f"weights and states must be dense tensors: got layout {tensor.layout}") from None
-
-
-def _restart(reset_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
-    """h and c `[.., B, F]` with dense steps, None for none, and the distance from each one's step to the next."""
-    if not reset_state:
-        return (None, None), (0, 0)
-    dense = [
-        r if r.dim() == 3 and r[0].is_contiguous() and not (r.is_neg() or r._is_zerotensor()) else _dense(r)
-        for r in reset_state
-    ]
-    distances = [0 if r is None or r.dim() == 2 else r.stride(0) for r in dense]
-    return (*dense, None)[:2], (*distances, 0)[:2]
-
-
-def _rows(x: Tensor) -> tuple[Tensor | None, int]:
-    """A tensor `[.., .., F]` with dense rows at equal distances, and that distance; copied only if it must be."""
-    if x._is_zerotensor():
-        return _dense(x), x.shape[2]
-    if x.is_contiguous() and not x.is_neg() and x.is_cpu:
-        return x, x.shape[2]
-    step, row, one = x.stride()
-    if one == 1 and step == x.shape[1] * row and row >= x.shape[2] and not x.is_neg() and x.is_cpu:
-        return x, row
-    return _dense(x), x.shape[2]

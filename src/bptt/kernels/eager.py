@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
+from ..policies import Reach
 from .frames import Frames
 from .kernel import Request, Sweep, SweepResult
 from .sums import Sums, columns_at_once
@@ -21,9 +22,17 @@ class Eager:
 
     name = "eager"
     variant: str | None = None
+    own_gradients = False
+    follows_autocast = False
 
     def refuses(self, request: Request) -> str | None:
         return None if request.dtype.is_floating_point else f"it computes real numbers, not {request.dtype}"
+
+    def hesitates(self, request: Request) -> str | None:
+        return None
+
+    def taped_per_unit(self, cell: Cell, reach: Reach) -> int:
+        return cell.taped_per_unit
 
     def forward(
         self,

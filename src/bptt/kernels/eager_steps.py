@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..steps import Part, SplitStep
 from .frames import Frames
+from .step_values import Layout, StepValues
 
 __all__ = ["EagerSteps"]
 
@@ -21,9 +22,16 @@ class EagerSteps:
 
     name = "eager"
     variant: str | None = None
+    by_operations = True
 
     def refuses(self, step: SplitStep, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
+
+    def inputs(self, step: SplitStep) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset(step.forward.inputs), frozenset(step.adjoint.inputs)
+
+    def layout(self, step: SplitStep, keep: Sequence[str], T: int, B: int) -> Layout:
+        return Layout(step.values, (), T, B)
 
     def advance(
         self,
@@ -33,7 +41,8 @@ class EagerSteps:
         resets: Tensor | None,
         T: int,
         keep: Sequence[str],
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        last: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor], StepValues]:
         part, B = step.forward, len(carry[0])
         found = {name: list[Tensor]() for name in keep}
         states = [[c] for c in carry]
@@ -51,7 +60,12 @@ class EagerSteps:
                 rows.append(c)
             for i, rows in kept:
                 rows.append(made[i])
-        return [torch.stack(rows) for rows in states], {name: torch.stack(rows) for name, rows in found.items()}
+        for end, c in zip(last, current, strict=False):
+            end.copy_(c)
+        flat = {name: torch.stack(rows).flatten(0, 1) if step.values[name].rows else rows[-1]
+                for name, rows in found.items()}  # fmt: skip
+        lanes = B // step.values[step.carry[0]].rows
+        return [torch.stack(rows) for rows in states], StepValues(step.values, T, lanes, flat)
 
     def sweep(
         self,
@@ -61,7 +75,7 @@ class EagerSteps:
         arriving: Sequence[Tensor | None],
         edge_factors: Tensor | None,
         leaving: bool,
-    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    ) -> tuple[StepValues, list[Tensor | None]]:
         part, walks, T, B = step.adjoint, frames.walks, frames.T, frames.B
         device = values[step.carry[0]].device
         top, lane, _, slot, own, arrives = walks.columns.to(device).unbind()
@@ -109,8 +123,8 @@ class EagerSteps:
                 for out, a in zip(left, lam, strict=True):
                     if out is not None and a is not None:
                         out[slot[ended]] = a[ended]
-        sent = {n: sums[n].view(T, B * step.values[n].rows, *step.values[n].shape) for n in step.sent}
-        return sent | {n: sums[n] for n in step.summed}, left
+        flat = {n: sums[n].flatten(0, 1) for n in step.sent}
+        return StepValues(step.values, T, B, flat | {n: sums[n] for n in step.summed}), left
 
 
 class _Rows:

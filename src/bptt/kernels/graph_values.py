@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..steps import Part, SplitStep, Value
 from .program import Refused
 from .views import dims_of
 
-__all__ = ["GraphValues", "packet"]
+__all__ = ["GraphValues", "is_part", "packet"]
 
 aten = torch.ops.aten
 
@@ -29,6 +30,11 @@ to be the same as a real number."""
 def packet(node: Node) -> Any:
     """The operation of aten that a node calls, whichever its overload; None of other nodes."""
     return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
+
+
+def is_part(node: Node) -> bool:
+    """Whether a node is one of several tensors that an operation gives."""
+    return node.op == "call_function" and node.target is operator.getitem
 
 
 class GraphValues:
@@ -70,7 +76,7 @@ class GraphValues:
 
     def is_value(self, node: Node) -> bool:
         """Whether a node is a tensor, not a number of rows or a size computed from it."""
-        return node in self.kinds or packet(node) is not None or node.op == "get_attr"
+        return node in self.kinds or packet(node) is not None or is_part(node) or node.op == "get_attr"
 
     def _absorbed(self) -> dict[Node, Node]:
         """Products that become part of the addition that alone uses them, with it."""

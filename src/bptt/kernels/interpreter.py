@@ -5,24 +5,24 @@ Legend: T steps, B lanes, N columns of a sweep (see `frames`); k rows of a value
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..steps import SplitStep, Value
+from ..steps import Part, SplitStep
 from . import _walks
 from .cpu import variants
 from .frames import Frames
+from .joined import with_constants
 from .lowering import Lowering
+from .prepared import PROGRAM, Prepared, Run
 from .program import Program, Refused
-from .views import Slot
+from .step_values import Layout, StepValues
 
 __all__ = ["Interpreter"]
-
-PROGRAM = {torch.float32: _walks.ProgramFloat32, torch.float64: _walks.ProgramFloat64}
 
 FORWARD_BUFFERS = frozenset({"carry"})
 SWEEP_BUFFERS = frozenset({"input", "owned", "output", "adjoint", "back"})
@@ -36,6 +36,7 @@ class Interpreter:
     """
 
     name = "interpreter"
+    by_operations = False
 
     def __init__(self, variant: str | None = None) -> None:
         names = [name for name, _ in _walks.variants()]
@@ -46,6 +47,7 @@ class Interpreter:
         self._variant = names.index(wanted)
         self._programs: WeakKeyDictionary[SplitStep, dict[tuple[str, ...] | None, Program | Refused]]
         self._programs = WeakKeyDictionary()
+        self._prepared: WeakKeyDictionary[SplitStep, dict[tuple[str, ...] | None, Prepared]] = WeakKeyDictionary()
 
     def refuses(self, step: SplitStep, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":
@@ -86,6 +88,13 @@ class Interpreter:
             raise found
         return found
 
+    def inputs(self, step: SplitStep) -> tuple[frozenset[str], frozenset[str]]:
+        program = self._program(step, tuple(name for name in step.forward.outputs if name not in step.next))
+        return frozenset(program.inputs), frozenset(self.adjoint_program(step).inputs)
+
+    def layout(self, step: SplitStep, keep: Sequence[str], T: int, B: int) -> Layout:
+        return self._ready(step, tuple(dict.fromkeys(keep))).sized(T, B).layout
+
     def advance(
         self,
         step: SplitStep,
@@ -94,30 +103,48 @@ class Interpreter:
         resets: Tensor | None,
         T: int,
         keep: Sequence[str],
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        keep = tuple(dict.fromkeys(keep))
-        program = self.forward_program(step, keep)
-        dtype, B = carry[0].dtype, _rows(carry[0], step.values[step.carry[0]])
-        run = _Run(program, step, T, B, dtype)
-        carries = []
-        for name, after, first in zip(step.carry, program.ends, carry, strict=False):
-            kind = step.values[name]
-            states = first.new_empty(T + 1, B * kind.rows, *kind.shape)
-            states[0].copy_(run.checked(name, first, (B * kind.rows, *kind.shape)))
+        last: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor], StepValues]:
+        kinds = step.values
+        B = carry[0].shape[0] // kinds[step.carry[0]].rows
+        ready = self._ready(step, tuple(dict.fromkeys(keep)))
+        run, new = Run(ready, T, B), carry[0].new_empty
+        carries: list[Tensor] = []
+        for (name, at, after, size, whole), first in zip(run.sized.carries, carry, strict=True):
+            states = new(whole)
             carries.append(states)
-            if name in program.inputs:
-                run.put(program.inputs[name], states)
-            run.put(after, states)
-        run.give(values, step.carry)
-        kept = {}
-        for name, slot in zip(keep, program.ends[len(carries) :], strict=True):
-            kept[name] = run.take(slot, step.values[name], carry[0].new_empty)
+            address = run.addresses[after] = states.data_ptr()
+            if at >= 0:
+                run.addresses[at] = address
+            run.moves += (address, run.checked(name, first, size, size), first.nbytes)
+        run.before = len(carries)
+        for states, end in zip(carries, last, strict=False):
+            run.moves += (end.data_ptr(), states.data_ptr() + T * end.nbytes, end.nbytes)
+        run.give(values)
+        layout = run.sized.layout
+        memories: tuple[Tensor, ...] = ()
+        if run.sized.laid:
+            memories = (new((layout.size,)),)
+            first_address = memories[0].data_ptr()
+            for at, distance in run.sized.laid:
+                run.addresses[at] = first_address + distance
+        own: dict[str, Tensor] = {}
+        for name, at, size in run.sized.own:
+            own[name] = made = new(size)
+            run.addresses[at] = made.data_ptr()
         if resets is not None:
             resets = resets.to(torch.bool).expand(T, B).contiguous()
             run.walk.resets = resets.data_ptr()
         if T and B:
             run(self._variant)
-        return carries, {name: _as(t, step.values[name].dtype) for name, t in kept.items()}
+        else:
+            for states, first, end in zip_longest(carries, carry, last):
+                states[0].copy_(first)
+                if end is not None:
+                    end.copy_(first)
+        for name in ready.exact:
+            own[name] = own[name].to(kinds[name].dtype)
+        return carries, StepValues(kinds, T, B, own, layout.places, memories)
 
     def sweep(
         self,
@@ -127,135 +154,86 @@ class Interpreter:
         arriving: Sequence[Tensor | None],
         edge_factors: Tensor | None,
         leaving: bool,
-    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-        program, walks = self.adjoint_program(step), frames.walks
-        T, B, N = frames.T, frames.B, len(frames.start)
-        dtype = step.values[step.carry[0]].dtype
-        run = _Run(program, step, T, B, dtype)
-        leaves = [i for i, name in enumerate(step.adjoints) if name is not None]
-        given = dict(zip(leaves if len(arriving) == len(leaves) else range(len(arriving)), arriving, strict=True))
+    ) -> tuple[StepValues, list[Tensor | None]]:
+        ready, walks, kinds = self._ready(step, None), frames.walks, step.values
+        T, B, N = frames.T, frames.B, frames.start.shape[0]
+        run, addresses = Run(ready, T, B), ready.numbers
+        leaves = ready.leaves
+        given = arriving if len(arriving) == len(step.adjoints) else _spread(arriving, leaves, len(step.adjoints))
         for i in leaves:
-            name, lam = step.adjoints[i], given.get(i)
-            if name in program.inputs and lam is not None:
-                kind = step.values[name]
-                if len(lam) < walks.rows * kind.rows:
+            lam, name = given[i], step.adjoints[i]
+            assert name is not None
+            if lam is not None and name in ready.program.inputs:
+                kind, rows = kinds[name], lam.shape[0]
+                if rows < walks.rows * kind.rows:
                     raise RuntimeError(f"what arrives at {name} must have the {walks.rows} rows that are asked for: "
                                        f"got {list(lam.shape)}")  # fmt: skip
-                run.arrives(program.inputs[name], run.checked(name, lam, (len(lam), *kind.shape)))
-        run.give(values, [name for name in step.adjoints if name is not None])
-        like = torch.empty(0, dtype=dtype, device="cpu")
+                size = (rows, *kind.shape)
+                at = addresses[ready.program.inputs[name]]
+                run.addresses[ready.count + at] = run.checked(name, lam, size, size)
+        run.give(values)
+        like = ready.like
         new = like.new_empty if walks.covers else like.new_zeros
-        ends = iter(program.ends)
-        found = {name: run.take(next(ends), step.values[name], new) for name in step.sent}
-        for name in step.summed:
-            slot, shape = next(ends), step.values[name].shape
-            if slot not in run.taken:
-                run.put(slot, like.new_zeros(shape))
-            found[name] = run.taken[slot].view(shape)
+        found: dict[str, Tensor] = {}
+        for name, at, size in run.sized.own:
+            found[name] = made = new(size)
+            run.addresses[at] = made.data_ptr()
+        taken: dict[int, Tensor] = {}
+        for name, at in ready.summed:
+            if at not in taken:
+                taken[at] = like.new_zeros(kinds[name].shape)
+                run.addresses[at] = taken[at].data_ptr()
+            found[name] = taken[at].view(kinds[name].shape)
         left: list[Tensor | None] = [None] * len(step.back)
-        for i, name in enumerate(step.back):
-            if name is None:
-                continue
-            slot = next(ends)
-            if leaving:
-                kind = step.values[name]
-                left[i] = gone = like.new_zeros(N * kind.rows, *kind.shape)
-                run.leaves(slot, gone)
-        if edge_factors is not None:
-            edge_factors = run.checked("edge_factors", edge_factors.expand(T, B), (T, B))
-            run.walk.edge_factors = edge_factors.data_ptr()
+        for i, at in ready.backs if leaving else ():
+            name = step.back[i]
+            assert name is not None
+            left[i] = gone = like.new_zeros(N * kinds[name].rows, *kinds[name].shape)
+            run.addresses[2 * ready.count + at] = gone.data_ptr()
         walk = run.walk
-        walk.back = True
+        if edge_factors is not None:
+            walk.edge_factors = run.checked("edge_factors", edge_factors.expand(T, B), (T, B), (T, B))
         walk.N = N
         walk.R = frames.R
         walk.overlaps = walks.overlaps
         walk.columns = walks.columns.data_ptr()
         if N and B:
             run(self._variant)
-        return {name: _as(t, step.values[name].dtype) for name, t in found.items()}, left
+        for name in ready.exact:
+            found[name] = found[name].to(kinds[name].dtype)
+        return StepValues(kinds, T, B, found), left
+
+    def _ready(self, step: SplitStep, keep: tuple[str, ...] | None) -> Prepared:
+        """A program in the form in which it runs."""
+        known = self._prepared.setdefault(step, {})
+        found = known.get(keep)
+        if found is None:
+            found = known[keep] = Prepared(self._program(step, keep), step, keep)
+        return found
 
 
-class _Run:
-    """One call of a program: its slots' tensors, alive until it is over."""
-
-    def __init__(self, program: Program, step: SplitStep, T: int, B: int, dtype: torch.dtype) -> None:
-        self.program, self.step, self.T, self.B, self.dtype = program, step, T, B, dtype
-        self.walk = PROGRAM[dtype]()
-        self.alive: list[Tensor] = []
-        self.taken: dict[Slot, Tensor] = {}
-        self.count = len(program.slots)
-        # Of every slot: where it lies; what arrives there; what leaves from there.
-        self.addresses = array("q", bytes(3 * 8 * self.count))
-        self.addresses[0] = program.constants_as(dtype).data_ptr()
-
-    def checked(self, name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A tensor that is dense and has this shape: no pointer may lead beyond it."""
-        if x.shape != shape:
-            raise RuntimeError(f"{name} must have the shape {list(shape)}: got {list(x.shape)}")
-        if not x.is_cpu:
-            raise RuntimeError(f"{name} must be on the CPU: got {x.device}")
-        if x.dtype != self.dtype:
-            if x.dtype != torch.bool:
-                raise RuntimeError(f"{name} must be {self.dtype}: got {x.dtype}")
-            x = x.to(self.dtype)
-        if not x.is_contiguous() or x.is_neg() or x._is_zerotensor():
-            x = x.detach().contiguous().resolve_neg().clone()
-        self.alive.append(x)
-        return x
-
-    def put(self, slot: Slot, x: Tensor) -> None:
-        """The tensor of a slot."""
-        self.addresses[self.program.number[slot]] = x.data_ptr()
-        self.taken[slot] = x
-
-    def arrives(self, slot: Slot, x: Tensor) -> None:
-        self.addresses[self.count + self.program.number[slot]] = x.data_ptr()
-
-    def leaves(self, slot: Slot, x: Tensor) -> None:
-        self.addresses[2 * self.count + self.program.number[slot]] = x.data_ptr()
-
-    def give(self, values: Mapping[str, Tensor], but: Sequence[str]) -> None:
-        """The tensors of all inputs, those of `but` apart."""
-        T, B, kinds, number = self.T, self.B, self.step.values, self.program.number
-        for name, slot in self.program.inputs.items():
-            if name in but and slot.kind in ("carry", "adjoint"):
-                continue
-            x = values.get(name)
-            if x is None:
-                raise KeyError(f"values must hold {name}: got {', '.join(sorted(values))}")
-            rows, inner, _ = kinds[name]
-            x = self.checked(name, x, (T, B * rows, *inner) if rows else inner)
-            self.addresses[number[slot]] = x.data_ptr()
-
-    def take(self, slot: Slot, kind: Value, new: Callable[..., Tensor]) -> Tensor:
-        """A new tensor that an output is written to."""
-        made = new((self.T, self.B * kind.rows, *kind.shape) if kind.rows else kind.shape)
-        self.put(slot, made)
-        return made
-
-    def __call__(self, variant: int) -> None:
-        program, walk = self.program, self.walk
-        walk.T = self.T
-        walk.B = self.B
-        walk.places = self.count
-        walk.count = len(program.once) + len(program.walk)
-        walk.once = len(program.once)
-        walk.row_values = program.row_values
-        walk.work = program.work
-        walk.place = program.places.data_ptr()
-        walk.code = program.code.data_ptr()
-        at, width = self.addresses.buffer_info()[0], 8 * self.count
-        walk.outside = at
-        walk.arriving = at + width
-        walk.leaving = at + 2 * width
-        walk.run(variant=variant, threads=torch.get_num_threads())
+def _spread(arriving: Sequence[Tensor | None], leaves: Sequence[int], count: int) -> list[Tensor | None]:
+    """What arrives, by leaf of the carry, from that by leaf with an adjoint."""
+    found: list[Tensor | None] = [None] * count
+    for i, lam in zip(leaves, arriving, strict=True):
+        found[i] = lam
+    return found
 
 
 def _forward(step: SplitStep, keep: Sequence[str]) -> Program:
     ends = [*(("next", name) for name in step.next), *(("output", name) for name in keep)]
-    program = Lowering(step.forward, step, dict.fromkeys(step.carry, "carry"), ends).program
+    program = _lowered(step, step.forward, dict.fromkeys(step.carry, "carry"), ends)
     program.lay_out(FORWARD_BUFFERS)
     return program
+
+
+def _lowered(step: SplitStep, core: Part, kinds: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> Program:
+    if not set(core.inputs).isdisjoint(step.constants.outputs):
+        try:
+            return Lowering(with_constants(step, core), step, kinds, ends).program
+        except Refused:  # perhaps for a view that an operand cannot be
+            pass
+    return Lowering(core, step, kinds, ends).program
 
 
 def _adjoint(step: SplitStep) -> Program:
@@ -263,7 +241,7 @@ def _adjoint(step: SplitStep) -> Program:
     backs = [name for name in step.back if name is not None]
     ends = [*(("output", name) for name in step.sent), *(("sum", name) for name in step.summed)]
     ends += [("back", name) for name in backs]
-    program = Lowering(step.adjoint, step, kinds, ends).program
+    program = _lowered(step, step.adjoint, kinds, ends)
     sent_back = iter(program.ends[len(step.sent) + len(step.summed) :])
     for adjoint, back in zip(step.adjoints, step.back, strict=True):
         slot = next(sent_back) if back is not None else None
@@ -271,11 +249,3 @@ def _adjoint(step: SplitStep) -> Program:
             program.inputs[adjoint].partner = slot
     program.lay_out(SWEEP_BUFFERS)
     return program
-
-
-def _rows(x: Tensor, kind: Value) -> int:
-    return len(x) // kind.rows
-
-
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if dtype == torch.bool else x

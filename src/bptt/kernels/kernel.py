@@ -11,15 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
+from ..policies import Reach
 from .frames import Frames
 
-__all__ = ["Kernel", "Request", "Sweep", "SweepResult", "Tape"]
+__all__ = ["Kernel", "Request", "Sweep", "SweepResult", "Tape", "WholeKernel", "WholePasses", "WholeRequest"]
+
+
+Tensors = tuple[Tensor | None, ...]
 
 
 class Request(NamedTuple):
@@ -31,17 +35,21 @@ class Request(NamedTuple):
     edge_factors: bool = False  # whether factors other than 0 and 1 multiply adjoints on time edges
     resets: bool = False  # whether the state is replaced inside a sequence; padding after one is closed by resets and
     # factors of 0 in any case
-    adjoints: bool = False  # whether lambda of every step is asked for: for itself, or for a gradient that takes it
+    adjoints: bool = False  # whether lambda of every step is asked for: for itself, or for the gradient of a state that
+    # resets restart from
+    projection: bool = False  # whether h is projected; its weight's gradient takes lambda of h, where it is made of da
 
 
 @dataclass(eq=False)
 class Tape:
     """The tape of stage 1, of one layer and direction, in that direction's own time. States are (h,) or (h, c)."""
 
-    states: tuple[Tensor, ...]  # h [T+1, B, P], c [T+1, B, H]: the initial state, then the state after each step
+    states: tuple[Tensor, ...]  # h [T+1, B, P], c [T+1, B, H]: the initial state, then the state after each step; of a
+    # kernel with gradients of its own c may be [2, B, H], the initial state and the final one
     resets: Tensor | None  # bool [T, B, 1], where the state was replaced before the step; None is nowhere
     gates: Tensor | None  # [T, B, F]; None for a cell whose state is its tape
     reset_state: tuple[Tensor, ...] = ()  # by what: h [B, P] or [T, B, P], c [B, H] or [T, B, H]; () is by zero
+    record: tuple[Tensor, ...] = ()  # what a kernel with gradients of its own kept of the walk
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -74,7 +82,7 @@ class Sweep(NamedTuple):
     adjoints: int = 0  # of how many states lambda is asked for: 1 is h, 2 is h and c
     leaving: bool = False  # whether what leaves each column at its first step is asked for
     x: Tensor | None = None  # [T, B, I] the layer's input, where the kernel may do the products over all steps, if by
-    # step and lane: sums over all columns
+    # step and lane: sums over all columns. A kernel with gradients of its own is given it always
     weights: bool = False  # whether those of the weights' gradients are wanted
     bias: bool = False  # those of the biases
     dx: bool = False  # that of x
@@ -83,13 +91,31 @@ class Sweep(NamedTuple):
 class SweepResult(NamedTuple):
     """The result of a sweep, by position and column or by step and lane, as was asked for."""
 
-    da: Tensor  # [T, B, G*H], by position [R, N, G*H]: dL/d(pre-activation)
+    da: Tensor | None  # [T, B, G*H], by position [R, N, G*H]: dL/d(pre-activation); None of a kernel with gradients of
+    # its own, which gives dx and every weight's gradient that is asked for
     adjoints: tuple[Tensor, ...] = ()  # lambda of h [.., P], of c [.., H], as many as asked for
     leaving: tuple[Tensor, ...] = ()  # h [N, P], c [N, H] by column, of those that walk to step 0, where asked for
     # da as the recurrent product sees it, (4.10), in parts along the rows of W_hh: where it differs and is at hand.
     recurrent: tuple[Tensor, ...] = ()
-    weights: tuple[Tensor | None, ...] = ()  # gradients of w.ih, w.hh, w.b_ih, w.b_hh, those the kernel has; () is none
-    dx: Tensor | None = None  # [T, B, I], where the kernel has it
+    weights: tuple[Tensor | None, ...] = ()  # gradients of w.ih, w.hh, w.b_ih, w.b_hh, w.hr, those that the kernel has,
+    # summed over all columns; () is none
+    dx: Tensor | None = None  # [T, B, I], by position [R, N, I], where the kernel has it
+
+
+class WholeRequest(NamedTuple):
+    """A request for the passes over one layer in one direction, of which no sequence ends before T, no state is
+    replaced, and P is H.
+    """
+
+    cell: Cell
+    dtype: torch.dtype
+    T: int
+    B: int
+    I: int
+    H: int
+    biased: bool
+    frames: Frames  # of the sweep
+    gates: bool  # whether a pass with a tape keeps the gates
 
 
 class Kernel(Protocol):
@@ -97,11 +123,23 @@ class Kernel(Protocol):
 
     name: str
     variant: str | None  # the instruction set it was compiled for, if it was
+    # Whether its sweeps differentiate walks as a whole, from x and the states: they give the gradients of x and of the
+    # weights instead of da, ask for no gates, and reach no step behind the end of a sequence.
+    own_gradients: bool
+    follows_autocast: bool  # whether it computes in autocast's precision instead of the parameters', as torch.nn does
 
     def __hash__(self) -> int: ...
 
     def refuses(self, request: Request) -> str | None:
         """Why this kernel cannot take the request, or None."""
+        ...
+
+    def hesitates(self, request: Request) -> str | None:
+        """Why kernel="auto" should pass this kernel over for the request, though it could take it, or None."""
+        ...
+
+    def taped_per_unit(self, cell: Cell, reach: Reach) -> int:
+        """The values that are kept beside the states of each hidden unit and step, where `tape_gates` asks for it."""
         ...
 
     def forward(
@@ -114,8 +152,9 @@ class Kernel(Protocol):
         tape_gates: bool,
         lengths: Tensor | None,
         reset_state: tuple[Tensor, ...] = (),
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The states of `Tape`, h `[T+1, B, P]` (and c `[T+1, B, H]`), and the gates `[T, B, F]` if tape_gates.
+    ) -> tuple[tuple[Tensor, ...], Tensor | tuple[Tensor, ...] | None]:
+        """The states of `Tape`, h `[T+1, B, P]` (and c `[T+1, B, H]`), and the gates `[T, B, F]` if tape_gates; of a
+        kernel with gradients of its own its record, if it can be kept here.
 
         x: `[T, B, I]`. initial: h `[B, P]`, c `[B, H]`. resets: bool `[T, B, 1]`, where the state is replaced
         before the step, by reset_state as in `Tape`; None is nowhere. lengths: `[B]` on the CPU, where lanes end
@@ -133,4 +172,42 @@ class Kernel(Protocol):
 
     def sweep(self, request: Sweep) -> SweepResult:
         """The block sweep of one layer and direction over all columns of the request's frames. Zero past the end."""
+        ...
+
+
+class WholePasses(Protocol):
+    """The passes over one layer in one direction for calls of the same sizes, each in one crossing into compiled code:
+    with the bits of `Kernel.forward` and `sweep`, in less time than their bookkeeping would take.
+
+    tensors: x, the initial state `[1, B, .]`, the weights. outputs: y `[T, B, H]`, the final state `[1, B, .]`.
+    """
+
+    def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+        """Where the values of tensors lie; None where one is not as it should be, and `Kernel.forward` says why."""
+        ...
+
+    def infer(self, x: Tensor, places: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """The outputs."""
+        ...
+
+    def taped(self, x: Tensor, places: tuple[int, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(outputs, tape), which share no memory; the tape is the states of `Tape`, then the gates if kept."""
+        ...
+
+    def pulled(
+        self, tensors: tuple[Tensor, ...], tape: tuple[Tensor, ...], cotangents: Tensors, needs: tuple[bool, ...]
+    ) -> Tensors | None:
+        """The gradient of each of the tensors that needs one, stages 3 and 4; None: `Kernel.sweep` is the only way.
+
+        cotangents: of the outputs; None where nothing arrived.
+        """
+        ...
+
+
+@runtime_checkable
+class WholeKernel(Protocol):
+    """A kernel that may do whole passes."""
+
+    def whole(self, request: WholeRequest) -> WholePasses | None:
+        """The passes for calls of these sizes; None where they take so long that nothing would be gained."""
         ...

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..steps import Part, SplitStep, Value
-from .graph_values import COUNTS, packet
+from ..steps import Part, SplitStep
+from .convolutions import Convolution
+from .graph_values import is_part, packet
 from .program import Refused
-from .value_places import ValuePlaces
+from .solved_systems import solve
+from .viewed_values import SAME, ViewedValues
 from .views import Slot, View, collapse, dims_of
 
 __all__ = ["Lowering"]
@@ -38,14 +40,11 @@ ON_TRUTH = {aten.bitwise_not, aten.bitwise_and, aten.bitwise_or, aten.bitwise_xo
 """Those that are these instructions for truth values alone."""
 
 ARITHMETIC_OF_TRUTH = {"add": "or", "mul": "and"}
-SAME = {aten.clone, aten.detach, aten.alias, aten.lift_fresh_copy, aten._to_copy}
-RESHAPED = {aten.view, aten.reshape, aten._unsafe_view}
-FILLED = {aten.zeros: 0.0, aten.ones: 1.0, aten.zeros_like: 0.0, aten.ones_like: 1.0}
 REDUCED = {aten.sum: "sum", aten.mean: "mean", aten.amax: "amax", aten.amin: "amin"}
 POWERS = {2: ["square"], 1: ["same"], 0.5: ["sqrt"], -1: ["reciprocal"], -0.5: ["rsqrt"], -2: ["square", "reciprocal"]}
 
 
-class Lowering(ValuePlaces):
+class Lowering(ViewedValues):
     """The program of a part of a step, forward or adjoint. Raises Refused for what has no instruction."""
 
     def __init__(self, part: Part, step: SplitStep, inputs: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> None:
@@ -57,96 +56,18 @@ class Lowering(ValuePlaces):
         self.finish()
 
     def _node(self, node: Node) -> None:
-        if packet(node) is None:
+        if packet(node) is aten._linalg_solve_ex:
+            return  # its result is a part of what it gives
+        if packet(node) is None and not is_part(node):
             if node.op == "call_function" and node.target in (operator.mul, operator.add, operator.floordiv):
                 return  # of sizes
             raise Refused(f"{self.told(node)}: it is no operation on tensors that the interpreter knows")
         self.kind(node)
-        made = self._shaped(node) or self._sum_of_rows(node)
+        made = self.viewed(node) or self._sum_of_rows(node)
         if made is None:
             made = self.destination(node)
             self._computed(node, made)
         self.views[node] = made
-
-    def _shaped(self, node: Node) -> View | None:
-        """The view that a node is of another, or of a constant."""
-        op, kind = packet(node), self.kind(node)
-        dims, by_row = dims_of(kind), kind.rows > 0
-        if op in FILLED or op in (aten.full, aten.full_like, aten.scalar_tensor):
-            at = {aten.full: 1, aten.full_like: 1, aten.scalar_tensor: 0}.get(op)
-            number: Any = FILLED[op] if at is None else node.args[at]
-            if not isinstance(number, (bool, int, float)) or (kind.dtype in COUNTS and abs(number) > 2**16):
-                raise Refused(f"{self.told(node)}: its argument {number}")
-            place = self.program.constant(float(number))
-            return View(self.constants, by_row, dims, (0,) * len(dims), place)
-        if op is aten.arange and all(isinstance(n, (int, float)) for n in node.args):
-            numbers: Any = node.args
-            start, step = (numbers[0] if len(numbers) > 1 else 0), (numbers[2] if len(numbers) > 2 else 1)
-            place = len(self.program.constants)
-            self.program.constants += [float(start + i * step) for i in range(dims[0])]
-            return View(self.constants, False, dims, (1,), place)
-        first = node.args[0] if node.args else None
-        if op in SAME and isinstance(first, Node):
-            return None if self._makes_truth(first, kind) else self.views[first]
-        if op in RESHAPED or op in (aten.squeeze, aten.unsqueeze):
-            assert isinstance(first, Node)
-            return self._reshaped(self.views[first], dims, by_row, node)
-        if op in (aten.permute, aten.transpose, aten.t):
-            return self._permuted(node)
-        if op is aten.expand:
-            assert isinstance(first, Node)
-            spread = self.view(first).broadcast(dims, by_row)
-            if spread is None:
-                raise Refused(f"{self.told(node)}: it expands rows")
-            return spread
-        if op in (aten.slice, aten.select):
-            return self._sliced(node)
-        return None
-
-    def _makes_truth(self, node: Node, kind: Value) -> bool:
-        return kind.dtype == torch.bool and self.kind(node).dtype != torch.bool
-
-    def _reshaped(self, view: View, dims: tuple[int, ...], by_row: bool, node: Node) -> View:
-        if view.by_row != by_row or math.prod(dims) != math.prod(view.dims):
-            raise Refused(f"{self.told(node)}: it mixes rows with other dimensions")
-        found = view.reshape(dims, by_row)
-        if found is None:
-            found = self.program.dense(view).reshape(dims, by_row)
-            assert found is not None
-        return found
-
-    def _permuted(self, node: Node) -> View:
-        first: Any = node.args[0]
-        view = self.view(first)
-        order = list(range(len(view.dims)))
-        if packet(node) is aten.permute:
-            order = [d % len(order) for d in self.argument(node, 1, "dims")]
-        else:
-            a, b = (0, 1) if packet(node) is aten.t else (node.args[1], node.args[2])
-            if order:
-                order[a], order[b] = order[b], order[a]  # type: ignore[index]
-        if view.by_row and order[0] != 0:
-            raise Refused(f"{self.told(node)}: it moves rows to another dimension")
-        return view.pick(order)
-
-    def _sliced(self, node: Node) -> View:
-        first: Any = node.args[0]
-        view, dim = self.view(first), self.dimension(node, 1, 0, first)
-        size = view.dims[dim]
-        if packet(node) is aten.select:
-            index: Any = self.argument(node, 2, "index")
-            if view.by_row and dim == 0:
-                raise Refused(f"{self.told(node)}: it selects a row")
-            return view.select(dim, index % size)
-        start, end, step = (self.argument(node, i, name) for i, name in ((2, "start"), (3, "end"), (4, "step")))
-        if view.by_row and dim == 0:
-            if start in (0, None) and (end is None or (isinstance(end, int) and end >= 2**31)) and step in (1, None):
-                return view
-            raise Refused(f"{self.told(node)}: it slices rows")
-        if any(isinstance(x, Node) for x in (start, end, step)):
-            raise Refused(f"{self.told(node)}: its bounds count rows")
-        start, end, step = slice(start, end, step).indices(size)
-        return view.slice(dim, start, max(0, -(-(end - start) // step)), step)
 
     def _scattered(self, node: Node, to: View) -> None:
         """A copy of a tensor, in a part of which another is written."""
@@ -171,6 +92,11 @@ class Lowering(ValuePlaces):
             self._product(node, to, None)
         elif op is aten.bmm:
             self._small(node, to)
+        elif is_part(node):
+            self._solved(node, to)
+        elif op is aten.convolution:
+            x, w, bias = (self.view(n) if isinstance(n, Node) else None for n in node.args[:3])
+            Convolution.of(node, self).lower(self.program, to, x, w, bias, self.told(node))
         elif op in (aten.add, aten.sub):
             self._sum_of_two(node, to)
         elif op is aten.rsub:
@@ -190,6 +116,8 @@ class Lowering(ValuePlaces):
             self._scattered(node, to)
         elif op in REDUCED:
             self._reduced(node, to)
+        elif op is aten.cumsum:
+            self._cumulated(node, to)
         elif op in SAME:
             self._emit(node, "truth", to, [node.args[0]])
         elif op in ELEMENT_WISE:
@@ -295,6 +223,17 @@ class Lowering(ValuePlaces):
             self.program.copy(to, made)
         return None
 
+    def _solved(self, node: Node, to: View) -> None:
+        solver: Any = node.args[0]
+        if (
+            packet(solver) is not aten._linalg_solve_ex
+            or node.args[1] != 0
+            or not self.argument(solver, 2, "left", True)
+        ):
+            raise Refused(f"{self.told(solver)}: the interpreter has no such operation")
+        a, b = (self.view(n) for n in solver.args[:2])
+        solve(self.program, to, a, b, self.told(solver))
+
     def _batched(self, node: Node, to: View, x: View, w: View, start: View | None) -> None:
         """to[i, j] = sum over k of x[i, k] w[k, j], without rows of their own."""
         one = (1, *to.dims)
@@ -314,9 +253,14 @@ class Lowering(ValuePlaces):
 
     def _add_small(self, to: View, x: View, w: View) -> None:
         batch, rows, units = to.dims
+        if x.dims[2] == 1:
+            column = replace(x, dims=to.dims, strides=(*x.strides[:2], 0))
+            row = replace(w, dims=to.dims, strides=(w.strides[0], 0, w.strides[2]))
+            return self.program.element_wise("mul", to, [column, row])
         strides = [[*v.strides, 0] for v in (to, x, w)]
         work = batch * rows * units * x.dims[2]
         self.program.add("small", [to, x, w], [batch, rows, x.dims[2], units], strides, work=4 * work)
+        return None
 
     def _reduced(self, node: Node, to: View) -> None:
         first: Any = node.args[0]
@@ -328,18 +272,32 @@ class Lowering(ValuePlaces):
         over = view.pick(dims)
         sizes, (strides,) = collapse(over.dims, [over.strides])
         outer, outer_strides = collapse(left.dims, [left.strides, view.pick(kept).strides])
-        if len(sizes) != 1 or (sizes[0] > 1 and strides[0] != 1) or len(outer) > 3:
+        across = outer_strides[0][-1] == outer_strides[1][-1] == 1 and outer[-1] > 1
+        if len(sizes) != 1 or (sizes[0] > 1 and strides[0] != 1 and not across) or len(outer) > 3:
             turned = self.program.dense(view.pick([*kept, *dims]))
             here = turned.pick(range(len(kept)))
             sizes = [math.prod(over.dims)]
             outer, outer_strides = collapse(left.dims, [left.strides, here.strides])
-            view = turned
+            view, strides = turned, [1]
         if len(outer) > 3:
             raise Refused(f"{self.told(node)}: over {len(outer)} dimensions of their own")
         n = [*([1] * (3 - len(outer))), *outer, sizes[0]]
-        padded = [[*([0] * (3 - len(outer))), *s, 1] for s in outer_strides]
+        along = strides[0] if sizes[0] > 1 else 1
+        padded = [[*([0] * (3 - len(outer))), *s, along] for s in outer_strides]
         self.program.add(op, [to, view], n, padded, work=2 * math.prod(view.dims))
-        return
+
+    def _cumulated(self, node: Node, to: View) -> None:
+        first: Any = node.args[0]
+        view, dim = self.view(first), self.dimension(node, 1, 0, first) if to.dims else 0
+        if not to.dims:
+            return self._emit(node, "same", to, [first])
+        rest = [d for d in range(len(to.dims)) if d != dim]
+        sizes, strides = collapse([to.dims[d] for d in rest], [[v.strides[d] for d in rest] for v in (to, view)])
+        if len(sizes) > 3 or (to.by_row and dim == 0):
+            raise Refused(f"{self.told(node)}: over rows, or {len(sizes)} other dimensions of their own")
+        along = [[*s, v.strides[dim]] for s, v in zip(strides, (to, view), strict=True)]
+        self.program.add("cumsum", [to, view], [*sizes, to.dims[dim]], along, work=2 * math.prod(to.dims))
+        return None
 
     def _reduced_dimensions(self, node: Node) -> list[int]:
         first: Any = node.args[0]

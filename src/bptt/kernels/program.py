@@ -89,7 +89,10 @@ class Program:
         return len(self.constants) - 1
 
     def lay_out(self, buffered: frozenset[str]) -> None:
-        """Give each slot its buffer. buffered: the kinds that have one throughout; a tile's are shared over time."""
+        """Give each slot its buffer. buffered: the kinds that have one throughout; a tile's are shared over time.
+
+        Rows may be some instructions ahead of others (csrc/machine.hpp): each has its own part of a shared buffer.
+        """
         first: dict[Slot, int] = {}
         last: dict[Slot, int] = {}
         for i, instruction in enumerate(self.walk):
@@ -101,21 +104,16 @@ class Program:
         for slot in self.slots:
             if slot.kind in buffered:
                 slot.at, size = size, size + _rounded(slot.width)
-        holes: list[tuple[int, int]] = []  # (at, width) of what is free again
+        free: dict[int, list[int]] = {}  # by width: rows of another would lie elsewhere, and may be in use still
         living: list[Slot] = []
         for slot in sorted(first, key=lambda slot: first[slot]):
             for gone in [s for s in living if last[s] < first[slot]]:
                 living.remove(gone)
-                holes = _with_hole(holes, gone.at, _rounded(gone.width))
-            width = _rounded(slot.width)
-            hole = min((h for h in holes if h[1] >= width), key=lambda h: h[1], default=None)
-            if hole is None:
-                slot.at, size = size, size + width
+                free.setdefault(gone.width, []).append(gone.at)
+            if free.get(slot.width):
+                slot.at = free[slot.width].pop()
             else:
-                holes.remove(hole)
-                slot.at = hole[0]
-                if hole[1] > width:
-                    holes.append((hole[0] + width, hole[1] - width))
+                slot.at, size = size, size + _rounded(slot.width)
             living.append(slot)
         self.row_values = size
 
@@ -215,14 +213,3 @@ def _count(view: View) -> int:
 
 def _rounded(width: int) -> int:
     return -(-width // LINE) * LINE
-
-
-def _with_hole(holes: list[tuple[int, int]], at: int, width: int) -> list[tuple[int, int]]:
-    """The free parts of a tile's memory with one more, joined with its neighbours."""
-    joined: list[tuple[int, int]] = []
-    for start, size in sorted([*holes, (at, width)]):
-        if joined and joined[-1][0] + joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], joined[-1][1] + size)
-        else:
-            joined.append((start, size))
-    return joined

@@ -1,7 +1,7 @@
 """The interface of a kernel for steps: it computes the core of a traced step, stage 1 forward and stage 3 back.
 
 Legend: T steps, B lanes, N columns of a sweep (see `frames`); a value by row is `[T, B, ...]`, or where a value has
-k rows for each lane (`Value.rows`) `[T, B * k, ...]`; one without rows is `[...]`.
+k rows for each lane (`Value.rows`) `[T, B * k, ...]`, or all rows in one dimension; one without rows is `[...]`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..steps import SplitStep
 from .frames import Frames
+from .step_values import Layout, StepValues
 
 __all__ = ["StepKernel"]
 
@@ -23,11 +24,16 @@ class StepKernel(Protocol):
 
     name: str
     variant: str | None  # the instruction set it was compiled for, if it was
+    by_operations: bool  # whether it calls one operation after another: it is given `step.for_operations`
 
     def __hash__(self) -> int: ...
 
     def refuses(self, step: SplitStep, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why this kernel cannot compute the core of a step whose carry has this device and dtype, or None."""
+        ...
+
+    def inputs(self, step: SplitStep) -> tuple[frozenset[str], frozenset[str]]:
+        """The values that `advance` takes at most, and that `sweep` takes."""
         ...
 
     def advance(
@@ -38,13 +44,19 @@ class StepKernel(Protocol):
         resets: Tensor | None,
         T: int,
         keep: Sequence[str],
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        last: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor], StepValues]:
         """(the carries `[T+1, B, ...]`: the first, then that after each step; the values of `keep` by name, at all T).
 
         values: those that `step.forward` takes besides the carry. carry: the first, `[B, ...]`. resets: bool `[T, B]`
         (or `[T, 1]`), where the carry is zeroed before the step: the carries returned are those before that. None is
-        nowhere.
+        nowhere. last: dense tensors that get the final carry, if any. Values that are of no use to the caller, but for
+        the backward pass, may lie in one memory: see `layout`.
         """
+        ...
+
+    def layout(self, step: SplitStep, keep: Sequence[str], T: int, B: int) -> Layout:
+        """Where in the memory that `advance` returns the values of `keep` lie that have no tensor of their own."""
         ...
 
     def sweep(
@@ -55,7 +67,7 @@ class StepKernel(Protocol):
         arriving: Sequence[Tensor | None],
         edge_factors: Tensor | None,
         leaving: bool,
-    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    ) -> tuple[StepValues, list[Tensor | None]]:
         """The block sweep over all columns of the frames: (the values of `step.sent`, summed over columns, and those of
         `step.summed`, by name; what leaves each column at its first step `[N, ...]` by leaf of the carry, if leaving).
 

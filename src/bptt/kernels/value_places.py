@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from ..steps import Part, SplitStep
-from .graph_values import GraphValues, packet
+from .graph_values import COUNTS, GraphValues, packet
 from .program import Program, Refused
 from .views import Slot, View, dims_of
 
@@ -49,7 +49,7 @@ class ValuePlaces(GraphValues):
         value = self.step.values[name]
         if value.rows < 0:
             raise Refused(f"input {name}: rows lie in another dimension than the first")
-        if value.dtype not in (torch.bool, self.dtype):
+        if value.dtype not in (torch.bool, self.dtype) and not (value.dtype in COUNTS and name in self.step.kept):
             raise Refused(f"input {name}: its values are {value.dtype}, others are {self.dtype}")
         slot = self.program.slot(kind if value.rows else "outside", math.prod(dims_of(value)), name)
         self.program.inputs[name] = slot
@@ -58,7 +58,7 @@ class ValuePlaces(GraphValues):
     def _end(self, node: Node, kind: str, name: str) -> Slot:
         """The slot of an output, which the first output of a value is written to at once."""
         value = self.kind(node)
-        if value.dtype not in (torch.bool, self.dtype):
+        if value.dtype not in (torch.bool, self.dtype) and not (value.dtype in COUNTS and name in self.step.kept):
             raise Refused(f"{self.told(node)}: {name} is {value.dtype}")
         slot = self.program.slot(
             "outside" if kind == "output" and not value.rows else kind, math.prod(dims_of(value)), name

@@ -106,6 +106,10 @@ class CellCall:
         """A state of B lanes in the form of those that the cell returns: broadcast to their shapes, and in their types
         of floating-point numbers, which autocast may change.
         """
+        if _flat(state) and _flat(self.state) and len(state) == len(self.state):  # told without torch's pytrees
+            return tuple([_whole(t, like, self.rows, B) for t, like in zip(state, self.state, strict=True)])
+        if isinstance(state, Tensor) and isinstance(self.state, Tensor):
+            return _whole(state, self.state, self.rows, B)
         leaves, spec = _in_order(state, self.state), tree_structure(self.state)
         if leaves is None:
             return state  # which the scan refuses
@@ -133,6 +137,11 @@ def first_lane(state: Any, B: int) -> Any:
 
 def is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
+
+
+def _flat(state: Any) -> bool:
+    """Whether a state is a tuple of tensors."""
+    return type(state) is tuple and all(map(is_tensor, state))
 
 
 def _is_pair(result: Any) -> bool:
@@ -171,6 +180,8 @@ def _whole(t: Any, like: Tensor, rows: int, B: int) -> Any:
     if not isinstance(t, Tensor):
         return t
     shape = (B, *like.shape[1:]) if like.dim() and len(like) == rows else tuple(like.shape)
+    if t.shape == shape and t.dtype == like.dtype:
+        return t
     fits = t.dim() <= len(shape) and all(n in (1, m) for n, m in zip(t.shape[::-1], shape[::-1], strict=False))
     t = t.expand(shape) if fits else t
     return t.to(like.dtype) if t.is_floating_point() and like.is_floating_point() else t

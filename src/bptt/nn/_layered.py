@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from ..policies import Policy
 from ..scan.pytrees import Step
+from ..steps import restarting
 from ._forms import CellCall
+from ._sequences import Sequences
 
-__all__ = ["layered_step", "split_hidden", "stack_hidden"]
+__all__ = ["check_overlap", "layered_step", "restarted", "split_hidden", "split_restarts", "stack_hidden"]
 
 
 def layered_step(cells: Sequence[nn.Module], calls: Sequence[CellCall], own: Sequence[bool], keeps: bool) -> Step:
@@ -45,10 +48,26 @@ def layered_step(cells: Sequence[nn.Module], calls: Sequence[CellCall], own: Seq
     return step
 
 
+def check_overlap(sequences: Sequences, gradient: Policy, num_layers: int) -> None:
+    """Raise NotImplementedError where blocks of a bidirectional stack overlap, each with adjoints of its own."""
+    if num_layers > 1 and torch.is_grad_enabled() and sequences.blocks_overlap(gradient.reach(sequences.T)):
+        raise NotImplementedError(
+            f"gradient={str(gradient)!r} has blocks that overlap, whose windows would add up over {num_layers} "
+            "bidirectional layers, each a scan of its own: use 'full', 'chunked:k' or 'randomized:p', one layer, one "
+            "direction, or a layer of bptt.nn"
+        )
+
+
 def stack_hidden(states: Sequence[Any], B: int, batched: bool) -> Any:
     """The states of K cells as one pytree of tensors `[K, B, ...]` (`[K, ...]` unbatched); a list of them, each
     `[B, ...]` (`[...]`), where their tensors cannot be stacked.
     """
+    if len(states) == 1 and batched:  # most have one cell, and a tensor or two as its state
+        state = states[0]
+        tensors = state if type(state) is tuple else (state,)
+        if all(isinstance(t, Tensor) and t.dim() and len(t) == B for t in tensors):
+            stacked = [t.unsqueeze(0) for t in tensors]
+            return tuple(stacked) if type(state) is tuple else stacked[0]
     flat = [tree_flatten(state) for state in states]
     (first, spec), *others = flat
     shapes = [t.shape if isinstance(t, Tensor) and t.dim() and len(t) == B else None for t in first]
@@ -90,3 +109,60 @@ def split_hidden(hx: Any, K: int, B: int, batched: bool) -> list[Any]:
             )
     tensors = leaves if batched else [t.unsqueeze(1) for t in leaves]
     return [spec.unflatten([t[k] for t in tensors]) for k in range(K)]
+
+
+def split_restarts(
+    reset_state: Any, sequences: Sequences, calls: Sequence[CellCall], states: Sequence[Any]
+) -> list[Any]:
+    """The states `[T, B, ...]` that K cells restart from at each step, from the form of `split_hidden`, in which every
+    tensor may have T before its other dimensions.
+
+    states: the first ones of the cells. Raises ValueError for what has another form.
+    """
+    if sequences.resets is None:
+        raise ValueError("reset_state is what resets restart from: got it without resets")
+    if any(state is None for state in states):
+        raise ValueError("reset_state needs a first state: pass hx, or give the cell an initial_state(batch_size)")
+    firsts = [call.whole(state, sequences.B) for call, state in zip(calls, states, strict=True)]
+    T, batched, alone = sequences.padded, sequences.batched, isinstance(reset_state, list)
+    if alone and len(reset_state) != len(firsts):
+        expected = f"one state for each of {len(firsts)} cells"
+        raise ValueError(f"reset_state, a list, must hold {expected}: got {len(reset_state)}")
+    given = list(reset_state) if alone else [reset_state]
+    found = []
+    for state, first in zip(given, firsts, strict=False):
+        leaves, spec = tree_flatten(state)
+        likes, form = tree_flatten(first)
+        if spec != form:
+            raise ValueError(f"reset_state must have the form of hx: expected {form}, got {spec}")
+        sizes = [() if alone else (len(firsts),)] * len(likes)
+        found.append(spec.unflatten([_at_each_step(t, like, K, T, batched)
+                                     for t, like, K in zip(leaves, likes, sizes, strict=True)]))  # fmt: skip
+    if not alone:
+        found = [tree_map(lambda t, k=k: t[:, k] if isinstance(t, Tensor) else t, found[0]) for k in range(len(firsts))]
+    return [tree_map_only(Tensor, lambda t: t[: sequences.T], state) for state in found]
+
+
+def restarted(
+    arguments: tuple[Step, Any, tuple[Tensor, ...], Tensor | None],
+    restarts: Sequence[Any],
+    sequences: Sequences,
+    d: int,
+) -> tuple[Step, Any, tuple[Any, ...], Tensor | None]:
+    """(step, carry, xs, resets) of a scan whose step itself restarts from the states of resets."""
+    step, carry, xs, resets = arguments
+    states = tree_map(lambda t: sequences.own_restarts(t, d) if isinstance(t, Tensor) else None, tuple(restarts))
+    return restarting(step), carry, (xs, resets, states), resets
+
+
+def _at_each_step(t: Any, like: Any, K: tuple[int, ...], T: int, batched: bool) -> Any:
+    """A tensor `[T, K, B, ...]`, of one with or without T, and without B where there are no lanes."""
+    if not isinstance(like, Tensor):
+        return t
+    shape = (*K, *like.shape)
+    told = list(shape) if batched else [*K, *like.shape[1:]]
+    if not isinstance(t, Tensor) or list(t.shape) not in (told, [T, *told]):
+        got = list(t.shape) if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(f"reset_state must hold tensors {told}, or {[T, *told]}, one for each step: got {got}")
+    rows = t if t.dim() > len(told) else t.expand(T, *t.shape)
+    return rows.reshape(T, *shape)

@@ -125,12 +125,25 @@ class Sequences:
 
     def own_resets(self, d: int) -> Tensor | None:
         """The resets in direction d's own time: a reset at t closes the edge between t-1 and t in both directions."""
-        resets = self.resets
-        if resets is not None and d:
-            turned = self.own_time(resets, 1)
-            resets = torch.cat([torch.zeros_like(turned[:1]), turned[:-1]])
+        resets = None if self.resets is None else self._at_edges(self.resets, d)
         ended = self.ended()
         return resets if ended is None else ended if resets is None else resets | ended
+
+    def own_restarts(self, states: Tensor, d: int) -> Tensor:
+        """The states `[T, B, ...]` that resets restart from, in direction d's own time; zero after a sequence's end."""
+        assert self.resets is not None
+        states, ended = self._at_edges(states, d), self.ended()
+        if ended is None:
+            return states
+        none = ended | ~self._at_edges(self.resets, d)
+        return states.masked_fill(none.reshape(none.shape + (1,) * (states.dim() - 2)), 0)
+
+    def _at_edges(self, value: Tensor, d: int) -> Tensor:
+        """What belongs to the edge between t-1 and t, in direction d's own time."""
+        if not d:
+            return value
+        turned = self.own_time(value, 1)
+        return torch.cat([torch.zeros_like(turned[:1]), turned[:-1]])
 
     def last(self, states: Tensor) -> Tensor:
         """The state after each sequence's last step `[B, ...]`, from those after every step `[T, B, ...]`."""

@@ -15,26 +15,23 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.overrides import has_torch_function
 
 from .. import kernels, policies
-from ..cells import CELLS, Weights
+from ..cells import CELLS
 from ..engine import (
     Net,
     NetPrograms,
     Stack,
     draw,
-    named,
     recorder,
     refuse_recording,
     refuse_tangents,
-    seen,
     with_checkpoints,
 )
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints
 
-__all__ = ["Call", "Hidden", "at_once", "by_torch", "net_of", "program", "whole_tape"]
+__all__ = ["Call", "Hidden", "Layer", "bare", "net_of", "program", "whole_tape"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -45,7 +42,6 @@ class Layer(kernels.Layer, Protocol):
     mode: str
     bias: bool
     dropout: float
-    proj_size: int
     training: bool
     _flat_weights_names: list[str]
     _parameters: dict[str, torch.nn.Parameter | None]
@@ -121,8 +117,9 @@ class Call:
                     f"{name}: Expected sequence length to be larger than 0, got an input of shape {tuple(flat.shape)}"
                 )
         if autocast:
-            # The walk stays in the parameters' precision: a recurrence amplifies rounding step by step.
-            x, states = x.to(weights[0].dtype), tuple(state.to(weights[0].dtype) for state in states)
+            dtype = kernels.precision(layer, flat.device, weights[0].dtype, resets is not None)
+            x, states = x.to(dtype), tuple(state.to(dtype) for state in states)
+            weights = tuple(weight.to(dtype) for weight in weights)
         if resets is not None:
             resets = cls._resets(name, resets, x, batched, layer.batch_first)
         elif reset_state is not None:
@@ -292,41 +289,6 @@ def whole_tape(layer: Layer, net: Net) -> Stack:
     return Stack(net, "gates" if isinstance(layer.memory, Checkpoints) else layer.memory)
 
 
-def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
-    """(y, the final state) of a differentiated call by torch's own layer, where that is faster; else None.
-
-    It may be for one layer in one direction, where nothing is reset or padded and the gradient is the full one.
-    """
-    if torch.compiler.is_compiling() or type(call.x) is not Tensor or call.x.shape[0] > kernels.STEPS_BY_TORCH:
-        return None
-    plain = call.lengths is None and call.resets is None
-    plain = plain and not torch._C._is_any_autocast_enabled()  # in which torch's layer computes products less precisely
-    if not plain or has_torch_function(call.tensors):
-        return None
-    function = kernels.torch_layer(layer, call.x)
-    if function is None:
-        return None
-    with named(Stack.name, "forward"):
-        return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
-
-
-def at_once(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
-    """(y, the final state) of a call that is not differentiated, by the kernel alone; None where more is needed.
-
-    The rest of a program's work may take longer than a step.
-    """
-    x = call.x
-    plain = call.lengths is None and call.resets is None and type(x) is Tensor and not seen(x)
-    if not plain or layer.num_layers > 1 or layer.bidirectional or torch._C._are_functorch_transforms_active():
-        return None
-    if has_torch_function(call.tensors):
-        return None
-    cell = layer.cell()
-    with named(Stack.name, "forward"):
-        kernel = kernels.choose(layer.kernel, Request(cell, x.device, x.dtype)).kernel
-        return kernel.infer(cell, x, call.hx, Weights.of(call.weights, layer.bias))
-
-
 def net_of(
     layer: Layer,
     call: Call,
@@ -360,14 +322,14 @@ def net_of(
         draws = [draw(gradient, T, B) if traced else gradient.draw(T, B) for _ in range(count)]
         xi = [d[..., None] for d in draws if d is not None]
     factors = [d.to(x) for d in xi or ()] * (layer.num_layers if D == 1 else 1)
-    adjoints = adjoints or layer.proj_size > 0 or len(call.reset_state) > 0  # which some gradients are made of
-    request = Request(cell, x.device, x.dtype, len(factors) > 0, call.resets is not None, adjoints)
+    adjoints = adjoints or len(call.reset_state) > 0  # whose gradient is made of them
+    request = Request(cell, x.device, x.dtype, len(factors) > 0, call.resets is not None, adjoints, layer.proj_size > 0)
     sizes = layer.num_layers, D, len(call.weights)
     kinds = tuple(kernels.KERNELS.values())
     net = (_plain.__wrapped__ if compiled else _plain)(layer.kernel, request, kinds, *sizes, layer.bias, reach)
     if masks or factors or call.lengths is not None:
         net = replace(net, masks=masks, xi=tuple(factors), lengths=call.lengths)
-    if call.resets is None and call.lengths is None:
+    if call.resets is None and (call.lengths is None or net.kernel.own_gradients):
         return net
     if call.resets is None:
         resets = torch.zeros(T, B, dtype=torch.bool, device=x.device)

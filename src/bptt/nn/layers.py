@@ -11,10 +11,11 @@ from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
-from ..engine import Net, recorder, recording, refusal, run, through_operators
+from ..engine import Net, needs_gradient, recorder, recording, refusal, run, through_operators
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from .call import Call, Hidden, at_once, by_torch, net_of, program, whole_tape
+from .call import Call, Hidden, net_of, program, whole_tape
+from .undrawn import at_once, by_torch, plain, undrawn
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "DropInLayer"]
 
@@ -136,6 +137,10 @@ class DropInLayer(torch.nn.RNNBase):
         reverse one step t-1. Its gradient at a reset is the one that hx would get if step t were the first: all that
         reaches that edge within the policy's window, without a random factor; summed over resets that share the state.
         """
+        if type(input) is Tensor and resets is None and reset_state is None:
+            result = plain(self, input, hx)
+            if result is not None:
+                return result
         if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or reset_state is not None:
             node = _fx_node(self, input, hx, resets, reset_state)
             if node is not None:
@@ -148,8 +153,12 @@ class DropInLayer(torch.nn.RNNBase):
                 return call.restore(y), call.restore_hidden(tuple(final))
         call = Call.of(self, input, hx, resets, reset_state)
         tensors = call.tensors
-        differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        outputs = by_torch(self, call) if differentiated else at_once(self, call)
+        differentiated = torch.is_grad_enabled() and needs_gradient(tensors)
+        outputs = by_torch(self, call) if differentiated else None
+        stack = undrawn(self, call, differentiated) if outputs is None else None
+        if stack is not None:
+            outputs = None if differentiated else at_once(stack, call)
+            outputs = run(stack, *tensors) if outputs is None else outputs
         if outputs is not None:
             return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
         net = net_of(self, call, self.gradient, differentiated)
@@ -203,14 +212,16 @@ class RNN(DropInLayer):
         text form, such as "truncated:35". Default full.
     memory: what is kept for the backward pass, "gates", "states", "auto" or `Checkpoints(...)` ("checkpoints",
         "checkpoints:steps=100", "checkpoints:bytes=1000000"). It changes no value.
-    kernel: "auto", or the name of a kernel, which then runs or raises.
+    kernel: "auto", or the name of a kernel, which then runs or raises: "cpu" (compiled; float32 and float64), "fused"
+        (torch's own layers: cuDNN on a GPU, which "auto" takes there) or "eager" (torch operations, a step at a time).
 
     Raises ValueError for an unknown policy, memory or kernel; torch.nn's own checks raise torch.nn's errors.
 
     A policy acts within one forward call: the caller detaches a state hx that is carried from call to call. Under
-    autocast the layer computes and returns its parameters' precision: a recurrence amplifies rounding step by step.
-    Outputs may be changed in place, as in torch.nn; where y was, the backward pass runs the layer forward once more
-    (`y = y + residual` avoids it, `y += residual` does not). Resets are copied: their tensor may be used again at once.
+    autocast the layer computes and returns its parameters' precision: a recurrence amplifies rounding step by step. On
+    the kernel "fused" it computes and returns autocast's, as torch.nn's layers do. Outputs may be changed in place, as
+    in torch.nn; where y was, the backward pass runs the layer forward once more (`y = y + residual` avoids it, `y +=
+    residual` does not). Resets are copied: their tensor may be used again at once.
     A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
     `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
     torch.func.vmap is not supported. A tensor with a forward-mode tangent (torch.autograd.forward_ad, torch.func.jvp,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from .. import policies
 from ..memory import Checkpoints, Memory
@@ -21,7 +21,7 @@ from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
 from ._cell_list import cells_of, learnable_state, sample, unlike
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
-from ._layered import layered_step, split_hidden, stack_hidden
+from ._layered import check_overlap, layered_step, restarted, split_hidden, split_restarts, stack_hidden
 from ._sequences import Sequences
 from ._trial import declared_starts, try_cell
 
@@ -73,7 +73,7 @@ class Recurrent(nn.Module):
     makes where it is given no state. If that gives another result than zeros (found out likewise), the first
     step is called so, and under a policy of several blocks rows are coupled (see `bptt.scan`), which is slower.
 
-    Call: `y, state = layer(input, hx=None, *, lengths=None, resets=None)`.
+    Call: `y, state = layer(input, hx=None, *, lengths=None, resets=None, reset_state=None)`.
 
     input: `[T, B, ...]` (`[B, T, ...]` with batch_first), `[T, F]` unbatched, or a PackedSequence. Integers are tokens:
         `[T, B]`, `[T]` unbatched.
@@ -84,6 +84,9 @@ class Recurrent(nn.Module):
         after each sequence's last step. The same as for a PackedSequence.
     resets: bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched): all tensors of the state are zeroed before step
         t of a lane, so nothing passes the edge between t-1 and t in either direction.
+    reset_state: the state that a reset restarts from instead of zero: in the form of hx, the same for all resets, or
+        each tensor with T before its other dimensions, where row t belongs to the reset at t: the forward direction
+        starts step t from it, the reverse one step t-1. For cells that are given, or tell, a first state.
 
     The layers of one direction run in one scan, so that a window counts steps of the whole network; in the reverse
     direction time, policy included, runs from each sequence's last step. The policy of a sequence is that of the same
@@ -195,22 +198,24 @@ class Recurrent(nn.Module):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
+        reset_state: Any = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """(y, final state) of the sequences: see the class."""
-        check_not_traced(input, hx, lengths, resets)
+        check_not_traced(input, hx, lengths, resets, reset_state)
         sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
+        restarts = None if reset_state is None else split_restarts(reset_state, sequences, calls, states)
         if not self.bidirectional:
             xs = (sequences.x, *masks)
-            y, finals = self._run(sequences, range(len(self.cells)), xs, calls, states, int(self.reverse))
+            y, finals = self._run(sequences, range(len(self.cells)), xs, calls, states, restarts, int(self.reverse))
         else:
-            self._check_overlap(sequences)
+            check_overlap(sequences, self.gradient, self.num_layers)
             y, finals = sequences.x, []
             for layer in range(self.num_layers):
                 x = y * masks[layer - 1] if layer and masks else y
                 halves = []
                 for d in (0, 1):
                     k = 2 * layer + d
-                    half, final = self._run(sequences, range(k, k + 1), (x,), calls, states, d)
+                    half, final = self._run(sequences, range(k, k + 1), (x,), calls, states, restarts, d)
                     halves.append(half)
                     finals += final
                 y = torch.cat(halves, 2)
@@ -223,7 +228,8 @@ class Recurrent(nn.Module):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         resets: Tensor | None = None,
-    ) -> tuple[Step, Any, tuple[Tensor, ...], Tensor | None]:
+        reset_state: Any = None,
+    ) -> tuple[Step, Any, tuple[Any, ...], Tensor | None]:
         """(step, carry, xs, resets) with which a call of the layer calls `bptt.scan`, for what takes any step.
 
         Raises ValueError for a bidirectional layer, which calls it for each layer and direction.
@@ -236,8 +242,11 @@ class Recurrent(nn.Module):
         if self.bidirectional:
             raise ValueError("as_scan is for a layer of one direction: got a bidirectional one")
         sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
-        xs = (sequences.x, *masks)
-        return self._arguments(sequences, range(len(self.cells)), xs, calls, states, int(self.reverse))
+        ks, d = range(len(self.cells)), int(self.reverse)
+        arguments = self._arguments(sequences, ks, (sequences.x, *masks), calls, states, d)
+        if reset_state is None:
+            return arguments
+        return restarted(arguments, split_restarts(reset_state, sequences, calls, states), sequences, d)
 
     def from_scan(
         self, scanned: tuple[Any, Any], input: Tensor | PackedSequence, hx: Any = None, *, lengths: Any = None
@@ -284,13 +293,16 @@ class Recurrent(nn.Module):
         xs: tuple[Tensor, ...],
         calls: Sequence[CellCall],
         states: Sequence[Any],
+        restarts: Sequence[Any] | None,
         d: int,
     ) -> tuple[Tensor, list[Any]]:
         """Some cells on top of one another in direction d: (output in forward time, final states).
 
-        xs: the input and the masks, in forward time.
+        xs: the input and the masks, in forward time. restarts: the states of resets, of all cells.
         """
-        scanned = self._arguments(sequences, ks, xs, calls, states, d)
+        own = None if restarts is None else tuple(restarts[k] for k in ks)
+        restart = tree_map_only(Tensor, lambda t: sequences.own_restarts(t, d), own)
+        scanned = *self._arguments(sequences, ks, xs, calls, states, d), restart
         if sequences.lengths is None:
             final, (y, _) = self._scan(*scanned)
             finals = [state if states[k] is not None else state[1] for k, state in zip(ks, final, strict=True)]
@@ -327,7 +339,7 @@ class Recurrent(nn.Module):
         return self._steps[key], carry, tuple(sequences.own_time(x, d) for x in xs), sequences.own_resets(d)
 
     def _by_length(
-        self, sequences: Sequences, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None
+        self, sequences: Sequences, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None, restart: Any
     ) -> tuple[Tensor, list[Any]]:
         """(output in own time, final states) of a scan for each length."""
         assert sequences.lengths is not None
@@ -337,7 +349,8 @@ class Recurrent(nn.Module):
             lane = torch.nonzero(lengths == n)[:, 0]
             part = tree_map(lambda t, lane=lane: t[lane] if isinstance(t, Tensor) else t, carry)
             own_resets = None if resets is None else resets[:n, lane]
-            _, (y, kept) = self._scan(step, part, tuple(x[:n, lane] for x in xs), own_resets)
+            own_restart = tree_map(lambda t, n=n, at=lane: t[:n, at] if isinstance(t, Tensor) else t, restart)
+            _, (y, kept) = self._scan(step, part, tuple(x[:n, lane] for x in xs), own_resets, own_restart)
             ys.append(torch.cat([y, y.new_zeros(sequences.T - n, *y.shape[1:])]))
             finals.append(tree_map(lambda t: t[-1], kept))
             lanes.append(lane)
@@ -345,20 +358,11 @@ class Recurrent(nn.Module):
         whole = tree_map(lambda *t: torch.cat(t)[order], finals[0], *finals[1:])
         return torch.cat(ys, 1)[:, order], list(whole)
 
-    def _scan(self, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None) -> tuple[Any, Any]:
+    def _scan(
+        self, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None, restart: Any
+    ) -> tuple[Any, Any]:
         settings: dict[str, Any] = {"gradient": self.gradient, "memory": self.memory, "kernel": self.kernel}
-        return scan(step, carry, xs, resets=resets, **settings)
-
-    def _check_overlap(self, sequences: Sequences) -> None:
-        """Raise NotImplementedError where blocks of a bidirectional stack overlap, each with adjoints of its own."""
-        if self.num_layers == 1 or not torch.is_grad_enabled():
-            return
-        if sequences.blocks_overlap(self.gradient.reach(sequences.T)):
-            raise NotImplementedError(
-                f"gradient={str(self.gradient)!r} has blocks that overlap, whose windows would add up over "
-                f"{self.num_layers} bidirectional layers, each a scan of its own: use 'full', 'chunked:k' or "
-                "'randomized:p', one layer, one direction, or a layer of bptt.nn"
-            )
+        return scan(step, carry, xs, resets=resets, reset_state=restart, **settings)
 
     def _calls(self, sequences: Sequences, given: Sequence[Any] | None) -> list[CellCall]:
         """How each cell is called: found out by calling it, once for each kind of input."""

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ..engine import recorder
-from .pytrees import Form, Step, differentiable, split
+from ..steps import restarting
+from .pytrees import Form, Step, differentiable, split, split_known
+from .surroundings import CPU_ALONE
 
 __all__ = ["Arguments", "check_no_tensor_hidden", "check_not_traced", "check_same", "described"]
 
@@ -34,10 +36,38 @@ class Arguments:
     @classmethod
     def of(cls, step: Step, carry: Any, xs: Any, length: int | None = None, resets: Tensor | None = None) -> Arguments:
         """The arguments as a user gives them. Raises TypeError and ValueError as `scan` says."""
-        (state, form), (inputs, x_form) = split(carry), split(xs)
+        (state, form), (inputs, x_form) = split_known(carry), split_known(xs)
         check_no_tensor_hidden(form)
         T = _steps(inputs, x_form, length)
         return cls(step, state, form, inputs, x_form, T, _checked_resets(resets, T, state))
+
+    def restarting(self, reset_state: Any) -> Arguments:
+        """The same arguments, with resets to a state: `[...]` as the carry's tensors, or `[T, ...]`, one for each step.
+
+        Raises TypeError and ValueError as `scan` says.
+        """
+        if self.resets is None:
+            raise ValueError("reset_state is what resets restart from: got it without resets")
+        states, form = split(reset_state, self.carry_form)
+        if form.spec != self.carry_form.spec or len(states) != len(self.carry):
+            raise ValueError(
+                f"reset_state must have the carry's structure: expected {self.carry_form.spec}, got {form.spec}"
+            )
+        rows = []
+        for state, c in zip(states, self.carry, strict=True):
+            each = state.shape == (self.T, *c.shape)
+            if (state.shape != c.shape and not each) or (state.dtype, state.device) != (c.dtype, c.device):
+                raise ValueError(
+                    f"reset_state must hold tensors like the carry's, or [T, ...] of them for {self.T} steps: expected "
+                    f"{described(c)}, got {described(state)}"
+                )
+            rows.append(state if each else state.expand(self.T, *state.shape))
+        lanes = {c.shape[0] if c.dim() else None for c in self.carry}
+        B = lanes.pop() if len(lanes) == 1 else None
+        mask = self.resets[:, 0] if B is None else self.resets.expand(self.T, B)
+        xs = self.x_form.join(self.xs), mask.clone(), self.carry_form.of_tensors().join(rows)
+        inputs, x_form = split(xs)
+        return replace(self, step=restarting(self.step), xs=inputs, x_form=x_form)
 
     def reversed(self) -> Arguments:
         """The same arguments, from the last step to the first."""
@@ -45,9 +75,10 @@ class Arguments:
         return replace(self, xs=[x.flip(0) for x in self.xs], resets=resets)
 
     @property
-    def devices(self) -> set[torch.device]:
+    def devices(self) -> frozenset[torch.device]:
         """The devices whose random generators and autocast may affect a step."""
-        return {torch.device("cpu"), *(t.device for t in (*self.carry, *self.xs))}
+        tensors = (*self.carry, *self.xs)
+        return CPU_ALONE if False not in [t.is_cpu for t in tensors] else CPU_ALONE | {t.device for t in tensors}
 
     @property
     def lanes(self) -> int:
@@ -58,7 +89,9 @@ class Arguments:
 
 def check_not_traced(*arguments: Any) -> None:
     """Raise NotImplementedError inside a tracer whose graph would hold this number of steps for every input."""
-    symbolic = any(isinstance(leaf, torch.fx.Proxy) for leaf in tree_leaves(arguments))
+    symbolic = not all(map(_concrete, arguments)) and any(
+        isinstance(leaf, torch.fx.Proxy) for leaf in tree_leaves(arguments)
+    )
     tracer = "torch.fx" if symbolic else "torch.jit.trace" if recorder() is not None else None
     if tracer is not None:
         raise NotImplementedError(
@@ -66,6 +99,11 @@ def check_not_traced(*arguments: Any) -> None:
             "torch.export, which checks the number of steps, or, where the step is a cell of torch.nn, a bptt.nn layer "
             "and bptt.revert(model)"
         )
+
+
+def _concrete(tree: Any) -> bool:
+    """Whether a pytree is known to hold nothing but tensors: of most it can be told in less time than by its leaves."""
+    return tree is None or isinstance(tree, Tensor) or (type(tree) is tuple and all(map(_concrete, tree)))
 
 
 def _steps(xs: list[Tensor], form: Form, length: int | None) -> int:
@@ -76,7 +114,7 @@ def _steps(xs: list[Tensor], form: Form, length: int | None) -> int:
         length = length if length is None else index(length)
     except TypeError:
         raise TypeError(f"length must be an integer or None: got {length!r}") from None
-    lengths = {len(x) for x in xs} | (set() if length is None else {length})
+    lengths = {x.shape[0] for x in xs} | (set() if length is None else {length})
     if len(lengths) != 1:
         raise ValueError(
             f"xs and length must tell one number of steps: got leaves of xs of {[len(x) for x in xs]} steps, {length=}"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ..engine import StepPlan
 from ..kernels import StepChoice, choose_step
+from ..memory import Memory
+from ..policies import Reach
 from ..steps import Guard, NotTraceable, SplitStep, TracedStep, origin, split, trace, without_history
 from .arguments import Arguments, check_no_tensor_hidden
+from .kept import Kept
 from .leaked import refuse_gradients
 from .pytrees import Form, differentiable, split_y
 from .pytrees import split as split_tree
@@ -23,8 +26,10 @@ FEWEST_STEPS = 8
 """Steps from which on kernel="auto" traces a step: a trace takes as long as some hundred steps of a loop."""
 
 MOST = 128
-"""Traces that are kept: those that were used longest ago go first."""
+"""Kinds of calls whose traces are kept, for each module and for steps without one: the least recently used go first."""
 
+MOST_PLANS = 64
+"""Plans that one trace keeps, of calls of other lengths, policies or numbers of lanes."""
 
 MOST_OF_A_KIND = 8
 """Traces of one step for calls of one kind: one that needs more is run itself."""
@@ -47,11 +52,39 @@ class Compiled:
     one_lane: bool = False
     whatever_rows: bool = False
     calls: int = 0
+    plans: dict[Hashable, StepPlan] = field(default_factory=dict)
+
+    def plan(self, kernel: str, carry: Sequence[Tensor], reach: Reach, T: int, B: int, memory: Memory) -> StepPlan:
+        """The plan of a call, known from an earlier one of its kind. Raises as `choice` and `StepPlan.of` do."""
+        key = kernel, reach, T, B, memory
+        found = self.plans.get(key)
+        if found is None:
+            assert self.parts is not None
+            assert self.traced is not None
+            core = self.choice(kernel, carry).kernel
+            found = StepPlan.of(self.parts, core, reach, T, B, memory, self.traced.lanes)
+            if len(self.plans) >= MOST_PLANS:
+                self.plans.clear()
+            self.plans[key] = found
+        return found
 
     def choice(self, name: str, carry: Sequence[Tensor]) -> StepChoice:
         """The kernel for its core, and why. Raises RuntimeError where a named one cannot compute it."""
         assert self.parts is not None
         return choose_step(name, self.parts, carry[0].device, carry[0].dtype)
+
+    def begins(self, carry: Sequence[Tensor]) -> bool:
+        """Whether its code branches, on a first carry, as it did when it was traced."""
+        return self.traced is None or self.traced.branches is None or self.other_way([c[None] for c in carry]) is None
+
+    def other_way(self, states: Sequence[Tensor]) -> int | None:
+        """The first step at which its code branches another way than in its trace; None where it does not.
+
+        states: the carries that enter the steps `[T, B, ...]`.
+        """
+        if self.traced is None or self.traced.branches is None:
+            return None
+        return self.traced.branches.other_way(dict(zip(self.traced.carry, states, strict=True)))
 
     def obstacle(self, captured: Sequence[Tensor], B: int) -> str | None:
         """Why it is not run for a carry of B rows, though it may be for another; None where nothing speaks against it.
@@ -71,7 +104,7 @@ class Compiled:
         return self.calls & (self.calls - 1) == 0
 
 
-_KEPT: OrderedDict[Hashable, list[Compiled]] = OrderedDict()
+_KEPT: Kept[Compiled] = Kept(MOST)
 """Traces by the code of the step and the kind of the call."""
 
 
@@ -100,10 +133,9 @@ def _entry(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tupl
     key = _key(given, surroundings, one_lane)
     if key is None:
         return Compiled(None, "its code cannot be told apart from that of other steps"), ()
-    entries = _KEPT.setdefault(key, [])
-    _KEPT.move_to_end(key)
+    entries = _KEPT.at(given.step, key)
     for entry in entries:
-        if entry.guard is not None and entry.guard.changed() is None:
+        if entry.guard is not None and entry.guard.changed() is None and entry.begins(given.carry):
             captured = entry.guard.captured_by(given.step)
             if not isinstance(captured, str):
                 return entry, captured
@@ -114,8 +146,6 @@ def _entry(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tupl
     made, captured = _compile(given, surroundings, one_lane)
     if made.guard is not None:
         entries.append(made)
-    while len(_KEPT) > MOST:
-        _KEPT.popitem(last=False)
     return made, captured
 
 
@@ -127,18 +157,18 @@ def _key(given: Arguments, surroundings: Surroundings, one_lane: bool) -> Hashab
         tuple((_kind(x, x.shape[first + 1 :]), x.requires_grad) for x in given.xs),
         one_lane,
     )
-    forms = (given.carry_form.spec, given.x_form.spec) if not given.carry_form.values else None
-    modes = tuple(sorted(surroundings.autocast.items())), surroundings.device, torch.get_default_dtype()
+    forms = (given.carry_form, given.x_form) if not given.carry_form.values else None
+    modes = (*surroundings.autocast.items(), surroundings.device, torch.get_default_dtype())
+    key = code, kinds, forms, modes, torch.is_inference_mode_enabled()
     try:
-        key = code, kinds, forms, modes, torch.is_inference_mode_enabled()
-        hash(key)
+        hash(code)
     except TypeError:
         return None
     return key
 
 
 def _kind(t: Tensor, shape: torch.Size) -> Hashable:
-    return shape, t.dim(), t.dtype, t.device
+    return shape, t.dim(), t.dtype, t.is_cpu or t.device
 
 
 def _compile(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tuple[Compiled, tuple[Tensor, ...]]:
@@ -152,16 +182,17 @@ def _compile(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tu
     if not any(map(differentiable, given.carry)):
         return _refused(given, "no tensor of the carry has a gradient"), ()
     try:
-        obstacle = Guard.of(given.step, ()).obstacle
+        read = Guard.of(given.step, ())
+        obstacle = read.obstacle
     except ValueError as error:  # of a lazy module, whose parameters have no shape yet
         return Compiled(None, str(error)), ()
     if obstacle is not None:
         return _refused(given, obstacle), ()
     forms: dict[str, Form] = {}
     try:
-        with surroundings.entered():
+        with torch.inference_mode(False), surroundings.entered():
             x = [x[0].requires_grad_(x.requires_grad) for x in _first(given)]
-            traced = trace(_call(given, forms), given.carry, x, one_lane)
+            traced = trace(_call(given, forms), given.carry, x, one_lane, read.restoring())
         step, stand_ins = without_history(given.step)
         remembered = tuple(stand_ins.get(id(t), t) for t in traced.tensors)
         guard = Guard.of(step, remembered, traced.lanes)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine import StepPlan, StepProgram, run, seen
+from ..engine import StepProgram, run, seen
 from ..memory import Checkpoints
 from ..memory import parse as parse_memory
 from ..policies import Policy
@@ -23,7 +23,7 @@ from .replay import Replay
 from .segments import KeptCarries
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
 
-__all__ = ["KERNELS", "Results", "by_compiled_step", "reason_to_replay"]
+__all__ = ["KERNELS", "FirstStepDiffers", "Results", "by_compiled_step", "reason_to_replay"]
 
 KERNELS = ("auto", "interpreter", "eager", "replay")
 """What runs the steps: see `scan`."""
@@ -42,6 +42,18 @@ class _Differs(Exception):  # noqa: N818  the caller replays
     """The step itself gives another result than its trace."""
 
 
+class _OtherWay(Exception):  # noqa: N818  the caller replays, or runs the first step by itself
+    """The step's code branches another way than in its trace. t: at which step."""
+
+    def __init__(self, t: int) -> None:
+        super().__init__(t)
+        self.t = t
+
+
+class FirstStepDiffers(str):
+    """The reason not to run a trace of all steps: the first one branches another way than those after it."""
+
+
 def reason_to_replay(given: Arguments, kernel: str) -> str | None:
     """Why the steps of a call are not to be compiled, whatever they do; None where nothing speaks against it."""
     if kernel == "replay":
@@ -52,7 +64,9 @@ def reason_to_replay(given: Arguments, kernel: str) -> str | None:
         return "a transform of torch.func is active"
     if seen(given.carry[0] if given.carry else None) or torch._C._len_torch_function_stack():
         return "a mode of torch observes the call"
-    if given.carry and given.carry[0].dim() and len(given.carry[0]) == 0:
+    if torch.nn.modules.module._has_any_global_hook():
+        return "hooks on all modules are registered"
+    if given.carry and given.carry[0].dim() and given.carry[0].shape[0] == 0:
         return "there is no lane"
     return None
 
@@ -73,30 +87,41 @@ def by_compiled_step(
     if entry.one_lane and entry.reason is None:
         given = as_one_lane(given)
     n = len(given.carry)
-    B = len(given.carry[0]) if n and given.carry[0].dim() else 1
+    B = given.carry[0].shape[0] if n and given.carry[0].dim() else 1
     obstacle = entry.obstacle(captured, B)
     if obstacle is not None:
         return obstacle
-    assert entry.parts is not None
     assert entry.traced is not None
     assert entry.y_form is not None
-    core, traced = entry.choice(kernel, given.carry).kernel, entry.traced
+    traced = entry.traced
+    reach = policy.reach(given.T).within(given.T)
+    plan = entry.plan(kernel, given.carry, reach, given.T, B, parse_memory(memory))
     if traced.draws and independent:
         return "it draws random numbers"
     if traced.draws and not all(t.is_contiguous() for t in (*given.carry, *(x[0] for x in given.xs))):
         return "it draws random numbers, in an order that may be another where carry or x is not contiguous"
-    before = generator_states(given.devices) if entry.calls == 0 else {}
+    undone = entry.calls == 0 or traced.branches is not None
+    before = generator_states(given.devices) if undone else {}
+    own = getattr(policy, "generator", None)
+    factors_before = None if own is None or not undone else own.get_state()
     numbers, states = drawn(traced, given, captured, B)
     tensors = (*given.carry, *given.xs, *numbers, *captured)
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    differentiated = torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]
     factors = edge_factors(policy, given) if differentiated else None
-    reach = policy.reach(given.T).within(given.T)
-    plan = StepPlan.of(entry.parts, core, reach, given.T, B, parse_memory(memory), traced.lanes)
     again = partial(_pullback, given, policy, entry, captured, surroundings, factors, states)
     check = _check(given, entry, surroundings, states) if entry.due() else None
+    check = check if traced.branches is None else _branches_then(check, given, entry)
     program = StepProgram(plan, factors, given.resets, again if differentiated else None, check)
     try:
         outputs = run(program, *tensors)
+    except _OtherWay as error:
+        set_generators(before)
+        if own is not None and factors_before is not None:
+            own.set_state(factors_before)
+        reason = f"its Python code reads a value of its carry, and branches another way at step {error.t}"
+        if error.t == 1:
+            entry.reason = reason = FirstStepDiffers(reason)
+        return reason
     except _Differs as error:
         if entry.calls > 1:
             raise RuntimeError(
@@ -105,9 +130,33 @@ def by_compiled_step(
             ) from None
         entry.reason = str(error)
         set_generators(before)
+        if own is not None and factors_before is not None:
+            own.set_state(factors_before)  # the same factors are drawn again
         return entry.reason
+    if traced.solves and not all(bool(t.isfinite().all()) for t in outputs):
+        return "it solves linear systems, and a matrix may be singular: a result is not finite"
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
     return Results(final, given.carry_form, ys, entry.y_form)
+
+
+Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]
+
+
+def _branches_then(check: Check | None, given: Arguments, entry: Compiled) -> Check:
+    """The comparison of the branches of the step's code at every step, and then another one."""
+
+    def branches(a: int, states: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        entering = [s[:-1] for s in states]
+        if given.resets is not None:
+            resets = given.resets[a : a + len(entering[0])]
+            entering = [s.masked_fill(resets.reshape(*resets.shape, *(1,) * (s.dim() - 2)), 0) for s in entering]
+        t = entry.other_way(entering)
+        if t is not None:
+            raise _OtherWay(a + t)
+        if check is not None:
+            check(a, states, ys)
+
+    return branches
 
 
 def _pullback(

@@ -141,8 +141,9 @@ def _explained(given: Arguments, kernel: str, setting: str) -> StepExplanation:
         if reason is None:
             choice, names = entry.choice(kernel, given.carry), _names(entry, given)
             own, paths = choice.kernel, _captured(entry, captured, names)
+            parts = entry.parts.for_operations if entry.parts and own.by_operations else entry.parts
             return StepExplanation(
-                own.name, choice.reason, own.variant, rows, dtype, device, entry.parts, paths, names, setting
+                own.name, choice.reason, own.variant, rows, dtype, device, parts, paths, names, setting
             )
     if kernel not in ("auto", "replay"):
         raise RuntimeError(f"kernel={kernel!r} cannot run this step: {reason}")

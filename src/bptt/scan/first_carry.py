@@ -38,14 +38,14 @@ class FirstCarryChanges(Exception):  # noqa: N818  # an event that is handled
 
 def may_fit(given: Arguments, surroundings: Surroundings) -> bool:
     """Whether a carry of another kind than the first one is to be expected, by the arguments alone."""
-    lanes = max((x.shape[1] for x in given.xs if x.dim() > 1), default=1)
+    lanes = max([x.shape[1] for x in given.xs if x.dim() > 1], default=1)
     cast = any(enabled for enabled, _ in surroundings.autocast.values())
-    return cast or makes_its_own(given) or (lanes > 1 and any(not c.dim() or len(c) != lanes for c in given.carry))
+    return cast or makes_its_own(given) or (lanes > 1 and True in [c.shape[:1] != (lanes,) for c in given.carry])
 
 
 def makes_its_own(given: Arguments) -> bool:
     """Whether the step may make its own first state: of None, or of an empty tensor."""
-    return any(leaf is None for leaf in given.carry_form.leaves) or any(c.numel() == 0 for c in given.carry)
+    return any(leaf is None for leaf in given.carry_form.leaves) or 0 in [c.numel() for c in given.carry]
 
 
 def fitted(given: Arguments, surroundings: Surroundings) -> Arguments | None:

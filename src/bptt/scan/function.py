@@ -22,7 +22,7 @@ from ..memory import parse as parse_memory
 from ..policies import Policy, parse
 from ..steps import NotTraceable, Recorder
 from .arguments import Arguments, check_not_traced
-from .compiled_call import KERNELS, Results, by_compiled_step, reason_to_replay
+from .compiled_call import KERNELS, FirstStepDiffers, Results, by_compiled_step, reason_to_replay
 from .eager import kept_eager
 from .first_carry import FirstCarryChanges, fitted, makes_its_own, may_fit, with_first_step_alone
 from .forward import ForwardPass, ForwardRun
@@ -45,6 +45,7 @@ def scan(
     *,
     gradient: Policy | str = "full",
     resets: Tensor | None = None,
+    reset_state: Any = None,
     reverse: bool = False,
     length: int | None = None,
     rows: Rows = "auto",
@@ -92,6 +93,10 @@ def scan(
     gradient: a policy, or its text form.
     resets: bool `[T, B]` or `[T]`: all tensors of the carry are zeroed, by row or wholly, before that step; no gradient
         crosses there. With `[T, B]` every tensor of the carry is `[B, ...]`. Python values in the carry stay.
+    reset_state: the state that a reset restarts from instead of zero: like carry, the same for all resets, or with
+        tensors `[T, ...]`, of which row t belongs to the reset at t. Its gradient at a reset is the one that carry
+        would get if step t were the first: all that reaches that edge within the policy's window, without a random
+        factor.
     reverse: run from the last step to the first. The ys stay in place; the policy counts from the step that runs first.
     length: T, where xs does not tell it.
     rows: of a replayed step; that those of a compiled one are independent its trace has shown. Whether row b of the new
@@ -138,14 +143,14 @@ def scan(
     all steps of all blocks. torch.compile leaves scan out, at one break of the graph.
 
     Raises ValueError for a carry or y that changes its structure, shape, dtype or device; for lengths that disagree;
-    for T = 0, where the structure of ys cannot be known; for resets that do not fit; for rows="independent" where the
-    needs above are not met; for an unknown memory, or one with too few bytes. TypeError where the step does not return
-    a pair; for a carry with an unregistered object that holds tensors. RuntimeError where steps pass something to one
-    another outside of the carry; in backward where the step gives another result than in forward (apart from rounding)
-    or finds other parameters in its closure; where a named kernel cannot run the step; where a later call finds that a
-    compiled step no longer does what it did; and, where gradients are on, inside the transforms of torch.func.
-    NotImplementedError for forward-mode derivatives; and inside torch.jit.trace and torch.fx, whose graph would hold
-    this number of steps for every input.
+    for T = 0, where the structure of ys cannot be known; for resets or a reset_state that do not fit; for
+    rows="independent" where the needs above are not met; for an unknown memory, or one with too few bytes. TypeError
+    where the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError
+    where steps pass something to one another outside of the carry; in backward where the step gives another result than
+    in forward (apart from rounding) or finds other parameters in its closure; where a named kernel cannot run the step;
+    where a later call finds that a compiled step no longer does what it did; and, where gradients are on, inside the
+    transforms of torch.func. NotImplementedError for forward-mode derivatives; and inside torch.jit.trace and torch.fx,
+    whose graph would hold this number of steps for every input.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand.
 
@@ -166,10 +171,11 @@ def scan(
         raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}: got {kernel!r}")
-    if Recorder.active():
+    if torch._C._len_torch_dispatch_stack() and Recorder.active():
         raise NotTraceable("it holds a scan of its own")
     check_not_traced(carry, xs, resets)
-    refuse_tangents("scan", (leaf for leaf in tree_leaves((carry, xs)) if isinstance(leaf, Tensor)))
+    if forward_mode():
+        refuse_tangents("scan", (leaf for leaf in tree_leaves((carry, xs)) if isinstance(leaf, Tensor)))
     recording = torch.is_grad_enabled()
     if recording and torch._C._are_functorch_transforms_active():
         error = NotImplementedError if forward_mode() else RuntimeError
@@ -177,9 +183,11 @@ def scan(
             "bptt.scan does not work inside the transforms of torch.func (grad, vjp, jvp, jacrev, vmap, ...): "
             "use torch.autograd.grad on what it returns, or call it under torch.no_grad"
         )
-    if parse_memory(memory) == "gates":
+    if memory != "auto" and parse_memory(memory) == "gates":
         raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
     given = Arguments.of(step, carry, xs, length, resets)
+    if reset_state is not None:
+        given = given.restarting(reset_state)
     if reverse:
         given = given.reversed()
     elif recording and given.resets is not None:
@@ -231,6 +239,12 @@ def _run(
         found = by_compiled_step(given, policy, memory, kernel, surroundings, rows == "independent")
         if isinstance(found, Results):
             return found.carry_form.join(found.final), found.y_form.join(found.ys)
+        if isinstance(found, FirstStepDiffers):
+            rest = with_first_step_alone(
+                given, policy, lambda other: _run(other, policy, rows, memory, kernel, surroundings)
+            )
+            if rest is not None:
+                return rest
         reason = found
     if kernel not in ("auto", "replay"):
         error = RuntimeError(f"kernel={kernel!r} cannot run this step: {reason or 'forward-mode derivatives are on'}")

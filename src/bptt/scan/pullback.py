@@ -127,8 +127,11 @@ def obstacle_to_merging(replay: Replay, computed: ForwardPass, xs: list[Tensor])
 
 def edge_factors(policy: Policy, given: Arguments) -> Tensor | None:
     """The edge factors of the adjoint from step t to t-1, `[T, B]` or `[T, 1]`: xi, and 0 at a reset; None is 1."""
-    floats, resets = [c for c in given.carry if differentiable(c)], given.resets
-    if not floats or (resets is None and not policy.draws_factors):
+    resets = given.resets
+    if resets is None and not policy.draws_factors:
+        return None
+    floats = [c for c in given.carry if differentiable(c)]
+    if not floats:
         return None
     with torch.device("cpu"):  # as a policy's factors are, whatever the default device is
         xi = policy.draw(given.T, given.lanes)

@@ -13,9 +13,12 @@ from torch.nn.utils import parametrize
 
 from ..engine import default_device
 
-__all__ = ["GeneratorStates", "Surroundings", "generator_states", "random_kept", "set_generators"]
+__all__ = ["CPU_ALONE", "GeneratorStates", "Surroundings", "generator_states", "random_kept", "set_generators"]
 
 GeneratorStates = dict[torch.device, Tensor]
+
+CPU_ALONE = frozenset({torch.device("cpu")})
+"""The devices of a call on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Surroundings:
     @classmethod
     def current(cls, devices: Iterable[torch.device]) -> Surroundings:
         """The surroundings that a call on these devices has now."""
+        if devices is CPU_ALONE and not torch._C._is_any_autocast_enabled():
+            return cls({"cpu": (False, torch.get_autocast_dtype("cpu"))}, default_device())
         types = {device.type for device in devices if torch.amp.is_autocast_available(device.type)}
         autocast = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in types}
         return cls(autocast, default_device())

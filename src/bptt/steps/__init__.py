@@ -13,10 +13,12 @@ from .listing import sizes as sizes
 from .parts import Part as Part
 from .parts import SplitStep as SplitStep
 from .parts import Value as Value
+from .rebinding import module_in as module_in
 from .rebinding import origin as origin
 from .rebinding import without_history as without_history
 from .recorder import NotTraceable as NotTraceable
 from .recorder import Recorder as Recorder
+from .restarts import restarting as restarting
 from .split import split as split
 from .trace import trace as trace
 from .traced import TracedStep as TracedStep

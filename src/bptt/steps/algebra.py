@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from .channels import by_channels, narrowed_channels
+
 __all__ = ["reassociated"]
 
 aten = torch.ops.aten
@@ -25,10 +27,15 @@ def reassociated(graph: Graph, late: Callable[[], set[Node]], shared: Callable[[
     for node in list(graph.nodes):
         if node.target is aten.slice.Tensor:
             _narrowed(graph, node)
+    for node in list(graph.nodes):
+        if node.target is aten.slice.Tensor:
+            narrowed_channels(graph, node)
     waits = late().__contains__
     for node in list(graph.nodes):
         if node.target is aten.mm.default:
             _by_columns(graph, node, waits)
+        elif node.target is aten.convolution.default:
+            by_channels(graph, node, waits)
     waits = late().__contains__
     order = _Order(waits, shared().__contains__)
     for node in list(graph.nodes):

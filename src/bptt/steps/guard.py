@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .objects import described, form, item_path, redescribed, same, told
 from .reading import Reads
@@ -91,6 +91,7 @@ class Guard:
     _arrays: tuple[tuple[str, np.ndarray[Any, Any], tuple[Any, ...]], ...]
     _holders: Mapping[int, set[int]]
     _lanes: frozenset[int]
+    _computed: tuple[tuple[nn.Module, tuple[str, ...]], ...] = ()
 
     @classmethod
     def of(cls, step: Callable[..., Any], captured: Sequence[Tensor], lanes: Sequence[bool] = ()) -> Guard:
@@ -119,7 +120,19 @@ class Guard:
             _arrays=tuple((f"`{path}`", array, _bytes(array)) for path, array in reads.arrays.values()),
             _holders={id(t): reads.holders.get(id(t), set()) for t in captured},
             _lanes=frozenset(id(t) for t, own in zip(captured, lanes, strict=False) if own),
+            _computed=tuple(reads.computed),
         )
+
+    def restoring(self) -> Callable[[], None]:
+        """What puts attributes that hooks of torch compute, as a normed weight, back to what they are now."""
+        kept = [(vars(module), name, vars(module).get(name)) for module, names in self._computed for name in names]
+
+        def restore() -> None:
+            for own, name, value in kept:
+                if name in own:
+                    own[name] = value
+
+        return restore
 
     @property
     def paths(self) -> tuple[str | None, ...]:

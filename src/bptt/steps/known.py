@@ -12,10 +12,10 @@ from .recorder import NotTraceable
 __all__ = ["known_before"]
 
 
-def known_before(graph: Graph, outputs: Sequence[Node]) -> Part | None:
+def known_before(graph: Graph, outputs: Sequence[Node], of_carry: bool = False) -> Part | None:
     """The part of a graph that computes some values; None where there are none.
 
-    Raises NotTraceable where one depends on the carry, or on random numbers.
+    Raises NotTraceable where one depends on the carry, unless of_carry says that it may, or on random numbers.
     """
     if not outputs:
         return None
@@ -30,7 +30,7 @@ def known_before(graph: Graph, outputs: Sequence[Node]) -> Part | None:
     made[rows] = own.placeholder("R")
     given = [n for n in graph.nodes if n in inside and n.op == "placeholder" and n is not rows]
     for n in given:
-        if n.name.startswith(("carry_", "draw_")):
+        if n.name.startswith("draw_") or (n.name.startswith("carry_") and not of_carry):
             what = "the carry" if n.name.startswith("carry_") else "other random numbers"
             raise NotTraceable(f"it draws random numbers by probabilities that depend on {what}", whatever_rows=True)
         made[n] = own.placeholder(n.name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import mmap
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from operator import attrgetter
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "ACTS",
+    "ASKS_FOR_HISTORY",
     "CONTAINERS",
     "CREATION",
     "HOOKS",
@@ -26,11 +29,14 @@ __all__ = [
     "OPERATORS",
     "READS_VALUES",
     "REGISTRIES",
+    "SETTINGS",
     "VARYING",
     "bases",
     "changes",
+    "computed",
     "described",
     "draws",
+    "foreign",
     "form",
     "in_library",
     "is_plain",
@@ -42,6 +48,7 @@ __all__ = [
     "same",
     "shown",
     "told",
+    "written_array",
 ]
 
 CONTAINERS = (list, tuple, dict, set, frozenset, deque)
@@ -76,6 +83,34 @@ def draws(value: Any) -> bool:
     return own or isinstance(value, torch.Generator | random.Random)
 
 
+SETTINGS = (
+    torch.manual_seed, torch.seed, torch.set_rng_state, torch.cuda.manual_seed, torch.cuda.manual_seed_all,
+    torch.cuda.set_rng_state, torch.set_default_dtype, torch.set_default_device, torch.set_default_tensor_type,
+    torch.use_deterministic_algorithms, torch.set_float32_matmul_precision, torch.set_num_threads,
+    torch.set_flush_denormal,
+)  # fmt: skip
+"""Functions that change torch's random generators or its settings."""
+
+
+def foreign(value: Any) -> bool:
+    """Whether a value is memory, or a function of C, that Python reads and writes without telling anyone."""
+    own = isinstance(value, bytearray | memoryview | array.array | mmap.mmap)
+    return own or any(base.__module__ == "_ctypes" for base in type(value).__mro__)
+
+
+_WRITE_FIRST = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal, np.put_along_axis)
+"""Functions of NumPy that write to their first argument."""
+
+
+def written_array(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> int | str | None:
+    """Which argument of a function, if it is an array, it writes to; None where it writes to none."""
+    if "out" in keywords:
+        return "out"
+    if isinstance(function, np.ufunc):
+        return function.nin if len(args) > function.nin else None
+    return 0 if any(function is f for f in _WRITE_FIRST) else None
+
+
 ACTS = {
     print: "prints",
     input: "asks for input",
@@ -85,8 +120,13 @@ ACTS = {
     globals: "reads globals whose names are not in the code",
     eval: "runs code that is not read",
     exec: "runs code that is not read",
+    torch.is_grad_enabled: "asks whether gradients are recorded",
+    torch.is_inference_mode_enabled: "asks whether gradients are recorded",
 }
-"""Builtin functions that do more than give a value, or more than can be read."""
+"""Builtin functions that do more than give a value, or more than can be read, or give one of the call alone."""
+
+ASKS_FOR_HISTORY = frozenset({"requires_grad", "grad_fn", "is_leaf"})
+"""Attributes of a tensor that tell whether gradients are recorded: those of carry and x differ from call to call."""
 
 READS_VALUES = frozenset({"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"})
 """Methods of a tensor that give its value to Python, where nothing tells when it changes."""
@@ -137,12 +177,16 @@ def bases(kind: type, library: bool) -> Iterator[type]:
 
 _CHANGE_MODULES = {"add_module", "apply", "double", "eval", "float", "half", "load_state_dict", "to", "train"}
 
+_CHANGE_ARRAYS = {"byteswap", "fill", "itemset", "partition", "put", "resize", "setfield", "setflags", "sort"}
+
 
 def changes(owner: Any, name: str) -> bool:
-    """Whether a method of a container or a module changes it."""
+    """Whether a method of a container, a module or an array changes it."""
     if isinstance(owner, nn.Module):
         named = name.startswith("register_") or (name.endswith("_") and not name.startswith("_"))
         return name in _CHANGE_MODULES or (named and hasattr(nn.Module, name))
+    if isinstance(owner, np.ndarray | np.ufunc):
+        return name in _CHANGE_ARRAYS if isinstance(owner, np.ndarray) else name == "at"
     return isinstance(owner, CONTAINERS) and name in MUTATORS
 
 
@@ -156,6 +200,12 @@ def names_in_class(kind: type) -> frozenset[str]:
         names.update(code.co_names)
         codes.extend(inner for inner in code.co_consts if isinstance(inner, CodeType))
     return frozenset(names)
+
+
+def computed(module: nn.Module) -> set[str]:
+    """The attributes of a module that torch's own hooks compute before each of its calls, as a normed weight."""
+    hooks = [hook for hook in module._forward_pre_hooks.values() if in_library(module_of(hook))]
+    return {name for hook in hooks if isinstance(name := getattr(hook, "name", None), str)}
 
 
 def namespaces(value: Any) -> Iterator[dict[str, Any]]:

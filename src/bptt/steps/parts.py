@@ -5,7 +5,7 @@ Legend: R rows (lanes of a batch, of one step or of several), T steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -29,8 +29,17 @@ _FUNCTIONS: dict[Any, Any] = {
         "dim_IntList": "sum",
     }.items()
     for name in names.split()
-} | {aten.view.default: torch.reshape}  # what it is a view of may lie in memory in another way
+} | {
+    aten.view.default: torch.reshape,  # what it is a view of may lie in memory in another way
+    aten.permute.default: torch.permute,
+    aten.cat.default: torch.cat,
+}
 """Functions of torch that do the same, and are called in less time."""
+
+_ALIASES = {aten.view.default, aten.permute.default, aten.squeeze.dims, aten.unsqueeze.default}
+_FRESH = {aten.mm.default, aten.bmm.default, aten.sum.dim_IntList, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor,
+          aten.div.Tensor, aten.neg.default, aten.cat.default}  # fmt: skip
+"""Operations whose result is a part of its argument; some whose result is in memory of its own."""
 
 
 class Value(NamedTuple):
@@ -57,7 +66,6 @@ class Part:
     graph: Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    _rows: tuple[list[int], list[int]] | None = field(default=None, init=False)
 
     @cached_property
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -69,14 +77,15 @@ class Part:
             node.target = _FUNCTIONS.get(node.target, node.target)
         return GraphModule(torch.nn.Module(), graph).forward
 
-    def rows(self, values: Mapping[str, Value]) -> tuple[list[int], list[int]]:
-        """`Value.rows` of the inputs, and of the outputs."""
-        return self._rows or self._with_rows(values)
-
-    def _with_rows(self, values: Mapping[str, Value]) -> tuple[list[int], list[int]]:
-        found = [values[n].rows for n in self.inputs], [values[n].rows for n in self.outputs]
-        object.__setattr__(self, "_rows", found)
-        return found
+    def only(self, names: Container[str]) -> Part:
+        """The part as far as these of its outputs need it. Inputs stay as they are."""
+        outputs = tuple(name for name in self.outputs if name in names)
+        graph, made = Graph(), dict[Node, Node]()
+        results = graph.graph_copy(self.graph, made)
+        assert isinstance(results, tuple)
+        graph.output(tuple(r for r, name in zip(results, self.outputs, strict=True) if name in names))
+        graph.eliminate_dead_code()
+        return Part(graph, self.inputs, outputs)
 
     def __call__(self, R: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The outputs by name, of R rows, by torch operations."""
@@ -136,21 +145,37 @@ class SplitStep:
     owned: frozenset[str]  # inputs of the core of stage 3 that count only at a block's own losses: dys and errors
     sent: tuple[str, ...]  # values of the core of stage 3, by row, that `deferred` needs: sums over blocks, per step
     summed: tuple[str, ...]  # values of the core of stage 3 without rows: sums over rows, steps and blocks
+    by_lane: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    # of gradients in dcaptured that are sums of products by row: what `deferred` gives in their place, the factors
+    by_operations: Callable[[], SplitStep] | None = field(default=None, repr=False)
 
-    def at_once(self, part: Part, values: Mapping[str, Tensor], T: int, B: int) -> dict[str, Tensor]:
-        """The outputs of a part for all T * B rows at once: by row `[T, B * k, ...]` of inputs that are so."""
-        if not part.outputs:
-            return {}
-        rows = part.rows(self.values)
-        given = [values[n].flatten(0, 1) if k else values[n] for n, k in zip(part.inputs, rows[0], strict=True)]
-        made = zip(part.outputs, part.function(T * B, *given), rows[1], strict=True)
-        return {n: v.view(T, B * k, *v.shape[1:]) if k and v.is_contiguous() else v.unflatten(0, (T, B * k)) if k else v
-                for n, v, k in made}  # fmt: skip
+    @cached_property
+    def for_operations(self) -> SplitStep:
+        """The same for kernels that call one operation after another: whatever can wait is computed for all rows."""
+        return self if self.by_operations is None else self.by_operations()
 
-    def zeros(self, name: str, T: int, B: int, device: torch.device) -> Tensor:
-        """A value by row that is zero everywhere."""
-        kind = self.values[name]
-        return torch.zeros(T, B * kind.rows, *kind.shape, dtype=kind.dtype, device=device)
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """Values of `deferred` that lie in memory that no other value, and no input, is a part of."""
+        given = self.deferred.graph.output_node().args[0]
+        assert isinstance(given, tuple)
+        found = set()
+        for name, node in zip(self.deferred.outputs, given, strict=True):
+            while len(node.users) == 1 and node.target in _ALIASES:
+                node = node.args[0]
+            if len(node.users) == 1 and node.target in _FRESH:
+                found.add(name)
+        return frozenset(found)
+
+    def over_time(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
+        """The sum over all steps of a gradient of a captured tensor with a row for each lane, `[B, ...]`."""
+        if name not in self.by_lane:
+            return values[name].sum(0)
+        terms = []
+        for left, right in self.by_lane[name]:
+            a, b = values[left], values[right]  # [T, B, i, k] and [T, B, k, j]
+            terms.append(torch.bmm(a.permute(1, 2, 0, 3).flatten(2), b.transpose(0, 1).flatten(1, 2)))
+        return sum(terms[1:], terms[0])
 
     def row_bytes(self, names: Iterable[str]) -> int:
         """The bytes that some values have for each lane of a step."""

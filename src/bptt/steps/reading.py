@@ -25,16 +25,20 @@ from .objects import (
     OPERATORS,
     READS_VALUES,
     REGISTRIES,
+    SETTINGS,
     VARYING,
     bases,
     changes,
+    computed,
     draws,
+    foreign,
     in_library,
     is_plain,
     item_path,
     module_of,
     names_in_class,
     namespaces,
+    written_array,
 )
 
 __all__ = ["Fields", "Reads"]
@@ -62,7 +66,8 @@ class Reads:
     entries: of dictionaries of attributes and globals, by the dictionary's id. attributes: what only getattr gives, as
     a variable of a closure. containers: those whose items are read; the path of a module's own ends with ".".
     obstacle: why a traced step would not do the same. names: of attributes that the code reads. by_any_name: whether it
-    calls getattr or vars. holders: by the id of a tensor, those of all that hold it.
+    calls getattr or vars. holders: by the id of a tensor, those of all that hold it. computed: of modules, attributes
+    that hooks of torch compute.
     """
 
     entries: dict[int, Fields] = field(default_factory=dict)
@@ -74,6 +79,7 @@ class Reads:
     names: set[str] = field(default_factory=set)
     by_any_name: bool = False
     holders: dict[int, set[int]] = field(default_factory=dict)
+    computed: list[tuple[nn.Module, tuple[str, ...]]] = field(default_factory=list)
     _used: dict[int, Any] = field(default_factory=dict)
     _functions: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _queue: deque[Callable[[], None]] = field(default_factory=deque)
@@ -137,6 +143,10 @@ class Reads:
 
     def _call(self, function: Known, args: Sequence[Known | None], keywords: Mapping[str, Known | None]) -> None:
         path, value = function
+        which = written_array(value, args, keywords)
+        given = None if which is None else keywords[which] if isinstance(which, str) else _at(args, which)
+        if given is not None and isinstance(given.value, np.ndarray):
+            self.refuse(f"writes to the array `{given.path}`", f"`{path}`")
         if isinstance(value, FunctionType):
             self._function(path, value, args, keywords)
         elif isinstance(value, MethodType):
@@ -176,8 +186,12 @@ class Reads:
             self._builtin(known)
         elif draws(value):
             self.refuse(f"is a {type(value).__name__}, whose state changes with each draw", f"`{path}`")
-        elif isinstance(value, torch.jit.ScriptModule):
-            self.refuse("is a scripted module, whose code cannot be read", f"`{path}`")
+        elif isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+            kind = "module" if isinstance(value, nn.Module) else "function"
+            self.refuse(f"is a scripted {kind}, whose code cannot be read", f"`{path}`")
+        elif foreign(value):
+            kind = type(value).__name__
+            self.refuse(f"is a {kind}, which nothing compares at each call: it may be memory of any kind", f"`{path}`")
         elif isinstance(value, nn.Module):
             self._module(known)
         elif isinstance(value, attrgetter | methodcaller) or value is attrgetter or value is methodcaller:
@@ -253,6 +267,8 @@ class Reads:
             self.use(Known(path, owner))
         if module_of(function) in VARYING:
             self.refuse("gives another value at each call", f"`{path}`")
+        if any(function is f for f in SETTINGS):
+            self.refuse("changes torch's settings or random generators", f"`{path}`")
         if in_library(module_of(function)):
             return
         given = (*args, *keywords.values())
@@ -296,6 +312,8 @@ class Reads:
             self.refuse("gives another value at each call", f"`{path}`")
         elif value is getattr or value is vars:
             self.by_any_name = True
+        elif any(value is f for f in SETTINGS):
+            self.refuse("changes torch's settings or random generators", f"`{path}`")
         elif value in ACTS:
             self.refuse(ACTS[value], f"`{path}`")
         elif changes(owner, value.__name__):
@@ -340,9 +358,11 @@ class Reads:
             self.containers[id(held)] = Known(f"{path}.", held)
             self._held(held, *held.values())
             self._use_all([Known(item_path(path, key), item) for key, item in held.items()])
+        if made := computed(module):
+            self.computed.append((module, tuple(made)))
         of_torch = frozenset().union(*map(names_in_class, bases(type(module), library=True)))
         read = (of_torch - REGISTRIES) & vars(module).keys()
-        self._by_names(known, self.names | OPERATORS | read | {"forward"})
+        self._by_names(known, (self.names | OPERATORS | read | {"forward"}) - made)
 
     def _by_names(self, known: Known, names: set[str]) -> None:
         """The attributes of an object of which the code reads some, it is not told which: those of such names."""
@@ -363,6 +383,10 @@ class Reads:
             else:
                 continue
             self._use_all([found])
+
+
+def _at(args: Sequence[Known | None], i: int) -> Known | None:
+    return args[i] if i < len(args) else None
 
 
 def _owner(bound: Known) -> Known:

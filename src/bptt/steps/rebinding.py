@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .objects import described, form, redescribed, same, told
 
-__all__ = ["Rebinding", "origin", "without_history"]
+__all__ = ["Rebinding", "module_in", "origin", "without_history"]
 
 
 def origin(step: Callable[..., Any]) -> Hashable:
@@ -30,6 +31,39 @@ def origin(step: Callable[..., Any]) -> Hashable:
     if isinstance(function, FunctionType):
         return function.__code__
     return step if isinstance(step, Hashable) else type(step)
+
+
+def module_in(step: Any, depth: int = 4) -> nn.Module | None:
+    """The first module that a step holds: bound to it, in its closure or its arguments, or as a global that it names.
+
+    >>> cell = nn.Linear(2, 2)
+    >>> module_in(lambda h, x: (cell(h), x)) is cell, module_in(lambda h, x: (h, x))
+    (True, None)
+    """
+    if isinstance(step, nn.Module):
+        return step
+    held: Iterable[Any] = ()
+    if isinstance(step, FunctionType):
+        held = map(_contents, step.__closure__ or ())
+    elif isinstance(step, MethodType):
+        held = step.__self__, step.__func__
+    elif isinstance(step, partial):
+        held = step.func, *step.args, *step.keywords.values()
+    elif type(step) in (list, tuple):
+        held = step[:_FEW]
+    elif type(step) is dict:
+        held = islice(step.values(), _FEW)
+    found = None
+    if depth > 0:
+        found = next((module for part in held if (module := module_in(part, depth - 1)) is not None), None)
+    if found is None and isinstance(step, FunctionType):
+        named = map(step.__globals__.get, step.__code__.co_names)
+        found = next((value for value in named if isinstance(value, nn.Module)), None)
+    return found
+
+
+_FEW = 16
+"""The items of a container among which a module is looked for."""
 
 
 def without_history(step: Callable[..., Any]) -> tuple[Callable[..., Any], dict[int, Tensor]]:

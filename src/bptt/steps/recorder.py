@@ -7,11 +7,9 @@ other views. So a graph never reads a value that was overwritten.
 from __future__ import annotations
 
 import operator
-import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +18,10 @@ from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .canonical import RULES, scattered, without_write
+from .canonical import RULES, by_row, scattered, without_write
 from .draws import filling, normal_parts
+from .lines import current_line
+from .truths import truths
 
 __all__ = ["NotTraceable", "Recorder"]
 
@@ -69,14 +69,15 @@ class Recorder(TorchDispatchMode):
     """A mode in which operations run as they are asked for, and are recorded. Use it as a context.
 
     captured: the tensors from outside that were read, with their nodes. draws: what random numbers are drawn, in order:
-    placeholders, whose "filling" says what fills them; probabilities: of each number of a draw. reason: why what was
-    recorded is no graph.
+    placeholders, whose "filling" says what fills them; probabilities: of each number of a draw. branches: a value of
+    truths, "all" or "any", and whether that held, for each branch. reason: why what was recorded is no graph.
     """
 
     graph: Graph = field(default_factory=Graph)
     captured: list[tuple[Tensor, Node]] = field(default_factory=list)
     draws: list[Node] = field(default_factory=list)
     probabilities: list[Node | None] = field(default_factory=list)
+    branches: list[tuple[Node, str, bool]] = field(default_factory=list)
     reason: str | None = None
     _known: dict[int, _Known] = field(default_factory=dict)
     _memory: dict[int, _Memory] = field(default_factory=dict)
@@ -118,11 +119,17 @@ class Recorder(TorchDispatchMode):
         known = self._known.get(id(tensor))
         return known is not None  # a tensor that is known stays alive, and so does its id
 
+    def made(self, tensor: Tensor) -> Node | None:
+        """The current value of a tensor that is in the graph; None of any other."""
+        known = self._known.get(id(tensor)) or self._another_name(tensor)
+        return None if known is None else self._read(known)
+
     def node(self, tensor: Tensor) -> Node:
         """The current value of a tensor; one from outside is captured."""
         known = self._known.get(id(tensor)) or self._another_name(tensor)
         if known is None:
             node = self.graph.placeholder(f"captured_{len(self.captured)}")
+            node.meta["line"] = current_line()
             self.captured.append((tensor, node))
             known = self._note(tensor, node)
         return self._read(known)
@@ -180,14 +187,19 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.reason is not None:
             raise NotTraceable(self.reason)
+        if torch.is_inference_mode_enabled():
+            raise self.refused(f"it turns on inference mode ({_name(func)})")
         if torch.Tag.nondeterministic_seeded in func.tags:
             return self._drawn(func, args, kwargs)
         if torch.Tag.data_dependent_output in func.tags or func in _VALUES:
+            if func is aten._local_scalar_dense.default and (value := self._branch(args[0])) is not None:
+                return value
             raise self.refused(f"its Python code reads a value of a tensor ({_name(func)})")
         rule = RULES.get(func)
         if rule is not None:
             with self:
-                result = rule(*args, **kwargs)
+                result = by_row(self, func, args)
+                result = rule(*args, **kwargs) if result is None else result
             if result is not NotImplemented:
                 return result
         if "batch_norm" in _name(func):
@@ -201,6 +213,16 @@ class Recorder(TorchDispatchMode):
             return self._constant(result)
         self._record(func, args, kwargs, result)
         return result
+
+    def _branch(self, tensor: Tensor) -> bool | None:
+        """The value on which Python code branches, where whole numbers of the carry alone decide it; else None."""
+        node = self.made(tensor)
+        found = None if node is None else truths(node)
+        if found is None:
+            return None
+        value = bool(aten._local_scalar_dense.default(tensor))
+        self.branches.append((*found, value))
+        return value
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (tuple, list)) else []
@@ -242,7 +264,7 @@ class Recorder(TorchDispatchMode):
     def call(self, func: Any, args: Any, kwargs: Any) -> Node:
         """Add an operation on tensors whose values are in the graph, or captured."""
         node = self.graph.call_function(func, *_whole(func, *tree_map_only(Tensor, self.node, (args, kwargs))))
-        node.meta["line"] = _line()
+        node.meta["line"] = current_line()
         return node
 
     def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -269,7 +291,7 @@ class Recorder(TorchDispatchMode):
         if not result.is_contiguous():
             raise self.refused(f"it draws random numbers into a tensor that is not contiguous ({_name(func)})")
         node = self.graph.placeholder(f"draw_{len(self.draws)}")
-        node.meta |= {"filling": fill, "device": result.device, "line": _line()}
+        node.meta |= {"filling": fill, "device": result.device, "line": current_line()}
         node.meta["tensor"] = result.shape, result.dtype
         self.draws.append(node)
         self.probabilities.append(by)
@@ -345,26 +367,12 @@ class Recorder(TorchDispatchMode):
 
     def refused(self, reason: str) -> NotTraceable:
         """The reason why what was recorded is no graph, with the line: to raise."""
-        line = _line()
+        line = current_line()
         self.reason = reason if line is None else f"{reason}, at {line}"
         return NotTraceable(self.reason, whatever_rows=True)
 
 
 _VALUES = {aten.equal.default, aten.is_nonzero.default, aten._local_scalar_dense.default, aten.item.default}
-
-_OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
-
-_CALLS = {(str(Path(__file__).with_name("trace.py")), name) for name in ("_record", "_with_gradients")}
-"""The functions that call a step, and ask for its gradient."""
-
-
-def _line() -> str | None:
-    """The line of the user's code that runs now."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
-        # Beyond it stands who asked for the trace: the operations of a gradient are no line's of the step.
-        frame = None if (frame.f_code.co_filename, frame.f_code.co_name) in _CALLS else frame.f_back
-    return None if frame is None else f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def _whole(func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -386,4 +394,5 @@ def _captured(node: Node) -> bool:
 
 
 def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    with torch._C.DisableTorchFunction():  # which would be told that Python reads it
+        return tensor.untyped_storage()._cdata

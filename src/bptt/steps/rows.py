@@ -49,7 +49,7 @@ _ALONG = {
     aten.scatter_add.default: 1, aten.scatter.src: 1, aten.scatter.value: 1, aten.argmax.default: 1,
     aten.argmin.default: 1, aten.max.dim: 1, aten.min.dim: 1, aten.flip.default: 1, aten.topk.default: 2,
     aten.sort.default: 1, aten.sort.stable: 2, aten.logcumsumexp.default: 1,
-    aten.index_select.default: 1, aten.roll.default: 2,
+    aten.roll.default: 2, aten.cummax.default: 1, aten.cummin.default: 1,
 }  # fmt: skip
 """Operations along dimensions, and which argument names these."""
 
@@ -136,6 +136,18 @@ def _contracts(node: Node) -> bool:
         if args[1] == out:
             raise _mixing(node)
         return False
+    if target is aten.index_select.default:
+        table, dim, index = row_dim(args[0]), args[1], row_dim(args[2])
+        if out not in ([table] if index is None else [dim] if table is None else []) or table == dim:
+            raise _mixing(node)
+        return False
+    if target is aten.index_add.default:
+        table, dim, index, source = row_dim(args[0]), args[1], row_dim(args[2]), row_dim(args[3])
+        if index is None and table == source == out != dim:
+            return False
+        if index is None or table is not None or source != dim:
+            raise _mixing(node)
+        return True
     if target in _ALONG:
         named = args[_ALONG[target]] if len(args) > _ALONG[target] else None
         named = named if isinstance(named, (tuple, list)) else [named]

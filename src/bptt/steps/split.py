@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import torch
 from torch.fx import Graph, Node
 
 from .algebra import reassociated
+from .handed_on import HandedOn, by_lane, cheapest_to_send
 from .parts import Part, SplitStep
 from .recorder import NotTraceable
 from .rows import ELEMENTWISE, VIEWS, kind_of, mixes_rows, row_dim
@@ -28,16 +29,15 @@ aten = torch.ops.aten
 
 _PRODUCTS = {aten.mm.default, aten.bmm.default, aten.convolution.default, aten.convolution_backward.default}
 
+_GATHERS = {aten.index_select.default, aten.gather.default, aten.scatter.value}
+
 _ELEMENTARY = (
     "exp expm1 log log1p log2 tanh sigmoid sqrt rsqrt sin cos erf erfc atan asin acos sinh cosh tan asinh acosh atanh "
     "atan2 exp2 lgamma digamma logaddexp hypot"
 )
 
-_COSTLY = {getattr(aten, name).default for name in _ELEMENTARY.split()} | {
-    aten.pow.Tensor_Scalar,
-    aten.pow.Tensor_Tensor,
-    aten.pow.Scalar,
-}
+_COSTLY = {getattr(aten, name).default for name in _ELEMENTARY.split()}
+_COSTLY |= {aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar}
 
 _LINEAR = {aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten._to_copy.default,
            aten.cumsum.default, aten.flip.default, aten.roll.default, operator.getitem} | VIEWS  # fmt: skip
@@ -47,16 +47,19 @@ _LINEAR_IN_ONE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default}
 
 _LINEAR_IN_FIRST = {aten.div.Tensor, aten.tanh_backward.default, aten.sigmoid_backward.default, aten.mul.Scalar,
                     aten.div.Scalar, aten.gather.default, aten.convolution_backward.default,
-                    aten.index_select.default}  # fmt: skip
+                    aten.convolution.default, aten.index_select.default}  # fmt: skip
+
+_ADDED_TO_ZEROS = {aten.index_add.default, aten.scatter_add.default}  # linear in what they add to zeros
 
 
 def split(traced: TracedStep) -> SplitStep:
-    """The parts of a traced step."""
+    """The parts of a traced step, for kernels that walk through whole cores (see `SplitStep.for_operations`)."""
     names = {n.name: n for n in traced.graph.nodes}
     waited_for = [names[n] for n in (*traced.carry, *filter(None, (*traced.adjoints, *traced.dys)))]
     rows = [n for n in names.values() if n.op == "placeholder" and (row_dim(n) is not None or n.name == "r")]
     reassociated(traced.graph, lambda: _reached(waited_for), lambda: set(traced.graph.nodes) - _reached(rows))
-    return _Splitter(traced).parts()
+    bare = replace(traced, tensors=())  # so that no graph of a call is kept alive
+    return replace(_Splitter(bare, True).parts(), by_operations=lambda: _Splitter(bare, False).parts())
 
 
 def _reached(start: Iterable[Node]) -> set[Node]:
@@ -84,9 +87,13 @@ def _behind(ends: Iterable[Node], stop: Callable[[Node], bool] = lambda _: False
 
 @dataclass(eq=False)
 class _Splitter:
-    """The sets of nodes that parts are made of."""
+    """The sets of nodes that parts are made of.
+
+    in_walk: whether operations on rows cost next to nothing in a walk, where values lie near.
+    """
 
     traced: TracedStep
+    in_walk: bool
 
     def __post_init__(self) -> None:
         traced, graph = self.traced, self.traced.graph
@@ -129,8 +136,8 @@ class _Splitter:
 
     @cached_property
     def hoisted(self) -> set[Node]:
-        """Early products, what they are made of, and sums of them with what is early or constant."""
-        products = [n for n in self.early if n.target in _PRODUCTS]
+        """Early products and gathers, what they are made of, and sums of them with what is early or constant."""
+        products = [n for n in self.early if self._at_once(n) or (n.target in _GATHERS and row_dim(n) == 0)]
         found = _behind(products) & self.early
         for n in sorted(self.early - found, key=self.order.__getitem__):
             inputs = n.all_input_nodes
@@ -145,14 +152,14 @@ class _Splitter:
         """What only ys need, where there is a product in it: computed for all steps at once, after the walk."""
         core = _behind(self.next)
         own = {n for n in _behind(self.y) if n.op == "call_function"} & self.walked - core
-        products = {n for n in own if n.target in _PRODUCTS}
+        products = {n for n in own if self._at_once(n)}
         return {n for n in own if n in _reached(products) or _reached([n]) & products} if products else set()
 
     @cached_property
     def errors(self) -> set[Node]:
         """Products of dys alone, and what of the dual they are made of."""
         alone = self.on_dy - self.on_adjoint
-        products = [n for n in alone if n.target in _PRODUCTS and row_dim(n) == 0 and not mixes_rows(n)]
+        products = [n for n in alone if self._at_once(n) and row_dim(n) == 0 and not mixes_rows(n)]
         return {n for n in _behind(products) & alone if n.op == "call_function"}
 
     @cached_property
@@ -174,6 +181,10 @@ class _Splitter:
         dual = [i for i, a in enumerate(n.args) if isinstance(a, Node) and a in self.dual]
         if n.target in _LINEAR_IN_ONE:
             return len(dual) == 1
+        if n.target in _ADDED_TO_ZEROS:
+            return dual == [3] and _zero(n.args[0])
+        if n.target is aten._linalg_solve_ex.default:
+            return dual == [1]
         if n.target is aten.where.self:
             return 0 not in dual and all(a in self.dual or _zero(a) for a in n.args[1:])
         return n.target in _LINEAR_IN_FIRST and dual == [0]
@@ -199,9 +210,23 @@ class _Splitter:
         return {n for n in _behind(self.summed) & self.dual - self.errors if n.op == "call_function"}
 
     @cached_property
+    def by_lane(self) -> dict[Node, tuple[tuple[Node, Node], ...]]:
+        """The factors of gradients that are sums of products, of captured tensors with a row for each lane."""
+        known = self.adjoint_core | self.errors
+        lanes = {n for n, lane in zip(self.dcaptured, self.traced.lanes, strict=True) if lane and n is not None}
+        found = {n: by_lane(n, lambda i: i in self.dual and i not in known) for n in lanes}
+        return {n: pairs for n, pairs in found.items() if pairs}
+
+    @cached_property
+    def _later(self) -> list[Node]:
+        """The gradients that are asked for, or the factors of which they are made."""
+        factors = [n for pairs in self.by_lane.values() for pair in pairs for n in pair]
+        return [*(n for n in (*self.dx, *self.dcaptured) if n is not None and n not in self.by_lane), *factors]
+
+    @cached_property
     def deferred(self) -> set[Node]:
         outside = self.adjoint_core | self.errors | set(self.summed)
-        ends = [n for n in filter(None, (*self.dx, *self.dcaptured)) if n in self.dual]
+        ends = [n for n in self._later if n in self.dual]
         found = _behind(ends, lambda n: n in outside or n not in self.dual)
         return {n for n in found & self.dual - outside if n.op == "call_function"}
 
@@ -209,7 +234,8 @@ class _Splitter:
     def needed(self) -> set[Node]:
         """Values of the forward pass that the backward pass mentions."""
         used = self.adjoint_core | self.errors | self._summed_set | self.deferred
-        return {i for n in used for i in n.all_input_nodes if i in self.walked or i in self.early}
+        mentioned = {i for n in used for i in n.all_input_nodes} | set(self._later)
+        return {n for n in mentioned if n in self.walked or n in self.early}
 
     @cached_property
     def kept(self) -> list[Node]:
@@ -274,13 +300,13 @@ class _Splitter:
         outputs_out = _unique([*(n for n in self.y if n in late_y), *late_kept])
         had = carry | nexts | given | set(kept) | stop_constant
         own_back = [n for n in self.back if n is not None]
-        sent = self._sent()
+        sent, summed = self.handed_on
         handed_on = {_rows_first(n) for n in self.errors if self._used_outside(n, self.errors)}
         errors_out = [n for n in self._sorted(handed_on) if n.op == "call_function"]
-        walked_back = _unique([*own_back, *sent, *self.summed])
+        walked_back = _unique([*own_back, *sent, *summed])
         back_stop = had | set(errors_out) | set(self.adjoints) | set(self.dys)
-        deferred_out = _unique([n for n in (*self.dx, *self.dcaptured) if n is not None and n not in self.summed])
-        deferred_stop = back_stop | set(sent) | set(self.summed)
+        deferred_out = _unique([n for n in self._later if n not in summed])
+        deferred_stop = back_stop | set(sent) | set(summed)
         adjoint = self._part(walked_back, back_stop)
         values = {n.name: kind_of(n) for n in self.traced.graph.nodes if "dims" in n.meta}
         names = {n.name for n in (*self.dys, *errors_out)}
@@ -299,15 +325,28 @@ class _Splitter:
             kept=_names(kept),
             owned=frozenset(names & set(adjoint.inputs)),
             sent=_names(sent),
-            summed=_names(self.summed),
+            summed=_names(summed),
+            by_lane={n.name: tuple((a.name, b.name) for a, b in pairs) for n, pairs in self.by_lane.items()},
         )  # fmt: skip
 
-    def _sent(self) -> list[Node]:
-        """What the walk back hands on to what comes after it, by row."""
-        core = self.adjoint_core
-        ends = {n for n in filter(None, (*self.dx, *self.dcaptured)) if n in core or n in self.adjoints}
-        used = {i for n in self.deferred for i in n.all_input_nodes if i in core or i in self.adjoints}
-        return self._sorted(n for n in map(_rows_first, ends | used) if n in core or n in self.adjoints)
+    @cached_property
+    def handed_on(self) -> HandedOn:
+        """What the walk back hands on to what comes after it."""
+        core = self.adjoint_core | {n for n in self.adjoints if n in self.dual}
+        ends = {n for n in self._later if n in self.dual and n not in self.summed}
+        order = self.order.__getitem__
+        cheapest = cheapest_to_send(core, self.deferred, ends, self._linear, order) if self.in_walk else None
+        if cheapest is not None:
+            return HandedOn(cheapest.sent, [*self.summed, *cheapest.summed])
+        used = {i for n in self.deferred for i in n.all_input_nodes if i in core}
+        sent = self._sorted(n for n in map(_rows_first, ends & core | used) if n in core)
+        return HandedOn(sent, self.summed)
+
+    def _at_once(self, n: Node) -> bool:
+        """Whether a value is a product that is had for many rows together in less time than for each."""
+        if self.in_walk and n.target is aten.bmm.default:
+            return any(row_dim(i) is None for i in n.all_input_nodes)
+        return n.target in _PRODUCTS
 
     def _used_outside(self, n: Node, own: set[Node]) -> bool:
         return any(u not in own for u in n.users)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from .draws import constant_arguments
 from .one_row import CELLS, leaf
@@ -19,20 +21,43 @@ __all__ = ["Seen", "Substitutes", "repeated"]
 
 @dataclass
 class Seen:
-    """The captured tensors that a trace has met, whether or not it came to its end."""
+    """The captured tensors that a trace has met, whether or not it came to its end.
 
+    B: the number of lanes. at_fault: the ids of those with as many rows that did not fit the rows of a trace.
+    """
+
+    B: int
     captured: list[Tensor] = field(default_factory=list)
+    at_fault: set[int] = field(default_factory=set)
+
+    def may_have_lanes(self, t: Tensor) -> bool:
+        """Whether a captured tensor may have a row for each lane."""
+        return self.B > 1 and t.dim() > 0 and len(t) == self.B
 
 
 _READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__, Tensor.untyped_storage}
 """Functions by which Python sees the memory of a tensor, where no dispatcher does."""
 
 
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """What torch's own gives, where the number of classes is given: that one looks at values to check them."""
+    if num_classes <= 0 or tensor.dtype != torch.int64:
+        return torch.nn.functional.one_hot(tensor, num_classes)
+    return tensor.new_zeros(*tensor.shape, num_classes).scatter(-1, tensor.unsqueeze(-1), 1)
+
+
+_REPLACED: dict[Any, Any] = {torch.nn.functional.one_hot: _one_hot}
+"""Functions that read values, and what does the same without."""
+
+_CLASSES = (Tensor, torch.nn.Parameter)
+
+
 class Substitutes(TorchFunctionMode):
     """A function mode that replaces captured tensors with a gradient by leaves of their own, without their history and
     hooks, and those of `lanes` by ones with R rows.
 
-    one_row: the step is mapped over its rows.
+    one_row: the step is mapped over its rows. sources: of a tensor made of captured ones alone, the ids of those of
+    them that may have a row for each lane.
     """
 
     def __init__(self, recorder: Recorder, lanes: frozenset[int], R: int, seen: Seen) -> None:
@@ -42,6 +67,7 @@ class Substitutes(TorchFunctionMode):
         self.inside: dict[int, Tensor] = {}
         self.table: dict[int, tuple[Tensor, Tensor]] = {}
         self.back: dict[int, Tensor] = {}
+        self.sources: dict[int, frozenset[int]] = {}
 
     def made_for(self, substitute: Tensor) -> Tensor | None:
         """The captured tensor that a substitute stands for."""
@@ -50,16 +76,36 @@ class Substitutes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
             raise self.recorder.refused(f"its Python code reads a value of a tensor ({func.__name__})")
+        if (torch._C._functorch.maybe_current_level() or 0) > self.one_row:
+            raise self.recorder.refused(f"it uses a transform of torch.func ({_name(func)})")
         if self.one_row:
             func = CELLS.get(getattr(func, "__name__", ""), func)
+        func = _REPLACED.get(func, func)
         args, kwargs = self._swapped(args), self._swapped(kwargs or {})
-        result = func(*constant_arguments(func, args), **kwargs)
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        try:
+            result = func(*constant_arguments(func, args), **kwargs)
+        except (RuntimeError, IndexError, ValueError):
+            self.blame(tensors)
+            raise
         self.note(result)
+        if all(id(t) in self.sources for t in tensors):
+            sources = frozenset[int]().union(*(self.sources[id(t)] for t in tensors))
+            self.sources |= {id(t): sources for t in tree_leaves(result) if isinstance(t, Tensor)}
         return result
+
+    def blame(self, tensors: Sequence[Tensor]) -> None:
+        """Note the captured tensors of which those are made alone that did not fit, if they may have lanes.
+
+        By what is done with it, a matrix of weights is told from a tensor with a row for each lane.
+        """
+        made_of = [self.sources.get(id(t), self.lanes) for t in tensors]
+        self.seen.at_fault.update(*(sources for sources in made_of if not sources & self.lanes))
 
     def note(self, value: Any) -> None:
         """Note that tensors were made inside."""
         if isinstance(value, Tensor):
+            self._check_class(value)
             self.inside[id(value)] = value
         elif isinstance(value, (tuple, list)):
             for item in value:
@@ -67,6 +113,12 @@ class Substitutes(TorchFunctionMode):
         elif isinstance(value, dict):
             for item in value.values():
                 self.note(item)
+
+    def _check_class(self, t: Tensor) -> None:
+        """Raise NotTraceable for a tensor whose class may have operations of its own."""
+        if type(t) not in _CLASSES:
+            name = type(t).__name__
+            raise self.recorder.refused(f"it uses a tensor of another class than torch.Tensor ({name})")
 
     def _swapped(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -81,6 +133,7 @@ class Substitutes(TorchFunctionMode):
     def _substitute(self, t: Tensor) -> Tensor:
         if self.inside.get(id(t)) is t or self.recorder.knows(t):
             return t
+        self._check_class(t)
         if t.requires_grad and not torch.is_grad_enabled():
             return t  # inside of a custom function: its gradient is that of the tensor which was handed over
         known = self.table.get(id(t))
@@ -90,16 +143,21 @@ class Substitutes(TorchFunctionMode):
         with _disable_current_modes(), torch.no_grad():
             if id(t) in self.lanes:
                 made = repeated(t, self.R)
-            elif t.requires_grad:
+            elif t.requires_grad or t.is_inference():
                 made = t.detach().clone()
         if made is not t:
             with _disable_current_modes():
                 made = leaf(made, t.requires_grad)
             self.back[id(made)] = t
         self.table[id(t)] = t, made
+        self.sources[id(made)] = frozenset([id(t)] if self.seen.may_have_lanes(t) else [])
         self.seen.captured.append(t)
         self.inside[id(made)] = made
         return made
+
+
+def _name(func: Any) -> str:
+    return getattr(func, "__name__", str(func))
 
 
 def repeated(t: Tensor, R: int) -> Tensor:

@@ -7,14 +7,17 @@ count rows, and anything else that differs says that the step is not the same fo
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.fx import Node
 
+from .lines import raised_at
 from .one_row import OneRow, as_rows
 from .recorder import NotTraceable, Recorder
 from .substitutes import Seen, Substitutes, repeated
@@ -31,10 +34,13 @@ _ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 """Numbers of rows to trace with: primes, so that a size that is a multiple of one is one of rows."""
 
 
-def trace(step: StepCall, carry: Tensors, x: Tensors, one_row: bool = False) -> TracedStep:
+def trace(
+    step: StepCall, carry: Tensors, x: Tensors, one_row: bool = False, restore: Callable[[], None] = lambda: None
+) -> TracedStep:
     """The trace of a step of rows: of carry and x, every tensor `[B, ...]`.
 
     one_row: a row is all that the step is given, whatever the shapes: the trace is one of carry and x `[1, ...]`.
+    restore: what puts back what the step has left where nobody reads it.
 
     Raises NotTraceable with the reason where it is no graph that is the same for any number of rows.
     """
@@ -51,18 +57,26 @@ def trace(step: StepCall, carry: Tensors, x: Tensors, one_row: bool = False) -> 
     lanes, errors = frozenset[int](), list[NotTraceable]()
     while True:
         try:
-            seen = Seen()
+            seen = Seen(B)
             a, left = _record(step, carry, x, first, lanes, seen)
+            restore()
             _check_left(left)
             b, left = _record(step, carry, x, second, lanes, seen)
+            restore()
             _check_left(left)
             return merged(a, b, lanes)
         except NotTraceable as error:
+            restore()
             if error.left:
                 raise
             errors.append(error)
-        # Captured tensors of as many rows as there are lanes may have one for each: it fits or it does not.
-        more = lanes | {id(t) for t in seen.captured if B > 1 and t.dim() and len(t) == B}
+        # Captured tensors of as many rows as there are lanes may have one for each: those that did not fit as they are,
+        # then all. One that is not met again is another each time, which the step makes where no mode sees it.
+        if not lanes <= {id(t) for t in seen.captured}:
+            raise errors[0]
+        more = lanes | seen.at_fault
+        if more == lanes:
+            more = lanes | {id(t) for t in seen.captured if seen.may_have_lanes(t)}
         if more == lanes:
             raise errors[0]
         lanes = more
@@ -72,6 +86,16 @@ def _row_counts(tensors: Tensors) -> tuple[int, int]:
     sizes = {s for t in tensors for s in t.shape}
     free = [p for p in _ROWS if not any(s and s % p == 0 for s in sizes)]
     return (free[0], free[1]) if len(free) > 1 else (53, 59)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """A context with gradients in which what torch.compile has wrapped runs as it was written."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing has been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.enable_grad())
+        yield
 
 
 # One trace ------------------------------------------------------------------------------------------------------------
@@ -104,7 +128,7 @@ def _record(
     substitutes.one_row = isinstance(step, OneRow)
     substitutes.inside |= {id(t): t for t in (*cs, *xs)}
     try:
-        with torch.random.fork_rng(_generators((*carry, *x))), torch.enable_grad(), recorder, substitutes:
+        with torch.random.fork_rng(_generators((*carry, *x))), _without_compiler(), recorder, substitutes:
             received = [c.clone() for c in cs], [t.clone() for t in xs]
             new, y = step(*received) if not isinstance(step, OneRow) else step.mapped(*received, substitutes.note)
     except NotTraceable:
@@ -114,14 +138,17 @@ def _record(
             raise NotTraceable(recorder.reason, whatever_rows=True) from error
         if "vmap: It looks like you're" in str(error):
             raise NotTraceable("its Python code reads a value of a tensor", whatever_rows=True) from error
-        raise NotTraceable(f"on {R} rows it raises {type(error).__name__}: {error}") from error
+        raise NotTraceable(f"on {R} rows it raises {type(error).__name__}: {error}{raised_at(error)}") from error
     if recorder.reason is not None:
         raise NotTraceable(recorder.reason, whatever_rows=True)
     for kind, got, given in (("carry", new, carry), ("y", y, y)):
         for g, c in zip(got, given, strict=True):
             if kind == "carry" and (g.shape[1:] != c.shape[1:] or g.dtype != c.dtype or not g.dim() or len(g) != R):
-                raise NotTraceable(f"the carry changes from {_kind(c)} to {_kind(g)}")
+                substitutes.blame([g])
+                change = [_kind(t, n, substitutes.one_row) for t, n in ((c, len(c)), (g, R))]
+                raise NotTraceable(f"the carry changes from {change[0]} to {change[1]}")
             if kind == "y" and (not g.dim() or len(g) != R):
+                substitutes.blame([g])
                 raise NotTraceable(f"y has no row for each lane: {_kind(g)} on {R} rows")
     recorded = _with_gradients(recorder, substitutes, R, (cs, xs), (new, y))
     substitutes.inside.clear()
@@ -167,6 +194,8 @@ def _with_gradients(
             raise NotTraceable("its gradient reads a captured tensor that the step itself does not")
     if recorder.reason is not None:
         raise NotTraceable(recorder.reason, whatever_rows=True)
+    if recorder.branches and drawn:
+        raise NotTraceable("its Python code reads a value of a tensor, and draws random numbers", whatever_rows=True)
     if len(recorder.draws) > drawn:
         raise NotTraceable("its gradient draws random numbers", whatever_rows=True)
 
@@ -184,10 +213,14 @@ def _with_gradients(
             names["adjoint"][i] = f"adjoint_{i}"
             recorder.graph.placeholder(f"adjoint_{i}").meta["tensor"] = t.shape, t.dtype
     dcaptured = gradients([t for t, _ in recorder.captured])
-    outputs = [*values, back, dx, dcaptured, list(recorder.probabilities)]
+    branches: list[Node | None] = [node for node, _, _ in recorder.branches]
+    outputs = [*values, back, dx, dcaptured, list(recorder.probabilities), branches]
     constants = [bool(node.meta.get("constant")) for _, node in recorder.captured]
     recorder.graph.output([list(part) for part in outputs])
-    return Recorded(R, recorder.graph, outputs, names["adjoint"], names["dy"], captured, constants, bool(opaque))
+    decided = tuple((kind, value) for _, kind, value in recorder.branches)
+    return Recorded(
+        R, recorder.graph, outputs, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided
+    )  # fmt: skip
 
 
 def _generators(tensors: Tensors) -> list[int]:
@@ -199,5 +232,7 @@ def _differentiable(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
 
-def _kind(t: Tensor) -> str:
-    return f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+def _kind(t: Tensor, R: int | None = None, one_row: bool = False) -> str:
+    """A tensor's dtype and shape, as whoever wrote the step knows it: `[B, ...]`, or without the row of a trace."""
+    sizes = list(t.shape[1:]) if one_row else ["B" if size == R else size for size in t.shape]
+    return f"{str(t.dtype).removeprefix('torch.')} [{', '.join(map(str, sizes))}]"

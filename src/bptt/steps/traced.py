@@ -5,12 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from .branches import Branches
+from .canonical import solved_again
 from .draws import Draw
 from .known import known_before
 from .parts import Part, Value
@@ -49,6 +52,15 @@ class TracedStep:
     opaque: bool
     draws: tuple[Draw, ...] = ()
     probabilities: Part | None = None
+    branches: Branches | None = None
+
+    @cached_property
+    def solves(self) -> bool:
+        """Whether it solves linear systems, which the step itself raises an error for where a matrix is singular."""
+        return any(n.target in _SOLVERS for n in self.graph.nodes)
+
+
+_SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_ex.default}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +75,17 @@ class Recorded:
     captured: list[tuple[Tensor, str]]
     constants: list[bool]
     opaque: bool
+    decided: tuple[tuple[str, bool], ...] = ()
 
 
 def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
     """One graph for any number of rows, from the traces with two numbers."""
     for recorded in (a, b):
+        solved_again(recorded.graph)
         simplified(recorded.graph)
     nodes_a, nodes_b = list(a.graph.nodes), list(b.graph.nodes)
-    if [n.target for n in nodes_a] != [n.target for n in nodes_b] or not _same_captured(a, b):
+    _check_made_outside(a, b)
+    if [n.target for n in nodes_a] != [n.target for n in nodes_b] or not _same_captured(a, b) or a.decided != b.decided:
         raise NotTraceable("it does other operations for another number of rows")
     graph, made = Graph(), dict[Node, Node]()
     rows = graph.placeholder("R")
@@ -117,7 +132,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         [None if n is None else made[n] for n in part]
         for part in cast("list[list[Node | None]]", a.graph.output_node().args[0])
     ]
-    probabilities = final.pop()
+    branches, probabilities = final.pop(), final.pop()
     graph.output(final)
     check_rows(graph)
     values = {n.name: kind_of(n) for n in graph.nodes if "dims" in n.meta}
@@ -143,6 +158,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         a.opaque,
         draws,
         known_before(graph, [n for n in probabilities if n is not None]),
+        Branches.of(graph, [n for n in branches if n is not None], a.decided),
     )
 
 
@@ -159,6 +175,18 @@ def _draw(node: Node, dims: tuple[tuple[int, bool], ...], by: Node | None) -> Dr
         node.meta["device"],
         None if by is None else by.name,
     )
+
+
+def _check_made_outside(a: Recorded, b: Recorded) -> None:
+    """Raise NotTraceable for a tensor that is another in each trace, though no operation of torch made it."""
+    for (s, name), (t, other) in zip(a.captured, b.captured, strict=False):
+        if s is not t and name == other and name.startswith("captured_") and s.shape == t.shape:
+            node = next(n for n in a.graph.nodes if n.name == name)
+            raise NotTraceable(
+                f"it makes a tensor {list(s.shape)} by other means than torch's operations, of a NumPy array or a "
+                f"buffer perhaps{at_line(node)}",
+                whatever_rows=True,
+            )
 
 
 def _same_captured(a: Recorded, b: Recorded) -> bool:

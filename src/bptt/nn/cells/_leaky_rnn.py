@@ -50,8 +50,8 @@ class LeakyRNN(CellModule):
     (torch.Size([2, 10]), [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, -1.0, -1.0])
 
     Source: Song, Yang and Wang 2016, "Training excitatory-inhibitory recurrent neural networks for cognitive tasks: a
-    simple and flexible framework" (doi 10.1371/journal.pcbi.1004792), equations 1 and 2 and their discretisation, and
-    "RNNs with separate excitatory and inhibitory populations".
+    simple and flexible framework" (doi 10.1371/journal.pcbi.1004792): the rate network with recurrent noise, by Euler's
+    method, and its separate excitatory and inhibitory populations.
     """
 
     states = ("u",)

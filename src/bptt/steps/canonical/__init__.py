@@ -4,7 +4,9 @@ A rule computes the same values by operations of the canonical set: arithmetic, 
 functions, sums and extremes along dimensions, matrix products, and views by permutation, slice and size.
 """
 
-from . import activations, arithmetic, constants, normalisations, products, reductions, views  # noqa: F401  their rules
+from . import activations, arithmetic, constants, indexing, normalisations, products, reductions, views  # noqa: F401  their rules
+from .indexing import by_row as by_row
+from .linear_algebra import solved_again as solved_again
 from .rules import RULES as RULES
 from .writes import scattered as scattered
 from .writes import without_write as without_write

@@ -140,3 +140,23 @@ def _logsumexp(a: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     total = aten.sum.dim_IntList(aten.exp.default(aten.sub.Tensor(a, top)), every, True)
     made = aten.add.Tensor(aten.log.default(total), top)
     return made if keepdim else aten.squeeze.dims(made, every)
+
+
+@rule(aten._weight_norm_interface.default)
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Any:
+    if v.dtype not in (torch.float32, torch.float64):  # whose norms have another type
+        return NotImplemented
+    dims = [d for d in range(v.dim()) if d != dim]
+    norm = aten.sqrt.default(sum_dims(aten.mul.Tensor(v, v), dims, True))
+    return aten.mul.Tensor(v, aten.div.Tensor(g, norm)), norm
+
+
+@rule(aten._weight_norm_interface_backward.default)
+def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norm: Tensor, dim: int) -> Any:
+    if v.dtype not in (torch.float32, torch.float64):
+        return NotImplemented
+    dims = [d for d in range(v.dim()) if d != dim]
+    along = aten.div.Tensor(sum_dims(aten.mul.Tensor(grad, v), dims, True), norm)
+    unit = aten.div.Tensor(v, norm)
+    dv = aten.mul.Tensor(aten.sub.Tensor(grad, aten.mul.Tensor(along, unit)), aten.div.Tensor(g, norm))
+    return dv, along

@@ -51,17 +51,29 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 @rule(aten.convolution_backward.default)
 def _convolution_backward(grad: Tensor, a: Tensor, weight: Tensor, sizes: Any, *others: Any) -> Any:
-    """One gradient at a time: that of the input feeds the carry, that of the weights can wait."""
-    *geometry, wanted = others
-    if sum(wanted) == 1 and not wanted[2]:
-        return NotImplemented
+    """One gradient at a time: that of the input feeds the carry, that of the weights can wait.
 
-    def alone(i: int) -> Tensor | None:
-        own = [j == i for j in range(3)]
-        return aten.convolution_backward.default(grad, a, weight, sizes, *geometry, own)[i] if wanted[i] else None
+    That of the input is a convolution too: transposed if the other was not.
+    """
+    *geometry, wanted = others
+    if sum(wanted) == 1 and wanted[1]:
+        return NotImplemented
+    stride, padding, dilation, transposed, _, groups = geometry
+
+    def of_input() -> Tensor:
+        if transposed:
+            none = [0] * len(stride)
+            return aten.convolution.default(grad, weight, None, stride, padding, dilation, False, none, groups)
+        plain = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k
+                 in zip(grad.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)]  # fmt: skip
+        rest = [n - m for n, m in zip(a.shape[2:], plain, strict=True)]
+        return aten.convolution.default(grad, weight, None, stride, padding, dilation, True, rest, groups)
+
+    def of_weight() -> Tensor:
+        return aten.convolution_backward.default(grad, a, weight, sizes, *geometry, [False, True, False])[1]
 
     bias = aten.sum.dim_IntList(grad, [d for d in range(grad.dim()) if d != 1]) if wanted[2] else None
-    return alone(0), alone(1), bias
+    return of_input() if wanted[0] else None, of_weight() if wanted[1] else None, bias
 
 
 @rule(aten.t.default, aten.numpy_T.default)

@@ -1,0 +1,377 @@
+// The instructions of a program, each for the rows of a tile. Legend and arguments: program.hpp.
+//
+// Instructions between products are carried out for so few rows together that what one writes is in the first cache
+// when the next one reads it; a product takes all rows of the tile, for its weights to be read once.
+#pragma once
+
+#include "matrices.hpp"
+#include "operations.hpp"
+#include "packed.hpp"
+#include "program.hpp"
+
+namespace bptt::BPTT_VARIANT {
+
+constexpr long near_bytes = 48 * 1024; // of rows that instructions between products are carried out for together
+
+template <class T> struct Machine {
+    static constexpr int L = lanes<T>;
+
+    const Program<T> &a;
+    void *const *base;  // [places]
+    const long *stride; // [places] from row to row
+    long rows_packed;   // rows that weights are packed for
+    long first = 0;     // row that instructions begin with
+
+    struct At {
+        T *p;
+        long row;
+    };
+
+    BPTT_INLINE At at(const Operand &x) const {
+        const long row = stride[x.place];
+        return {static_cast<T *>(base[x.place]) + first * row + x.offset, row};
+    }
+
+    BPTT_INLINE At at_or(const Operand &x, const At &other) const { return x.place >= 0 ? at(x) : At{other.p, 0}; }
+
+    // Instructions i0 to i1 for so many rows of the tile.
+    void run(long i0, long i1, long rows) {
+        const long bytes = a.row_values * (long)sizeof(T), near = bytes ? near_bytes / bytes : rows;
+        const long together = near < 1 ? 1 : near;
+        for (long i = i0; i < i1;) {
+            long end = i + 1;
+            if (a.code[i].op != (long)Op::product)
+                while (end < i1 && a.code[end].op != (long)Op::product) ++end;
+            const long most = end - i > 1 && together < rows ? together : rows;
+            for (first = 0; first < rows; first += most)
+                for (long j = i; j < end; ++j) one(a.code[j], rows - first < most ? rows - first : most);
+            first = 0;
+            i = end;
+        }
+    }
+
+    void one(const Instruction &in, long rows) const {
+        if (in.op >= (long)Op::element_wise) return element_wise(in, rows);
+        switch ((Op)in.op) {
+        case Op::copy: return copy(in, rows);
+        case Op::product: return product(in, rows);
+        case Op::pack: return pack(in);
+        case Op::small: return small(in, rows);
+        case Op::solve: return solve(in, rows);
+        case Op::cumsum: return cumulate(in, rows);
+        case Op::add_rows: return add_rows(in, rows);
+        default: return reduce(in, rows);
+        }
+    }
+
+    // For all n[0], n[1], and up to n[dimensions - 1]: f(the distances of the operands).
+    template <int operands, int dimensions, class F> BPTT_INLINE void nest(const Instruction &in, F f) const {
+        for (long i0 = 0; i0 < in.n[0]; ++i0)
+            for (long i1 = 0; i1 < in.n[1]; ++i1)
+                for (long i2 = 0; i2 < (dimensions > 2 ? in.n[2] : 1); ++i2) {
+                    long d[operands];
+                    for (int x = 0; x < operands; ++x) {
+                        const auto &s = in.x[x].strides;
+                        d[x] = i0 * s[0] + i1 * s[1] + i2 * s[2];
+                    }
+                    f(d);
+                }
+    }
+
+    void element_wise(const Instruction &in, long rows) const {
+        const Each<T> *all = operations<T>[in.op - (long)Op::element_wise].each;
+        const At out = at(in.x[0]), x = at(in.x[1]), y = at_or(in.x[2], x), z = at_or(in.x[3], x);
+        const long n = in.n[3];
+        if (in.n[0] * in.n[1] * in.n[2] == 1) {
+            const auto follows = [&](const At &p, int i) {
+                return in.x[i].place < 0 || p.row == (in.modes & (1 << (i - 1)) ? 0 : n);
+            };
+            const Each<T> each = all[in.modes];
+            if (rows == 1 || (out.row == n && follows(x, 1) && follows(y, 2) && follows(z, 3)))
+                return each(1, rows * n, out.p, 0, x.p, 0, y.p, 0, z.p, 0);
+            return each(rows, n, out.p, out.row, x.p, x.row, y.p, y.row, z.p, z.row);
+        }
+        const bool narrow = n < 2 * L && n <= spread_most && in.x[0].strides[2] == n;
+        for (long r = 0; r < rows; ++r)
+            nest<4, 2>(in, [&](const long *d) {
+                T *to = out.p + d[0] + r * out.row;
+                const T *from[3] = {x.p + d[1] + r * x.row, y.p + d[2] + r * y.row, z.p + d[3] + r * z.row};
+                if (narrow)
+                    narrow_rows(in, all, to, from);
+                else
+                    all[in.modes](in.n[2], n, to, in.x[0].strides[2], from[0], in.x[1].strides[2], from[1],
+                                  in.x[2].strides[2], from[2], in.x[3].strides[2]);
+            });
+    }
+
+    static constexpr long spread_most = 256; // values that are spread out at a time
+
+    // n[2] rows of so few values each that they are computed as one: what does not lie so is spread out first.
+    void narrow_rows(const Instruction &in, const Each<T> *all, T *to, const T *const *from) const {
+        alignas(BPTT_BYTES) T spread[3][spread_most + L];
+        const long n = in.n[3], most = spread_most / n;
+        for (long i = 0; i < in.n[2]; i += most) {
+            const long count = in.n[2] - i < most ? in.n[2] - i : most;
+            const T *p[3];
+            long modes = 0;
+            for (int j = 0; j < 3; ++j) {
+                const Operand &x = in.x[j + 1];
+                const long s = x.strides[2];
+                const bool same = in.modes & (1 << j);
+                p[j] = from[j] + i * s;
+                if (x.place < 0 || (!same && s == n)) continue;
+                if (same && s == 0) {
+                    modes |= 1 << j;
+                    continue;
+                }
+                T *out = spread[j]; // a register too long for a row is overwritten by the next row
+                if (same)
+                    for (long k = 0; k < count; ++k)
+                        for (long l = 0; l < n; l += L) store(out + k * n + l, broadcast(p[j][k * s]));
+                else
+                    for (long k = 0; k < count; ++k)
+                        for (long l = 0; l < n; l += L)
+                            store(out + k * n + l, load(p[j] + k * s + l, (int)(n - l < L ? n - l : L)));
+                p[j] = out;
+            }
+            all[modes](1, count * n, to + i * n, 0, p[0], 0, p[1], 0, p[2], 0);
+        }
+    }
+
+    void copy(const Instruction &in, long rows) const {
+        const At out = at(in.x[0]), x = at(in.x[1]);
+        const long n = in.n[3], to = in.x[0].strides[3], from = in.x[1].strides[3];
+        nest<2, 3>(in, [&](const long *d) {
+            for (long r = 0; r < rows; ++r) {
+                T *p = out.p + d[0] + r * out.row;
+                const T *q = x.p + d[1] + r * x.row;
+                for (long i = 0; i < n; ++i) p[i * to] = q[i * from];
+            }
+        });
+    }
+
+    void pack(const Instruction &in) const {
+        pack_weights<T>(at(in.x[1]).p, in.x[1].strides[0], in.x[1].strides[1], in.n[1], in.n[2], rows_packed,
+                        at(in.x[0]).p);
+    }
+
+    void product(const Instruction &in, long rows) const {
+        const long k = in.n[0], K = in.n[1], units = in.n[2], inner = in.n[3];
+        const At out = at(in.x[0]), x = at(in.x[1]);
+        const bool starts = in.x[3].place >= 0;
+        const At s = starts ? at(in.x[3]) : At{nullptr, 0};
+        const Packing<T> packing(units, rows_packed);
+        const T *panel = at(in.x[2]).p;
+        for (long p = 0; p < packing.panels; ++p) {
+            const int vectors = packing.vectors_of(p);
+            const long first = p * packing.V * L;
+            const int last = (int)(units - first - (vectors - 1) * L < L ? units - first - (vectors - 1) * L : L);
+            const long count = rows * k;
+            for (long m0 = 0; m0 < count;) {
+                const long left = (count - m0 + packing.together - 1) / packing.together;
+                const int M = (int)((count - m0 + left - 1) / left);
+                const T *from[most_rows], *start[most_rows];
+                T *to[most_rows];
+                for (int m = 0; m < M; ++m) {
+                    const long row = k == 1 ? m0 + m : (m0 + m) / k, part = k == 1 ? 0 : (m0 + m) % k;
+                    const auto within = [&](const Operand &x) {
+                        return inner ? part / inner * x.strides[1] + part % inner * x.strides[2] : part * x.strides[2];
+                    };
+                    from[m] = x.p + row * x.row + within(in.x[1]);
+                    to[m] = out.p + row * out.row + within(in.x[0]) + first;
+                    start[m] = starts ? s.p + row * s.row + within(in.x[3]) + first : nullptr;
+                }
+                multiplies<T>[vectors][M - 1](from, K, panel, starts ? start : nullptr, to, last);
+                m0 += M;
+            }
+            panel += K * vectors * L;
+        }
+    }
+
+    // A product of small matrices [I, K] and [K, J] of each row. One with a vector on the right is turned round.
+    void small(const Instruction &in, long rows) const {
+        const bool turned = in.n[3] == 1 && in.n[1] > 1;
+        const Operand &left = in.x[turned ? 2 : 1], &right = in.x[turned ? 1 : 2];
+        const At out = at(in.x[0]), x = at(left), y = at(right);
+        const long I = turned ? 1 : in.n[1], K = in.n[2], J = turned ? in.n[1] : in.n[3];
+        const long so[3] = {in.x[0].strides[0], in.x[0].strides[turned ? 2 : 1], in.x[0].strides[turned ? 1 : 2]};
+        const long sx[3] = {left.strides[0], left.strides[turned ? 2 : 1], left.strides[turned ? 1 : 2]};
+        const long sy[3] = {right.strides[0], right.strides[turned ? 2 : 1], right.strides[turned ? 1 : 2]};
+        for (long r = 0; r < rows; ++r) {
+            T *to = out.p + r * out.row;
+            const T *p = x.p + r * x.row, *q = y.p + r * y.row;
+            const bool dots = sx[2] == 1 && sy[1] == 1, along = sy[2] == 1 && so[2] == 1;
+            if (along && !(dots && J == 1)) {
+                for (long b = 0; b < in.n[0]; ++b)
+                    for (long i = 0; i < I; ++i)
+                        combine<T>(to + b * so[0] + i * so[1], p + b * sx[0] + i * sx[1], sx[2], q + b * sy[0], sy[1],
+                                   K, J);
+            } else if (dots) {
+                LanesOfSums<T> sums;
+                for (long b = 0; b < in.n[0]; ++b)
+                    for (long i = 0; i < I; ++i)
+                        for (long j = 0; j < J; ++j) {
+                            const T *u = p + b * sx[0] + i * sx[1], *w = q + b * sy[0] + j * sy[2];
+                            Vec<T> sum{};
+                            long k = 0;
+                            for (; k + L <= K; k += L) sum += load(u + k) * load(w + k);
+                            if (k < K) sum += load(u + k, (int)(K - k)) * load(w + k, (int)(K - k));
+                            sums.add(sum, to + b * so[0] + i * so[1] + j * so[2]);
+                        }
+                sums.finish();
+            } else {
+                for (long b = 0; b < in.n[0]; ++b)
+                    for (long i = 0; i < I; ++i)
+                        for (long j = 0; j < J; ++j) {
+                            T sum = 0;
+                            for (long k = 0; k < K; ++k)
+                                sum += p[b * sx[0] + i * sx[1] + k * sx[2]] * q[b * sy[0] + k * sy[1] + j * sy[2]];
+                            to[b * so[0] + i * so[1] + j * so[2]] = sum;
+                        }
+            }
+        }
+    }
+
+    // By elimination with the largest pivots; a singular matrix gives what is not finite.
+    void solve(const Instruction &in, long rows) const {
+        const At out = at(in.x[0]), a = at(in.x[1]), b = at(in.x[2]);
+        const auto &so = in.x[0].strides, &sa = in.x[1].strides, &sb = in.x[2].strides;
+        const int n = (int)in.n[1];
+        T lu[most_unknowns][most_unknowns];
+        int from[most_unknowns];
+        for (long r = 0; r < rows; ++r)
+            for (long k = 0; k < in.n[0]; ++k) {
+                for (int i = 0; i < n; ++i)
+                    for (int j = 0; j < n; ++j) lu[i][j] = a.p[r * a.row + k * sa[0] + i * sa[1] + j * sa[2]];
+                factor<T>(lu, from, n);
+                const T *right = b.p + r * b.row + k * sb[0];
+                T *to = out.p + r * out.row + k * so[0];
+                for (long j = 0; j < in.n[2]; j += L) {
+                    const int count = (int)(in.n[2] - j < L ? in.n[2] - j : L);
+                    Vec<T> x[most_unknowns];
+                    for (int i = 0; i < n; ++i) {
+                        const T *row = right + from[i] * sb[1] + j * sb[2];
+                        if (sb[2] == 1)
+                            x[i] = load(row, count);
+                        else {
+                            T values[L] = {};
+                            for (int l = 0; l < count; ++l) values[l] = row[l * sb[2]];
+                            x[i] = load(values);
+                        }
+                        for (int l = 0; l < i; ++l) x[i] -= lu[i][l] * x[l];
+                    }
+                    for (int i = n - 1; i >= 0; --i) {
+                        for (int l = i + 1; l < n; ++l) x[i] -= lu[i][l] * x[l];
+                        x[i] = x[i] / lu[i][i];
+                        store(to + i * so[1] + j, x[i], count);
+                    }
+                }
+            }
+    }
+
+    void reduce(const Instruction &in, long rows) const {
+        const At out = at(in.x[0]), x = at(in.x[1]);
+        const Op op = (Op)in.op;
+        const long n = in.n[3], along = in.x[1].strides[3];
+        if (along != 1) return reduce_across(in, rows);
+        if (op != Op::sum && op != Op::mean) {
+            nest<2, 3>(in, [&](const long *d) {
+                for (long r = 0; r < rows; ++r) out.p[d[0] + r * out.row] = extreme(op, x.p + d[1] + r * x.row, n);
+            });
+            return;
+        }
+        LanesOfSums<T> sums;
+        for (long r = 0; r < rows; ++r)
+            nest<2, 3>(in, [&](const long *d) {
+                const T *p = x.p + d[1] + r * x.row;
+                Vec<T> part[4] = {};
+                long i = 0;
+                for (; i + 4 * L <= n; i += 4 * L)
+#pragma GCC unroll 4
+                    for (int v = 0; v < 4; ++v) part[v] += load(p + i + v * L);
+                for (int v = 0; i < n; i += L, ++v) part[v] += load(p + i, (int)(n - i < L ? n - i : L));
+                Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
+                if (op == Op::mean) sum = sum / T(n);
+                sums.add(sum, out.p + d[0] + r * out.row);
+            });
+        sums.finish();
+    }
+
+    // Along a dimension whose values are not one after the other: those of n[2] are.
+    void reduce_across(const Instruction &in, long rows) const {
+        const At out = at(in.x[0]), x = at(in.x[1]);
+        const long n = in.n[3], along = in.x[1].strides[3];
+        const Op op = (Op)in.op;
+        for (long r = 0; r < rows; ++r)
+            nest<2, 2>(in, [&](const long *d) {
+                T *to = out.p + d[0] + r * out.row;
+                const T *from = x.p + d[1] + r * x.row;
+                for (long j = 0; j < in.n[2]; j += L) {
+                    const int count = (int)(in.n[2] - j < L ? in.n[2] - j : L);
+                    Vec<T> found = load(from + j, count);
+                    for (long i = 1; i < n; ++i) {
+                        const Vec<T> next = load(from + i * along + j, count);
+                        found = op == Op::most    ? Maximum::of<T>(found, next)
+                                : op == Op::least ? Minimum::of<T>(found, next)
+                                                  : found + next;
+                    }
+                    store(to + j, op == Op::mean ? found / T(n) : found, count);
+                }
+            });
+    }
+
+    // The largest or smallest of n values; NaN if one is.
+    static T extreme(Op op, const T *x, long n) {
+        T found = x[0];
+        long i = 1;
+        if (n >= L) {
+            Vec<T> all = load(x);
+            for (i = L; i + L <= n; i += L)
+                all = op == Op::most ? Maximum::of<T>(all, load(x + i)) : Minimum::of<T>(all, load(x + i));
+            T each[L];
+            store(each, all);
+            found = each[0];
+            for (int l = 1; l < L; ++l) found = worse(op, found, each[l]);
+        }
+        for (; i < n; ++i) found = worse(op, found, x[i]);
+        return found;
+    }
+
+    BPTT_INLINE static T worse(Op op, T a, T b) { return (op == Op::most ? a > b : a < b) || a != a ? a : b; }
+
+    void cumulate(const Instruction &in, long rows) const {
+        const At out = at(in.x[0]), x = at(in.x[1]);
+        const long to = in.x[0].strides[3], from = in.x[1].strides[3];
+        nest<2, 3>(in, [&](const long *d) {
+            for (long r = 0; r < rows; ++r) {
+                T *p = out.p + d[0] + r * out.row, sum = 0;
+                const T *q = x.p + d[1] + r * x.row;
+                for (long i = 0; i < in.n[3]; ++i) p[i * to] = sum += q[i * from];
+            }
+        });
+    }
+
+    // Sums are of doubles: there are many rows.
+    void add_rows(const Instruction &in, long rows) const {
+        double *sums = static_cast<double *>(base[in.x[0].place]) + in.x[0].offset;
+        const At x = at(in.x[1]);
+        const long to = in.x[0].strides[3], from = in.x[1].strides[3], n = in.n[3];
+        nest<2, 3>(in, [&](const long *d) {
+            double *out = sums + d[0];
+            long i = 0;
+            if (to == 1 && from == 1)
+                for (; i + L <= n; i += L) {
+                    Wide sum = *reinterpret_cast<const Wide *>(out + i);
+                    for (long r = 0; r < rows; ++r)
+                        sum += __builtin_convertvector(load(x.p + d[1] + r * x.row + i), Wide);
+                    *reinterpret_cast<Wide *>(out + i) = sum;
+                }
+            for (long r = 0; i < n && r < rows; ++r)
+                for (long j = i; j < n; ++j) out[j * to] += (double)x.p[d[1] + r * x.row + j * from];
+        });
+    }
+
+    typedef double Wide __attribute__((vector_size(sizeof(double) * lanes<T>), aligned(sizeof(double)), may_alias));
+};
+
+} // namespace bptt::BPTT_VARIANT

@@ -1,0 +1,83 @@
+// Small matrices of each row: products of vectors with them, sums of lanes, and linear systems.
+#pragma once
+
+#include "program.hpp"
+#include "simd.hpp"
+
+namespace bptt::BPTT_VARIANT {
+
+// to[j] = the sum over k of x[k * sx] * rows[k * s + j], for V registers; of one alone, `last` values count.
+template <class T, int V>
+BPTT_INLINE void combine_vectors(T *to, const T *x, long sx, const T *rows, long s, long K, int last) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[V] = {};
+    for (long k = 0; k < K; ++k) {
+        const Vec<T> factor = broadcast(x[k * sx]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[v] += factor * (V > 1 ? load(rows + k * s + v * L) : load(rows + k * s, last));
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v)
+        if (V > 1)
+            store(to + v * L, sum[v]);
+        else
+            store(to, sum[v], last);
+}
+
+// to[j] = the sum over k of x[k * sx] * rows[k * s + j].
+template <class T> void combine(T *to, const T *x, long sx, const T *rows, long s, long K, long J) {
+    constexpr int L = lanes<T>, V = 8;
+    long j = 0;
+    for (; j + V * L <= J; j += V * L) combine_vectors<T, V>(to + j, x, sx, rows + j, s, K, L);
+    for (; j + 2 * L <= J; j += 2 * L) combine_vectors<T, 2>(to + j, x, sx, rows + j, s, K, L);
+    for (; j < J; j += L) combine_vectors<T, 1>(to + j, x, sx, rows + j, s, K, (int)(J - j < L ? J - j : L));
+}
+
+// Registers whose lanes are added up, as many of them at once as one holds lanes.
+template <class T> struct LanesOfSums {
+    static constexpr int L = lanes<T>;
+    Vec<T> sums[L];
+    T *to[L];
+    int count = 0;
+
+    BPTT_INLINE void add(Vec<T> sum, T *where) {
+        sums[count] = sum, to[count] = where;
+        if (++count == L) write();
+    }
+
+    BPTT_INLINE void finish() {
+        if (!count) return;
+        for (int i = count; i < L; ++i) sums[i] = Vec<T>{};
+        write();
+    }
+
+    void write() {
+        const Vec<T> all = sums_of<T>(sums);
+        T each[L];
+        store(each, all);
+        for (int i = 0; i < count; ++i) *to[i] = each[i];
+        count = 0;
+    }
+};
+
+// A matrix as a product of triangular ones, of which the lower has ones in its diagonal; row i is row from[i].
+template <class T> void factor(T (*lu)[most_unknowns], int *from, int n) {
+    for (int i = 0; i < n; ++i) from[i] = i;
+    for (int k = 0; k < n; ++k) {
+        int best = k;
+        for (int i = k + 1; i < n; ++i)
+            if ((lu[i][k] < 0 ? -lu[i][k] : lu[i][k]) > (lu[best][k] < 0 ? -lu[best][k] : lu[best][k])) best = i;
+        for (int j = 0; best != k && j < n; ++j) {
+            const T kept = lu[k][j];
+            lu[k][j] = lu[best][j], lu[best][j] = kept;
+        }
+        const int kept = from[k];
+        from[k] = from[best], from[best] = kept;
+        for (int i = k + 1; i < n; ++i) {
+            const T share = lu[i][k] /= lu[k][k];
+            for (int j = k + 1; j < n; ++j) lu[i][j] -= share * lu[k][j];
+        }
+    }
+}
+
+} // namespace bptt::BPTT_VARIANT

@@ -1,0 +1,82 @@
+"""A plain call: one layer in one direction, in which nothing is drawn, reset or padded, by the kernel's whole passes.
+
+It gives what `boundary.run` gives of the same program, bit by bit, with less between the caller and the kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import WholePasses
+from .boundary import Boundary, needs_gradient
+from .stack import Stack
+from .tangents import forward_mode
+from .tracing import is_profiled, modes, recorder
+
+__all__ = ["PlainCall", "is_observed"]
+
+
+def is_observed() -> bool:
+    """Whether anything wants to know of a call, or changes what it computes: then `boundary.run` is the way."""
+    return (
+        torch.compiler.is_compiling()
+        or recorder() is not None
+        or modes() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_any_autocast_enabled()
+        or is_profiled()
+        or forward_mode()
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PlainCall:
+    """All of a plain call but its tensors, for calls of the same sizes.
+
+    stack: the same computation as a program. passes: of its kernel. initial: the state where none is given, zeros.
+    """
+
+    stack: Stack
+    passes: WholePasses
+    initial: tuple[Tensor, ...]
+
+    def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """The outputs from the program's inputs, differentiable; None where these tensors need `boundary.run`."""
+        places = self.passes.places(tensors)
+        if places is None:
+            return None
+        if torch.is_grad_enabled() and needs_gradient(tensors):
+            return _apply((self, places), *tensors)
+        return self.passes.infer(tensors[0], places)
+
+
+class _Plain(Boundary):
+    """The autograd function of a plain call. ctx.call: it; ctx.taped: the number of tensors that are the tape."""
+
+    @staticmethod
+    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.call, places = prepared
+        outputs, tape = ctx.call.passes.taped(tensors[0], places)
+        ctx.save_for_backward(*tensors, *tape)
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs, call = ctx.needs_input_grad[1:], ctx.call
+        count = len(needs)
+        if not (torch.is_grad_enabled() or is_observed()):
+            saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
+            grads = call.passes.pulled(saved[:count], saved[count:], cotangents, needs)
+            if grads is not None:
+                return (None, *grads)
+        ctx.program, ctx.ends, ctx.witnesses = call.stack, (count, count, count), ()
+        return Boundary.backward(ctx, *cotangents)
+
+
+_apply: Any = super(torch.autograd.Function, _Plain).apply
+"""`_Plain.apply` without what that does for torch.func's transforms, in none of which a plain call is."""

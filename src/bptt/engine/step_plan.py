@@ -1,0 +1,143 @@
+"""The plan of a traced step's calls: what is decided beforehand, the same for all calls of a kind.
+
+Legend: T steps, B lanes; k rows of a value for each lane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+from ..kernels import Frames, Place, StepKernel
+from ..memory import Checkpoints, Memory, keeps_gates
+from ..policies import Reach
+from ..schedules import Schedule, binomial
+from ..steps import Part, SplitStep
+
+__all__ = ["StepPlan"]
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """What a call of a step decides beforehand, the same for all calls of its kind.
+
+    reach: of the policy. starts, schedule: the segments, and which carries are kept. keeps: whether the values of all
+    steps are, where there is one segment; else they are computed anew, by the core on all rows at once. lanes: which
+    captured tensors have a row for each lane.
+    """
+
+    step: SplitStep
+    kernel: StepKernel
+    reach: Reach
+    T: int
+    B: int
+    starts: tuple[int, ...]
+    schedule: Schedule
+    keeps: bool
+    lanes: tuple[bool, ...]
+
+    @classmethod
+    def of(
+        cls,
+        step: SplitStep,
+        kernel: StepKernel,
+        reach: Reach,
+        T: int,
+        B: int,
+        memory: Memory,
+        lanes: tuple[bool, ...] = (),
+    ) -> StepPlan:
+        """The plan of a memory policy. Raises ValueError for a budget that is too small."""
+        step = step.for_operations if kernel.by_operations else step
+        starts, schedule = (0, T), binomial(1, 0)
+        state, kept = (B * step.row_bytes(names) for names in (step.carry, step.kept))
+        if isinstance(memory, Checkpoints):
+            try:
+                cut = memory.cut(T, state, state + kept)
+            except ValueError:
+                cut = memory.cut(T, state, state)  # the budget is for the carries alone, where there is none for more
+            if cut.steps < T:
+                chunk = reach.every if reach.stops_at_start and reach.every is not None else T
+                steps = cut.steps // chunk * chunk if chunk <= cut.steps else cut.steps
+                starts = (*range(0, T, steps), T)
+                schedule = binomial(len(starts) - 1, memory.slots(len(starts) - 1, steps, state, state + kept))
+        keeps = len(starts) == 2 and (isinstance(memory, Checkpoints) or keeps_gates(memory, T * kept))
+        if reach.every is not None and reach.window == reach.every and T % reach.every == 0:
+            reach = replace(reach, stops_at_start=True)
+        return cls(step, kernel, reach, T, B, starts, schedule, keeps, lanes)
+
+    _stages: dict[tuple[bool, bool], Stage] = field(default_factory=dict, init=False)
+    _places: dict[tuple[int, bool, bool], dict[str, Place]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def frames(self) -> Frames:
+        """The columns of the policy's blocks."""
+        return Frames.of(self.reach, None, self.T, self.B)
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """Values that need no carry."""
+        step = self.step
+        return frozenset({*step.captured, *step.x, *step.constants.outputs, *step.hoisted.outputs})
+
+    @cached_property
+    def made(self) -> frozenset[str]:
+        """Values that stage 1 makes, in memory that the caller has no part of."""
+        return frozenset({*self.step.forward.outputs, *self.step.outputs.outputs}) - self.known
+
+    @cached_property
+    def constants_forward(self) -> Part:
+        """What of captured tensors alone is computed on the way forward: what the kernel takes, and others do."""
+        step = self.step
+        return step.constants.only(
+            {*step.hoisted.inputs, *self.kernel.inputs(step)[0], *step.outputs.inputs, *step.y, *step.kept}
+        )
+
+    @cached_property
+    def constants_back(self) -> Part:
+        """What of them is on the way back."""
+        step = self.step
+        again = () if self.keeps else self.constants_forward.outputs
+        return step.constants.only({*step.errors.inputs, *self.kernel.inputs(step)[1], *step.deferred.inputs, *again})
+
+    def stage(self, keep: bool, wants_y: bool) -> Stage:
+        """What stage 1 computes."""
+        found = self._stages.get((keep, wants_y))
+        if found is None:
+            step = self.step
+            late = bool(step.outputs.outputs) and (wants_y or keep)
+            wanted = {
+                *(step.kept if keep else ()),
+                *(step.y if wants_y else ()),
+                *(step.outputs.inputs if late else ()),
+            }
+            core = [n for n in step.forward.outputs if n in wanted and n not in step.next and n not in self.known]
+            found = self._stages[keep, wants_y] = Stage(tuple(core), late)
+        return found
+
+    def places(self, T: int, keep: bool, wants_y: bool) -> dict[str, Place]:
+        """Where values of T steps lie in memories: the carries by leaf, then what the kernel has kept in one."""
+        found = self._places.get((T, keep, wants_y))
+        if found is None:
+            step = self.step
+            nexts = {name: self._of_carry(i, T, 1) for i, name in reversed([*enumerate(step.next)])}
+            found = {name: place for name, place in nexts.items() if name not in self.known}
+            found |= {name: self._of_carry(i, T, 0) for i, name in enumerate(step.carry)}
+            own = self.kernel.layout(step, self.stage(keep, wants_y).core, T, self.B)
+            found |= {name: place._replace(memory=len(step.carry)) for name, place in own.places.items()}
+            self._places[T, keep, wants_y] = found
+        return found
+
+    def _of_carry(self, leaf: int, T: int, first: int) -> Place:
+        """Where the carries of T steps lie, from the number `first` on."""
+        kind = self.step.values[self.step.carry[leaf]]
+        return Place.of(kind, T, self.B, leaf, first * self.B * kind.rows * prod(kind.shape))
+
+
+class Stage(NamedTuple):
+    """What stage 1 computes: the values that the core brings back, and whether there are some to compute after it."""
+
+    core: tuple[str, ...]
+    late: bool
