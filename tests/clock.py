@@ -8,6 +8,7 @@ import pytest
 
 from bptt.clock import Product
 from bptt.kernels import cpu
+from bptt.kernels.whole import WholeWalks
 
 
 class Clock:
@@ -35,6 +36,19 @@ class Clock:
 
         monkeypatch.setattr(cpu.Cpu, "forward", forward_timed)
         monkeypatch.setattr(cpu.Cpu, "sweep", sweep_timed)
+        taped, pulled = WholeWalks.taped, WholeWalks.pulled
+
+        def taped_timed(passes: Any, x: Any, *others: Any) -> Any:
+            self.now += ahead * x.shape[0] * x.shape[1]
+            return taped(passes, x, *others)
+
+        def pulled_timed(passes: Any, *others: Any) -> Any:
+            result, frames = pulled(passes, *others), passes.frames
+            self.now += 0 if result is None else back * int((frames.top - frames.start + 1).sum())
+            return result
+
+        monkeypatch.setattr(WholeWalks, "taped", taped_timed)
+        monkeypatch.setattr(WholeWalks, "pulled", pulled_timed)
 
     def __call__(self) -> float:
         return self.now

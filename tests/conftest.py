@@ -1,6 +1,6 @@
 """What every test shares: one thread, fixed seeds, one table of tolerances."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -34,7 +34,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(20)
+    """The CPU alone: for devices that are not there torch writes down the stack, longer than many a test takes."""
+    torch.default_generator.manual_seed(20)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def agree() -> Callable[..., None]:
     """Compare tensors, or dicts, tuples and lists of them, at the tolerance of the less precise dtype."""
 
     def compare(actual: Any, expected: Any, where: str = "", *, tolerance: float | None = None) -> None:
-        if isinstance(expected, dict):
+        if isinstance(expected, Mapping):
             assert list(actual) == list(expected), where
             for key in expected:
                 compare(actual[key], expected[key], f"{where}.{key}", tolerance=tolerance)

@@ -262,7 +262,7 @@ def build(cell: str, I: int = 5, H: int = 4, *, seed: int = 0, dtype: torch.dtyp
     """torch.nn's layer for a row of CELLS."""
     kind, select = CELLS[cell]
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return getattr(nn, kind)(I, H, dtype=dtype, **select, **kw)
 
 

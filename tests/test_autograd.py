@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
 from bptt.kernels import KERNELS
+from bptt.kernels.whole import WholeWalks
 
 # Which gradients are asked for
 
@@ -135,7 +136,13 @@ def test_nothing_is_taped_without_a_gradient(kernel: str, monkeypatch: pytest.Mo
         asked.append(args[5])  # tape_gates
         return forward(*args)
 
+    def spy_whole(*args: Any) -> Any:
+        asked.append(True)
+        return taped(*args)
+
+    taped = WholeWalks.taped
     monkeypatch.setattr(KERNELS[kernel], "forward", spy)
+    monkeypatch.setattr(WholeWalks, "taped", spy_whole)
     layer = ours(build("gru"), memory="gates", kernel=kernel)
     x = case(layer).x
     layer(x)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import cache
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -76,15 +77,27 @@ def expected(net, policy, layout):
     return run(made(net, policy), "gates", *layouts()[layout])
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("net", NETS)
-def test_the_same_gradients(net, policy, memory):
+TURNS = [
+    (net, policy, memory, (i + j + k) // 2 % 4)
+    for i, net in enumerate(NETS)
+    for j, policy in enumerate(POLICIES)
+    for k, memory in enumerate(MEMORIES)
+    if (i + j + k) % 2 == 0
+]
+"""Half of all (net, policy, memory), each with one of the layouts, so that every two of the four meet."""
+
+
+def test_every_two_of_net_policy_memory_and_layout_meet():
+    axes = [list(NETS), POLICIES, MEMORIES, range(4)]
+    for one, two in combinations(range(4), 2):
+        assert {(case[one], case[two]) for case in TURNS} == set(product(axes[one], axes[two]))
+
+
+@pytest.mark.parametrize(("net", "policy", "memory", "layout"), TURNS)
+def test_the_same_gradients(net, policy, memory, layout):
     layer = made(net, policy)
-    turn = list(NETS).index(net) + POLICIES.index(policy) + MEMORIES.index(memory)
     if net == "gru, three both ways" and memory == "checkpoints:bytes=4000":  # less than what lies between layers
         memory = "checkpoints:bytes=12000"
-    layout = turn % 4  # by turns: each of the four with every two of the others
     got = run(layer, memory, *layouts()[layout])
     assert_close(got, expected(net, policy, layout), rtol=1e-10, atol=1e-12)
 

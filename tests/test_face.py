@@ -93,7 +93,8 @@ SIGNATURES = {
     "using": "(model, gradient=None, *, memory=None, kernel=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None, "
     "reset_state=None)",
-    "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reverse=False, length=None, rows='auto', "
+    "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reset_state=None, reverse=False, length=None, "
+    "rows='auto', "
     "memory='auto', kernel='auto')",
 }
 
@@ -194,7 +195,8 @@ def test_recurrent_signature() -> None:
         "(cell, num_layers=None, *, batch_first=False, dropout=0.0, reverse=False, bidirectional=False, form='auto', "
         "learn_initial_state=False, gradient='full', memory='auto', kernel='auto')"
     )
-    assert bare_signature(bptt.nn.Recurrent.forward) == "(self, input, hx=None, *, lengths=None, resets=None)"
+    expected = "(self, input, hx=None, *, lengths=None, resets=None, reset_state=None)"
+    assert bare_signature(bptt.nn.Recurrent.forward) == expected
     assert ">>>" in (inspect.getdoc(bptt.nn.Recurrent) or "")
 
 

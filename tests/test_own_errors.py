@@ -17,7 +17,7 @@ OWN: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "gradient_none": ({"gradient": None}, TypeError, r"gradient must be .*got None"),
     "memory_unknown": ({"memory": "x"}, ValueError, r"memory must be .*'auto', 'gates', 'states'.*got 'x'"),
     "memory_none": ({"memory": None}, ValueError, r"memory must be .*got None"),
-    "kernel_unknown": ({"kernel": "gpu"}, ValueError, r"kernel must be .*'auto', 'cpu', 'eager'.*got 'gpu'"),
+    "kernel_unknown": ({"kernel": "gpu"}, ValueError, r"kernel must be .*'auto', 'cpu', 'fused', 'eager'.*got 'gpu'"),
     "kernel_none": ({"kernel": None}, ValueError, r"kernel must be .*got None"),
 }
 

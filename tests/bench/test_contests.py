@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, largest_error, layer_call, measure
+from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, Row, largest_error, layer_call, measure
 from bptt.bench.contest import Contest
 from bptt.bench.layers import layer_contest
+from bptt.bench.short import inference_contest
+from bptt.bench.stacks import stack_contest
 from bptt.bench.step_cells import JAX_STEPS, STEP_CELLS
-from bptt.bench.steps import POLICIES, STEP_SHAPES, USUAL_STEPS, cell_contest, step_cases, step_contest
+from bptt.bench.steps import POLICIES, STEP_SHAPES, USUAL_STEPS, cell_contest, contenders, step_cases, step_contest
 from bptt.bench.training import training_contest
 from bptt.bench.windows import TwoLoops, window_contest
 from bptt.clock import Product
@@ -94,13 +96,19 @@ def test_steps():
 
 
 def scans(kernel: str = "auto") -> list[str]:
-    return ["scan", "loop", *(["replay"] if kernel != "replay" else [])]
+    return ["scan", "loop", *(name for name in ("replay", "eager") if kernel != name)]
 
 
 @pytest.mark.parametrize("name", STEP_CELLS)
 def test_steps_of_every_cell(name: str):
     contest = cell_contest(Case(name, 6, 2, 8, 8))
-    check(contest, [*scans(), *(["module"] if STEP_CELLS[name].layer else [])])
+    names = [*scans(), *(["module"] if STEP_CELLS[name].layer else [])]
+    assert list(contest.calls) == contenders(Case(name, 6, 2, 8, 8)) == names
+    errors = contest.errors()
+    assert [*errors, *contest.missing] == [name for name in names if name in errors] + [*contest.missing]
+    assert {*errors, *contest.missing} == {*names}
+    assert {*contest.missing} <= {"eager"}
+    assert all(error <= 1e-5 for error, _ in errors.values()), errors
     xs = ["x[0]", "x[1]"] if name == "world-model" else ["x"]
     parameters = STEP_CELLS[name].make(2, 8).parameters
     assert list(contest.names) == ["y", *xs, *(f"parameters[{i}]" for i in range(len(parameters)))]
@@ -130,7 +138,14 @@ def test_steps_in_jax(name: str):
     contest = cell_contest(Case(name, 6, 2, 8, 8), jax=True)
     assert "JAX" in contest.calls
     assert contest.errors()["JAX"][0] <= 1e-5
-    assert "JAX" not in cell_contest(Case(name, 6, 2, 8, 8, "chunked:2"), jax=True).calls
+    assert "JAX" not in cell_contest(Case(name, 6, 2, 8, 8, "truncated:2"), jax=True).calls
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 20])
+def test_steps_in_jax_that_stop_at_chunks(k: int):
+    pytest.importorskip("jax", reason="JAX is the extra bptt[bench]")
+    for name in ("lstm", "leaky", "world-model"):
+        assert cell_contest(Case(name, 11, 2, 8, 8, f"chunked:{k}"), jax=True).errors()["JAX"][0] <= 1e-5
 
 
 @pytest.mark.slow
@@ -139,6 +154,57 @@ def test_steps_in_jax(name: str):
 def test_a_compiled_step():
     contest = cell_contest(Case("leaky", 6, 2, 8, 8), compiled=True)
     check(contest, [*scans(), "compiled"])
+
+
+def test_a_step_that_takes_too_long_to_compile(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "compile", lambda step, dynamic: lambda carry, x: sleep(9))
+    monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 1.0))
+    plan = Plan(("steps",), step_cells=("leaky",), step_shapes=((6, 2, 8),), policies=False, peers=(), seconds=0.0)
+    [row] = measure(replace(plan, compiled=True, compile_seconds=0.01), threads=1)
+    assert row.missing == {"compiled": "torch.compile took longer than 0.01 s"}
+    assert "compiled" not in (*row.errors, *row.times)
+    assert contenders(Case("leaky", 6, 2, 8, 8, "chunked:2"), compiled=True) == scans()
+
+
+def test_who_may_not_refuse_raises():
+    contest = Contest(("y",), {"one": lambda: scan(None, None, None)}, [np.zeros(1)])  # type: ignore[arg-type,return-value]
+    with pytest.raises(Exception, match="step"):
+        contest.errors()
+
+
+@pytest.mark.parametrize(("layers", "both_ways", "packed"), [(2, False, False), (1, True, True), (3, True, False)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_stacks(cell: str, layers: int, both_ways: bool, packed: bool):
+    contest = stack_contest(Case(cell, 7, 3, 5, 6, layers=layers, both_ways=both_ways, packed=packed))
+    check(contest, ["bptt", "torch.nn"])
+    rows = sum(max(1, 7 - 7 * b // 6) for b in range(3))
+    assert contest.truth[0].shape == ((rows,) if packed else (7, 3)) + (6 * (1 + both_ways),)
+
+
+def test_stacks_of_a_cell_that_torch_lacks():
+    with pytest.raises(ValueError, match=r"case must be of a cell that torch\.nn has: got LIF"):
+        stack_contest(Case("lif", 7, 3, 5, 6))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_in_onnx(cell: str):
+    for name in ("onnxruntime", "onnx"):
+        pytest.importorskip(name)
+    check(inference_contest(Case(cell, 4, 3, 5, 6)), ["bptt", "torch.nn", "ONNX Runtime"])
+
+
+def test_what_is_known_is_not_measured_again():
+    plan = Plan(("steps",), step_cells=("leaky",), step_shapes=((6, 2, 8), (5, 2, 8)), policies=False, peers=())
+    first, second = plan.cases()
+    known = Row("steps", first[1], 1, dict.fromkeys(("scan", "loop", "replay"), 0.0), {}, 1.0, 1.0)
+    assert replace(plan, known=(known,)).left(1) == [first, second]  # one of its contenders was not there
+    known = replace(known, missing={"eager": "a reason"})
+    assert replace(plan, known=(known,)).left(1) == [second]
+    assert replace(plan, known=(known,)).left(2) == [first, second]
+    assert replace(plan, known=(known,), compiled=True).left(1) == [first, second]
+    plan = Plan(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),), peers=("torch.nn",))
+    rows = [Row(table, case, 1, {"bptt": 0.0}, {}, 1.0, 1.0) for table, case in plan.cases()]
+    assert [table for table, _ in replace(plan, known=tuple(rows)).left(1)] == ["layers"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +229,7 @@ def test_scan_is_told_its_kernel(monkeypatch: pytest.MonkeyPatch):
         return scan(step, carry, xs, gradient=gradient)
 
     monkeypatch.setattr("bptt.bench.steps.scan", with_kernels)
-    for kernel, others in (("eager", ["replay"]), ("replay", [])):
+    for kernel, others in (("eager", ["replay"]), ("replay", ["eager"])):
         contest = cell_contest(Case("leaky", 6, 2, 8, 8), kernel)
         told.clear()
         check(contest, ["scan", "loop", *others])
@@ -240,7 +306,7 @@ def test_steps_are_checked_before_they_are_timed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("bptt.bench.steps.scan", wrong)
     plan = Plan(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
     [row] = measure(plan, threads=1)
-    assert (row.table, row.case, row.wrong) == ("steps", Case("leaky", 5, 2, 4, 4), ["scan", "replay"])
+    assert (row.table, row.case, row.wrong) == ("steps", Case("leaky", 5, 2, 4, 4), ["scan", "replay", "eager"])
     assert row.errors["scan"] == pytest.approx(2e-5, rel=0.1)
     assert list(row.times) == list(row.first) == ["loop"]
 

@@ -61,6 +61,41 @@ def test_json_of_before_first_calls_were_kept():
     assert one.first == {}
 
 
+def test_more_rows_take_the_place_of_those_of_the_same():
+    one, two = row(bptt=1.0), row("rnn", bptt=2.0)
+    results = Results(MACHINE, "auto", (one, two)).extended([row(bptt=3.0), row(bptt=4.0, threads=2)])
+    assert [(r.case.cell, r.threads, r.times["bptt"].median) for r in results.rows] == [
+        ("lstm", 1, 3.0), ("rnn", 1, 2.0), ("lstm", 2, 4.0),
+    ]  # fmt: skip
+
+
+def test_rows_have_the_commit_of_their_time():
+    old = replace(MACHINE, commit="abc")
+    [one] = Results.from_json(Results(old, "auto", (replace(row(bptt=1.0), commit="abd"),)).to_json()).rows
+    assert one.commit == "abd"
+    entries = json.loads(Results(old, "auto", (row(bptt=1.0),)).to_json())
+    del entries["rows"][0]["commit"]
+    [one] = Results.from_json(json.dumps(entries)).rows
+    assert one.commit == "abc"
+
+
+def test_machines_that_differ():
+    assert MACHINE.differs(replace(MACHINE, commit="x", date="2030-01-01")) == []
+    assert MACHINE.differs(replace(MACHINE, torch="3.0", cores=4)) == ["cores", "torch"]
+
+
+def test_markdown_says_who_refused_and_what_the_layers_are():
+    steps = replace(
+        row("lif", table="steps", scan=0.001), missing={"eager": "no", "compiled": "it took longer than 60 s"}
+    )
+    stack = row(table="stacks", bptt=0.001, torch_nn=0.002)
+    stack = replace(stack, case=replace(stack.case, layers=2, both_ways=True), commit="abc")
+    text = markdown(Results(MACHINE, "auto", (steps, stack)))
+    assert "rows of 2 commits." in text
+    assert "| lif | 100, 1, 32 | 1 ms | refuses | > 60 s at first | 3 ms |" in text
+    assert "| layers, both ways, packed, LSTM, 2 layers, both ways | 100, 1, 32, 32 | 1 ms | torch.nn 2× |" in text
+
+
 def test_this_machine():
     machine = Machine.here("a processor", 2)
     assert machine.processor == "a processor"

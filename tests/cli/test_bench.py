@@ -39,6 +39,40 @@ def test_a_table_the_verdicts_and_a_file(capsys: pytest.CaptureFixture[str], tmp
     assert "not to be trusted" not in result.out
 
 
+def test_measurements_are_added_and_not_made_twice(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "results.json"
+    seen: list[str] = []
+
+    def noted(plan: Plan, threads: int) -> Iterator[Row]:
+        for row in measure(plan, threads):
+            seen.append(str(row.case))
+            yield row
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("bptt.cli.bench.measured", noted)
+    three = ("--shape", "6,2,3,4", "--shape", "7,2,3,4", "--json", file, "--add")
+    assert bptt(capsys, "bench", *TINY, *three).status == 130
+    assert len(Results.from_json(file.read_text(encoding="utf-8")).rows) == 2  # of three
+    assert bptt(capsys, "bench", *TINY, *three).status == 0
+    assert seen == [f"GRU ({T}, 2, 3, 4)" for T in (5, 6, 7)]
+    assert len(Results.from_json(file.read_text(encoding="utf-8")).rows) == 3
+    assert bptt(capsys, "bench", *TINY, "--json", file).status == 0
+    assert len(Results.from_json(file.read_text(encoding="utf-8")).rows) == 1
+    message = error_of(bptt(capsys, "bench", *TINY, "--json", file, "--add", "--kernel", "eager"))
+    assert message == f"kernel must be that of {file}, auto: got eager"
+    file.write_text(file.read_text(encoding="utf-8").replace('"torch": "', '"torch": "0.'), encoding="utf-8")
+    message = error_of(bptt(capsys, "bench", *TINY, "--json", file, "--add"))
+    assert message.startswith(f"{file} was measured elsewhere, or with other versions: torch 0.")
+    file.write_text("[]", encoding="utf-8")
+    assert "holds no measurements of bptt bench" in error_of(bptt(capsys, "bench", *TINY, "--json", file, "--add"))
+    assert error_of(bptt(capsys, "bench", *TINY, "--add")) == "add is for a file of measurements: give --json FILE"
+    message = error_of(bptt(capsys, "bench", *TINY, "--compile-seconds", "0"))
+    assert message == "compile-seconds must be a finite number above 0: got 0.0"
+
+
 def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[Plan, int]] = []
 
@@ -175,7 +209,7 @@ def test_nothing_is_timed_where_the_equations_disagree(
     assert "not timed: these disagree with the equations, see bptt check: gru full" in result.out
 
 
-def test_ctrl_c_shows_what_is_done_and_saves_nothing(
+def test_ctrl_c_shows_what_is_done_and_keeps_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     def interrupted(plan: Plan, threads: int) -> Iterator[Row]:
@@ -188,7 +222,7 @@ def test_ctrl_c_shows_what_is_done_and_saves_nothing(
     assert result.status == 130
     assert result.err.endswith("bptt: interrupted\n")
     assert "5, 2, 3, 4" in result.out
-    assert not file.exists()
+    assert len(Results.from_json(file.read_text(encoding="utf-8")).rows) == 1
 
 
 def test_without_jax_its_column_is_left_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +240,7 @@ def test_without_jax_its_column_is_left_out(capsys: pytest.CaptureFixture[str], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["layer"], "table must be one of layers, windows, scan, train, steps, inference, short: got 'layer'"),
+        (["layer"], "table must be one of layers, windows, scan, train, steps, inference, short, stacks: got 'layer'"),
         (["--cell", "lstm,tcn"], "cell must be one of rnn, gru, lstm: got 'tcn'"),
         (["scan", "--cell", "gru"], "cell must be one that scan has: got 'gru'"),
         (["--shape", "5,2,3"], "shape must be four whole numbers of at least 1, T,B,I,H: got '5,2,3'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -17,7 +18,12 @@ from bptt.flow import Lags, by_lag, conclusion, lag_map, verdict
 
 def measured(rates: dict[float, int], T: int) -> Lags:
     """A linear net with so many directions of each rate, in a window of T steps."""
-    diagonal = [rate for rate, count in rates.items() for _ in range(count)]
+    return _measured(tuple(rates.items()), T)
+
+
+@cache
+def _measured(rates: tuple[tuple[float, int], ...], T: int) -> Lags:
+    diagonal = [rate for rate, count in rates for _ in range(count)]
     layer = bptt.nn.RNN(1, len(diagonal), nonlinearity="identity", dtype=torch.float64)
     with torch.no_grad():
         layer.weight_hh_l0.copy_(torch.diag(torch.tensor(diagonal, dtype=torch.float64)))

@@ -10,6 +10,7 @@ import bptt
 from bptt import kernels
 from bptt.kernels import Eager, Request, cpu
 from bptt.kernels.cpu import Cpu
+from bptt.kernels.whole import WholeWalks
 
 KINDS = ("RNN", "GRU", "LSTM")
 
@@ -17,10 +18,10 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_the_compiled_kernel_is_preferred() -> None:
-    assert list(kernels.KERNELS) == ["cpu", "eager"]
-    for name in ("auto", "cpu", "eager"):
+    assert list(kernels.KERNELS) == ["cpu", "fused", "eager"]
+    for name in ("auto", "cpu", "fused", "eager"):
         assert kernels.check(name) == name
-    with pytest.raises(ValueError, match=r"kernel must be one of 'auto', 'cpu', 'eager': got 'gpu'"):
+    with pytest.raises(ValueError, match=r"kernel must be one of 'auto', 'cpu', 'fused', 'eager': got 'gpu'"):
         kernels.check("gpu")
 
 
@@ -93,17 +94,18 @@ def test_variants() -> None:
 def test_the_named_kernel_is_the_one_that_runs(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and back; a copy of the layer keeps the name."""
     ran: list[str] = []
-    for name, kernel in kernels.KERNELS.items():
-        for method in ("forward", "sweep"):
+    ways = [(name, kernel, method) for name, kernel in kernels.KERNELS.items() for method in ("forward", "sweep")]
+    for name, kernel, method in [*ways, ("cpu", WholeWalks, "taped"), ("cpu", WholeWalks, "pulled")]:
 
-            def spy(*arguments: object, name: str = name, own: object = getattr(kernel, method)) -> object:
-                ran.append(name)
-                return own(*arguments)  # type: ignore[operator]  # a bound method
+        def spy(*arguments: object, name: str = name, own: object = getattr(kernel, method)) -> object:
+            result = own(*arguments)  # type: ignore[operator]  # a method
+            ran.extend([] if result is None else [name])
+            return result
 
-            monkeypatch.setattr(kernel, method, spy)
+        monkeypatch.setattr(kernel, method, spy)
     theirs = build(cell)
     data = case(theirs)
-    for name, expected in (("cpu", "cpu"), ("eager", "eager"), ("auto", "cpu")):
+    for name, expected in (("cpu", "cpu"), ("fused", "fused"), ("eager", "eager"), ("auto", "cpu")):
         ran.clear()
         measure(copy.deepcopy(ours(theirs, kernel=name)), data)
         assert ran == [expected] * 2

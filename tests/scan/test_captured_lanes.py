@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bptt import scan
+from bptt.scan.kept import Kept
 
 from .loops import DOUBLE, POLICIES, Agree, H, T, X, expected, measured, random
 
@@ -25,26 +26,26 @@ def attending(states: Tensor, w: Tensor) -> Callable[[Tensor, Tensor], tuple[Ten
 
 @pytest.mark.parametrize("policy", ["full", "truncated"])
 def test_one_trace_for_any_number_of_lanes(policy: str, monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
-    monkeypatch.setattr(compiled, "_KEPT", type(compiled._KEPT)())
+    monkeypatch.setattr(compiled, "_KEPT", Kept(8))
     torch.manual_seed(0)
     w = random(X, H)
     for lanes in (3, 5, 2, 3):
         states = random(lanes, 6, H)
         case = attending(states, w), random(lanes, H), random(T, lanes, X), [states, w]
         agree(measured(case, POLICIES[policy], kernel="eager"), expected(case, POLICIES[policy]))
-    (entries,) = compiled._KEPT.values()
+    (entries,) = compiled._KEPT.others.values()
     assert len(entries) == 1
 
 
 def test_other_sizes_need_another_trace(monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
-    monkeypatch.setattr(compiled, "_KEPT", type(compiled._KEPT)())
+    monkeypatch.setattr(compiled, "_KEPT", Kept(8))
     torch.manual_seed(0)
     w = random(X, H)
     for items in (6, 7):
         states = random(3, items, H)
         case = attending(states, w), random(3, H), random(T, 3, X), [states, w]
         agree(measured(case, POLICIES["full"], kernel="eager"), expected(case, POLICIES["full"]))
-    assert sum(map(len, compiled._KEPT.values())) == 2
+    assert sum(map(len, compiled._KEPT.others.values())) == 2
 
 
 def test_too_few_rows_are_found_out() -> None:

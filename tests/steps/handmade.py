@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from bptt.kernels.frames import Frames
 from bptt.steps import Part, SplitStep, Value
@@ -44,6 +46,77 @@ def piece(node: Node, env: Mapping[Node, Node]) -> tuple[Any, tuple[Any, ...]]:
     return aten.slice.Tensor, (env[x], dim, start, start + node.meta["val"].shape[dim])
 
 
+class Recorder(TorchDispatchMode):
+    """A graph of the operations that run, each decomposed by a table. make_fx makes the same ten times as slowly."""
+
+    def __init__(self, table: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.table, self.graph = table, Graph()
+        self.known: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors: none gets the identity of another
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch would load its compiler for this
+
+    def record(self, function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Graph:
+        """The graph of a function of tensors, each of whose values is `meta["val"]` of a node."""
+        inputs = [x.detach() for x in inputs]
+        for i, x in enumerate(inputs):
+            self.note(x, self.graph.placeholder(f"input_{i}"))
+        with self:
+            outputs = function(*inputs)
+        self.graph.output(tuple(self.known[id(x)][1] for x in outputs))
+        self.graph.eliminate_dead_code()
+        return self.graph
+
+    def note(self, x: Tensor, node: Node) -> None:
+        node.meta["val"] = x
+        self.known[id(x)] = x, node
+
+    def written(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """What a tensor is after a write to it: another value."""
+        into: Tensor = args[0]
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        shared = [x for x, _ in self.known.values() if x.untyped_storage()._cdata == into.untyped_storage()._cdata]
+        assert all(x is into for x in shared), "a tensor is written to of which there are views"
+        if func is aten.copy_.default and into.shape == args[1].shape and into.dtype == args[1].dtype:
+            self.known[id(into)] = into, self.known[id(args[1])][1]
+        else:
+            pure = getattr(getattr(aten, name), func._overloadname)
+            self.note(into, self.graph.call_function(pure, *self.nodes(args, kwargs)))
+        return into
+
+    def nodes(self, args: Any, kwargs: Any) -> Any:
+        return tree_map_only(Tensor, lambda x: self.known[id(x)][1], (args, kwargs))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            result = self.table[func](*args, **kwargs) if func in self.table else NotImplemented
+            result = func.decompose(*args, **kwargs) if result is NotImplemented else result
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return self.written(func, args, kwargs)
+        node = self.graph.call_function(func, *self.nodes(args, kwargs))
+        if isinstance(result, Tensor):
+            self.note(result, node)
+        else:
+            for i, x in enumerate(result):
+                self.note(x, self.graph.call_function(operator.getitem, (node, i)))
+        return result
+
+
+@cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Those to core aten, but for the derivatives that the interpreter has instructions for."""
+    table = core_aten_decompositions()
+    table.pop(aten.tanh_backward.default, None)
+    table.pop(aten.sigmoid_backward.default, None)
+    return table
+
+
 def part_of(
     function: Callable[..., list[Tensor]],
     inputs: Mapping[str, Tensor],
@@ -53,12 +126,7 @@ def part_of(
     decompose: bool,
 ) -> Part:
     """The part that a function of tensors is; the kinds of its values are added to `values`."""
-    table = core_aten_decompositions() if decompose else {}
-    table.pop(torch.ops.aten.tanh_backward.default, None)
-    table.pop(torch.ops.aten.sigmoid_backward.default, None)
-    traced = make_fx(torch.func.functionalize(make_fx(function)(*inputs.values())), decomposition_table=table)
-    traced = traced(*inputs.values()).graph
-    traced.eliminate_dead_code()
+    traced = Recorder(decompositions() if decompose else {}).record(function, list(inputs.values()))
     graph, env = Graph(), {}
     rows = graph.placeholder("R")
     names = iter(inputs)
@@ -162,9 +230,16 @@ def split(
     )  # fmt: skip
 
 
+RUN: dict[int, tuple[Graph, GraphModule]] = {}
+"""The graphs that were run, by identity, and their code: to write it takes longer than to run it."""
+
+
 def run_part(part: Part, rows: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A part by torch operations."""
-    results = GraphModule({}, part.graph)(rows, *(values[name] for name in part.inputs))
+    if id(part.graph) not in RUN:
+        RUN[id(part.graph)] = part.graph, GraphModule({}, part.graph)
+    _, module = RUN[id(part.graph)]
+    results = module(rows, *(values[name] for name in part.inputs))
     return dict(zip(part.outputs, results, strict=True))
 
 

@@ -264,6 +264,9 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (counted_by_a_helper_on_its_second_argument, "sets `b.t`"),
     (attribute_of_a_function, "sets `step.calls`"),
     (appended_in_a_comprehension, "calls `history.append`"),
+    (lambda: lambda h, x: (h if h.requires_grad else 2 * h, x), "asks by `requires_grad` whether gradients are"),
+    (lambda: lambda h, x: (h if (h + x).grad_fn else 2 * h, x), "asks by `grad_fn` whether gradients are"),
+    (lambda: lambda h, x: (h if torch.is_grad_enabled() else 2 * h, x), "asks whether gradients are recorded"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -58,19 +59,42 @@ def taped(step: SplitStep, T: int, B: int, resets: Tensor | None = None) -> dict
     return values
 
 
+def forward_cases(cell: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """(the case, what `advance` is given) of each size, with resets and without, and with fewer values kept."""
+    for T, B, H in ((5, 3, 5), (1, 1, 1), (3, 41, 4), (2, 1, 33)):
+        step = step_of(cell, H, dtype)
+        values, carry = drawn(step, [*step.x, *step.captured], T, B), start(step, B)
+        for resets in (None, torch.rand(T, B) < 0.3, torch.rand(T, 1) < 0.5):
+            yield f"{T}, {B}, {H}", (step, values, carry, resets, T, step.y)
+        yield "fewer are kept", (step, values, carry, None, T, step.y[-1:])
+
+
+def sweep_cases(cell: str, policy: str, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """(the case, what `sweep` is given) of each size, with factors and without, and where nothing leaves."""
+    for T, B, H in ((8, 3, 5), (5, 1, 1), (7, 37, 4), (1, 2, 33)):
+        step = step_of(cell, H, dtype)
+        values, frames = taped(step, T, B), Frames.of(POLICIES[policy].reach(T), None, T, B)
+        arriving: list[Tensor | None] = [*start(step, B)]
+        arriving[-1] = None if B == 3 else arriving[-1]
+        for factors in (None, torch.randint(0, 3, (T, B)).to(dtype), torch.rand(T, 1, dtype=dtype)):
+            yield f"{T}, {B}, {H}", (step, values, frames, arriving, factors, True)
+        yield f"{T}, {B}, {H}, nothing leaves", (step, values, frames, arriving, None, False)
+
+
+@cache
+def expected(stage: str, *of: Any) -> list[tuple[str, tuple[Any, ...], Any]]:
+    """The cases of a stage with what torch operations make of each: once for all variants of the interpreter."""
+    cases, oracle = (forward_cases, handmade.advance) if stage == "forward" else (sweep_cases, handmade.sweep)
+    torch.manual_seed(20)
+    return [(case, given, oracle(*given)) for case, given in cases(*of)]
+
+
 @each_dtype
 @each_cell
 def test_forward(interpreter: Interpreter, cell: str, dtype: torch.dtype, agree: Agree) -> None:
-    for T, B, H in ((5, 3, 5), (1, 1, 1), (3, 41, 4), (2, 1, 33)):
-        step = step_of(cell, H, dtype)
-        assert interpreter.refuses(step, torch.device("cpu"), dtype) is None
-        values, carry = drawn(step, [*step.x, *step.captured], T, B), start(step, B)
-        for resets in (None, torch.rand(T, B) < 0.3, torch.rand(T, 1) < 0.5):
-            expected = handmade.advance(step, values, carry, resets, T, step.y)
-            agree(interpreter.advance(step, values, carry, resets, T, step.y), expected, f"{T}, {B}, {H}")
-        carries, kept = interpreter.advance(step, values, carry, None, T, step.y[-1:])
-        expected = handmade.advance(step, values, carry, None, T, step.y[-1:])
-        agree((carries, kept), expected, "fewer are kept")
+    for case, given, value in expected("forward", cell, dtype):
+        assert interpreter.refuses(given[0], torch.device("cpu"), dtype) is None
+        agree(interpreter.advance(*given), value, case)
 
 
 @each_cell
@@ -91,24 +115,17 @@ def test_all_steps_at_once_give_the_same_bits(interpreter: Interpreter, cell: st
 @each_cell
 @pytest.mark.parametrize("policy", POLICIES)
 def test_sweep(interpreter: Interpreter, cell: str, policy: str, dtype: torch.dtype, agree: Agree) -> None:
-    for T, B, H in ((8, 3, 5), (5, 1, 1), (7, 37, 6), (1, 2, 4)):
-        step = step_of(cell, H, dtype)
-        values, frames = taped(step, T, B), Frames.of(POLICIES[policy].reach(T), None, T, B)
-        arriving: list[Tensor | None] = [*start(step, B)]
-        arriving[-1] = None if B == 3 else arriving[-1]
-        for factors in (None, torch.randint(0, 3, (T, B)).to(dtype), torch.rand(T, 1, dtype=dtype)):
-            expected = handmade.sweep(step, values, frames, arriving, factors, True)
-            agree(interpreter.sweep(step, values, frames, arriving, factors, True), expected, f"{T}, {B}, {H}")
-        found, left = interpreter.sweep(step, values, frames, arriving, None, False)
-        assert left == [None] * len(step.carry)
-        agree(found, handmade.sweep(step, values, frames, arriving, None, False)[0])
+    for case, given, value in expected("sweep", cell, policy, dtype):
+        found = interpreter.sweep(*given)
+        agree(found, value, case)
+        assert given[-1] or found[1] == [None] * len(given[0].carry)
 
 
 @pytest.mark.parametrize("cell", ["gru", "attention"])
 def test_sweep_of_unequal_lengths_and_of_a_part(interpreter: Interpreter, cell: str, agree: Agree) -> None:
     """Where no column walks all is zero; of a part of a call columns begin at the same step."""
     T, lengths = 9, torch.tensor([9, 2, 5, 5, 1])
-    step = step_of(cell, 3, torch.float64)
+    step = step_of(cell, 5, torch.float64)
     for name, policy in POLICIES.items():
         frames = Frames.of(policy.reach(T), lengths, T, len(lengths))
         values, arriving = taped(step, T, len(lengths)), start(step, len(lengths))

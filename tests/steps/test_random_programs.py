@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -77,15 +78,23 @@ def step_of(seed: int) -> SplitStep:
     return handmade.split(core_of(seed, H), [(H,), (2, H)], [(3 * H,)], weights)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_random_core(interpreter: Interpreter, seed: int, agree: Agree) -> None:
+@cache
+def expected(seed: int) -> list[tuple[str, tuple[Any, ...], Any]]:
+    """What each stage is given, and what torch operations make of it: once for all variants of the interpreter."""
     step, T, B = step_of(seed), 5, 1 + seed % 3
-    assert interpreter.refuses(step, torch.device("cpu"), torch.float64) is None
+    torch.manual_seed(20)
     values, carry = drawn(step, [*step.x, *step.captured], T, B), start(step, B)
-    expected = handmade.advance(step, values, carry, None, T, step.y)
-    agree(interpreter.advance(step, values, carry, None, T, step.y), expected)
+    given: tuple[Any, ...] = (step, values, carry, None, T, step.y)
+    found = [("forward", given, handmade.advance(*given))]
     tape = taped(step, T, B)
     for policy in (Full(), Chunked(2), Truncated(3)):
-        frames = Frames.of(policy.reach(T), None, T, B)
-        expected_back = handmade.sweep(step, tape, frames, [*carry], None, True)
-        agree(interpreter.sweep(step, tape, frames, [*carry], None, True), expected_back, f"{policy}")
+        given = step, tape, Frames.of(policy.reach(T), None, T, B), [*carry], None, True
+        found.append((str(policy), given, handmade.sweep(*given)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_random_core(interpreter: Interpreter, seed: int, agree: Agree) -> None:
+    assert interpreter.refuses(step_of(seed), torch.device("cpu"), torch.float64) is None
+    for stage, given, value in expected(seed):
+        agree((interpreter.advance if stage == "forward" else interpreter.sweep)(*given), value, stage)

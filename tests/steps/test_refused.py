@@ -12,8 +12,7 @@ from torch import Tensor
 import bptt
 from bptt.scan import compiled
 
-B, H, T = 3, 4, 9
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+from .replayed import B, H, T, agrees, both, reason, weights
 
 
 @pytest.fixture(autouse=True)
@@ -30,40 +29,6 @@ class Clipped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad.clamp(-0.1, 0.1)
-
-
-def reason(step: Step, h: Tensor, xs: Tensor) -> str:
-    """Why a step is not compiled; empty where it is."""
-    try:
-        bptt.scan(step, h, xs, kernel="eager")
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-def agrees(step: Step, w: Tensor) -> None:
-    h = torch.randn(B, H, dtype=torch.float64, requires_grad=True)
-    xs = torch.randn(T, B, H, dtype=torch.float64, requires_grad=True)
-    c, ys = h, []
-    for x in xs:
-        c, y = step(c, x)
-        ys.append(y)
-    carry, got = bptt.scan(step, h, xs)
-    torch.testing.assert_close(got, torch.stack(ys))
-    torch.testing.assert_close(carry, c)
-    inputs = [h, xs, w]
-    expected = torch.autograd.grad((torch.stack(ys) ** 2).sum() + c.sin().sum(), inputs, allow_unused=True)
-    found = torch.autograd.grad((got**2).sum() + carry.sin().sum(), inputs, allow_unused=True)
-    for g, e, p in zip(found, expected, inputs, strict=True):
-        torch.testing.assert_close(torch.zeros_like(p) if g is None else g, torch.zeros_like(p) if e is None else e)
-
-
-def weights() -> Tensor:
-    return (torch.randn(H, H, dtype=torch.float64) * 0.5).requires_grad_()
-
-
-def both(n: Tensor) -> tuple[Tensor, Tensor]:
-    return n, n
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {

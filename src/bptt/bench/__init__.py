@@ -16,6 +16,7 @@ from .layers import NAMES as NAMES
 from .layers import PEERS as PEERS
 from .layers import Problem as Problem
 from .layers import layer_call as layer_call
+from .limited import COMPILE_SECONDS as COMPILE_SECONDS
 from .markdown import markdown as markdown
 from .markdown import short_markdown as short_markdown
 from .markdown import steps_markdown as steps_markdown

@@ -25,6 +25,8 @@ SHAPES = (
 class Case:
     """A cell, by its name in `nn.LAYERS` or in `STEP_CELLS`, on T steps, B lanes, I inputs and H units, float32.
 
+    packed: the lanes are sequences of unequal lengths, the longest of T steps.
+
     >>> case = Case("lstm", 100, 32, 128, 128, "chunked:10")
     >>> str(case), case.flop
     ('LSTM (100, 32, 128, 128) chunked:10', 2516582400)
@@ -36,6 +38,9 @@ class Case:
     I: int
     H: int
     gradient: str = "full"
+    layers: int = 1
+    both_ways: bool = False
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -46,9 +51,20 @@ class Case:
     def flop(self) -> int:
         """Useful operations of a full forward and backward pass: one product with [W_ih W_hh] forward, two backward.
 
-        6 T B G H (I + H); biases and activations are not counted.
+        6 T B G H (I + H) of one layer, one way, all lanes whole; biases and activations are not counted.
         """
         return 6 * self.T * self.B * of_name(self.cell).gates_per_unit * self.H * (self.I + self.H)
 
     def __str__(self) -> str:
-        return f"{self.cell.upper()} {self.shape}" + (f" {self.gradient}" if self.gradient != "full" else "")
+        return " ".join((f"{self.cell.upper()} {self.shape}", *self.marks))
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What sets it apart from one layer, one way, of whole lanes with the full gradient, in words."""
+        marks = {
+            self.gradient: self.gradient != "full",
+            f"{self.layers} layers": self.layers > 1,
+            "both ways": self.both_ways,
+            "packed": self.packed,
+        }
+        return tuple(mark for mark, holds in marks.items() if holds)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from ..nn import LAYERS
-from .results import Results, Row
+from .results import Results, Row, geometric_mean
 from .tables import TABLES
 from .words import digits, threads_in_words
 
@@ -17,9 +17,11 @@ def markdown(results: Results) -> str:
     """Where it was measured; then per number of threads a table of layers, one of steps, one of everything else."""
     machine = results.machine
     jax = f", JAX {machine.jax}" if any("JAX" in row.times for row in results.rows) else ""
+    commits = {row.commit for row in results.rows}
+    several = f", rows of {len(commits)} commits" if len(commits) > 1 else ""
     parts = [
         f"{machine.processor}, {machine.instructions}; torch {machine.torch}{jax}, NumPy {machine.numpy}; float32, "
-        f"`kernel={results.kernel!r}`, {machine.date}."
+        f"`kernel={results.kernel!r}`, {machine.date}{several}."
     ]
     for threads in sorted({row.threads for row in results.rows}):
         rows = [row for row in results.rows if row.threads == threads]
@@ -30,6 +32,10 @@ def markdown(results: Results) -> str:
         parts += [_steps(steps)] if steps else []
         parts += [_others(others)] if others else []
     return "\n\n".join(parts)
+
+
+SHORT_SHOWN = ("bptt", "torch.nn")
+"""Whose ratio `short_markdown` shows of each row; of others a sentence tells the mean."""
 
 
 def short_markdown(results: Results) -> str:
@@ -57,6 +63,8 @@ def short_markdown(results: Results) -> str:
             entries = [" · ".join(_marked(row) for row in rows) for rows in found]
             lines.append(f"| {T}, {B} | {' | '.join(entries)} |")
         parts.append("\n".join(lines))
+        others = dict.fromkeys(rival for row in by_case.values() for rival in row.times if rival not in SHORT_SHOWN)
+        parts += [_in_words(rival, list(by_case.values())) for rival in others]
     return "\n\n".join(parts)
 
 
@@ -96,6 +104,20 @@ def steps_markdown(results: Results) -> str:
     return "\n".join(lines)
 
 
+def _in_words(rival: str, rows: Sequence[Row]) -> str:
+    """A rival's ratios: their geometric mean for each cell, and the extremes."""
+    by_cell = {
+        cell: [ratio for row in rows if row.case.cell == cell and (ratio := row.ratio(rival)) is not None]
+        for cell in dict.fromkeys(row.case.cell for row in rows)
+    }
+    told = (
+        f"{cell.upper()} {digits(geometric_mean(ratios))}× ({digits(min(ratios))} to {digits(max(ratios))})"
+        for cell, ratios in by_cell.items()
+        if ratios
+    )
+    return f"{rival}'s time over bptt's, in the geometric mean of these rows: {', '.join(told)}."
+
+
 def _marked(row: Row, rival: str = "torch.nn") -> str:
     return _ratio(row, rival) + ("" if row.ratio(rival) is None or not row.alike(rival) else " ~")
 
@@ -128,7 +150,7 @@ def _entry(row: Row, rivals: Sequence[str]) -> str:
 
 def _steps(rows: Sequence[Row]) -> str:
     """A line per step and shape, a column per contender."""
-    rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
+    rivals = list(dict.fromkeys(rival for row in rows for rival in (*row.rivals, *row.missing)))
     headers = ["T, B, H", "`bptt.scan`", *(f"{rival}, times as long" for rival in rivals), "first call, more"]
     lines = [
         f"| {threads_in_words(rows[0].threads)}, step | {' | '.join(headers)} |",
@@ -137,7 +159,7 @@ def _steps(rows: Sequence[Row]) -> str:
     for row in rows:
         case = row.case
         gradient = f", `{case.gradient}`" if case.gradient != "full" else ""
-        ratios = [_ratio(row, rival) if rival in row.errors else "" for rival in rivals]
+        ratios = [_ratio(row, rival) if rival in row.errors else _absent(row, rival) for rival in rivals]
         first = f"{digits(row.first[row.subject] * 1e3)} ms" if row.subject in row.first else ""
         shape = f"{case.T}, {case.B}, {case.H}"
         lines.append(f"| {case.cell}{gradient} | {' | '.join((shape, _time(row), *ratios, first))} |")
@@ -150,13 +172,22 @@ def _others(rows: Sequence[Row]) -> str:
         "|---|---|---|---|",
     ]
     for row in rows:
-        gradient = f", `{row.case.gradient}`" if row.case.gradient != "full" else ""
+        marks = "".join(f", `{mark}`" if mark == row.case.gradient else f", {mark}" for mark in row.case.marks)
         rivals = ", ".join(f"{rival} {_ratio(row, rival)}" for rival in row.rivals)
         shape = ", ".join(map(str, row.case.shape))
         lines.append(
-            f"| {TABLES[row.table].title}, {row.case.cell.upper()}{gradient} | {shape} | {_time(row)} | {rivals} |"
+            f"| {TABLES[row.table].title}, {row.case.cell.upper()}{marks} | {shape} | {_time(row)} | {rivals} |"
         )
     return "\n".join(lines)
+
+
+def _absent(row: Row, rival: str) -> str:
+    """Why a contender that refused has no ratio, in short: how long was too long, or that it does."""
+    reason = row.missing.get(rival)
+    if reason is None:
+        return ""
+    _, over, limit = reason.partition(" took longer than ")
+    return f"> {limit} at first" if over else "refuses"
 
 
 def _time(row: Row) -> str:

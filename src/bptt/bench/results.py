@@ -8,7 +8,7 @@ import math
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class Row:
     `contest.largest_error`. times: of those that passed their check, in the contest's order. gemm: the machine's rate
     beside it, float32 FLOP/s of a 2048 x 2048 x 2048 product on as many threads. cores: how many of the machine's that
     product got, less than `threads` where other programs took their part. first: of each that was timed, the seconds
-    that its first call took beyond the median of later ones.
+    that its first call took beyond the median of later ones. missing: of each contender that refused, its reason.
+    commit: of the code that was measured.
     """
 
     table: str
@@ -42,6 +43,13 @@ class Row:
     gemm: float
     cores: float
     first: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+
+    @property
+    def place(self) -> tuple[str, Case, int]:
+        """What was measured: results have one row of it."""
+        return self.table, self.case, self.threads
 
     @property
     def wrong(self) -> list[str]:
@@ -97,6 +105,11 @@ class Machine:
     commit: str | None
     date: str
 
+    def differs(self, other: Machine) -> list[str]:
+        """The fields in which two differ beside the commit and the date: then their rows stand in no one table."""
+        one, two = asdict(self), asdict(other)
+        return [name for name in one if name not in ("commit", "date") and one[name] != two[name]]
+
     @classmethod
     def here(cls, processor: str, cores: int) -> Machine:
         """The present machine, today. processor: its name. cores: that the measurement may use."""
@@ -122,6 +135,11 @@ class Results:
     kernel: str
     rows: tuple[Row, ...]
 
+    def extended(self, rows: Iterable[Row]) -> Results:
+        """With more rows: one of the same place takes the other's."""
+        by_place = {row.place: row for row in (*self.rows, *rows)}
+        return replace(self, rows=tuple(by_place.values()))
+
     def to_json(self) -> str:
         """The text form that `from_json` reads."""
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -130,7 +148,8 @@ class Results:
     def from_json(cls, text: str) -> Results:
         """The inverse of `to_json`."""
         entries = json.loads(text)
-        return cls(Machine(**entries["machine"]), entries["kernel"], tuple(map(_row, entries["rows"])))
+        machine = Machine(**entries["machine"])
+        return cls(machine, entries["kernel"], tuple(_row({"commit": machine.commit} | row) for row in entries["rows"]))
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -16,6 +16,7 @@ from ..nn import LAYERS
 from .cases import Case
 from .contest import Call, Contest
 from .layers import Problem, layer_contest
+from .onnx_layers import onnx_call, onnx_installed
 
 __all__ = ["SHORT", "inference_contest", "short_contest"]
 
@@ -32,9 +33,11 @@ SHORT = tuple(
 def inference_contest(case: Case, kernel: str = "auto") -> Contest:
     """bptt's layer against its rival's (`loop.rival_of`) under no_grad, from a given state to the next one.
 
+    And against ONNX Runtime, where that and onnx are installed, and it has the cell.
+
     >>> contest = inference_contest(Case("lstm", 1, 2, 3, 4))
-    >>> {name: error < 1e-5 for name, (error, _) in contest.errors().items()}
-    {'bptt': True, 'torch.nn': True}
+    >>> max(error for error, _ in contest.errors().values()) < 1e-5
+    True
     """
     problem = Problem.of(case)
     hx = tuple(torch.randn(1, case.B, case.H) for _ in of_name(case.cell).state_names)
@@ -43,6 +46,8 @@ def inference_contest(case: Case, kernel: str = "auto") -> Contest:
         "bptt": _call(problem.ours(kernel), problem.x, hx),
         problem.rival: _call(problem.layer, problem.x, hx),
     }
+    if problem.rival == "torch.nn" and onnx_installed():
+        calls["ONNX Runtime"] = onnx_call(case.cell, problem.layer.state_dict(), problem.x, hx)
     return Contest(("y", "h_n", "c_n")[: 1 + len(hx)], calls, [np.asarray(value) for value in truth])
 
 

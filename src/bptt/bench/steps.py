@@ -22,9 +22,10 @@ from ..train.extras import require
 from .cases import Case
 from .contest import Call, Contest
 from .layers import NAMES, Problem, layer_call
-from .step_cells import JAX_STEPS, STEP_CELLS, StepCell, StepProblem, over_time
+from .limited import COMPILE_SECONDS, first_within
+from .step_cells import JAX_STEPS, STEP_CELLS, StepCell, StepProblem, jax_scan, over_time
 
-__all__ = ["STEP_SHAPES", "USUAL_STEPS", "cell_contest", "step_cases", "step_contest"]
+__all__ = ["STEP_SHAPES", "USUAL_STEPS", "cell_contest", "contenders", "step_cases", "step_contest"]
 
 STEP_SHAPES = ((100, 1, 32), (100, 32, 128), (1000, 8, 64), (100, 64, 256), (37, 5, 19))
 """T, B, H of the steps, one of odd sizes."""
@@ -55,13 +56,36 @@ def step_cases(cells: Sequence[str], shapes: Sequence[tuple[int, int, int]], pol
     return cases
 
 
-def cell_contest(case: Case, kernel: str = "auto", jax: bool = False, compiled: bool = False) -> Contest:
+def contenders(case: Case, kernel: str = "auto", jax: bool = False, compiled: bool = False) -> list[str]:
+    """Who is in `cell_contest`, those that may refuse among them.
+
+    >>> contenders(Case("lstm", 30, 1, 4, 4, "chunked:10"), jax=True, compiled=True)
+    ['scan', 'loop', 'replay', 'eager', 'module', 'JAX']
+    """
+    policy = parse(case.gradient)
+    there = {
+        "scan": True,
+        "loop": True,
+        "replay": kernel != "replay",
+        "eager": kernel != "eager",
+        "module": STEP_CELLS[case.cell].layer is not None,
+        "JAX": jax and isinstance(policy, Full | Chunked),
+        "compiled": compiled and isinstance(policy, Full),
+    }
+    return [name for name, holds in there.items() if holds]
+
+
+def cell_contest(
+    case: Case, kernel: str = "auto", jax: bool = False, compiled: bool = False, seconds: float = COMPILE_SECONDS
+) -> Contest:
     """`bptt.scan` on a step of `STEP_CELLS`, against the plain loop and whoever else can.
 
     scan: with that kernel. loop: the step in a Python loop under autograd; `detach()` every k steps for `Chunked(k)`,
     and a backward pass for each block of losses for other policies. replay: scan that runs the steps themselves.
-    module: the layer of `bptt.nn` that computes the same. JAX: its scan, compiled, for the full
-    gradient. compiled: the loop with `torch.compile` of the step. The truth is the loop in float64.
+    eager: scan that runs the parts of the traced step by torch operations; it refuses what is not traced. module: the
+    layer of `bptt.nn` that computes the same. JAX: its scan, compiled, for the full gradient, and with `stop_gradient`
+    where a chunk begins. compiled: the loop with `torch.compile` of the step, for the full gradient; it refuses where
+    to compile forward and backward takes longer than so many seconds. The truth is the loop in float64.
 
     Raises ValueError for a case of another cell, for I != H, for a policy that draws, and for a kernel that scan does
     not have; InputError where JAX is asked for and not installed.
@@ -88,19 +112,20 @@ def cell_contest(case: Case, kernel: str = "auto", jax: bool = False, compiled: 
         "scan": _scanned(problem, dy, case.gradient, kernel),
         "loop": _looped(problem, dy, case.gradient, problem.step),
     }
-    if kernel != "replay":
-        calls["replay"] = _scanned(problem, dy, case.gradient, "replay")
+    names = contenders(case, kernel, jax, compiled)
+    calls |= {name: _scanned(problem, dy, case.gradient, name) for name in ("replay", "eager") if name in names}
     if cell.layer is not None:
         calls["module"] = _module(cell.layer, problem, dy, case.gradient)
-    if jax and case.gradient == "full":
-        calls["JAX"] = _in_jax(cell, problem, dy)
-    if compiled:
+    if "JAX" in names:
+        calls["JAX"] = _in_jax(cell, problem, dy, case.gradient)
+    if "compiled" in names:
         torch.compiler.reset()
-        calls["compiled"] = _looped(problem, dy, case.gradient, torch.compile(problem.step))
-    names = ["x"] if isinstance(problem.xs, Tensor) else [f"x[{i}]" for i in range(len(problem.xs))]
-    names = ["y", *names, *(f"parameters[{i}]" for i in range(len(problem.parameters)))]
-    truth = _looped(exact, dy.double(), case.gradient, exact.step)()
-    return Contest(tuple(names), calls, [np.asarray(value) for value in truth])
+        loop = _looped(problem, dy, case.gradient, torch.compile(problem.step, dynamic=False))
+        calls["compiled"] = first_within(seconds, loop, "torch.compile")
+    xs = ["x"] if isinstance(problem.xs, Tensor) else [f"x[{i}]" for i in range(len(problem.xs))]
+    tensors = ("y", *xs, *(f"parameters[{i}]" for i in range(len(problem.parameters))))
+    truth = [np.asarray(value) for value in _looped(exact, dy.double(), case.gradient, exact.step)()]
+    return Contest(tensors, calls, truth, may_refuse=frozenset({"eager", "compiled"}))
 
 
 @functools.cache
@@ -188,16 +213,17 @@ def _module(name: str, problem: StepProblem, dy: Tensor, gradient: str) -> Call:
     return layer_call(layer, problem.xs, dy)
 
 
-def _in_jax(cell: StepCell, problem: StepProblem, dy: Tensor) -> Call:
+def _in_jax(cell: StepCell, problem: StepProblem, dy: Tensor, gradient: str) -> Call:
     jax, jnp = require("jax", "bench"), require("jax.numpy", "bench")
-    step = JAX_STEPS[cell.name]
+    step, policy = JAX_STEPS[cell.name], parse(gradient)
+    chunk = policy.k if isinstance(policy, Chunked) else None
     carry, xs, parameters, cotangent = tree_map(
         lambda tensor: jnp.asarray(tensor.detach().numpy()), (problem.carry, problem.xs, problem.parameters, dy)
     )
 
     def run(xs: Any, parameters: Any, dy: Any) -> Any:
         def scanned(xs: Any, parameters: Any) -> Any:
-            return jax.lax.scan(lambda carry, x: step(jax, parameters, carry, x), carry, xs)[1]
+            return jax_scan(jax, lambda carry, x: step(jax, parameters, carry, x), carry, xs, chunk)
 
         y, pull = jax.vjp(scanned, xs, parameters)
         dx, gradients = pull(dy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 import torch
 
@@ -13,9 +14,11 @@ from ..nn import LAYERS
 from .cases import SHAPES, Case
 from .contest import TOLERANCE, Contest
 from .layers import PEERS, layer_contest
+from .limited import COMPILE_SECONDS
 from .results import Row
 from .short import SHORT, inference_contest, short_contest
-from .steps import STEP_SHAPES, USUAL_STEPS, cell_contest, step_cases, step_contest
+from .stacks import STACKS, stack_contest
+from .steps import STEP_SHAPES, USUAL_STEPS, cell_contest, contenders, step_cases, step_contest
 from .training import training_contest
 from .windows import window_contest
 
@@ -31,7 +34,9 @@ class Plan:
     scan of the steps. seconds: of each row, about. least: samples of each contender, at least.
 
     step_cells: names in `STEP_CELLS`. step_shapes: their T, B, H. policies: whether steps are timed under policies too.
-    compiled: whether `torch.compile` of the step is a contender.
+    compiled: whether `torch.compile` of the step is a contender; compile_seconds: that it may take.
+
+    known: rows measured before; `left` leaves out those that have all contenders.
     """
 
     tables: tuple[str, ...] = ("layers", "windows", "scan", "train")
@@ -45,6 +50,8 @@ class Plan:
     step_shapes: tuple[tuple[int, int, int], ...] = STEP_SHAPES[:2]
     policies: bool = True
     compiled: bool = False
+    compile_seconds: float = COMPILE_SECONDS
+    known: tuple[Row, ...] = ()
 
     def cases(self) -> list[tuple[str, Case]]:
         """Every row's table and case, in order.
@@ -59,6 +66,21 @@ class Plan:
         rows = [(name, case) for name in self.tables for case in made.get(name, TABLES[name].cases)]
         return [(name, case) for name, case in rows if name == "steps" or case.cell in self.cells]
 
+    def left(self, threads: int) -> list[tuple[str, Case]]:
+        """Those of `cases` that are not known on so many threads."""
+        known = {row.place: {*row.errors, *row.missing} for row in self.known}
+        return [
+            (name, case)
+            for name, case in self.cases()
+            if (name, case, threads) not in known or not known[name, case, threads] >= self._contenders(name, case)
+        ]
+
+    def _contenders(self, name: str, case: Case) -> set[str]:
+        """Those of a step; of another table there is no choice, or one of peers."""
+        if name == "steps":
+            return {*contenders(case, self.kernel, "JAX" in self.peers, self.compiled)}
+        return {*self.peers} if name == "layers" and LAYERS[case.cell].torchs is not None else set()
+
 
 @dataclass(frozen=True)
 class Table:
@@ -67,6 +89,10 @@ class Table:
     title: str
     contest: Callable[[Case, Plan], Contest]
     cases: tuple[Case, ...] = ()
+
+
+def _steps(case: Case, plan: Plan) -> Contest:
+    return cell_contest(case, plan.kernel, "JAX" in plan.peers, plan.compiled, plan.compile_seconds)
 
 
 TABLES = {
@@ -89,14 +115,15 @@ TABLES = {
         lambda case, plan: training_contest(case, plan.kernel),
         tuple(Case(cell, 64, 32, 64, 256) for cell in LAYERS),
     ),
-    "steps": Table("steps", lambda case, plan: cell_contest(case, plan.kernel, "JAX" in plan.peers, plan.compiled)),
+    "steps": Table("steps", _steps),
     "inference": Table("a few steps, no_grad", lambda case, plan: inference_contest(case, plan.kernel), SHORT),
     "short": Table("a few steps, forward + backward", lambda case, plan: short_contest(case, plan.kernel), SHORT),
+    "stacks": Table("layers, both ways, packed", lambda case, plan: stack_contest(case, plan.kernel), STACKS),
 }
 
 
 def measure(plan: Plan, threads: int) -> Iterator[Row]:
-    """Every row of a plan, in this process, as it is: threads is only noted.
+    """Every row of a plan that is not known yet, in this process, as it is: threads is only noted.
 
     A contender that fails its check is not timed.
 
@@ -107,15 +134,17 @@ def measure(plan: Plan, threads: int) -> Iterator[Row]:
     (['bptt', 'torch.nn'], [])
     """
     products = [product()]
-    for name, case in plan.cases():
+    for name, case in plan.left(threads):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             contest = TABLES[name].contest(case, plan)
         checks = contest.checked()
         errors = {contender: check.error for contender, check in checks.items()}
-        right = {contender: call for contender, call in contest.calls.items() if errors[contender] <= TOLERANCE}
+        right = {
+            contender: call for contender, call in contest.calls.items() if errors.get(contender, inf) <= TOLERANCE
+        }
         times = interleaved(right, plan.seconds, plan.least)
         products.append(product())
         rate, got = (statistics.median(values) for values in zip(*products, strict=True))
         first = {contender: max(0.0, checks[contender].seconds - timing.median) for contender, timing in times.items()}
-        yield Row(name, case, threads, errors, times, rate, got, first)
+        yield Row(name, case, threads, errors, times, rate, got, first, dict(contest.missing))

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import kernels, nn
 from ..bench import (
+    COMPILE_SECONDS,
     SHAPES,
     STEP_CELLS,
     STEP_SHAPES,
@@ -98,13 +100,21 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile of each step too: minutes, and takes a C++ compiler")
     ] = False,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="save the measurements")] = None,
+    compile_seconds: Annotated[
+        float, typer.Option(metavar="S", help="that torch.compile of one step may take; beyond, its row says so")
+    ] = COMPILE_SECONDS,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="save the measurements, after each row")
+    ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="to the rows that FILE holds: what it has of all contenders is not run again")
+    ] = False,
 ) -> int:
     """Time bptt against torch.nn, JAX and hand-written code: same inputs, in turn, medians.
 
     Nothing is timed that has not passed its check; exit status 1 names what failed.
     Each number of threads has a process of its own, held to as many cores.
-    Ctrl-C shows what has been measured so far.
+    Ctrl-C shows what has been measured so far; --json and --add go on from there another time.
     """
     console = Console()
     if not console.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
@@ -135,31 +145,56 @@ def bench(
         step_shapes=step_shapes or STEP_SHAPES[: None if everything else 1 if quick else len(Plan.step_shapes)],
         policies=not quick,
         compiled=compiled,
+        compile_seconds=compile_seconds,
     )
     _check(plan)
     counts = _threads(threads)
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise InputError(f"json must be a file in a directory that is there: got {str(json)!r}")
+    results = _begun(json, add, Results(Machine.here(processor(), cores()), kernel, ()))
+    plan = replace(plan, known=results.rows)
     if wrong := [f"{row.net} {row.policy}" for row in compare() if not row.agrees]:
         console.print(f"not timed: these disagree with the equations, see bptt check: {'; '.join(wrong)}", style="red")
         return 1
     rows: list[Row] = []
     try:
-        with _progress(len(plan.cases()) * len(counts)) as progress:
-            for count in counts:
+        with _progress(sum(len(plan.left(count)) for count in counts)) as progress:
+            for count in filter(plan.left, counts):
                 with closing(measured(plan, count)) as measurement:
                     for row in measurement:
-                        rows.append(row)
+                        rows.append(replace(row, commit=results.machine.commit))
                         progress(row)
+                        if json is not None:
+                            results = results.extended(rows[-1:])
+                            write(json, results.to_json().encode())
     except KeyboardInterrupt:
         show(rows, console)
         raise
     show(rows, console)
     if json is not None:
-        results = Results(Machine.here(processor(), cores()), kernel, tuple(rows))
         write(json, results.to_json().encode())
         console.print(f"saved in {json}", markup=False, highlight=False, soft_wrap=True)
     return 1 if any(row.wrong for row in rows) else 0
+
+
+def _begun(file: Path | None, add: bool, new: Results) -> Results:
+    """What a file holds, on the present machine and day; without `add`, nothing."""
+    if not add:
+        return new
+    if file is None:
+        raise InputError("add is for a file of measurements: give --json FILE")
+    if not file.exists():
+        return new
+    try:
+        old = Results.from_json(file.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} holds no measurements of bptt bench: {error}") from None
+    if differs := old.machine.differs(new.machine):
+        pairs = (f"{name} {getattr(old.machine, name)}, here {getattr(new.machine, name)}" for name in differs)
+        raise InputError(f"{file} was measured elsewhere, or with other versions: {'; '.join(pairs)}")
+    if old.kernel != new.kernel:
+        raise InputError(f"kernel must be that of {file}, {old.kernel}: got {new.kernel}")
+    return replace(new, rows=old.rows)
 
 
 def _names(option: str, given: Sequence[str], allowed: Collection[str]) -> tuple[str, ...]:
@@ -228,6 +263,8 @@ def _peers(text: str | None, console: Console) -> tuple[str, ...]:
 def _check(plan: Plan) -> None:
     if not 0 <= plan.seconds < math.inf:
         raise InputError(f"seconds must be a finite number of at least 0: got {plan.seconds}")
+    if not 0 < plan.compile_seconds < math.inf:
+        raise InputError(f"compile-seconds must be a finite number above 0: got {plan.compile_seconds}")
     if not plan.cases():
         raise InputError(f"cell must be one that {', '.join(plan.tables)} has: got {','.join(plan.cells)!r}")
     if {*plan.tables} - {"steps"}:

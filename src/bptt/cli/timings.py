@@ -46,6 +46,14 @@ def show(rows: Sequence[Row], console: Console) -> None:
                 style="bold red",
                 soft_wrap=True,
             )
+        for name, reason in row.missing.items():
+            console.print(
+                f"not timed: {name} on {row.case}, {threads_in_words(row.threads)}: {reason}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     for verdict in judge(rows):
         console.print(
             str(verdict), style="green" if verdict.met else "yellow", markup=False, highlight=False, soft_wrap=True
@@ -66,7 +74,7 @@ def _table(rows: Sequence[Row]) -> Table:
     table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
     table.add_column("T, B, H" if steps else "T, B, I, H", no_wrap=True)
     table.add_column("cell", no_wrap=True)
-    rivals = list(dict.fromkeys(rival for row in rows for rival in row.rivals))
+    rivals = list(dict.fromkeys(rival for row in rows for rival in (*row.rivals, *row.missing)))
     for header in (f"{rows[0].subject} ms", "quartiles", *(f"{rival} x" for rival in rivals)):
         table.add_column(header, justify="right", no_wrap=True)
     if layers:
@@ -111,12 +119,11 @@ def _first(row: Row, name: str) -> str:
 
 
 def _what(row: Row) -> tuple[str, str]:
-    """The shape and the cell, with its policy where that is not the full gradient."""
+    """The shape and the cell, with its policy where that is not the full gradient, and what else sets it apart."""
     case = row.case
-    gradient = f" {case.gradient}" if case.gradient != "full" else ""
     if row.table == "steps":
-        return f"{case.T}, {case.B}, {case.H}", case.cell + gradient
-    return ", ".join(map(str, case.shape)), case.cell.upper() + gradient
+        return f"{case.T}, {case.B}, {case.H}", " ".join((case.cell, *case.marks))
+    return ", ".join(map(str, case.shape)), " ".join((case.cell.upper(), *case.marks))
 
 
 def _milliseconds(row: Row, name: str) -> str:
@@ -125,6 +132,6 @@ def _milliseconds(row: Row, name: str) -> str:
 
 def _ratio(row: Row, rival: str) -> str:
     if rival not in row.errors:
-        return ""
+        return "-" if rival in row.missing else ""
     ratio = row.ratio(rival)
     return "wrong" if ratio is None else f"{digits(ratio)} ~" if row.alike(rival) else digits(ratio)

@@ -8,8 +8,9 @@ from .cell import StepCell as StepCell
 from .cell import StepProblem as StepProblem
 from .cell import over_time as over_time
 from .jax_steps import JAX_STEPS as JAX_STEPS
+from .jax_steps import jax_scan as jax_scan
 
-__all__ = ["JAX_STEPS", "STEP_CELLS", "StepCell", "StepProblem", "over_time"]
+__all__ = ["JAX_STEPS", "STEP_CELLS", "StepCell", "StepProblem", "jax_scan", "over_time"]
 
 STEP_CELLS: dict[str, StepCell] = {
     cell.name: cell

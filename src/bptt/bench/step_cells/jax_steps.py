@@ -11,9 +11,27 @@ from typing import Any
 from .dynamics import CORNN, LEAK, LEM_DT, LIF, LTC_UNFOLDS, RK4_DT
 from .memory import HEAD, LEAST_STD
 
-__all__ = ["JAX_STEPS"]
+__all__ = ["JAX_STEPS", "jax_scan"]
 
 JaxStep = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+
+
+def jax_scan(jax: Any, step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, chunk: int | None) -> Any:
+    """y `[T, ...]` of a step (carry, x) -> (carry, y); chunk: no gradient enters a step whose number it divides."""
+    if chunk is None or chunk >= len(jax.tree.leaves(xs)[0]):
+        return jax.lax.scan(step, carry, xs)[1]
+
+    def run(carry: Any, xs: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(step, jax.tree.map(jax.lax.stop_gradient, carry), xs)
+
+    whole, rest = divmod(len(jax.tree.leaves(xs)[0]), chunk)
+    end = whole * chunk
+    chunks = jax.tree.map(lambda x: x[:end].reshape(whole, chunk, *x.shape[1:]), xs)
+    carry, y = jax.lax.scan(run, carry, chunks)
+    y = y.reshape(end, *y.shape[2:])
+    if not rest:
+        return y
+    return jax.numpy.concatenate([y, run(carry, jax.tree.map(lambda x: x[end:], xs))[1]])
 
 
 def _lstm(jax: Any, w: Any, carry: Any, x: Any) -> Any:
