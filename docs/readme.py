@@ -25,6 +25,8 @@ SHORT = ROOT / "benchmarks" / "results" / "short.json"
 """What `bptt bench inference short --json` saved."""
 STEPS_MEASURED = ROOT / "benchmarks" / "results" / "steps.json"
 """What `bptt bench steps --json` saved."""
+STACKS_MEASURED = ROOT / "benchmarks" / "results" / "stacks.json"
+"""What `bptt bench stacks --json` saved."""
 PLANTED = ROOT / "docs" / "verdicts.md"
 VERDICTS = ROOT / "benchmarks" / "results" / "verdicts.json"
 """What `benchmarks/verdicts.py` saved."""
@@ -141,6 +143,7 @@ def main() -> int:
         (README, "steps", STEPS_MEASURED, steps_markdown),
         (SPEED, "short", SHORT, short_markdown),
         (SPEED, "steps", STEPS_MEASURED, markdown),
+        (SPEED, "stacks", STACKS_MEASURED, markdown),
     ):
         if results.exists():
             parts[file][name] = form(Results.from_json(results.read_text(encoding="utf-8")))
