@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 import bptt
 from bptt.scan import compiled
+from bptt.steps import trace
 
 from .replayed import H, agrees, both, given, reason, weights
 
@@ -85,6 +87,35 @@ def test_what_torch_compile_has_made_is_traced_as_it_was_written() -> None:
     ):
         assert not reason(step, *given())
         agrees(step, *params)
+
+
+def test_traces_that_overlap_leave_the_compiler_on() -> None:
+    """One that begins during another, and ends after it: what torch.compile wraps is compiled again afterwards."""
+    seen: list[int] = []
+    compiled_sum = torch.compile(torch.add, backend=lambda graph, _: seen.append(1) or graph)  # type: ignore[func-returns-value]
+    first_inside, second_inside, first_done = (threading.Event() for _ in range(3))
+
+    def first(carry: list[Tensor], x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        first_inside.set()
+        assert second_inside.wait(60)
+        return [torch.tanh(carry[0] + x[0])], []
+
+    def second(carry: list[Tensor], x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        second_inside.set()
+        assert first_done.wait(60)
+        return [torch.tanh(carry[0] * x[0])], []
+
+    def later() -> None:
+        assert first_inside.wait(60)
+        trace(second, [torch.ones(2, H)], [torch.ones(2, H)])
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    trace(first, [torch.ones(2, H)], [torch.ones(2, H)])
+    first_done.set()
+    thread.join()
+    compiled_sum(torch.ones(2), torch.ones(2))
+    assert seen
 
 
 def test_a_default_dtype_that_changes_is_traced_anew() -> None:

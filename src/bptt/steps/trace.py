@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,14 +89,32 @@ def _row_counts(tensors: Tensors) -> tuple[int, int]:
     return (free[0], free[1]) if len(free) > 1 else (53, 59)
 
 
-@contextmanager
-def _without_compiler() -> Iterator[None]:
-    """A context with gradients in which what torch.compile has wrapped runs as it was written."""
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nothing has been compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.enable_grad())
-        yield
+class _AsWritten:
+    """A context in which what torch.compile has wrapped runs as it was written, in all threads.
+
+    The compiler's stance belongs to the process. The first of the traces that overlap sets it, the last one puts back
+    what was there: if each put back what it had found, one that began later would leave the compiler switched off.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.stance: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.stance is None and "torch._dynamo" in sys.modules:  # else nothing has been compiled
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.stance is not None:
+                self.stance.__exit__(None, None, None)
+                self.stance = None
+
+
+_AS_WRITTEN = _AsWritten()
 
 
 # One trace ------------------------------------------------------------------------------------------------------------
@@ -128,7 +147,7 @@ def _record(
     substitutes.one_row = isinstance(step, OneRow)
     substitutes.inside |= {id(t): t for t in (*cs, *xs)}
     try:
-        with torch.random.fork_rng(_generators((*carry, *x))), _without_compiler(), recorder, substitutes:
+        with torch.random.fork_rng(_generators((*carry, *x))), _AS_WRITTEN, torch.enable_grad(), recorder, substitutes:
             received = [c.clone() for c in cs], [t.clone() for t in xs]
             new, y = step(*received) if not isinstance(step, OneRow) else step.mapped(*received, substitutes.note)
     except NotTraceable:
