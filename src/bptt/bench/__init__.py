@@ -35,3 +35,4 @@ from .steps import STEP_SHAPES as STEP_SHAPES
 from .tables import TABLES as TABLES
 from .tables import Plan as Plan
 from .tables import measure as measure
+from .words import digits as digits
