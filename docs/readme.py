@@ -17,7 +17,7 @@ from textwrap import fill
 import torch
 
 from bptt import Chunked, Full, Randomized, Truncated
-from bptt.bench import Results, Row, digits, markdown, short_markdown, steps_markdown
+from bptt.bench import Results, Row, bounds_markdown, digits, markdown, short_markdown, steps_markdown
 from bptt.nn import LAYERS
 from bptt.policies import Adaptive, Policy
 
@@ -188,6 +188,7 @@ def main() -> int:
     parts[PLANTED] = {"verdicts": verdict_table(VERDICTS.read_text(encoding="utf-8"))}
     for file, name, results, form in (
         (SPEED, "bench", RESULTS, markdown),
+        (SPEED, "bounds", RESULTS, bounds_markdown),
         (OWN_CELLS, "steps", STEPS_MEASURED, steps_markdown),
         (SPEED, "short", SHORT, short_markdown),
         (SPEED, "steps", STEPS_MEASURED, markdown),

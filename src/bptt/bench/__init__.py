@@ -17,6 +17,7 @@ from .layers import PEERS as PEERS
 from .layers import Problem as Problem
 from .layers import layer_call as layer_call
 from .limited import COMPILE_SECONDS as COMPILE_SECONDS
+from .markdown import bounds_markdown as bounds_markdown
 from .markdown import markdown as markdown
 from .markdown import short_markdown as short_markdown
 from .markdown import steps_markdown as steps_markdown

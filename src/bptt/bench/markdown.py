@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Sequence
 
 from ..nn import LAYERS
+from .bounds import PARTS
 from .results import Results, Row, geometric_mean
 from .tables import TABLES
 from .words import digits, threads_in_words
 
-__all__ = ["markdown", "short_markdown", "steps_markdown"]
+__all__ = ["bounds_markdown", "markdown", "short_markdown", "steps_markdown"]
 
 
 def markdown(results: Results) -> str:
@@ -32,6 +33,35 @@ def markdown(results: Results) -> str:
         parts += [_steps(steps)] if steps else []
         parts += [_others(others)] if others else []
     return "\n\n".join(parts)
+
+
+def bounds_markdown(results: Results) -> str:
+    """Of every layer its time, and how much of it each part would take alone; a table for each number of threads."""
+    parts = [
+        f"Of each layer's time, forward + backward, what its parts take alone, in this order: "
+        f"{'; '.join(f'*{name}*: {what}' for name, what in PARTS.items())}. Products are torch's, float32, on as many "
+        "threads, each of which costs a call; at B = 1 a compiled walk takes less than they do."
+    ]
+    rows = [row for row in results.rows if row.parts and row.subject in row.times]
+    for threads in sorted({row.threads for row in rows}):
+        some = [row for row in rows if row.threads == threads]
+        cells = list(dict.fromkeys(row.case.cell for row in some))
+        lines = [
+            f"| {threads_in_words(threads)}: T, B, I, H | {' | '.join(cell.upper() for cell in cells)} |",
+            "|---|" + "---|" * len(cells),
+        ]
+        by_case = {(row.case.shape, row.case.cell): row for row in some}
+        for shape in dict.fromkeys(row.case.shape for row in some):
+            found = [by_case.get((shape, cell)) for cell in cells]
+            entries = ["" if row is None else _bounds(row) for row in found]
+            lines.append(f"| {', '.join(map(str, shape))} | {' | '.join(entries)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _bounds(row: Row) -> str:
+    time = row.times[row.subject].median
+    return " · ".join([_time(row), *(f"{row.parts[name].median / time:.0%}" for name in PARTS)])
 
 
 SHORT_SHOWN = ("bptt", "torch.nn")

@@ -32,7 +32,7 @@ class Row:
     beside it, float32 FLOP/s of a 2048 x 2048 x 2048 product on as many threads. cores: how many of the machine's that
     product got, less than `threads` where other programs took their part. first: of each that was timed, the seconds
     that its first call took beyond the median of later ones. missing: of each contender that refused, its reason.
-    commit: of the code that was measured.
+    commit: of the code that was measured. parts: what bounds the subject, timed beside it, see `bounds.PARTS`.
     """
 
     table: str
@@ -45,6 +45,7 @@ class Row:
     first: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+    parts: dict[str, Timing] = field(default_factory=dict)
 
     @property
     def place(self) -> tuple[str, Case, int]:
@@ -163,8 +164,8 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def _row(entry: dict[str, Any]) -> Row:
-    times = {name: Timing(**timing) for name, timing in entry["times"].items()}
-    return Row(**entry | {"case": Case(**entry["case"]), "times": times})
+    times, parts = ({name: Timing(**timing) for name, timing in entry.get(of, {}).items()} for of in ("times", "parts"))
+    return Row(**entry | {"case": Case(**entry["case"]), "times": times, "parts": parts})
 
 
 def _version(package: str) -> str | None:

@@ -11,8 +11,9 @@ import torch
 
 from ..clock import interleaved, product
 from ..nn import LAYERS
+from .bounds import layer_parts
 from .cases import SHAPES, Case
-from .contest import TOLERANCE, Contest
+from .contest import TOLERANCE, Call, Contest
 from .layers import PEERS, layer_contest
 from .limited import COMPILE_SECONDS
 from .results import Row
@@ -84,11 +85,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of contest. cases: those of the table, where the plan does not make them."""
+    """A kind of contest. cases: of the table, where the plan does not make them. parts: what is timed beside it."""
 
     title: str
     contest: Callable[[Case, Plan], Contest]
     cases: tuple[Case, ...] = ()
+    parts: Callable[[Case], dict[str, Call]] | None = None
 
 
 def _steps(case: Case, plan: Plan) -> Contest:
@@ -96,7 +98,7 @@ def _steps(case: Case, plan: Plan) -> Contest:
 
 
 TABLES = {
-    "layers": Table("layers", lambda case, plan: layer_contest(case, plan.peers, plan.kernel)),
+    "layers": Table("layers", lambda case, plan: layer_contest(case, plan.peers, plan.kernel), parts=layer_parts),
     "windows": Table(
         "truncation",
         lambda case, plan: window_contest(case, plan.kernel),
@@ -143,8 +145,12 @@ def measure(plan: Plan, threads: int) -> Iterator[Row]:
         right = {
             contender: call for contender, call in contest.calls.items() if errors.get(contender, inf) <= TOLERANCE
         }
-        times = interleaved(right, plan.seconds, plan.least)
+        parts = TABLES[name].parts
+        beside = {} if parts is None else parts(case)
+        timed = interleaved(right | beside, plan.seconds, plan.least)
+        times = {contender: timed[contender] for contender in right}
         products.append(product())
         rate, got = (statistics.median(values) for values in zip(*products, strict=True))
         first = {contender: max(0.0, checks[contender].seconds - timing.median) for contender, timing in times.items()}
-        yield Row(name, case, threads, errors, times, rate, got, first, dict(contest.missing))
+        yield Row(name, case, threads, errors, times, rate, got, first, dict(contest.missing),
+                  parts={part: timed[part] for part in beside})  # fmt: skip
