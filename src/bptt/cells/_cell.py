@@ -105,6 +105,12 @@ class Cell(ABC):
     `recurrent` differs from `da`."""
     projects: ClassVar[bool] = False
     """Whether h may be projected, by `Weights.hr`."""
+    onnx: ClassVar[str | None] = None
+    """Its operator in ONNX; None where ONNX has none."""
+    onnx_gates: ClassVar[tuple[str, ...]] = ()
+    """The gates in the order of that operator's rows."""
+    onnx_attributes: ClassVar[dict[str, int]] = {}
+    """What else tells the operator that it is this cell."""
     slope: float | None = None
     """beta_h, the largest |f'|, of a cell that is h_t = f(W_hh h_{t-1} + ...) and no more."""
 
@@ -148,6 +154,26 @@ class Cell(ABC):
     def recurrent(self, da: Tensor, gates: Tensor) -> Tensor:
         """`da` as the recurrent product sees it `[..., G*H]`: the same, but for cells that gate that product."""
         return da
+
+    def push(
+        self, da: Tensor, dr: Tensor, tangent: State, gates: Tensor, prev: State, state: State, w: Weights
+    ) -> State:
+        """The tangent of the state of step t, the weights' own part of `Weights.hr` left out.
+
+        da: of the input product with its biases `[..., G*H]`. dr: of the recurrent product with its biases. tangent: of
+        the state before. A tangent is what the transpose of `pull` makes of them, (6.34); a cell may say it in closed
+        form.
+        """
+
+        def back(*lam: Tensor) -> tuple[Tensor, ...]:
+            pulled = self.pull(lam, gates, prev, state, w)
+            direct = () if pulled.direct is None else (pulled.direct,)
+            return (pulled.da, self.recurrent(pulled.da, gates), *direct, *pulled.carried)
+
+        count = len(back(*state)) - 2
+        _, transposed = torch.func.vjp(back, *map(torch.zeros_like, state))  # type: ignore[misc]  # of torch
+        moved: State = transposed((da, dr, *tangent[len(tangent) - count :]))
+        return moved
 
     def projected(self, gates: Tensor, state: State) -> Tensor:
         """What `Weights.hr` multiplies `[..., H]`."""

@@ -19,6 +19,7 @@ class GRU(Cell):
     activations = ("sigmoid", "sigmoid", "tanh")
     tape_names = ("r", "z", "n", "n")
     keeps, inner = "z", "n"
+    onnx, onnx_gates, onnx_attributes = "GRU", ("z", "r", "n"), {"linear_before_reset": 1}
 
     def project(self, x: Tensor, w: Weights) -> Tensor:
         # b_hn is inside the reset gate's product (4.3), so only the other recurrent biases may join beforehand.
@@ -56,3 +57,13 @@ class GRU(Cell):
         da_r, da_z, da_n = parts(da, 3)
         dm = da_n * parts(gates, 4)[0]  # (4.10)
         return torch.cat([da_r, da_z, dm], -1)
+
+    def push(
+        self, da: Tensor, dr: Tensor, tangent: State, gates: Tensor, prev: State, state: State, w: Weights
+    ) -> State:
+        (dh,), (h,), (r, z, n, m) = tangent, prev, parts(gates, 4)
+        (gr, gz, gn), (ar, az, dm) = parts(da, 3), parts(dr, 3)
+        d_r = (gr + ar) * r * (1 - r)  # (6.26)
+        dz = (gz + az) * z * (1 - z)  # (6.27)
+        dn = (gn + d_r * m + r * dm) * (1 - n * n)  # (6.28)
+        return ((1 - z) * dn + z * dh + dz * (h - n),)  # (6.29)

@@ -19,6 +19,7 @@ class LSTM(Cell):
     activations = ("sigmoid", "sigmoid", "tanh", "sigmoid")
     state_names = ("h", "c")
     keeps, admits, projects = "f", "i", True
+    onnx, onnx_gates = "LSTM", ("i", "o", "f", "g")
 
     def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
         a_i, a_f, a_g, a_o = parts(gx + functional.linear(h, w.hh), 4)
@@ -43,6 +44,17 @@ class LSTM(Cell):
         dc_before = dc * f  # (5.15)
         da = torch.cat([di * i * (1 - i), df * f * (1 - f), dg * (1 - g * g), do * o * (1 - o)], -1)  # (5.16-5.19)
         return Pullback(da, carried=(dc_before,))
+
+    def push(
+        self, da: Tensor, dr: Tensor, tangent: State, gates: Tensor, prev: State, state: State, w: Weights
+    ) -> State:
+        i, f, g, o = parts(gates, 4)
+        a_i, a_f, a_g, a_o = parts(da + dr, 4)
+        di, df, dg, do = a_i * i * (1 - i), a_f * f * (1 - f), a_g * (1 - g * g), a_o * o * (1 - o)  # (6.30)
+        dc = f * tangent[1] + df * prev[1] + i * dg + di * g  # (6.31)
+        tanh_c = torch.tanh(state[1])
+        dm = do * tanh_c + o * (1 - tanh_c * tanh_c) * dc  # (6.32)
+        return (dm if w.hr is None else functional.linear(dm, w.hr), dc)  # (6.33)
 
     def linear(self, gates: Tensor) -> tuple[Tensor, Tensor]:
         i, f, g, _ = parts(gates, 4)

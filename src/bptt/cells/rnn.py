@@ -15,7 +15,8 @@ class RNN(Cell):
     """f is one of `ACTIVATIONS`. The state is the tape: f' is written on f's output."""
 
     name = "rnn"
-    gate_names = ("h",)
+    gate_names = onnx_gates = ("h",)
+    onnx = "RNN"
 
     def __init__(self, nonlinearity: str) -> None:
         self.nonlinearity = nonlinearity
@@ -32,3 +33,8 @@ class RNN(Cell):
         (dh,), (h,) = lam, state
         da = ACTIVATIONS[self.nonlinearity].pull(dh, h)  # (3.4)
         return Pullback(da)
+
+    def push(
+        self, da: Tensor, dr: Tensor, tangent: State, gates: Tensor, prev: State, state: State, w: Weights
+    ) -> State:
+        return (ACTIVATIONS[self.nonlinearity].pull(da + dr, state[0]),)  # (6.25): f' is its own transpose

@@ -3,7 +3,8 @@
 Nothing here is fast. Every other part of the package is compared with it, and cites its formula numbers. The
 derivations stand in README.md beside this file, in this order of chapters:
 
-1 `chain`, `recurrence`  2 `linear`  3 `rnn`  4 `gru`  5 `lstm`  6 `policies`, `randomized`  7 `stacks`  8 `bounds`
+1 `chain`, `recurrence`  2 `linear`  3 `rnn`  4 `gru`  5 `lstm`  6 `policies`, `randomized`, `tangents`  7 `stacks`
+8 `bounds`
 
 Legend: T time steps, B lanes, I inputs, H hidden units, P numbers in an output (H, or less with a projection),
 S numbers in a state (P, or P + H for an LSTM's pair). Formulas count steps from 1 and call the initial state h_0;

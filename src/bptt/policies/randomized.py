@@ -124,18 +124,17 @@ class Randomized(Policy):
     def weights(self, uniform: torch.Tensor) -> torch.Tensor:
         """The factors xi `[T, B]` from numbers in [0, 1) `[T-1, B]`: edge t is kept where row t-1 is below p."""
         edges, B = uniform.shape
-        xi = torch.ones(edges + 1, B, dtype=torch.float64, device=uniform.device)
+        xi = [torch.ones(1, B, dtype=torch.float64, device=uniform.device)]
         if isinstance(self.p, (int, float)):
-            xi[1:] = (uniform < self.p).double() / self.p
-            return xi
+            return torch.cat([*xi, (uniform < self.p).double() / self.p])
         keep = torch.tensor([self.keep(d) for d in range(1, edges + 1)], dtype=torch.float64, device=uniform.device)
         distance = torch.zeros(B, dtype=torch.long, device=uniform.device)  # edges kept since the last cut
         for t in range(1, edges + 1):
             p = keep[distance]
             kept = uniform[t - 1] < p
-            xi[t] = kept / p
+            xi.append((kept / p)[None])
             distance = torch.where(kept, distance + 1, 0)
-        return xi
+        return torch.cat(xi)
 
     def __str__(self) -> str:
         return self._text
