@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt.steps.guard import Guard
+from bptt.steps.rebinding import without_history
 
 from .guards import WHEN, guarded
 
@@ -106,3 +107,29 @@ def test_a_function_that_calls_itself() -> None:
     guard = guarded(made(2))
     assert guard.captured_by(made(2)) == ()
     assert guard.captured_by(made(3)) == f"`depth` is 3, and was 2{WHEN}"
+
+
+def test_a_step_that_leads_back_to_itself_is_remembered_as_it_is() -> None:
+    """By a list of what holds it, or through many functions; and each function of a net of them is looked at once."""
+    computed = torch.ones(2, requires_grad=True) * 2
+    held: list[Any] = [computed]
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return h * held[0], x
+
+    held.append(step)
+    assert without_history(step) == (step, {})
+
+    def wrapped(inner: Any) -> Any:
+        return lambda h: inner(h)
+
+    deep = chain = lambda h: h * computed
+    for _ in range(300):
+        deep = wrapped(deep)
+    assert without_history(deep) == (deep, {})
+    net = chain
+    for _ in range(40):
+        net = (lambda one, other: lambda h: one(h) + other(h))(net, net)
+    copy, stand_ins = without_history(net)
+    assert copy is not net
+    assert [t.grad_fn for t in stand_ins.values()] == [None]

@@ -20,5 +20,6 @@ from .recorder import NotTraceable as NotTraceable
 from .recorder import Recorder as Recorder
 from .restarts import restarting as restarting
 from .split import split as split
+from .substitutes import counts_rows as counts_rows
 from .trace import trace as trace
 from .traced import TracedStep as TracedStep

@@ -72,41 +72,85 @@ def without_history(step: Callable[..., Any]) -> tuple[Callable[..., Any], dict[
     A trace that is kept for later calls would keep the graph of the first one, and all that this holds. Returns too the
     tensor that stands for another, by its id.
     """
-    stand_ins: dict[int, Tensor] = {}
-    return _remembered(step, stand_ins), stand_ins
+    try:
+        copy = _Copy()
+        return copy.of(step), copy.stand_ins
+    except _LeadsBack:
+        return step, {}
 
 
-def _remembered(value: Any, stand_ins: dict[int, Tensor]) -> Any:
-    if isinstance(value, Tensor) and value.grad_fn is not None:
-        if id(value) not in stand_ins:
-            stand_ins[id(value)] = value.detach().requires_grad_()
-        return stand_ins[id(value)]
-    if isinstance(value, MethodType) and isinstance(value.__self__, Tensor):
-        return value
-    if type(value) in (list, tuple):
-        items = [_remembered(item, stand_ins) for item in value]
-        return value if all(map(operator.is_, items, value)) else type(value)(items)
-    if isinstance(value, partial):
-        held = [value.func, *value.args, *value.keywords.values()]
-        others = [_remembered(item, stand_ins) for item in held]
-        if all(map(operator.is_, held, others)):
+class _LeadsBack(Exception):  # noqa: N818  the step is remembered as it is
+    """A step leads back to itself, as a function does that calls itself, or goes too deep to tell."""
+
+
+DEEPEST = 50
+"""The functions and containers within one another that are looked into."""
+
+
+@dataclass
+class _Copy:
+    """A copy of a step in which tensors that were computed stand without what they come from.
+
+    stand_ins: the tensor that stands for another, by its id. made: what stands for a function or container, by its id;
+    missing while that is being made.
+    """
+
+    stand_ins: dict[int, Tensor] = field(default_factory=dict)
+    made: dict[int, Any] = field(default_factory=dict)
+    depth: int = 0
+
+    def of(self, value: Any) -> Any:
+        """What stands for a value: itself where nothing in it was computed. Raises _LeadsBack."""
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            if id(value) not in self.stand_ins:
+                self.stand_ins[id(value)] = value.detach().requires_grad_()
+            return self.stand_ins[id(value)]
+        if not isinstance(value, (MethodType, list, tuple, partial, FunctionType)):
             return value
-        function, *rest = others
-        args, keywords = rest[: len(value.args)], rest[len(value.args) :]
-        return partial(function, *args, **dict(zip(value.keywords, keywords, strict=True)))
-    if not isinstance(value, FunctionType) or not value.__closure__:
-        return value
-    contents = [_contents(cell) for cell in value.__closure__]
-    if any(content is value for content in contents):  # a function that calls itself
-        return value
-    others = [_remembered(content, stand_ins) for content in contents]
-    if all(map(operator.is_, contents, others)):
-        return value
-    cells = tuple(cell if a is b else CellType(b)
-                  for cell, a, b in zip(value.__closure__, contents, others, strict=True))  # fmt: skip
-    made = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-    made.__kwdefaults__, made.__module__, made.__qualname__ = value.__kwdefaults__, value.__module__, value.__qualname__
-    return made
+        if id(value) in self.made:
+            if self.made[id(value)] is _UNFINISHED:
+                raise _LeadsBack
+            return self.made[id(value)]
+        if self.depth == DEEPEST:
+            raise _LeadsBack
+        self.made[id(value)] = _UNFINISHED
+        self.depth += 1
+        found = self._of_parts(value)
+        self.depth -= 1
+        self.made[id(value)] = found
+        return found
+
+    def _of_parts(self, value: Any) -> Any:
+        if isinstance(value, MethodType) and isinstance(value.__self__, Tensor):
+            return value
+        if type(value) in (list, tuple):
+            items = list(map(self.of, value))
+            return value if all(map(operator.is_, items, value)) else type(value)(items)
+        if isinstance(value, partial):
+            held = [value.func, *value.args, *value.keywords.values()]
+            others = list(map(self.of, held))
+            if all(map(operator.is_, held, others)):
+                return value
+            function, *rest = others
+            args, keywords = rest[: len(value.args)], rest[len(value.args) :]
+            return partial(function, *args, **dict(zip(value.keywords, keywords, strict=True)))
+        if not isinstance(value, FunctionType) or not value.__closure__:
+            return value
+        contents = [_contents(cell) for cell in value.__closure__]
+        if any(content is value for content in contents):  # a function that calls itself
+            return value
+        others = list(map(self.of, contents))
+        if all(map(operator.is_, contents, others)):
+            return value
+        cells = tuple(cell if a is b else CellType(b)
+                      for cell, a, b in zip(value.__closure__, contents, others, strict=True))  # fmt: skip
+        made = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+        made.__kwdefaults__, made.__module__ = value.__kwdefaults__, value.__module__
+        made.__qualname__ = value.__qualname__
+        return made
+
+
+_UNFINISHED = object()
 
 
 @dataclass

@@ -189,8 +189,6 @@ class Recorder(TorchDispatchMode):
             raise NotTraceable(self.reason)
         if torch.is_inference_mode_enabled():
             raise self.refused(f"it turns on inference mode ({_name(func)})")
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return self._drawn(func, args, kwargs)
         if torch.Tag.data_dependent_output in func.tags or func in _VALUES:
             if func is aten._local_scalar_dense.default and (value := self._branch(args[0])) is not None:
                 return value
@@ -202,6 +200,8 @@ class Recorder(TorchDispatchMode):
                 result = rule(*args, **kwargs) if result is None else result
             if result is not NotImplemented:
                 return result
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return self._drawn(func, args, kwargs)
         if "batch_norm" in _name(func):
             raise self.refused(f"its rows depend on one another ({_name(func)} of a batch)")
         if torch.Tag.inplace_view in func.tags:

@@ -101,9 +101,44 @@ def _simpler(graph: Graph, node: Node) -> Node | None:
         return _sliced(graph, node, args)
     if target is aten.add.Tensor and isinstance(args[1], Node):
         return _sum(graph, node, args[0], args[1])  # type: ignore[arg-type]
+    if target is aten.select.int and _target(args[0]) is aten.permute.default:
+        return _selected_of_permuted(graph, node)
+    if _reshapes(node) and _reshapes(args[0]):
+        source = args[0].args[0]  # type: ignore[union-attr]
+        if _shape(source) == _shape(node):
+            return source  # type: ignore[return-value]
+        if aten.view.default in (target, _target(args[0])):
+            with graph.inserting_before(node):
+                return _like(graph.call_function(aten.view.default, (source, list(_shape(node)))), node)
     if target is aten.mul.Tensor and args[1] == 1 and not isinstance(args[1], Node):
         return args[0] if _dtype(args[0]) == _dtype(node) else None  # type: ignore[return-value]
     return None
+
+
+def _selected_of_permuted(graph: Graph, node: Node) -> Node:
+    """A part of a permuted value as what is left of the permutation, of that part."""
+    permuted, dim, index = cast("Any", node.args)
+    inner, dims = permuted.args
+    taken, (shape, dtype) = dims[dim], inner.meta["tensor"]
+    with graph.inserting_before(node):
+        part = graph.call_function(aten.select.int, (inner, taken, index))
+        part.meta["tensor"] = torch.Size([*shape[:taken], *shape[taken + 1 :]]), dtype
+        part.meta["line"] = node.meta.get("line")
+        rest = [d - (d > taken) for d in dims if d != taken]
+        return _like(graph.call_function(aten.permute.default, (part, rest)), node)
+
+
+def _reshapes(node: Any) -> bool:
+    """Whether the elements of a value are those of its argument in their order, in another shape."""
+    target = _target(node)
+    if target in (aten.view.default, aten.unsqueeze.default, aten.squeeze.dims):
+        return True
+    if target is aten.select.int:
+        return bool(_shape(node.args[0])[node.args[1]] == 1)
+    if target is aten.permute.default:
+        moved = [d for d in node.args[1] if _shape(node.args[0])[d] != 1]
+        return moved == sorted(moved)
+    return False
 
 
 def _is_row_by_transposed(product: Any) -> bool:

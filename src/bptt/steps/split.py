@@ -47,7 +47,8 @@ _LINEAR_IN_ONE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default}
 
 _LINEAR_IN_FIRST = {aten.div.Tensor, aten.tanh_backward.default, aten.sigmoid_backward.default, aten.mul.Scalar,
                     aten.div.Scalar, aten.gather.default, aten.convolution_backward.default,
-                    aten.convolution.default, aten.index_select.default}  # fmt: skip
+                    aten.convolution.default, aten.index_select.default, aten.tril.default,
+                    aten.triu.default}  # fmt: skip
 
 _ADDED_TO_ZEROS = {aten.index_add.default, aten.scatter_add.default}  # linear in what they add to zeros
 

@@ -16,7 +16,7 @@ from .draws import constant_arguments
 from .one_row import CELLS, leaf
 from .recorder import Recorder
 
-__all__ = ["Seen", "Substitutes", "repeated"]
+__all__ = ["Seen", "Substitutes", "counts_rows", "repeated"]
 
 
 @dataclass
@@ -141,7 +141,10 @@ class Substitutes(TorchFunctionMode):
             return known[1]
         made = t
         with _disable_current_modes(), torch.no_grad():
-            if id(t) in self.lanes:
+            counting = id(t) in self.lanes and counts_rows(t, self.seen.B)
+            if counting:
+                made = torch.arange(self.R, device=t.device)
+            elif id(t) in self.lanes:
                 made = repeated(t, self.R)
             elif t.requires_grad or t.is_inference():
                 made = t.detach().clone()
@@ -149,11 +152,20 @@ class Substitutes(TorchFunctionMode):
             with _disable_current_modes():
                 made = leaf(made, t.requires_grad)
             self.back[id(made)] = t
+            if counting:
+                self.recorder.node(made).meta["counting"] = True
         self.table[id(t)] = t, made
         self.sources[id(made)] = frozenset([id(t)] if self.seen.may_have_lanes(t) else [])
         self.seen.captured.append(t)
         self.inside[id(made)] = made
         return made
+
+
+def counts_rows(t: Tensor, B: int) -> bool:
+    """Whether a tensor is `torch.arange(B)`: the numbers of the rows, by which one element of each is taken."""
+    if t.dtype != torch.int64 or t.shape != (B,):
+        return False
+    return torch.equal(t, torch.arange(B, device=t.device))
 
 
 def _name(func: Any) -> str:

@@ -55,7 +55,7 @@ def trace(
     B = sizes.pop()
     assert B is not None
     first, second = _row_counts((*carry, *x))
-    lanes, errors = frozenset[int](), list[NotTraceable]()
+    lanes, blamed, reason = frozenset[int](), True, NotTraceable("")
     while True:
         try:
             seen = Seen(B)
@@ -70,16 +70,17 @@ def trace(
             restore()
             if error.left:
                 raise
-            errors.append(error)
+            reason = error if blamed else reason  # else it may be one of the lanes that are tried
         # Captured tensors of as many rows as there are lanes may have one for each: those that did not fit as they are,
         # then all. One that is not met again is another each time, which the step makes where no mode sees it.
         if not lanes <= {id(t) for t in seen.captured}:
-            raise errors[0]
+            raise reason
         more = lanes | seen.at_fault
-        if more == lanes:
+        blamed = more != lanes
+        if not blamed:
             more = lanes | {id(t) for t in seen.captured if seen.may_have_lanes(t)}
         if more == lanes:
-            raise errors[0]
+            raise reason
         lanes = more
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .branches import Branches
-from .canonical import solved_again
+from .canonical import OF_NUMBERS, solved_again
 from .draws import Draw
 from .known import known_before
 from .parts import Part, Value
@@ -32,6 +32,7 @@ class TracedStep:
     the tensors; lanes: those of them that have a row for each lane. constants: those that the step makes of Python
     values alone. opaque: it hands captured tensors to calls that cannot be looked into. draws: the random numbers that
     it is given: the last leaves of x, in this order. probabilities: of x and captured tensors, of these draws.
+    counted: which captured tensors have to be the numbers of the rows, from 0 on.
     """
 
     graph: Graph
@@ -53,6 +54,7 @@ class TracedStep:
     draws: tuple[Draw, ...] = ()
     probabilities: Part | None = None
     branches: Branches | None = None
+    counted: tuple[bool, ...] = ()
 
     @cached_property
     def solves(self) -> bool:
@@ -83,12 +85,13 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
     for recorded in (a, b):
         solved_again(recorded.graph)
         simplified(recorded.graph)
+    _make_constants(a, b)
     nodes_a, nodes_b = list(a.graph.nodes), list(b.graph.nodes)
     _check_made_outside(a, b)
     if [n.target for n in nodes_a] != [n.target for n in nodes_b] or not _same_captured(a, b) or a.decided != b.decided:
         raise NotTraceable("it does other operations for another number of rows")
     graph, made = Graph(), dict[Node, Node]()
-    rows = graph.placeholder("R")
+    rows, counted = graph.placeholder("R"), {n.name for n in nodes_a if n.meta.get("counted")}
     multiples = {1: rows}
 
     def count(k: int) -> Node:
@@ -159,6 +162,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         draws,
         known_before(graph, [n for n in probabilities if n is not None]),
         Branches.of(graph, [n for n in branches if n is not None], a.decided),
+        tuple(name in counted for _, name in a.captured),
     )
 
 
@@ -175,6 +179,26 @@ def _draw(node: Node, dims: tuple[tuple[int, bool], ...], by: Node | None) -> Dr
         node.meta["device"],
         None if by is None else by.name,
     )
+
+
+def _make_constants(a: Recorded, b: Recorded) -> None:
+    """Tensors that the step makes of the same numbers in both traces become captured ones."""
+    if len(a.graph.nodes) != len(b.graph.nodes):
+        return
+    for n, m in list(zip(a.graph.nodes, b.graph.nodes, strict=True)):
+        if n.target in OF_NUMBERS and (n.target, n.args, n.kwargs) == (m.target, m.args, m.kwargs):
+            tensor = n.target(*n.args, **n.kwargs)
+            for recorded, node in ((a, n), (b, m)):
+                with recorded.graph.inserting_before(next(iter(recorded.graph.nodes))):
+                    made = recorded.graph.placeholder(f"constant_{len(recorded.captured)}")
+                made.meta |= {"constant": True, "tensor": node.meta["tensor"], "line": node.meta.get("line")}
+                recorded.captured.append((tensor, made.name))
+                recorded.constants.append(True)
+                node.replace_all_uses_with(made)
+                recorded.graph.erase_node(node)
+                end = recorded.graph.output_node()
+                *others, dcaptured, probabilities, branches = cast("Any", end.args[0])
+                end.args = ([*others, [*dcaptured, None], probabilities, branches],)
 
 
 def _check_made_outside(a: Recorded, b: Recorded) -> None:

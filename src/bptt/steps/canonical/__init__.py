@@ -4,7 +4,19 @@ A rule computes the same values by operations of the canonical set: arithmetic, 
 functions, sums and extremes along dimensions, matrix products, and views by permutation, slice and size.
 """
 
-from . import activations, arithmetic, constants, indexing, normalisations, products, reductions, views  # noqa: F401  their rules
+from . import (  # noqa: F401  their rules
+    activations,
+    arithmetic,
+    attention,
+    constants,
+    indexing,
+    losses,
+    normalisations,
+    products,
+    reductions,
+    views,
+)
+from .constants import OF_NUMBERS as OF_NUMBERS
 from .indexing import by_row as by_row
 from .linear_algebra import solved_again as solved_again
 from .rules import RULES as RULES

@@ -56,6 +56,20 @@ def _leaky_relu_backward(grad: Tensor, a: Tensor, slope: Any, _: bool) -> Tensor
     return aten.where.self(aten.gt.Scalar(a, 0), grad, aten.mul.Tensor(grad, slope))
 
 
+@rule(aten._prelu_kernel.default)
+def _prelu(a: Tensor, slope: Tensor) -> Tensor:
+    return aten.where.self(aten.gt.Scalar(a, 0), a, aten.mul.Tensor(slope, a))
+
+
+@rule(aten._prelu_kernel_backward.default)
+def _prelu_backward(grad: Tensor, a: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    above = aten.gt.Scalar(a, 0)
+    return (
+        aten.where.self(above, grad, aten.mul.Tensor(slope, grad)),
+        _zero_where(above, aten.mul.Tensor(a, grad)),
+    )
+
+
 @rule(aten.elu.default)
 def _elu(a: Tensor, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Tensor:
     below = times(aten.expm1.default(times(a, input_scale)), alpha * scale)

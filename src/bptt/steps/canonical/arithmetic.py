@@ -56,6 +56,11 @@ def _pow(a: Tensor, exponent: Any) -> Any:
     return NotImplemented
 
 
+@rule(aten.frac.default)
+def _frac(a: Tensor) -> Tensor:
+    return aten.sub.Tensor(a, aten.trunc.default(a))
+
+
 @rule(aten.square.default)
 def _square(a: Tensor) -> Tensor:
     return aten.mul.Tensor(a, a)
@@ -83,6 +88,21 @@ def clamp(a: Tensor, least: Any = None, most: Any = None) -> Any:
     if least is not None and most is not None:
         return aten.clamp_max.default(aten.clamp_min.default(a, least), most)
     return aten.clamp_max.default(a, most) if least is None else aten.clamp_min.default(a, least)
+
+
+@rule(aten.nan_to_num.default)
+def _nan_to_num(a: Tensor, nan: Any = None, positive: Any = None, negative: Any = None) -> Any:
+    if not a.is_floating_point():
+        return NotImplemented
+    ends, infinite = torch.finfo(a.dtype), float("inf")
+    made = a
+    for mask, value in (
+        (aten.ne.Tensor(a, a), 0.0 if nan is None else nan),
+        (aten.eq.Scalar(a, infinite), ends.max if positive is None else positive),
+        (aten.eq.Scalar(a, -infinite), ends.min if negative is None else negative),
+    ):
+        made = aten.where.self(mask, aten.full.default([], value, dtype=a.dtype, device=a.device), made)
+    return made
 
 
 @rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)

@@ -10,9 +10,13 @@ from torch import Tensor
 
 from .rules import full, rule
 
-__all__: list[str] = []
+__all__ = ["OF_NUMBERS"]
 
 aten = torch.ops.aten
+
+OF_NUMBERS = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default, aten.eye.m,
+              aten.linspace.default}  # fmt: skip
+"""Operations that make a tensor of Python numbers alone, with other elements in other places."""
 
 
 @rule(aten.zeros_like.default, aten.new_zeros.default)

@@ -84,10 +84,13 @@ def by_row(recorder: Any, func: Any, args: Sequence[Any]) -> Tensor | None:
 
 
 def _counts(recorder: Any, t: Tensor, n: int) -> bool:
-    """Whether a tensor is `torch.arange(n)`, made inside of the step."""
+    """Whether a tensor is `torch.arange(n)`: made inside of the step, or captured, which is noted."""
     node = recorder.made(t)
     while node is not None and node.target in (aten.detach.default, aten.alias.default, aten.clone.default):
         node = node.args[0]
+    if node is not None and node.meta.get("counting"):
+        node.meta["counted"] = True
+        return True
     if node is None or node.target not in _ARANGE:
         return False
     before, after = _ARANGE[node.target]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .reductions import mean_dims, sum_dims
-from .rules import dim_of, rule
+from .rules import cast, dim_of, full, rule
 
 __all__: list[str] = []
 
@@ -51,6 +51,44 @@ def _layer_norm_backward(
         dw = sum_dims(aten.mul.Tensor(grad, normal), outer, False) if outer else aten.mul.Tensor(grad, normal)
     if wanted[2] and bias is not None:
         db = sum_dims(grad, outer, False) if outer else aten.clone.default(grad)
+    return da, dw, db
+
+
+@rule(aten.native_group_norm.default)
+def _group_norm(
+    a: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, C: int, _: int, groups: int, eps: float
+) -> Any:
+    inside = list(range(2, a.dim() + 1))
+    grouped = aten.view.default(a, [rows, groups, C // groups, *a.shape[2:]])
+    mean = mean_dims(grouped, inside, True)
+    centred = aten.sub.Tensor(grouped, mean)
+    inverse = aten.rsqrt.default(aten.add.Tensor(mean_dims(aten.mul.Tensor(centred, centred), inside, True), eps))
+    y = aten.view.default(aten.mul.Tensor(centred, inverse), list(a.shape))
+    y = y if weight is None else aten.mul.Tensor(y, _along_channels(a, weight))
+    y = y if bias is None else aten.add.Tensor(y, _along_channels(a, bias))
+    return y, *(aten.view.default(t, [rows, groups]) for t in (mean, inverse))
+
+
+@rule(aten.native_group_norm_backward.default)
+def _group_norm_backward(
+    grad: Tensor, a: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, rows: int, C: int, *others: Any
+) -> Any:
+    _, groups, wanted = others
+    inside, shape = list(range(2, a.dim() + 1)), [rows, groups, C // groups, *a.shape[2:]]
+    mean, inverse = (aten.view.default(t, [rows, groups, *[1] * (a.dim() - 1)]) for t in (mean, inverse))
+    normal = aten.mul.Tensor(aten.sub.Tensor(aten.view.default(a, shape), mean), inverse)
+    channels = [d for d in range(a.dim()) if d != 1]
+    da = dw = db = None
+    if wanted[0]:
+        g = grad if weight is None else aten.mul.Tensor(grad, _along_channels(a, weight))
+        g = aten.view.default(g, shape)
+        along = aten.mul.Tensor(normal, mean_dims(aten.mul.Tensor(g, normal), inside, True))
+        da = aten.mul.Tensor(aten.sub.Tensor(aten.sub.Tensor(g, mean_dims(g, inside, True)), along), inverse)
+        da = aten.view.default(da, list(a.shape))
+    if wanted[1] and weight is not None:
+        dw = sum_dims(aten.mul.Tensor(grad, aten.view.default(normal, list(a.shape))), channels, False)
+    if wanted[2]:
+        db = sum_dims(grad, channels, False)
     return da, dw, db
 
 
@@ -109,6 +147,18 @@ def _softmax(a: Tensor, dim: int, _: bool) -> Tensor:
     dim = dim_of(dim, a)
     e = aten.exp.default(aten.sub.Tensor(a, aten.amax.default(a, [dim], True)))
     return aten.div.Tensor(e, aten.sum.dim_IntList(e, [dim], True))
+
+
+@rule(aten._safe_softmax.default)
+def _safe_softmax(a: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros where all along the dimension is -inf."""
+    a = cast(a, dtype)
+    dim = dim_of(dim, a)
+    top = aten.amax.default(a, [dim], True)
+    nothing = aten.eq.Scalar(top, -math.inf)
+    zero, one = full(a, [], 0), full(a, [], 1)
+    e = aten.exp.default(aten.sub.Tensor(a, aten.where.self(nothing, zero, top)))
+    return aten.div.Tensor(e, aten.where.self(nothing, one, aten.sum.dim_IntList(e, [dim], True)))
 
 
 @rule(aten._softmax_backward_data.default)

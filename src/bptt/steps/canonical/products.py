@@ -49,6 +49,20 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return aten.sum.dim_IntList(aten.mul.Tensor(a, b), [0])
 
 
+@rule(aten._trilinear.default)
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, of_a: Any, of_b: Any, of_c: Any, summed: Any, unrolled: int = 1
+) -> Tensor:
+    """The product of three tensors, each with dimensions of size 1 inserted, summed over some dimensions."""
+    for_all = []
+    for t, dims in ((a, of_a), (b, of_b), (c, of_c)):
+        for dim in sorted(dims):
+            t = aten.unsqueeze.default(t, dim)
+        for_all.append(t)
+    product = aten.mul.Tensor(aten.mul.Tensor(for_all[0], for_all[1]), for_all[2])
+    return aten.sum.dim_IntList(product, sorted(summed)) if summed else product
+
+
 @rule(aten.convolution_backward.default)
 def _convolution_backward(grad: Tensor, a: Tensor, weight: Tensor, sizes: Any, *others: Any) -> Any:
     """One gradient at a time: that of the input feeds the carry, that of the weights can wait.

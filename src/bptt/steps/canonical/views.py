@@ -106,6 +106,36 @@ def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return aten.cat.default([aten.unsqueeze.default(t, dim) for t in tensors], dim)
 
 
+@rule(aten.roll.default)
+def _roll(a: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
+    if not dims:
+        return NotImplemented
+    made = a
+    for shift, dim in zip(shifts, dims, strict=True):
+        dim = dim_of(dim, a)
+        first = -shift % a.shape[dim] if a.shape[dim] else 0
+        if first:
+            parts = aten.slice.Tensor(made, dim, first, a.shape[dim]), aten.slice.Tensor(made, dim, 0, first)
+            made = aten.cat.default(parts, dim)
+    return aten.clone.default(a) if made is a else made
+
+
+@rule(aten.constant_pad_nd.default)
+def _constant_pad(a: Tensor, pad: Sequence[int], value: Any = 0) -> Tensor:
+    """Slices where it takes away, and constants beside what is left."""
+    made = a
+    for i in range(len(pad) // 2):
+        dim, before, after = a.dim() - 1 - i, pad[2 * i], pad[2 * i + 1]
+        start, end = max(0, -before), made.shape[dim] - max(0, -after)
+        made = made if (start, end) == (0, made.shape[dim]) else aten.slice.Tensor(made, dim, start, end)
+        shape = list(made.shape)
+        sides = (full(a, [*shape[:dim], n, *shape[dim + 1 :]], value) if n > 0 else None for n in (before, after))
+        first, last = sides
+        parts = [t for t in (first, made, last) if t is not None]
+        made = aten.cat.default(parts, dim) if len(parts) > 1 else made
+    return aten.clone.default(a) if made is a else made
+
+
 @rule(aten.repeat.default)
 def _repeat(a: Tensor, repeats: Sequence[int]) -> Any:
     if len(repeats) != a.dim() or 0 in repeats:
