@@ -9,6 +9,8 @@
 #include "machine.hpp"
 #include "scratch.hpp"
 
+#include <cstring>
+
 namespace bptt::BPTT_VARIANT {
 
 constexpr long tile_rows = 32; // of a tile at most
@@ -40,6 +42,7 @@ template <class T> struct ProgramMemory {
         const long all = a.back ? a.N : a.B, own = (all + workers - 1) / workers;
         const long tiles = (own + tile_rows - 1) / tile_rows;
         rows = tiles ? (own + tiles - 1) / tiles : 1;
+        if (!a.row_values) rows = own;                   // nothing of a tile has to stay near
         if (a.overlaps && workers > 1) rows = tile_rows; // shares of lanes are not equal ones of columns
         shared = scratch.take<void *>(a.places);
         sums = scratch.take<double *>(a.places * workers);
@@ -87,7 +90,7 @@ template <class T> struct Walk {
             for (long p = 0; p < a.places; ++p)
                 if (a.place[p].kind == Kind::sum)
                     for (int i = 0; i < worker.count; ++i)
-                        for (long j = 0; j < a.place[p].width; ++j) s.sums[p * worker.count + i][j] = 0;
+                        std::memset(s.sums[p * worker.count + i], 0, a.place[p].width * sizeof(double));
         if (worker.id == 0) {
             long widest = 1;
             for (long p = 0; p < a.places; ++p)
@@ -145,6 +148,7 @@ template <class T> struct Walk {
                 machine.run(a.once, a.count, rows);
             }
         }
+        add_up();
     }
 
     long top(long n) const { return a.columns[n]; }
@@ -176,18 +180,32 @@ template <class T> struct Walk {
         const long count = choose();
         for (long first = 0; first < count; first += s.rows)
             tile(s.columns + first, count - first < s.rows ? count - first : s.rows);
+        add_up();
+    }
+
+    // The sums of all workers.
+    void add_up() {
         bool sums = false;
         for (long p = 0; p < a.places; ++p) sums |= a.place[p].kind == Kind::sum;
         if (!sums) return;
         worker.wait();
         if (worker.id != 0) return;
         for (long p = 0; p < a.places; ++p)
-            if (a.place[p].kind == Kind::sum)
-                for (long i = 0; i < a.place[p].width; ++i) {
+            if (a.place[p].kind == Kind::sum) {
+                const long n = a.place[p].width;
+                long i = 0;
+                for (; i + lanes<T> <= n; i += lanes<T>) {
+                    Wide<T> sum{};
+                    for (int w = 0; w < worker.count; ++w)
+                        sum += *reinterpret_cast<const Wide<T> *>(s.sums[p * worker.count + w] + i);
+                    store(outside(p) + i, __builtin_convertvector(sum, Vec<T>));
+                }
+                for (; i < n; ++i) {
                     double sum = 0;
                     for (int w = 0; w < worker.count; ++w) sum += s.sums[p * worker.count + w][i];
                     outside(p)[i] = T(sum);
                 }
+            }
     }
 
     // The walk of some columns, the longest first.

@@ -60,6 +60,7 @@ template <class T> struct Machine {
         case Op::solve: return solve(in, rows);
         case Op::cumsum: return cumulate(in, rows);
         case Op::add_rows: return add_rows(in, rows);
+        case Op::add_outer: return add_outer(in, rows);
         default: return reduce(in, rows);
         }
     }
@@ -361,17 +362,38 @@ template <class T> struct Machine {
             long i = 0;
             if (to == 1 && from == 1)
                 for (; i + L <= n; i += L) {
-                    Wide sum = *reinterpret_cast<const Wide *>(out + i);
+                    Wide<T> sum = *reinterpret_cast<const Wide<T> *>(out + i);
                     for (long r = 0; r < rows; ++r)
-                        sum += __builtin_convertvector(load(x.p + d[1] + r * x.row + i), Wide);
-                    *reinterpret_cast<Wide *>(out + i) = sum;
+                        sum += __builtin_convertvector(load(x.p + d[1] + r * x.row + i), Wide<T>);
+                    *reinterpret_cast<Wide<T> *>(out + i) = sum;
                 }
             for (long r = 0; i < n && r < rows; ++r)
                 for (long j = i; j < n; ++j) out[j * to] += (double)x.p[d[1] + r * x.row + j * from];
         });
     }
 
-    typedef double Wide __attribute__((vector_size(sizeof(double) * lanes<T>), aligned(sizeof(double)), may_alias));
+    // The products of so many rows are added up as they are, and then to doubles.
+    void add_outer(const Instruction &in, long rows) const {
+        constexpr long most = 128;
+        double *sums = static_cast<double *>(base[in.x[0].place]) + in.x[0].offset;
+        const At x = at(in.x[1]), y = at(in.x[2]);
+        const long I = in.n[2], J = in.n[3], down = in.x[0].strides[2], along = in.x[1].strides[2];
+        for (long r = 0; r < rows; r += most)
+            for (long k = 0; k < in.n[1]; ++k)
+                for (long j = 0; j < J; j += 2 * L) {
+                    const long count = rows - r < most ? rows - r : most;
+                    const int last = (int)(J - j <= L ? J - j : J - j < 2 * L ? J - j - L : L);
+                    const T *q = y.p + r * y.row + k * in.x[2].strides[1] + j;
+                    for (long i = 0; i < I;) {
+                        const int M = I - i >= 8 ? 8 : 1;
+                        const auto outer = M == 8 ? (J - j > L ? outer_of<T, 8, 2> : outer_of<T, 8, 1>)
+                                                  : (J - j > L ? outer_of<T, 1, 2> : outer_of<T, 1, 1>);
+                        const T *p = x.p + r * x.row + k * in.x[1].strides[1] + i * along;
+                        outer(sums + i * down + j, down, p, x.row, along, q, y.row, count, last);
+                        i += M;
+                    }
+                }
+    }
 };
 
 } // namespace bptt::BPTT_VARIANT

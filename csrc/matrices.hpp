@@ -80,4 +80,39 @@ template <class T> void factor(T (*lu)[most_unknowns], int *from, int n) {
     }
 }
 
+template <class T> struct WideOf {
+    typedef double Type __attribute__((vector_size(sizeof(double) * lanes<T>), aligned(sizeof(double)), may_alias));
+};
+
+// A vector's values as doubles.
+template <class T> using Wide = typename WideOf<T>::Type;
+
+// to[m * down + j] += the sum over rows r of p[r * p_row + m * along] q[r * q_row + j], for M values m and V vectors
+// of j, of the last of which only `last` values count.
+template <class T, int M, int V>
+void outer_of(double *to, long down, const T *p, long p_row, long along, const T *q, long q_row, long rows, int last) {
+    constexpr int L = lanes<T>;
+    Vec<T> sum[M][V] = {};
+    for (long r = 0; r < rows; ++r, p += p_row, q += q_row) {
+        Vec<T> w[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) w[v] = v + 1 < V ? load(q + v * L) : load(q + v * L, last);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            const Vec<T> x = broadcast(p[m * along]);
+#pragma GCC unroll 2
+            for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int v = 0; v < V; ++v) {
+            double *out = to + m * down + v * L;
+            const Wide<T> wide = __builtin_convertvector(sum[m][v], Wide<T>);
+            if (v + 1 < V || last == L)
+                *reinterpret_cast<Wide<T> *>(out) += wide;
+            else
+                for (int l = 0; l < last; ++l) out[l] += wide[l];
+        }
+}
+
 } // namespace bptt::BPTT_VARIANT

@@ -1,5 +1,6 @@
 // The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/cpu.py) has checked
 // shapes, strides and types, and keeps the tensors alive.
+#include "bound.hpp"
 #include "team.hpp"
 #include "variants.hpp"
 #include "walks.hpp"
@@ -70,10 +71,12 @@ struct Plan {
     Split split;
 };
 
+// Multiplications of a step from which on it is shared, where every step has a barrier of about 0.3 us.
+constexpr double least_step = 5e4;
+
 // How many threads are worth it, and what they share: `work` is the multiplications of one row and step.
 Plan plan(int threads, long rows, long steps, double work, long weight_bytes) {
     constexpr double least_work = 2e5;       // of a thread: what starting it costs, about 5 us
-    constexpr double least_step = 5e4;       // of a step, where every step has a barrier of about 0.3 us
     constexpr long near_bytes = 1024 * 1024; // weights beyond that are read from far for every group of rows
     if (threads <= 1 || rows < 1 || rows * steps * work < threads * least_work) return {1, Split::rows};
     if (rows >= threads * (weight_bytes > near_bytes ? 16 : 4)) return {threads, Split::rows};
@@ -169,12 +172,21 @@ template <class Real> void sweep(int variant, Sweep<Real> a, int threads) {
     if (a.N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
     const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
-    const Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
-    if (a.da)
+    Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
+    if (a.sums && planned.split == Split::rows && planned.threads > a.B) // the columns of a lane stay together
+        planned = a.N * work(a) >= least_step ? Plan{planned.threads, Split::panels} : Plan{1, Split::rows};
+    if (a.da || a.sums)
         walk(a, planned, walks.sweep_bytes, walks.sweep);
     else
         walk<Sweep<Real>>(a, planned, walks.sweep_bytes, walks.sweep, a.T * a.B * width * long(sizeof(Real)),
                           [](Sweep<Real> &b, void *memory) { b.da = static_cast<Real *>(memory); });
+}
+
+template <class Real> void row_sums(int variant, RowSums<Real> a, int threads) {
+    const Walks<Real> &walks = walks_of<Real>(variant);
+    Plan planned = plan(threads, a.M, a.N, double(a.K + a.K2), 0);
+    planned.split = Split::rows;
+    walk(a, planned, walks.row_sums_bytes, walks.row_sums);
 }
 
 void copy(const Move *moves, long count) {
@@ -228,13 +240,22 @@ template <class Real> struct Fields<Sweep<Real>> {
     static constexpr auto all = std::make_tuple(
         BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(N),
         BPTT_FIELD(R), BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(error_stride),
-        BPTT_FIELD(by_position), BPTT_FIELD(overlaps), BPTT_FIELD(columns), BPTT_FIELD(counts), BPTT_FIELD(gates),
-        BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
-        BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c), BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr),
-        BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh),
-        BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx),
-        BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
+        BPTT_FIELD(errors_by_position), BPTT_FIELD(by_position), BPTT_FIELD(sums), BPTT_FIELD(columns),
+        BPTT_FIELD(counts), BPTT_FIELD(gates), BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h),
+        BPTT_FIELD(reset_c), BPTT_FIELD(errors), BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c),
+        BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr), BPTT_FIELD(da), BPTT_FIELD(adjoint_h),
+        BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh), BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c),
+        BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
 };
+
+template <class Real> struct Fields<RowSums<Real>> {
+    using S = RowSums<Real>;
+    static constexpr auto all =
+        std::make_tuple(BPTT_FIELD(N), BPTT_FIELD(M), BPTT_FIELD(K), BPTT_FIELD(K2), BPTT_FIELD(a_stride),
+                        BPTT_FIELD(b_stride), BPTT_FIELD(b2_stride), BPTT_FIELD(rows), BPTT_FIELD(a), BPTT_FIELD(b),
+                        BPTT_FIELD(b2), BPTT_FIELD(out), BPTT_FIELD(out2), BPTT_FIELD(sums));
+};
+
 template <class Real> struct Fields<Program<Real>> {
     using S = Program<Real>;
     static constexpr auto all = std::make_tuple(
@@ -274,6 +295,19 @@ template <class Struct, auto run> void define(nb::module_ &module, const char *n
     defined.def(
         "run", [](const Struct &a, int variant, int threads) { run(variant, a, threads); }, nb::kw_only(),
         nb::arg("variant"), nb::arg("threads"), Released());
+}
+
+template <class Real> void define_bound(nb::module_ &module, const char *name) {
+    using Numbers = typename Bound<Real>::Numbers;
+    nb::class_<Bound<Real>>(module, name)
+        .def(nb::init<const Program<Real> &, Numbers, Numbers, Numbers, long>(), nb::arg("program"),
+             nb::arg("addresses"), nb::arg("parts"), nb::arg("moves"), nb::arg("before"))
+        .def(
+            "run",
+            [](const Bound<Real> &bound, const std::vector<Address> &memories, int variant, int threads) {
+                bound.run(memories, [&](const Program<Real> &call) { program<Real>(variant, call, threads); });
+            },
+            nb::arg("memories"), nb::arg("variant"), nb::arg("threads"), Released());
 }
 
 template <class Real> void apply(int variant, int cell, long n, Address x, Address y) {
@@ -348,8 +382,12 @@ NB_MODULE(_walks, module) {
     define<Infer<double>, infer<double>>(module, "InferFloat64");
     define<Sweep<float>, sweep<float>>(module, "SweepFloat32");
     define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
+    define<RowSums<float>, row_sums<float>>(module, "RowSumsFloat32");
+    define<RowSums<double>, row_sums<double>>(module, "RowSumsFloat64");
     define<Program<float>, program<float>>(module, "ProgramFloat32");
     define<Program<double>, program<double>>(module, "ProgramFloat64");
+    define_bound<float>(module, "BoundFloat32");
+    define_bound<double>(module, "BoundFloat64");
     module.def("places", places, nb::arg("tensors"), nb::arg("shapes"), nb::arg("dtype"));
     module.def("apply_float32", apply<float>, Released());
     module.def("apply_float64", apply<double>, Released());

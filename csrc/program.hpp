@@ -61,6 +61,7 @@ enum class Op : std::int64_t {
     least,        //
     cumsum,       // n: three dimensions of their own, one along which is added up
     add_rows,     // n: as element-wise
+    add_outer,    // n: 1, rows of a value that belong to a row, I, J; sums[i, j] += x1[i] x2[j]
     element_wise, // the first of these
 };
 

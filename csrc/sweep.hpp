@@ -2,6 +2,7 @@
 #pragma once
 
 #include "forward.hpp"
+#include "summed.hpp"
 
 namespace bptt::BPTT_VARIANT {
 
@@ -21,31 +22,35 @@ template <Cell f, class T> BPTT_INLINE Vec<T> pull(Vec<T> dh, Vec<T> h) {
 // One step of the walk for a group of columns, numbered from the group's first.
 template <class T> struct Back {
     const Sweep<T> &a;
-    long width;     // of a row of da: G H
-    long j;         // steps walked before this one
-    long first;     // the group's first column
-    const long *at; // [columns] row of the step in a [T, B, ...] tensor; one step before 0: minus B plus lane
-    T *const *to;   // [columns] where da goes, from where the next step's product takes it
-    T *carried;     // [columns, H] what passes to the step before beside the product: an LSTM's dc, a GRU's dh z
-    T *lambda;      // [columns, P] where a projection follows, lambda of h
+    long width;          // of a row of da: G H
+    long j;              // steps walked before this one
+    const long *columns; // the group's, by their numbers in `a`
+    const long *at;      // [columns] row of the step in a [T, B, ...] tensor; one step before 0: minus B plus lane
+    T *const *to;        // [columns] where da goes, from where the next step's product takes it
+    T *carried;          // [columns, H] what passes to the step before beside the product: an LSTM's dc, a GRU's dh z
+    T *lambda;           // [columns, P] where a projection follows, lambda of h
     const T *zeros;
 
-    // Where column n's values of this step lie.
-    BPTT_INLINE long place(long n) const {
-        return a.by_position ? (a.length(first + n) - 1 - j) * a.N + a.slot(first + n) : at[n];
-    }
+    // Where column n's values of this step lie, of those by position.
+    BPTT_INLINE long position(long n) const { return (a.length(columns[n]) - 1 - j) * a.N + a.slot(columns[n]); }
+
+    // Where its da and its adjoints lie.
+    BPTT_INLINE long place(long n) const { return a.by_position ? position(n) : at[n]; }
+    BPTT_INLINE long adjoint_place(long n) const { return a.by_position && !a.sums ? position(n) : at[n]; }
 
     // The factor on what comes from the step after.
     BPTT_INLINE T factor(long n) const { return a.edge_factors && j ? a.edge_factors[at[n] + a.B] : T(1); }
 
     // The step's own error of h, or zeros.
     BPTT_INLINE const T *error(long n) const {
-        return a.errors && (a.by_position || j < a.own(first + n)) ? a.errors + place(n) * a.error_stride : zeros;
+        if (!a.errors || (!a.errors_by_position && j >= a.own(columns[n]))) return zeros;
+        return a.errors + (a.errors_by_position ? position(n) : at[n]) * a.error_stride;
     }
 
     // The adjoint of h or c that the column begins with at its top; zeros where it has none, and later.
     BPTT_INLINE const T *arrived(const T *arriving, long size, long n) const {
-        return arriving && j == 0 && a.arrives(first + n) >= 0 ? arriving + a.arrives(first + n) * size : zeros;
+        if (!arriving || j != 0 || a.arrives(columns[n]) < 0) return zeros;
+        return arriving + a.arrives(columns[n]) * size;
     }
 
     // The state before the step.
@@ -54,10 +59,10 @@ template <class T> struct Back {
         return restart(reset, step, at[n], a.B, size, zeros);
     }
 
-    BPTT_INLINE T *adjoint(long n) const { return a.adjoint_h ? a.adjoint_h + place(n) * a.P : nullptr; }
+    BPTT_INLINE T *adjoint(long n) const { return a.adjoint_h ? a.adjoint_h + adjoint_place(n) * a.P : nullptr; }
 
-    // Where rows of several columns add up, da is summed here and `to` holds the column's own.
-    BPTT_INLINE T *sum(long n) const { return a.overlaps ? a.da + at[n] * width : nullptr; }
+    // Where rows of several columns add up, da is added here too.
+    BPTT_INLINE T *sum(long n) const { return a.sums ? a.sums + at[n] * width : nullptr; }
 };
 
 template <class T> BPTT_INLINE Vec<T> scaled(Vec<T> x, T factor) {
@@ -78,7 +83,7 @@ template <class T> struct Arriving {
 
     BPTT_INLINE Arriving(const Back<T> &b, long n)
         : factor(b.factor(n)), error(b.error(n)), arrived(b.arrived(b.a.arriving_h, b.a.P, n)), adjoint(b.adjoint(n)),
-          adds(b.a.overlaps), begins(arrived != b.zeros) {}
+          adds(b.a.sums), begins(arrived != b.zeros) {}
 
     BPTT_INLINE Vec<T> operator()(Vec<T> through, long u, int count) const {
         Vec<T> lambda = scaled(through, factor) + load(error + u, count);
@@ -149,7 +154,7 @@ template <class T> struct LstmBack : Back<T> {
             const T *arrived = this->arrived(a.arriving_c, H, n + i);
             const T factor = this->factor(n + i);
             T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
-            T *adjoint_c = a.adjoint_c ? a.adjoint_c + this->place(n + i) * H : nullptr;
+            T *adjoint_c = a.adjoint_c ? a.adjoint_c + this->adjoint_place(n + i) * H : nullptr;
             const auto each = [&](auto dm_of) __attribute__((always_inline)) {
                 for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                     const long u = unit + v * lanes<T>;
@@ -160,7 +165,7 @@ template <class T> struct LstmBack : Back<T> {
                     const Vec<T> dm = dm_of(load(sums), u, count); // (5.9)
                     Vec<T> dc = load(arrived + u, count);
                     if (this->j) dc += scaled(load(carried + u, count), factor); // (5.8)
-                    if (adjoint_c) store(adjoint_c + u, a.overlaps ? load(adjoint_c + u, count) + dc : dc, count);
+                    if (adjoint_c) store(adjoint_c + u, a.sums ? load(adjoint_c + u, count) + dc : dc, count);
                     dc += dm * o * (one - tanh_c * tanh_c);                                // (5.11)
                     put(to + u, sum ? sum + u : nullptr, dc * g * in * (one - in), count); // (5.13), (5.16)
                     put(to + H + u, sum ? sum + H + u : nullptr, dc * load(c_prev + u, count) * f * (one - f),
@@ -203,7 +208,7 @@ template <class T> struct Leaving : Back<T> {
         for (int i = 0; i < rows; ++i) {
             const T factor = this->factor(n + i);
             const T *carried = a.cell == Cell::gru ? this->carried + (n + i) * a.H : nullptr;
-            T *initial = a.leaving_h + a.slot(this->first + n + i) * a.P;
+            T *initial = a.leaving_h + a.slot(this->columns[n + i]) * a.P;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 const int count = (int)least(a.P - u, lanes<T>);
@@ -221,26 +226,29 @@ template <class T> struct SweepMemory {
     Panels<T> w, projection; // the recurrent weights; an LSTM's projection
     T *zeros = nullptr;
     void *small = nullptr;
+    bool ring;                          // whether a column's own da lies nowhere but in `rows`
     long together;                      // columns of a group
     long *at = nullptr;                 // this worker's, [together]
+    long *columns = nullptr;            // its columns, [N] at most
     T **to = nullptr, **from = nullptr; // [together] da rows of this step and of the one after
     const T **lambda_rows = nullptr;
-    T *rows[2] = {};                         // [together, width] da of the group's columns where rows of several add up
+    T *rows[2] = {};                         // [together, width] da of the group's columns, of this step and the next
     T *carried = nullptr, *lambda = nullptr; // [together, H], [together, P]
     long bytes;
 
     SweepMemory(const Sweep<T> &a, void *memory, int id, int workers, bool apart)
         : w(1, a.P, gates_of(a.cell) * a.H, apart ? a.N / workers : a.N,
             lying(a.w_hh, gates_of(a.cell) * a.H * a.P, multiplied_rows(a), true, a.cell == Cell::gru ? 2 * a.H : 0)),
-          projection(1, a.H, a.P, apart ? a.N / workers : a.N, lying(a.w_hr, a.P * a.H, a.R * a.N, true)) {
+          projection(1, a.H, a.P, apart ? a.N / workers : a.N, lying(a.w_hr, a.P * a.H, a.R * a.N, true)),
+          ring(a.sums && !a.da) {
         Scratch scratch(memory);
         const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));
         zeros = scratch.take<T>(a.H > a.P ? a.H : a.P);
         small = scratch.take<char>(small_sweep_bytes(a, gates_of(a.cell), width));
-        together = rows_together<T>(a.overlaps ? 2 * width : width) * (apart ? 1 : workers);
-        if (!apart && !a.overlaps) together = a.N; // by panels
+        together = rows_together<T>(ring ? 2 * width : width) * (apart ? 1 : workers);
+        if (!apart && !ring) together = a.N;
         together = least(together, a.N);
         if (together < 1) together = 1;
         // Where workers walk apart each has its own; else all share the first's, but for the pointers.
@@ -248,10 +256,11 @@ template <class T> struct SweepMemory {
             long *own_at = scratch.take<long>(together);
             T **own_to = scratch.take<T *>(together), **own_from = scratch.take<T *>(together);
             const T **own_lambda = scratch.take<const T *>(together);
-            if (i == id) at = own_at, to = own_to, from = own_from, lambda_rows = own_lambda;
+            long *own_columns = scratch.take<long>(a.N);
+            if (i == id) at = own_at, to = own_to, from = own_from, lambda_rows = own_lambda, columns = own_columns;
             if (apart || i == 0) {
-                T *first = a.overlaps ? scratch.take<T>(together * width) : nullptr;
-                T *second = a.overlaps ? scratch.take<T>(together * width) : nullptr;
+                T *first = ring ? scratch.take<T>(together * width) : nullptr;
+                T *second = ring ? scratch.take<T>(together * width) : nullptr;
                 T *kept = a.cell >= Cell::gru ? scratch.take<T>(together * a.H) : nullptr;
                 T *arrived = a.w_hr ? scratch.take<T>(together * a.P) : nullptr;
                 if (i == id || !apart) rows[0] = first, rows[1] = second, carried = kept, lambda = arrived;
@@ -261,37 +270,20 @@ template <class T> struct SweepMemory {
     }
 };
 
-// The sums of da over all rows, for units u0 to u1: of b_ih, and of b_hh, which sees a GRU's dm in place of da_n.
-template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u1) {
-    constexpr long block = 8; // vectors side by side
-    const long L = lanes<T>, rows = a.T * a.B;
-    for (long u = u0; u < u1; u += block * L) {
-        const int count = (int)least(block, (u1 - u + L - 1) / L);
-        Vec<T> sums[block] = {};
-        for (long row = 0; row < rows; ++row) {
-            const T *da = a.da + row * width + u;
-            for (int v = 0; v < count; ++v) sums[v] += load(da + v * L, (int)least(u1 - u - v * L, L));
-        }
-        for (int v = 0; v < count; ++v) {
-            alignas(BPTT_BYTES) T values[lanes<T>];
-            store(values, sums[v]);
-            for (long i = 0; i < least(u1 - u - v * L, L); ++i) {
-                const long unit = u + v * L + i, H = a.H;
-                if (a.cell != Cell::gru) {
-                    a.db_ih[unit] = a.db_hh[unit] = values[i];
-                } else { // (dm, da_r, da_z, da_n)
-                    if (unit >= H) a.db_ih[unit - H] = values[i];
-                    if (unit < H) a.db_hh[2 * H + unit] = values[i];
-                    if (unit >= H && unit < 3 * H) a.db_hh[unit - H] = values[i];
-                }
-            }
-        }
-    }
+// The columns of a worker, the longest first; returns how many. Where rows of several add up, those of one lane are one
+// worker's: two may be at the same step at once.
+template <class T> long own_columns(const Sweep<T> &a, const Worker &worker, bool apart, long *columns) {
+    const bool by_lane = apart && a.sums;
+    const long n0 = apart && !by_lane ? part(a.N, a.counts, a.R, worker.id, worker.count) : 0;
+    const long n1 = apart && !by_lane ? part(a.N, a.counts, a.R, worker.id + 1, worker.count) : a.N;
+    long count = 0;
+    for (long n = n0; n < n1; ++n)
+        if (!by_lane || a.lane(n) % worker.count == worker.id) columns[count++] = n;
+    return count;
 }
 
 template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a, void *memory, const Worker &worker) {
-    const bool apart = worker.split == Split::rows && !(a.overlaps && worker.count > 1);
-    const bool panels = worker.split == Split::panels;
+    const bool panels = worker.split == Split::panels, apart = !panels;
     SweepMemory<T> s(a, memory, worker.id, worker.count, apart);
     const int G = gates_of(a.cell);
     const long width = (a.cell == Cell::gru ? 4 : G) * a.H;
@@ -308,51 +300,47 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
     worker.wait();
     const long w0 = panels ? p0 : 0, w1 = panels ? p1 : s.w.count;
     const long r0 = panels ? q0 : 0, r1 = panels ? q1 : s.projection.count;
-    const long n0 = apart ? part(a.N, a.counts, a.R, worker.id, worker.count) : 0;
-    const long n1 = apart ? part(a.N, a.counts, a.R, worker.id + 1, worker.count) : a.N;
-    for (long g0 = n0; g0 < n1; g0 += s.together) {
-        const long g1 = least(g0 + s.together, n1), size = g1 - g0;
-        // This worker's columns of the group.
-        const long c0 = apart || panels ? 0 : part(size, worker.id, worker.count);
-        const long c1 = apart || panels ? size : part(size, worker.id + 1, worker.count);
+    const long own = own_columns(a, worker, apart, s.columns);
+    for (long g0 = 0; g0 < own; g0 += s.together) {
+        const long size = least(s.together, own - g0), *columns = s.columns + g0;
         for (long n = 0; n < size; ++n) {
-            s.at[n] = (a.top(g0 + n) + 1) * a.B + a.lane(g0 + n);
+            s.at[n] = (a.top(columns[n]) + 1) * a.B + a.lane(columns[n]);
             s.from[n] = nullptr;
         }
-        for (long j = 0; j <= a.length(g0); ++j) {
-            const long end = least(a.active(j) - g0, size), walked = end < 0 ? 0 : end;
-            const long left = least(a.active(j) + a.ended(j) - g0, size);
-            const Back<T> back{a, width, j, g0, s.at, s.to, s.carried, s.lambda, s.zeros};
-            for (long n = c0; n < least(c1, left > walked ? left : walked); ++n) {
+        long walked = size; // those that are longer than j; then those that are at the initial state
+        for (long j = 0; j <= a.length(columns[0]); ++j) {
+            while (walked > 0 && a.length(columns[walked - 1]) <= j) --walked;
+            long left = walked;
+            while (left < size && a.length(columns[left]) == j && a.top(columns[left]) + 1 == j) ++left;
+            const Back<T> back{a, width, j, columns, s.at, s.to, s.carried, s.lambda, s.zeros};
+            for (long n = 0; n < left; ++n) {
                 s.at[n] -= a.B;
-                if (a.overlaps)
+                if (s.ring) {
                     s.from[n] = s.rows[(j + 1) % 2] + n * width, s.to[n] = s.rows[j % 2] + n * width;
-                else {
+                } else {
                     s.from[n] = s.to[n];
                     s.to[n] = n < walked ? a.da + back.place(n) * width : nullptr;
                 }
                 if (a.w_hr) s.lambda_rows[n] = s.lambda + n * a.P;
             }
             const T *const *from = j ? s.from : nullptr;
-            const long m1 = least(c1, walked);
             if (a.w_hr) {
-                pass(s.w, from, c0, m1, w0, w1, ArrivingRows<T>{back});
+                pass(s.w, from, 0, walked, w0, w1, ArrivingRows<T>{back});
                 if (panels) worker.wait();
-                pass(s.projection, s.lambda_rows, c0, m1, r0, r1, Op<T>{back});
+                pass(s.projection, s.lambda_rows, 0, walked, r0, r1, Op<T>{back});
             } else {
-                pass(s.w, from, c0, m1, w0, w1, Op<T>{back});
+                pass(s.w, from, 0, walked, w0, w1, Op<T>{back});
             }
             if (a.leaving_h && left > walked && j) {
-                const long l0 = c0 > walked ? c0 : walked, l1 = least(c1, left);
-                pass(s.w, from, l0, l1, w0, w1, Leaving<T>{back});
+                pass(s.w, from, walked, left, w0, w1, Leaving<T>{back});
                 if (a.c && (!panels || worker.id == 0))
-                    for (long n = l0; n < l1; ++n) {
-                        T *initial = a.leaving_c + a.slot(g0 + n) * a.H;
+                    for (long n = walked; n < left; ++n) {
+                        T *initial = a.leaving_c + a.slot(columns[n]) * a.H;
                         const T factor = back.factor(n), *carried = s.carried + n * a.H;
                         for (long u = 0; u < a.H; ++u) initial[u] = factor == T(0) ? T(0) : carried[u] * factor;
                     }
             }
-            if (!apart && worker.count > 1) worker.wait();
+            if (panels) worker.wait();
         }
     }
     if (a.db_ih || a.x) worker.wait();
@@ -381,7 +369,7 @@ template <class T> void sweep(const Sweep<T> &a, void *memory, const Worker &wor
 }
 
 template <class T> long sweep_bytes(const Sweep<T> &a, int workers, Split split) {
-    return SweepMemory<T>(a, nullptr, 0, workers, split == Split::rows && !(a.overlaps && workers > 1)).bytes;
+    return SweepMemory<T>(a, nullptr, 0, workers, split == Split::rows).bytes;
 }
 
 } // namespace bptt::BPTT_VARIANT

@@ -31,7 +31,9 @@ template <class T> void apply(Cell f, long n, const T *x, T *y) {
     apply_one<Cell::identity>(n, x, y);
 }
 
-template <class T> constexpr Walks<T> walks{forward_bytes<T>, forward<T>, sweep_bytes<T>, sweep<T>, apply<T>};
+template <class T>
+constexpr Walks<T> walks{forward_bytes<T>,  forward<T>,  sweep_bytes<T>, sweep<T>,
+                         row_sums_bytes<T>, row_sums<T>, apply<T>};
 
 } // namespace
 

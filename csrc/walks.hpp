@@ -55,18 +55,17 @@ template <class Real> struct Forward {
 // Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
 // steps back. Columns come sorted by length, the longest first; of equally long ones those that reach step 0 first.
 //
-// Values lie by address, row (step, lane) of a [T, B, ...] tensor, or, `by_position`, by position, row (r, slot) of
-// [R, N, ...] with r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by
-// address.
+// Values lie by address, row (step, lane) of a [T, B, ...] tensor, or by position, row (r, slot) of [R, N, ...] with
+// r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by address.
 template <class Real> struct Sweep {
     Cell cell;
     long T, B, I, H, P, N, R;
     long reset_h_step, reset_c_step;     // as in Forward
     long error_stride;                   // of `errors`
-    bool by_position;                    // see above
-    bool overlaps;                       // whether rows of several columns add up, in `da` and the adjoints
+    bool errors_by_position;             // of `errors`
+    bool by_position;                    // of `da` and, where there are no `sums`, of the adjoints
     const std::int64_t *columns;         // [6, N], read by the functions below
-    const std::int64_t *counts;          // [2, R + 1] the same
+    const std::int64_t *counts;          // [R + 1] columns longer than j, for every j
     const Real *gates;                   // [T, B, 4 H]; null for an RNN
     const Real *h, *c;                   // as in Forward
     const std::uint8_t *resets;          // [T, B] or null
@@ -75,22 +74,32 @@ template <class Real> struct Sweep {
     const Real *arriving_h, *arriving_c; // [.., P], [.., H] lambda with which columns begin, or null
     const Real *edge_factors;            // [T, B] on what passes from step t to t - 1; null: 1
     const Real *w_hh, *w_hr;
-    Real *da;                    // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n). Null: not wanted
+    Real *da;   // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n). Null: not wanted
+    Real *sums; // the same by address, to which the rows of all columns are added, and then the adjoints are too; null
+                // where no two columns meet, or nobody wants it
     Real *adjoint_h, *adjoint_c; // lambda [.., P], [.., H] or null
-    Real *db_ih, *db_hh;         // [G H] the sums of da over rows, for b_ih and b_hh, both or null
+    Real *db_ih, *db_hh;         // [G H] the sums of da by address over rows, for b_ih and b_hh, both or null
     Real *leaving_h, *leaving_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
     const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null
     Real *dx, *dw_ih, *dw_hh;    // [T, B, I], [G H, I], [G H, P] these products, or null
 
-    // Of column n; then of all columns, after j steps.
+    // Of column n.
     std::int64_t top(long n) const { return columns[n]; }
     std::int64_t lane(long n) const { return columns[N + n]; }
     std::int64_t length(long n) const { return columns[2 * N + n]; }
     std::int64_t slot(long n) const { return columns[3 * N + n]; }
     std::int64_t own(long n) const { return columns[4 * N + n]; }     // the first so many steps have local errors
     std::int64_t arrives(long n) const { return columns[5 * N + n]; } // row of what arrives at the top; -1: none
-    std::int64_t active(long j) const { return counts[j]; }           // how many are longer than j
-    std::int64_t ended(long j) const { return counts[R + 1 + j]; }    // how many are at the initial state
+};
+
+// Stage 4: the sums over N rows of the products of a's columns with b's and b2's, and of a's columns alone.
+template <class Real> struct RowSums {
+    long N, M, K, K2;
+    long a_stride, b_stride, b2_stride; // from a row to the next
+    const std::int64_t *rows;           // [N] which rows count, null: the first N
+    const Real *a, *b, *b2;             // [.., M], [.., K], [.., K2]
+    Real *out, *out2;                   // [M, K] = a' b, [M, K2] = a' b2, or null
+    Real *sums;                         // [M] or null
 };
 
 // What one variant offers. `bytes` is the scratch memory a call needs; every worker of a team calls `run` with the same
@@ -100,6 +109,8 @@ template <class Real> struct Walks {
     void (*forward)(const Forward<Real> &, void *scratch, const Worker &);
     long (*sweep_bytes)(const Sweep<Real> &, int workers, Split);
     void (*sweep)(const Sweep<Real> &, void *scratch, const Worker &);
+    long (*row_sums_bytes)(const RowSums<Real> &, int workers, Split);
+    void (*row_sums)(const RowSums<Real> &, void *scratch, const Worker &);
     // y = f(x) for n values: the activation the kernels use, for tests.
     void (*apply)(Cell, long n, const Real *x, Real *y);
 };

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import bptt
 from bptt.kernels import KERNELS
 from bptt.kernels.whole import WholeWalks
+from bptt.kernels.whole_torch import WholeTorch
 
 # Which gradients are asked for
 
@@ -136,13 +138,15 @@ def test_nothing_is_taped_without_a_gradient(kernel: str, monkeypatch: pytest.Mo
         asked.append(args[5])  # tape_gates
         return forward(*args)
 
-    def spy_whole(*args: Any) -> Any:
-        asked.append(True)
-        return taped(*args)
-
-    taped = WholeWalks.taped
     monkeypatch.setattr(KERNELS[kernel], "forward", spy)
-    monkeypatch.setattr(WholeWalks, "taped", spy_whole)
+    for whole in (WholeWalks, WholeTorch):
+        taped = whole.taped
+
+        def spy_whole(*args: Any, taped: Callable[..., Any] = taped) -> Any:
+            asked.append(True)
+            return taped(*args)
+
+        monkeypatch.setattr(whole, "taped", spy_whole)
     layer = ours(build("gru"), memory="gates", kernel=kernel)
     x = case(layer).x
     layer(x)

@@ -7,7 +7,7 @@ import torch
 from clock import Clock
 
 import bptt
-from bptt.engine import Stack, segment
+from bptt.engine import Stack, segments
 from bptt.engine.backward import BackwardPass
 
 T, B, I, H = 300, 4, 5, 16
@@ -48,7 +48,7 @@ class Measured:
         saved = {}
         with monkeypatch.context() as patch:
             patch.setattr("bptt.nn.layers.undrawn", lambda *_: None)
-            patch.setattr("bptt.nn.layers.plain", lambda *_: None)  # of y, up to 64 KiB, which a plain call copies
+            patch.setattr("bptt.nn.layers.plain", lambda *_: None)  # whose bytes are below
             nets = self._returned(patch, "bptt.nn.layers.net_of")
             with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
                 y, final = layer(x)
@@ -98,7 +98,7 @@ class Measured:
         patch.setattr(BackwardPass, "_rebuilt", watched)
 
     def _watch_stored(self, patch, before):
-        reversals, alive = segment.reversals, weakref.WeakSet()
+        reversals, alive = segments.reversals, weakref.WeakSet()
 
         def keep(state):
             for s in state:
@@ -107,7 +107,25 @@ class Measured:
             self.stored = max(self.stored, sum(n for at, n in stored.items() if at not in before))
             return state
 
-        patch.setattr(segment, "reversals", lambda *given: reversals(*given, keep))
+        patch.setattr(segments, "reversals", lambda *given: reversals(*given, keep))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "fused"])
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_the_copy_of_y_of_a_plain_call_is_told(kind, kernel):
+    """Up to 64 KiB of y are a copy of the tape's h; torch's layers keep what they like, and their y."""
+    layer, x, saved = getattr(bptt.nn, kind)(I, H, kernel=kernel), torch.randn(100, B, I), {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.setdefault(id(t), t), lambda t: t):
+        y, final = layer(x)
+    own = _storages((x, y, *(final if isinstance(final, tuple) else (final,)), *layer.parameters()))
+    kept = sum(n for at, n in _storages(saved.values()).items() if at not in own)
+    told = bptt.plan(layer, 100, B).tape_bytes
+    if kernel == "auto":
+        assert told == pytest.approx(kept, rel=0.03)
+        assert told - y.nbytes < 0.9 * kept
+    layer.gradient = "chunked:10"  # of which torch's layers keep no copy
+    without = bptt.plan(layer, 100, B).tape_bytes
+    assert without == (told if kernel == "auto" else told - y.nbytes)
 
 
 def _storages(tensors):

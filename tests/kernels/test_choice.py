@@ -11,6 +11,7 @@ from bptt import kernels
 from bptt.kernels import Eager, Request, cpu
 from bptt.kernels.cpu import Cpu
 from bptt.kernels.whole import WholeWalks
+from bptt.kernels.whole_torch import WholeTorch
 
 KINDS = ("RNN", "GRU", "LSTM")
 
@@ -95,7 +96,10 @@ def test_the_named_kernel_is_the_one_that_runs(cell: str, monkeypatch: pytest.Mo
     """Forward and back; a copy of the layer keeps the name."""
     ran: list[str] = []
     ways = [(name, kernel, method) for name, kernel in kernels.KERNELS.items() for method in ("forward", "sweep")]
-    for name, kernel, method in [*ways, ("cpu", WholeWalks, "taped"), ("cpu", WholeWalks, "pulled")]:
+    whole = [
+        (n, kind, method) for n, kind in (("cpu", WholeWalks), ("fused", WholeTorch)) for method in ("taped", "pulled")
+    ]
+    for name, kernel, method in [*ways, *whole]:
 
         def spy(*arguments: object, name: str = name, own: object = getattr(kernel, method)) -> object:
             result = own(*arguments)  # type: ignore[operator]  # a method
@@ -111,19 +115,29 @@ def test_the_named_kernel_is_the_one_that_runs(cell: str, monkeypatch: pytest.Mo
         assert ran == [expected] * 2
 
 
-def test_a_step_left_to_torch_is_told_and_keeps_its_precision() -> None:
-    layer, x = bptt.nn.RNN(4, 5), torch.randn(1, 2, 4)
+@pytest.mark.parametrize(("kind", "H"), [("RNN", 448), ("GRU", 448)])
+def test_a_step_left_to_torch_is_told_and_keeps_its_precision(kind: str, H: int) -> None:
+    """One step of one lane, whose gradient is as large as the weights; also where that is differentiated again."""
+    make, x = getattr(bptt.nn, kind), torch.randn(1, 1, H, requires_grad=True)
+    layer = make(H, H)
     assert bptt.explain(layer, x).startswith("torch's own layer where it is differentiated without resets")
-    assert "torch's own" not in bptt.explain(bptt.nn.RNN(4, 5, kernel="cpu"), x)
-    assert "torch's own" not in bptt.explain(layer, torch.randn(3, 2, 4))
-    wide = bptt.nn.RNN(512, 512)
-    assert "torch's own" in bptt.explain(wide, torch.randn(1, 1, 512))
-    assert "torch's own" not in bptt.explain(wide, torch.randn(1, 8, 512))
-    assert "torch's own" not in bptt.explain(wide, torch.randn(2, 2, 512))
-    expected, _ = layer(x)
+    assert "torch's own" not in bptt.explain(make(H, H, kernel="cpu"), x)
+    assert "torch's own" not in bptt.explain(make(H, 5), x)
+    for sizes in ((2, 1, H), (1, 2, H)):
+        assert "torch's own" not in bptt.explain(layer, torch.zeros(sizes))
+    other = make(H, H, kernel="cpu")
+    other.load_state_dict(layer.state_dict())
+    found = []
+    for each in (layer, other):
+        y, h = each(x)
+        first = torch.autograd.grad(y.square().sum() + h.sum(), [x, *each.parameters()], create_graph=True)
+        found.append((y, *first, *torch.autograd.grad(first[0].square().sum(), [x, each.weight_ih_l0])))
+    assert "Plain" not in type(layer(x)[0].grad_fn).__name__
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = layer(x)
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(y, found[0][0], rtol=0, atol=1e-6)
     assert y.dtype == torch.float32
 
 

@@ -8,7 +8,7 @@ import pytest
 from bptt import kernels
 from bptt.kernels import _walks
 
-CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep", "Program") for bits in (32, 64)]
+CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep", "RowSums", "Program") for bits in (32, 64)]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -22,12 +22,13 @@ def test_the_stub_names_the_fields(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_field_has_a_name_and_a_type(name: str) -> None:
     walk = getattr(_walks, name)()
-    pointer = "code" if name.startswith("Program") else "x"
-    walk.T = 5
+    pointer = "code" if name.startswith("Program") else "a" if name.startswith("RowSums") else "x"
+    size = "N" if name.startswith("RowSums") else "T"
+    setattr(walk, size, 5)
     setattr(walk, pointer, 0)
     with pytest.raises(AttributeError):
         walk.none_of_them = 5
-    for field, value in (("T", 2.5), ("T", "5"), (pointer, None), (pointer, -1)):
+    for field, value in ((size, 2.5), (size, "5"), (pointer, None), (pointer, -1)):
         with pytest.raises(TypeError):
             setattr(walk, field, value)
     with pytest.raises(TypeError):

@@ -74,6 +74,24 @@ def test_threads_share_ragged_lanes(cell: str, policy: str, agree: Agree, walker
 
 
 @each_cell
+@pytest.mark.parametrize(("layers", "lanes"), [(1, 8), (1, 1), (2, 5)])
+def test_threads_share_blocks_that_cross_segments(
+    cell: str, layers: int, lanes: int, agree: Agree, walkers: Threads
+) -> None:
+    """There several blocks of one lane are at the same step at the same time, and their rows add up."""
+    theirs = build(cell, 3, 33, num_layers=layers)
+    layer = ours(theirs, gradient="truncated:20/1", memory="checkpoints:steps=15", kernel="cpu")
+    data = case(theirs, 60, lanes)
+    walkers(1)
+    alone = measure(layer, data).values()
+    for count in (2, 3):
+        walkers(count)
+        together = measure(layer, data).values()
+        agree(together, alone, f"{count} threads")
+        agree(measure(layer, data).values(), together, f"{count} threads again", tolerance=0)
+
+
+@each_cell
 @pytest.mark.parametrize("way", WAYS)
 def test_threads_in_every_variant(
     cell: str, way: str, products: str, use: Callable[[str], None], agree: Agree, walkers: Threads

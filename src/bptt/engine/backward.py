@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Columns, Frames, Sums, Sweep, SweepResult, Tape, columns_at_once, product
+from ..kernels import Columns, Frames, Kernel, SummingKernel, Sums, Sweep, SweepResult, Tape, columns_at_once, product
 from .boundary import own_precision
 from .crossing import Crossing
 from .net import Net, States
@@ -48,6 +48,7 @@ class _LayerWalk:
         self.tape, self.edge_factors = tape, edge_factors
         self.needs = needs  # whether each of its weights needs a gradient
         self.sums: Sums | None = None  # where there may be several sweeps
+        self.totals: SweepResult | None = None  # the same, of a kernel that sums by itself
         self.d_initial: States = ()
 
 
@@ -108,7 +109,8 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     ) -> Tensor | None:
         net, k = self.net, layer * self.net.directions + d
         walk = self.walks.pop(k, None) or self._walk_of(k)
-        frames, own = self._own_errors(layer, d, group, errors)
+        kernel = self._summing(group)
+        frames, own, by_position = self._own_errors(layer, d, group, errors, kernel is not None)
         arriving: tuple[Tensor | None, ...] = ()
         if self.has_finals:
             arriving = tuple([None if f is None else f[k] for f in self.d_finals])
@@ -133,6 +135,11 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             bias=net.biased and wanted,
             dx=goes_down or self.asked.needs[0],
         )
+        if kernel is not None:
+            walk.totals = walk.totals or kernel.totals(request)
+            request = request._replace(
+                totals=walk.totals, by_position=goes_down, errors_by_position=by_position, bias=False
+            )
         result = net.kernel.sweep(request)
         if self.observer is not None:
             self.observer.swept(k, frames, result)
@@ -154,7 +161,10 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
                 below = rows if below is None else below + rows
             elif self.crossing is not None:
                 self.crossing.descend(frames, rows)
-        if any(self.asked.needs) or self.asked.adjoints:
+        if walk.totals is not None:
+            if self.is_last:
+                self._finish(layer, d, walk, walk.totals, None)
+        elif any(self.asked.needs) or self.asked.adjoints:
             walk.sums = walk.sums or Sums(request)
             walk.sums.add(frames, result)
             if self.is_last:
@@ -163,19 +173,36 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             walk.x, self.walks[k] = None, walk
         return below
 
+    def _summing(self, group: Frames | Columns) -> SummingKernel | None:
+        """The kernel, where results are to be summed over columns of which nobody wants to see each."""
+        kernel: Kernel = self.net.kernel
+        wanted = any(self.asked.needs) or self.asked.adjoints
+        if not wanted or isinstance(group, Frames) or self.observer is not None:
+            return None
+        return kernel if isinstance(kernel, SummingKernel) else None
+
     def _own_errors(
-        self, layer: int, d: int, group: Frames | Columns, errors: Tensor | None
-    ) -> tuple[Frames, Tensor | None]:
-        """(the columns of direction d, the errors of a layer there): the call's own for the top layer."""
+        self, layer: int, d: int, group: Frames | Columns, errors: Tensor | None, sums: bool
+    ) -> tuple[Frames, Tensor | None, bool]:
+        """(the columns of direction d, the errors of a layer there, whether these lie by position): the call's own for
+        the top layer.
+
+        sums: whether the sweep can take those that lie by step and lane, though what goes down lies by position.
+        """
         net, is_top = self.net, layer == self.net.layers - 1
-        frames = group if isinstance(group, Frames) else group.frames[d]
+        if isinstance(group, Frames):
+            if is_top:
+                return group, self._top_errors(d), False
+            return group, None if errors is None else net.turn(net.half(errors, d), d), False
+        frames = group.frames[d]
         if is_top:
             errors = self._top_errors(d)
-            return frames, group.errors(errors, d) if isinstance(group, Columns) and errors is not None else errors
-        if errors is None:
-            return frames, None
-        half = net.half(errors, d)
-        return frames, net.turn(half, d) if isinstance(group, Frames) else group.turn(half, d)
+            if errors is None:
+                return frames, None, True
+            if sums and self.crossing is None and net.directions == 1:  # each walk begins with its own losses
+                return frames, errors, False
+            return frames, group.errors(errors, d), True
+        return frames, None if errors is None else group.turn(net.half(errors, d), d), True
 
     def _top_errors(self, d: int) -> Tensor | None:
         """dL/dy of direction d, in its own time; made once, whatever the number of groups."""
@@ -197,7 +224,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         w, tape, x = self.weights[k], walk.tape, self._input(k) if walk.x is None else walk.x
         if self.observer is not None:
             self.observer.summed(k, total)
-        weights = parameter_gradients(net.cell, w, x, tape, total, walk.needs, self.present)
+        weights = parameter_gradients(net.cell, w, x, tape, total, walk.needs, self.present, net.kernel)
         restart: States = ()
         if self.needs_restart:
             restart = restart_gradients(net.cell, w, tape, total.adjoints, self.present)

@@ -19,8 +19,7 @@ from ..schedules import Action
 from .crossing import Crossing
 from .net import Net
 from .records import Asked, Grads, Saved, Tensors, given
-from .segment import SegmentedPass
-from .segments import Checkpointed, Segments, cut
+from .segments import Checkpointed, SegmentedPass, Segments, cut
 from .source import OneDirection
 from .stack import Rerun, Stack
 from .sweep import LayerGradients, LayerSweep
@@ -186,7 +185,7 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = self.program.one_direction(layer, d), self.program.inputs_of(self.inputs, layer, d)
         asked = Asked(d_finals, needs, self.asked.adjoints)
-        back = SegmentedPass(one.net, one.starts, inputs, source, asked, crossing)
+        back = SegmentedPass(one, inputs, source, asked, crossing)
         actions = one.schedule.backward if frames is None else one.schedule.only(*segments_crossed(frames, one.starts))
         found = back.run(self.kept[k], actions)
         end = 1 + states + net.per_layer

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from .records import Asked, Grads, Saved, Tensors
+from .tangents import forward_mode, has_tangent
 from .tracing import named, seen
+from .transforms import is_batched, pulled, pulled_batched, run_transformed, transformed
 
 __all__ = [
     "OPERATORS",
@@ -103,16 +105,15 @@ def run(program: Program, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     if has_torch_function(tensors):
         # A torch function mode, as `scan` uses, must see and may replace what enters; autograd.Function hides it.
         return handle_torch_function(run, tensors, program, *tensors)
-    if seen(tensors[0]) and type(program) in OPERATORS and not torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or (forward_mode() and any(map(has_tangent, tensors))):
+        return run_transformed(program, tensors)
+    if seen(tensors[0]) and type(program) in OPERATORS:
         return OPERATORS[type(program)](program, tensors)
-    transformed = torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and needs_gradient(tensors):
-        if transformed:
-            return _Transformable.apply(program, *tensors, *program.held)[: program.outputs]
         return Boundary.apply(program, *tensors)
     with named(program.name, "forward"):
         outputs = program.forward(tensors, keep=False)[0]
-    if transformed or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return outputs
     # A view made without grad mode may not be written to with it.
     return tuple([output.data if output._is_view() else output for output in outputs])
@@ -154,10 +155,15 @@ class Boundary(torch.autograd.Function):
             program = program.holding(saved[inputs:first])
         tensors, outputs, tape = saved[:inputs], saved[first:last], saved[last:]
         needs = ctx.needs_input_grad[1 : 1 + inputs]
-        if torch.is_grad_enabled():
+        batched = is_batched(cotangents)
+        inside = batched or transformed()
+        if torch.is_grad_enabled() and not inside:
             tape = None
         elif any(map(_version, ctx.witnesses)):
             outputs, tape = program.forward(tensors, keep=True)
+        if inside:
+            pull = pulled_batched if batched else pulled
+            return (None, *pull(program, Saved(tensors, outputs, tape), Asked(cotangents, needs)))
         left, asked = Saved(tensors, outputs, tape), Asked(cotangents, needs)
         if tape is not None and type(program) in PULLBACKS and seen(tensors[0]):
             grads = PULLBACKS[type(program)](program, left, asked)
@@ -179,44 +185,6 @@ class _Attached(Boundary):
             _save(ctx, pullback, tensors, outputs, tape)
         ctx.witnesses = ()
         return outputs
-
-
-class _Transformable(Boundary):
-    """The autograd function of a program in the form that torch.func asks for, which torch calls more slowly: all that
-    is saved is an input or an output.
-    """
-
-    @staticmethod
-    def forward(program: Program, *given: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]  # no ctx
-        first = len(given) - len(program.held)
-        with named(program.name, "forward"):
-            outputs, tape = program.holding(given[first:]).forward(given[:first], keep=True)
-        own = [out.clone() if i < program.reads or out._is_view() else out for i, out in enumerate(outputs)]
-        return (*own, *outputs[: program.reads], *tape)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *given: Any) -> Any:
-        raise NotImplementedError(
-            "bptt has no rule for torch.func.vmap over a call that is differentiated yet: let the mapped dimension be "
-            "lanes of the batch, call under torch.no_grad() with kernel='eager', or put torch.nn's layers back with "
-            "bptt.revert(model)"
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        program, *given = inputs
-        kept, held = output[program.outputs :], program.held
-        ctx.program = program.holding((None,) * len(held)) if held else program
-        ctx.ends = len(given) - len(held), len(given), len(given) + program.reads
-        ctx.mark_non_differentiable(*kept)
-        ctx.save_for_backward(*given, *kept)
-        ctx.set_materialize_grads(False)
-        ctx.witnesses, ctx.outputs = (), program.outputs
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs, first, _ = ctx.ends
-        return (*Boundary.backward(ctx, *cotangents[: ctx.outputs]), *[None] * (first - inputs))
 
 
 def _save(

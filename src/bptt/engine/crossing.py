@@ -1,10 +1,12 @@
-"""The adjoints that overlapping blocks carry over from a segment to the one before.
+"""The block sweep in segments: when columns arrive, cross from a segment to the one before, and reach the first state.
 
-Legend: R positions and N columns of a sweep (see `kernels.frames`); k numbers layers and directions as in `net`.
+Legend: R positions and N columns of a sweep (see `kernels.frames`); k numbers layers and directions as in `net`; a, b:
+a segment's first step, and the one after its last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import Columns, Frames
-from .net import States
+from .records import Tensors
 
-__all__ = ["Crossing"]
+__all__ = ["Crossing", "block_sweep"]
 
 
 Part = TypeVar("Part", covariant=True)
@@ -38,9 +40,9 @@ class Crossing(Generic[Part]):
 
     def __init__(self, columns: Divisible[Part], above: Tensor | None = None, below: Tensor | None = None) -> None:
         self.columns, self.above, self.below = columns, above, below
-        # By layer: numbers of the columns, ascending `[n]`; lambda of h `[n, P]`, of c `[n, H]`.
-        self.arrived: dict[int, tuple[Tensor, States]] = {}
-        self.left: dict[int, list[tuple[Tensor, States]]] = {}  # the same, an entry per sweep
+        # By layer: numbers of the columns, ascending `[n]`; lambda of each leaf of the state `[n, ...]`.
+        self.arrived: dict[int, tuple[Tensor, Tensors]] = {}
+        self.left: dict[int, list[tuple[Tensor, Tensors]]] = {}  # the same, an entry per sweep
 
     @property
     def by_position(self) -> bool:
@@ -54,36 +56,35 @@ class Crossing(Generic[Part]):
         for k, swept in self.left.items():
             numbers, states = zip(*swept, strict=True)
             ascending, order = torch.cat(numbers).sort()
-            rows = order.to(states[0][0].device)
-            self.arrived[k] = ascending, tuple(torch.cat(s)[rows] for s in zip(*states, strict=True))
+            joined = [_joined(list(zip(map(len, numbers), rows, strict=True))) for rows in zip(*states, strict=True)]
+            self.arrived[k] = ascending, tuple([None if s is None else s[order.to(s.device)] for s in joined])
         self.left = {}
         return self.columns.within(a, b)
 
-    def arriving(
-        self, k: int, part: Frames, final: tuple[Tensor | None, ...]
-    ) -> tuple[Frames, tuple[Tensor | None, ...]]:
+    def arriving(self, k: int, part: Frames, final: Tensors) -> tuple[Frames, Tensors]:
         """The columns of a sweep and the adjoints with which they begin: cotangents of the final state, of the lanes
-        that end in the segment, and what comes from the later segment.
+        that end in the segment, and what comes from the later segment. None stands for zeros.
         """
-        assert part.number is not None
-        numbers, carried = self.arrived.get(k, (part.number[:0], ()))
-        if not len(numbers):
+        if k not in self.arrived:
             return part, final
+        assert part.number is not None
+        numbers, carried = self.arrived[k]
         place = torch.searchsorted(numbers, part.number).clamp(max=len(numbers) - 1)
         comes = numbers[place] == part.number
-        if all(f is None for f in final):
+        if all(f is None for f in final) or not bool((part.arrives >= 0).any()):
             return replace(part, arrives=place.where(comes, -1)), carried
-        rows = [c.new_zeros(part.B, *c.shape[1:]) if f is None else f for c, f in zip(carried, final, strict=True)]
-        joined = tuple(torch.cat([f, c]) for f, c in zip(rows, carried, strict=True))
-        return replace(part, arrives=(place + part.B).where(comes, part.arrives)), joined
+        joined = [_joined([(part.B, f), (len(numbers), c)]) for f, c in zip(final, carried, strict=True)]
+        return replace(part, arrives=(place + part.B).where(comes, part.arrives)), tuple(joined)
 
-    def leave(self, k: int, part: Frames, leaving: States) -> None:
-        """Keep what leaves the segment at its first step and goes on. leaving: h `[N, P]`, c `[N, H]` by column."""
-        assert part.number is not None
+    def leave(self, k: int, part: Frames, leaving: Tensors) -> None:
+        """Keep what leaves the segment at its first step and goes on. leaving: `[N, ...]` by leaf of the state."""
+        if part.number is None:  # of a call in one segment
+            return
         assert part.offset is not None
         goes = (part.offset > 0).nonzero()[:, 0]
-        rows = goes.to(leaving[0].device)
-        self.left.setdefault(k, []).append((part.number[goes], tuple(s[rows] for s in leaving)))
+        if len(goes):
+            rows = tuple([None if s is None else s[goes.to(s.device)] for s in leaving])
+            self.left.setdefault(k, []).append((part.number[goes], rows))
 
     def errors(self, part: Frames, own: Tensor | None) -> Tensor | None:
         """The errors of a sweep `[R, N, P]`: its own, and those that come from the layer above."""
@@ -110,3 +111,40 @@ class Crossing(Generic[Part]):
         assert part.number is not None
         r = torch.arange(part.R, device=part.offset.device)[:, None]
         return (part.offset + r).to(by_position.device), part.number.to(by_position.device)
+
+
+def _joined(parts: Sequence[tuple[int, Tensor | None]]) -> Tensor | None:
+    """Rows one after the other, (how many, they themselves), with zeros in the place of None; None where all are."""
+    some = next((rows for _, rows in parts if rows is not None), None)
+    if some is None:
+        return None
+    return torch.cat([some.new_zeros(n, *some.shape[1:]) if rows is None else rows for n, rows in parts])
+
+
+def block_sweep(
+    columns: Frames,
+    segments: Iterable[tuple[int, int]],
+    final: Tensors,
+    sweep: Callable[[int, int, Frames, Tensors], Iterable[tuple[Frames, Tensors]]],
+) -> Tensors:
+    """What the blocks of a step through time send to the first carry `[B, ...]`, by leaf: all segments swept.
+
+    columns: of the whole call. segments: (a, b), from the last to the first; each is swept before the next is asked
+    for. final: the cotangents of the final carry. sweep: sweeps columns through the steps a to b-1, which begin with
+    given adjoints (see `Frames.arrives`); gives groups of them, those at least that are swept down to step a, and the
+    adjoints with which these leave at their first steps `[N, ...]`. None stands for zeros.
+    """
+    crossing = Crossing(columns)
+    first: list[Tensor | None] = [None] * len(final)
+    for a, b in segments:
+        part = columns if (a, b) == (0, columns.T) else crossing.within(a, b)
+        begin = final if b == columns.T else (None,) * len(final)
+        walk = sweep(a, b, *crossing.arriving(0, part, begin))
+        crossing.arrived = {}  # the sweep alone has them now
+        for swept in walk:
+            crossing.leave(0, *swept)
+            if a == 0:
+                found = swept[0].collect_initial(swept[1])
+                first = [f if s is None else s if f is None else s + f for s, f in zip(first, found, strict=True)]
+            del swept  # before another segment is run again
+    return tuple(first)

@@ -31,30 +31,37 @@ def graph_gradients(net: Net, tensors: Tensors, asked: Asked, states: StatesOf) 
 
     states: of every layer and direction, the initial state and that after each step, of a call with these inputs.
     """
+    needed = [i for i, need in enumerate(asked.needs) if need]
+
+    def reached(*some: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """(the outputs that have a cotangent, those cotangents), from the inputs that need a gradient."""
+        own = dict(zip(needed, some, strict=True))
+        outputs = policy_graph(net, tuple(own.get(i, t) for i, t in enumerate(tensors)), states)
+        pairs = [(o, c) for o, c in zip(outputs, asked.cotangents, strict=True) if c is not None]
+        return tuple(o for o, _ in pairs), [c for _, c in pairs]
+
     # Views of their own: a weight that was computed from another input must not pass its gradient on to that one.
-    inputs = tuple(None if t is None else t.view_as(t) for t in tensors)
-    # In a transform, an input that comes from outside of it needs a gradient elsewhere, and has none here.
-    needed = [t for t, need in zip(inputs, asked.needs, strict=True) if need and t is not None]
-    wanted = [t for t in needed if t.requires_grad]
+    inputs = [t.view_as(t) for t in (given(tensors[i]) for i in needed)]
     with own_precision(given(tensors[0]).device):
-        reached = [
-            (output, cotangent)
-            for output, cotangent in zip(policy_graph(net, inputs, states), asked.cotangents, strict=True)
-            if cotangent is not None and output.requires_grad
-        ]
-        found = iter(
-            torch.autograd.grad(
-                [output for output, _ in reached],
-                wanted,
-                [cotangent for _, cotangent in reached],
-                create_graph=True,
-                materialize_grads=True,
+        if not all(t.requires_grad for t in inputs):
+            # In a transform, of inputs that are constants where this runs, or whose own transform is over.
+            _, pull, cotangents = torch.func.vjp(reached, *inputs, has_aux=True)  # type: ignore[misc]  # of torch
+            found = iter(pull(tuple(cotangents)))
+        else:
+            outputs, cotangents = reached(*inputs)
+            pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+            found = iter(
+                torch.autograd.grad(
+                    [o for o, _ in pairs],
+                    inputs,
+                    [c for _, c in pairs],
+                    create_graph=True,
+                    materialize_grads=True,
+                )
+                if pairs
+                else map(torch.zeros_like, inputs)
             )
-            if reached and wanted
-            else map(torch.zeros_like, wanted)
-        )
-        grads = iter([next(found) if t.requires_grad else torch.zeros_like(t) for t in needed])
-        return tuple(next(grads) if need else None for need in asked.needs)
+        return tuple(next(found) if need else None for need in asked.needs)
 
 
 def policy_graph(net: Net, tensors: Tensors, states: StatesOf) -> tuple[Tensor, ...]:

@@ -121,7 +121,8 @@ class Net:
         if d == 0:
             return x
         turned = self.turn(x, 1)
-        return torch.cat([torch.zeros_like(turned[:1]), turned[:-1]])
+        # No part of T - 1 steps, of which a graph for any T would ask whether it is one step.
+        return torch.cat([torch.zeros_like(turned[:1]), turned])[:-1]
 
     def from_resets(self, x: Tensor, d: int) -> Tensor:
         """The inverse of `at_resets`, zero where no step of the direction starts anew."""

@@ -33,7 +33,7 @@ from .segments import Checkpointed
 from .stack import Stack
 from .tracing import recorder, refusal, refuse_onnx, refuse_recording
 
-__all__ = ["draw", "through_operators"]
+__all__ = ["draw", "has_series", "received", "shaped_results", "through_operators"]
 
 torch.library.define("bptt::stack_forward", "(Tensor[] tensors, str plan, bool keep) -> Tensor[]")
 torch.library.define(
@@ -56,7 +56,7 @@ def through_operators(net: Net, memory: Memory, inputs: Tensors) -> tuple[Tensor
         memory = _decided(Stack(net, memory), inputs) if keep else "states"
     layout = text(net, memory)
     results = torch.ops.bptt.stack_forward([*inputs, *held(net)], layout, keep)
-    outputs = (results[0][1:] if _has_series(net, memory) else results[0], *results[1 : net.outputs])
+    outputs = (results[0][1:] if has_series(net, memory) else results[0], *results[1 : net.outputs])
     # The results are saved, the outputs may be written to; a compiler leaves out a copy that nobody writes to.
     return tuple([output.clone() for output in outputs]) if keep else outputs
 
@@ -66,6 +66,8 @@ def _decided(program: NetPrograms, inputs: Tensors) -> Memory:
     if not isinstance(program, Stack):
         return program.memory
     if program.net.kernel.own_gradients:  # whose record is no value
+        return "states"
+    if torch.compiler.is_exporting() and program.memory == "auto":  # a graph for calls of every size
         return "states"
     return "gates" if program.tapes_gates(given(inputs[0]), program.net.weights(inputs)) else "states"
 
@@ -81,7 +83,7 @@ def _pulled(program: NetPrograms, saved: Saved, asked: Asked) -> Grads:
         return program.backward(saved, asked)
     net, memory = program.net, _decided(program, saved.inputs)
     dy, *rest = asked.cotangents
-    if dy is not None and _has_series(net, memory):
+    if dy is not None and has_series(net, memory):
         dy = torch.cat([torch.zeros_like(dy[:1]), dy])
     own = [given(t) for t in saved.inputs]
     layout, more = text(net, memory), held(net)
@@ -90,7 +92,7 @@ def _pulled(program: NetPrograms, saved: Saved, asked: Asked) -> Grads:
     shapes = (x.new_empty(*x.shape[:2], net.directions * P), *own[1 : net.outputs])
     outputs = (*saved.outputs, *shapes[len(saved.outputs) :])
     assert saved.tape is not None
-    results = _joined(_has_series(net, memory), net, outputs, saved.tape, keep=True)
+    results = _joined(has_series(net, memory), net, outputs, saved.tape, keep=True)
     wanted = [*asked.needs, *[False] * len(more)]
     grads = iter(torch.ops.bptt.stack_backward([*own, *more], layout, results, [dy, *rest], wanted))
     return Grads(tuple(next(grads) if need else None for need in asked.needs))
@@ -189,7 +191,7 @@ def called(net: Net, memory: Memory, inputs: tuple[Tensor, ...]) -> NetPrograms:
 # Results: the series y is a part of or y, the final states, and if kept the rest of the tape --------------------------
 
 
-def _has_series(net: Net, memory: Memory) -> bool:
+def has_series(net: Net, memory: Memory) -> bool:
     """Whether y is a part of the top layer's states, in the tape of a one-directional net."""
     return net.directions == 1 and not isinstance(memory, Checkpoints)
 
@@ -240,7 +242,7 @@ def _own(results: list[Tensor]) -> list[Tensor]:
 def _forward(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor]:
     refuse_onnx()
     net, memory, inputs = received(tensors, layout)
-    series = _has_series(net, memory)
+    series = has_series(net, memory)
     program = called(net, memory if keep or isinstance(memory, Checkpoints) else "states", inputs)
     with torch.no_grad():
         outputs, tape = program.forward(inputs, keep=keep or series)
@@ -249,6 +251,11 @@ def _forward(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor]:
 
 def _forward_fake(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor]:
     refuse_onnx()
+    return shaped_results(tensors, layout, keep)
+
+
+def shaped_results(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor]:
+    """Tensors of the shapes of what `bptt::stack_forward` returns."""
     net, memory, inputs = received(tensors, layout)
     x, weights = inputs[0], net.weights(inputs)
     T, B, _ = x.shape
@@ -267,7 +274,7 @@ def _forward_fake(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor
         tape += states[1:] if net.directions == 2 and k >= K - 2 else states
         if tapes_gates:
             tape.append(x.new_empty(T, B, net.cell.taped(weights[k])))
-    joined = _joined(_has_series(net, memory), net, outputs, tuple(tape), keep)
+    joined = _joined(has_series(net, memory), net, outputs, tuple(tape), keep)
     return [torch.empty_like(result) for result in joined]
 
 
@@ -275,7 +282,7 @@ def _backward(
     tensors: list[Tensor], layout: str, results: list[Tensor], cotangents: list[Tensor | None], needs: list[bool]
 ) -> list[Tensor]:
     net, memory, inputs = received(tensors, layout)
-    series, wanted = _has_series(net, memory), tuple(needs[: len(inputs)])
+    series, wanted = has_series(net, memory), tuple(needs[: len(inputs)])
     with torch.no_grad():
         outputs, tape = _parted(series, net, results)
         arrived = _cotangents(series, net, cotangents)
@@ -302,7 +309,7 @@ def _pull(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     net, memory, inputs = received(tensors, ctx.layout)
     needs = list(ctx.needs_input_grad[0])
     if torch.is_grad_enabled():  # to be differentiated again, which the operator cannot be
-        series = _has_series(net, memory)
+        series = has_series(net, memory)
         outputs = (results[0][1:] if series else results[0], *results[1 : net.outputs])
         arrived, own = _cotangents(series, net, cotangents), tuple(needs[: len(inputs)])
         found = called(net, memory, inputs).backward(Saved(inputs, outputs, None), Asked(arrived, own))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cells import AllSteps, Cell, Weights
-from ..kernels import SweepResult, Tape, summed_product
+from ..kernels import Kernel, SummingKernel, SweepResult, Tape, summed_product
 from .net import States
 from .records import given
 
@@ -25,24 +25,53 @@ def parameter_gradients(
     result: SweepResult,
     needs: Sequence[bool],
     present: Tensor | None,
+    kernel: Kernel | None = None,
 ) -> list[Tensor | None]:
     """The gradient of each weight of one layer and direction that needs one, in torch.nn's order.
 
     result: the sums over all sweeps. needs: for each weight that there is. present: the rows of `[T * B]` that are
-    steps of a sequence; None is all.
+    steps of a sequence; None is all. kernel: of the sweeps, which may sum over rows too.
     """
-    asked, found, grads, steps = iter(needs), result.weights, list[Tensor | None](), None
-    for i, weight in enumerate(w):
-        if weight is None:
+    there = [i for i, weight in enumerate(w) if weight is not None]
+    found = dict(zip(w._fields, result.weights, strict=False))
+    asked = [w._fields[i] for i, needed in zip(there, needs, strict=True) if needed]
+    missing = [name for name in asked if found.get(name) is None]
+    if missing:
+        steps = AllSteps(x, tape, given(result.da), result.recurrent, result.adjoints)
+        if isinstance(kernel, SummingKernel):
+            found |= _by_kernel(kernel, cell, missing, steps, present)
+        for name in missing:
+            if found.get(name) is None:
+                found[name] = _summed(cell, name, steps, present)
+    return [found[w._fields[i]] if w._fields[i] in asked else None for i in there]
+
+
+def _by_kernel(
+    kernel: SummingKernel, cell: Cell, weights: Sequence[str], steps: AllSteps, present: Tensor | None
+) -> dict[str, Tensor | None]:
+    """The gradients of some weights, those that the kernel sums over rows; each error's rows are read once."""
+    groups: dict[tuple[int, ...], tuple[States, list[tuple[str, Tensor | None]]]] = {}
+    for name in weights:
+        errors, inputs = cell.factors(name, steps)
+        groups.setdefault(tuple(map(id, errors)), (errors, []))[1].append((name, inputs))
+    found: dict[str, Tensor | None] = {}
+    for errors, members in groups.values():
+        factors = [inputs.flatten(0, 1) for _, inputs in members if inputs is not None]
+        alone = len(factors) < len(members)
+        parts = [kernel.row_sums(e.flatten(0, 1), factors, present, alone) for e in errors]
+        whole = [part for part in parts if part is not None]
+        if len(whole) < len(parts):
             continue
-        grad = found[i] if i < len(found) else None
-        if not next(asked):
-            grad = None
-        elif grad is None:
-            steps = steps or AllSteps(x, tape, given(result.da), result.recurrent, result.adjoints)
-            grad = _summed(cell, w._fields[i], steps, present)
-        grads.append(grad)
-    return grads
+        products = iter([_joined([part[0][i] for part in whole]) for i in range(len(factors))])
+        sums = [part[1] for part in whole if part[1] is not None]
+        for name, inputs in members:
+            # Both biases may have the same gradient, but not in the same memory: gradients are added to in place.
+            found[name] = torch.cat(sums) if inputs is None else next(products)
+    return found
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _summed(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None) -> Tensor:
@@ -52,7 +81,7 @@ def _summed(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None) ->
     parts = [
         steps_of(e, present).sum(0) if rows is None else summed_product(steps_of(e, present), rows) for e in errors
     ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _joined(parts)
 
 
 def restart_gradients(cell: Cell, w: Weights, tape: Tape, adjoints: States, present: Tensor | None) -> States:

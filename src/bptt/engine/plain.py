@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import WholePasses
-from .boundary import Boundary, needs_gradient
+from .boundary import Boundary
 from .stack import Stack
 from .tangents import forward_mode
 from .tracing import is_profiled, modes, recorder
+from .transforms import is_batched
 
 __all__ = ["PlainCall", "is_observed"]
 
@@ -38,29 +39,31 @@ class PlainCall:
     """All of a plain call but its tensors, for calls of the same sizes.
 
     stack: the same computation as a program. passes: of its kernel. initial: the state where none is given, zeros.
+    by_autograd: whether the passes are left to autograd, which records what `passes.infer` does.
     """
 
     stack: Stack
     passes: WholePasses
     initial: tuple[Tensor, ...]
+    by_autograd: bool = False
 
-    def __call__(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def __call__(self, tensors: tuple[Tensor, ...], differentiated: bool) -> tuple[Tensor, ...] | None:
         """The outputs from the program's inputs, differentiable; None where these tensors need `boundary.run`."""
         places = self.passes.places(tensors)
         if places is None:
             return None
-        if torch.is_grad_enabled() and needs_gradient(tensors):
+        if differentiated and not self.by_autograd:
             return _apply((self, places), *tensors)
-        return self.passes.infer(tensors[0], places)
+        return self.passes.infer(tensors, places)
 
 
 class _Plain(Boundary):
-    """The autograd function of a plain call. ctx.call: it; ctx.taped: the number of tensors that are the tape."""
+    """The autograd function of a plain call. ctx.call: it."""
 
     @staticmethod
     def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         ctx.call, places = prepared
-        outputs, tape = ctx.call.passes.taped(tensors[0], places)
+        outputs, tape = ctx.call.passes.taped(tensors, places)
         ctx.save_for_backward(*tensors, *tape)
         ctx.set_materialize_grads(False)
         return outputs
@@ -69,14 +72,21 @@ class _Plain(Boundary):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         needs, call = ctx.needs_input_grad[1:], ctx.call
         count = len(needs)
-        if not (torch.is_grad_enabled() or is_observed()):
+        if not (torch.is_grad_enabled() or is_observed() or is_batched(cotangents)):
             saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
             grads = call.passes.pulled(saved[:count], saved[count:], cotangents, needs)
             if grads is not None:
                 return (None, *grads)
-        ctx.program, ctx.ends, ctx.witnesses = call.stack, (count, count, count), ()
+        ctx.program, ctx.ends = call.stack, (count, count, count)
+        ctx.witnesses = (
+            (_WRITTEN,) if call.passes.own_tape else ()
+        )  # the stack cannot read such a tape: it makes its own
         return Boundary.backward(ctx, *cotangents)
 
 
 _apply: Any = super(torch.autograd.Function, _Plain).apply
 """`_Plain.apply` without what that does for torch.func's transforms, in none of which a plain call is."""
+
+with torch.inference_mode(False):  # whatever the mode in which this is imported
+    _WRITTEN = torch.zeros(1, device="cpu").zero_()
+    """A witness of an output that was written to: see `Boundary`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from ..schedules import Action
@@ -13,22 +14,24 @@ State = TypeVar("State")
 
 
 def reversals(
+    starts: Sequence[int],
     actions: Iterable[Action],
     initial: State,
     stored: Mapping[int, Callable[[], State]],
-    advance: Callable[[int, State], State],
+    advance: Callable[[int, int, State], State],
     keep: Callable[[State], State] = lambda state: state,
-) -> Iterator[tuple[int, State]]:
-    """Every segment to reverse, with the state before it, in the order of a schedule.
+) -> Iterator[tuple[int, int, State]]:
+    """Every segment to reverse, as the steps a to b-1, with the state before it, in the order of a schedule.
 
-    actions: those of `schedules`, without those of the forward pass. initial: state 0. stored: gives a state that the
-    forward pass stored. advance: the state after a segment, from the state before it. keep: what the backward pass
-    stores of a state. A whole tape is the schedule of one segment, "R0".
+    starts: the first step of each segment, and T. actions: those of `schedules`, without those of the forward pass.
+    initial: state 0. stored: gives a state that the forward pass stored, by segment. advance: the state after the steps
+    a to b-1, from the state before them. keep: what the backward pass stores of a state. A whole tape is the schedule
+    of one segment, "R0".
 
     >>> from bptt.schedules import binomial
     >>> actions = binomial(4, slots=1).backward
-    >>> list(reversals(actions, 0, {1: lambda: 1}, lambda segment, state: state + 1))
-    [(3, 3), (2, 2), (1, 1), (0, 0)]
+    >>> list(reversals([0, 2, 4, 6, 7], actions, 0, {1: lambda: 2}, lambda a, b, state: state + b - a))
+    [(6, 7, 6), (4, 6, 4), (2, 4, 2), (0, 2, 0)]
     """
     kept = {0: initial}
     at, state = -1, initial  # the current state, and the segment before which it stands: none yet
@@ -42,8 +45,8 @@ def reversals(
             if at != i:
                 at, state = i, kept[i] if i in kept else stored[i]()
             if action.kind == "R":
-                yield i, state
+                yield starts[i], starts[i + 1], state
             else:
-                for segment in range(i, action.last):
-                    state = advance(segment, state)
+                for a, b in pairwise(starts[i : action.last + 1]):
+                    state = advance(a, b, state)
                 at = action.last

@@ -8,7 +8,7 @@ Legend: as in `net`; a, b: a segment's first step, and the one after its last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -17,16 +17,18 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..memory import Checkpoints
-from ..policies import Reach
+from ..kernels import Blocks, Columns
+from ..memory import Checkpoints, Tapes
+from ..policies import EVERYTHING, Reach
 from ..schedules import Action, Schedule, binomial
+from .crossing import Crossing
 from .net import Net, States
 from .records import Asked, Grads, Saved, Tensors, given
-from .segment import SegmentedPass, advance, states_of
+from .rerun import reversals
 from .source import Source, Whole
 from .stack import NetProgram, Rerun, Stack
 
-__all__ = ["Checkpointed", "Segments", "cut"]
+__all__ = ["Checkpointed", "SegmentedPass", "Segments", "cut"]
 
 SEGMENT_BYTES = 2**20
 """Tape that a segment may have in any case, where no length is asked for: each costs about a millisecond of its own."""
@@ -126,7 +128,7 @@ class Checkpointed(Segments):
         """
         alone = len(self.starts) == 2 and self.net.lengths is None  # no second run for the final state
         finals, tape = ((), ()) if alone else self.forward_segments(inputs, source, keep=True)
-        back = SegmentedPass(self.net, self.starts, inputs, source, Asked(d_finals, needs))
+        back = SegmentedPass(self, inputs, source, Asked(d_finals, needs))
         grads = back.run(self.checkpoints(tape), self.schedule.backward)
         return finals or back.final, grads.inputs[1:]
 
@@ -142,10 +144,33 @@ class Checkpointed(Segments):
         for i, (a, b) in enumerate(pairwise(self.starts)):
             for kept, s in zip(tape if i in number else (), self._stored(state), strict=False):
                 kept[number[i]] = s
-            y, state = advance(self.net, inputs, source, state, a, b)
+            y, state = self.advance(inputs, source, state, a, b)
             source.see(a, b, y)
             finals = self._ended(finals, state, a, b)
         return finals, tape
+
+    def part(self, a: int, b: int, tape: Tapes) -> Stack:
+        """The steps a to b-1 as a program of their own. A lane that ended before has one step, which nobody reads."""
+        net = self.net
+        reach, lengths = net.reach, net.lengths
+        if reach.every is not None and reach.stops_at_start and b - a <= reach.every:
+            reach = EVERYTHING
+        if lengths is not None:
+            lengths = (lengths - a).clamp(min=1, max=b - a)
+            lengths = None if bool((lengths == b - a).all()) else lengths
+        masks, xi, resets = (tuple(t[a:b] for t in of_steps) for of_steps in (net.masks, net.xi, net.resets))
+        return Stack(replace(net, reach=reach, lengths=lengths, masks=masks, xi=xi, resets=resets), tape)
+
+    def part_inputs(self, inputs: Tensors, x: Tensor, state: States, a: int, b: int) -> Tensors:
+        """The inputs of that program: x and the initial states as given."""
+        restart = [r if r is None or r.dim() == 3 else r[a:b] for r in inputs[self.net.inputs :]]
+        return (x, *state, *inputs[1 + len(state) : self.net.inputs], *restart)
+
+    def advance(self, inputs: Tensors, source: Source, state: States, a: int, b: int) -> tuple[Tensor, States]:
+        """(the output of the steps a to b-1, the state after them), from the state before them."""
+        own = self.part_inputs(inputs, source.x(a, b), state, a, b)
+        (y, *after), _ = self.part(a, b, "states").forward(own, keep=False)
+        return y, tuple(after)
 
     def _ended(self, finals: States, state: States, a: int, b: int) -> States:
         """The final states so far: those of the lanes whose sequence has ended between a and b."""
@@ -161,9 +186,108 @@ class Checkpointed(Segments):
             return Stack(self.net, "states").backward(saved, asked)
         dy, *d_finals = asked.cotangents
         source = Whole(given(saved.inputs[0]), dy, wants_dx=asked.needs[0])
-        back = SegmentedPass(self.net, self.starts, saved.inputs, source, asked._replace(cotangents=tuple(d_finals)))
+        back = SegmentedPass(self, saved.inputs, source, asked._replace(cotangents=tuple(d_finals)))
         found = back.run(self.checkpoints(saved.tape, *saved.outputs[: self.reads]), self.schedule.backward)
         return Grads((source.dx, *found.inputs[1:]), found.adjoints)
+
+
+class SegmentedPass:
+    """One backward call of a one-directional net: segments from the last to the first, gradients summed over them.
+
+    asked: its cotangents are those of the final state.
+    """
+
+    def __init__(
+        self,
+        program: Checkpointed,
+        inputs: Tensors,
+        source: Source,
+        asked: Asked,
+        crossing: Crossing[Columns] | None = None,
+    ) -> None:
+        self.program, self.inputs, self.asked, self.source = program, inputs, asked, source
+        self.net, self.starts = net, starts = program.net, program.starts
+        self.initial = states_of(net, inputs)
+        self.T, self.B = starts[-1], self.initial[0].shape[1]
+        self.states = net.cell.states
+        if crossing is None and net.reach.overlaps:
+            crossing = Crossing(Blocks(net.reach, net.lengths, self.T, self.B))
+        self.crossing = crossing
+        self.carry: tuple[Tensor | None, ...] = (None,) * self.states
+        self.sums: list[Tensor | None] = [None] * (len(inputs) - 1 - self.states)
+        self.final: States = ()  # the state after the segment that was run last
+        self.adjoints: list[Tensor] = []
+
+    def run(self, stored: Mapping[int, Callable[[], States]], actions: Iterable[Action]) -> Grads:
+        """All gradients, that of x left out, which the source has; the adjoints `[T, B, P]`.
+
+        stored: what gives a state of the tape, by segment. actions: of `schedules`, none on the way forward.
+        """
+        for a, b, state in reversals(self.starts, actions, self.initial, stored, self._advance):
+            self._reverse(a, b, state)
+            del state  # before the next one is run again
+        initial = [g if need else None for g, need in zip(self.carry, self.asked.needs[1:], strict=False)]
+        return Grads((None, *initial, *self.sums), self.adjoints)
+
+    def _advance(self, a: int, b: int, state: States) -> States:
+        """The state after the steps a to b-1."""
+        return self.program.advance(self.inputs, self.source, state, a, b)[1]
+
+    def _reverse(self, a: int, b: int, state: States) -> None:
+        """Run a segment again with its tape, then backward."""
+        columns = None if self.crossing is None else self.crossing.within(a, b)
+        if columns is not None and not len(columns.span):
+            return  # between the columns of two directions
+        part = self.program.part(a, b, "gates")
+        inputs = self.program.part_inputs(self.inputs, self.source.x(a, b), state, a, b)
+        outputs, tape = part.forward(inputs, keep=True)
+        self.final = outputs[1:]
+        cotangents = (self.source.error(a, b, outputs[0]), *self._final(a, b))
+        needs = (self.asked.needs[0], *(True,) * self.states, *self.asked.needs[1 + self.states :])
+        saved, asked = Saved(inputs, outputs, tape), Asked(cotangents, needs, self.asked.adjoints)
+        found = part.backward(saved, asked, columns=columns, crossing=self.crossing)
+        dx, *rest = found.inputs
+        cut = a > 0 and (self.crossing is not None or self._cut_at(a))  # a column's adjoint crosses by itself
+        self.carry = (None,) * self.states if cut else tuple(rest[: self.states])
+        self.source.put(a, b, dx)
+        self._add(a, b, rest[self.states :], found.adjoints)
+
+    def _add(self, a: int, b: int, grads: Sequence[Tensor | None], adjoints: Sequence[Tensor]) -> None:
+        """What a segment gives to the weights, and to the state that resets restart from; its adjoints."""
+        for n, grad in enumerate(grads):
+            before, of = self.sums[n], given(self.inputs[1 + self.states + n])
+            if grad is not None and grad.dim() == 4:  # of the state that resets at each step restart from
+                self.sums[n] = before = torch.zeros_like(of) if before is None else before
+                before[a:b] = grad
+            else:
+                self.sums[n] = grad if before is None or grad is None else before.add_(grad)
+        if self.asked.adjoints:
+            self.adjoints = self.adjoints or [piece.new_zeros(self.T, *piece.shape[1:]) for piece in adjoints]
+            for whole, piece in zip(self.adjoints, adjoints, strict=True):
+                whole[a:b] = piece
+
+    def _final(self, a: int, b: int) -> tuple[Tensor | None, ...]:
+        """The cotangents of the state after a segment: its own where a sequence ends there, else what comes back."""
+        lengths, carry, device = self.net.lengths, self.carry, self.initial[0].device
+        if lengths is None:
+            return tuple(self.asked.cotangents) if b == self.T else carry
+        ends = ((lengths > a) & (lengths <= b)).to(device)[:, None]
+        goes_on = (lengths > b).to(device)[:, None]
+        found: list[Tensor | None] = []
+        for own, later in zip(self.asked.cotangents, carry, strict=True):
+            parts = [t.masked_fill(~m, 0) for t, m in ((own, ends), (later, goes_on)) if t is not None]
+            found.append(None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1])
+        return tuple(found)
+
+    def _cut_at(self, a: int) -> bool:
+        """Whether the edge into step a is cut by the policy."""
+        every = self.net.reach.every
+        return every is not None and a % every == 0
+
+
+def states_of(net: Net, inputs: Tensors) -> States:
+    """The initial states among the inputs."""
+    return tuple(given(s) for s in inputs[1 : 1 + net.cell.states])
 
 
 def cut(

@@ -194,13 +194,13 @@ class Stack(NetProgram):
 
     def tapes_gates(self, x: Tensor, weights: list[Weights]) -> bool:
         """Whether a call that keeps a tape keeps gates in it."""
-        taped = self._taped(x, weights[0])
+        taped = self._taped(weights[0])
         return taped > 0 and keeps_gates(self.memory, x.shape[0] * x.shape[1] * taped * len(weights) * x.element_size())
 
-    def _taped(self, x: Tensor, w: Weights) -> int:
+    def _taped(self, w: Weights) -> int:
         """Values of each lane and step that a layer and direction may have on the tape beside its states."""
-        T, B, _ = x.shape
-        per_unit = self.net.kernel.taped_per_unit(self.net.cell, self.net.blocks(T, B))
+        # By the reach before `blocks`, whose division of T a graph for any T would hold to.
+        per_unit = self.net.kernel.taped_per_unit(self.net.cell, self.net.reach)
         return per_unit * w.hh.shape[0] // self.net.cell.gates_per_unit
 
     # What a call costs ------------------------------------------------------------------------------------------------

@@ -10,13 +10,16 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
-from ..kernels import Frames, Place, StepKernel
+from ..kernels import Frames, Place, RowPart, StepKernel, StepValues, WholeStepKernel
 from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Reach
 from ..schedules import Schedule, binomial
 from ..steps import Part, SplitStep
 
 __all__ = ["StepPlan"]
+
+MOST_ROWS, MOST_WORK = 4096, 4e6
+"""Up to so many rows, and multiplications of all of them, parts for all rows at once are programs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,32 @@ class StepPlan:
         step = self.step
         again = () if self.keeps else self.constants_forward.outputs
         return step.constants.only({*step.errors.inputs, *self.kernel.inputs(step)[1], *step.deferred.inputs, *again})
+
+    @cached_property
+    def early(self) -> RowPart | None:
+        """What is hoisted, as a program, where calls are so small that this is worth it."""
+        return self._for_rows(self.step.hoisted)
+
+    @cached_property
+    def late(self) -> RowPart | None:
+        """What is deferred, likewise."""
+        return self._for_rows(self.step.deferred)
+
+    def _for_rows(self, part: Part) -> RowPart | None:
+        step, rows = self.step, self.T * self.B
+        if rows > MOST_ROWS or not part.outputs or not isinstance(self.kernel, WholeStepKernel):
+            return None
+        made = self.kernel.for_rows(step, (step.constants, part), part.outputs)
+        return made if made is not None and rows * made.row_work <= MOST_WORK else None
+
+    def compute(self, part: Part, values: StepValues) -> None:
+        """Add what is hoisted or deferred to the values of some steps."""
+        step = self.step
+        program = self.early if part is step.hoisted else self.late if part is step.deferred else None
+        if program is None:
+            values.compute(part)
+        else:
+            values.flat.update(program(values.T * values.B, values.rows))
 
     def stage(self, keep: bool, wants_y: bool) -> Stage:
         """What stage 1 computes."""

@@ -6,7 +6,7 @@ its last; a value by row is `[T, B * k, ...]`, where it has k rows for each lane
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import pairwise
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import Frames, StepValues
-from ..steps import Part, SplitStep
+from ..steps import Part
 from .boundary import Pullback, own_precision
-from .crossing import Crossing
+from .crossing import block_sweep
 from .records import Asked, Grads, Saved, Tensors, given
 from .rerun import reversals
 from .step_plan import StepPlan
@@ -26,6 +26,9 @@ from .step_plan import StepPlan
 __all__ = ["StepProgram"]
 
 Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]
+
+_Kept = tuple[Sequence[Tensor], Sequence[Tensor] | None]
+"""Of a segment the carries, and the kept values; None where these are to be computed anew."""
 
 
 class StepProgram:
@@ -163,14 +166,19 @@ class StepProgram:
             return self._backward(_Inputs(self.plan, saved.inputs, self.plan.constants_back), saved.tape, asked)
 
     def _backward(self, inputs: _Inputs, tape: tuple[Tensor, ...], asked: Asked) -> Grads:
-        n = len(self.step.carry)
+        tape = tuple([t.contiguous() for t in tape])  # hooks on what is saved may have laid it in another way
         back = _BackwardPass(self, inputs, asked)
-        if len(self.starts) == 2:
-            back.reverse(0, self.T, tape[:n], tape[n:] if self.keeps else None)
-            return back.grads()
+        first = block_sweep(self.plan.frames, back.segments(tape), asked.cotangents[: back.n], back.sweep)
+        return back.grads(first)
 
-        def advance(i: int, carry: list[Tensor]) -> list[Tensor]:
-            a, b = self.starts[i : i + 2]
+    def recomputed(self, inputs: _Inputs, tape: tuple[Tensor, ...]) -> Iterator[tuple[int, int, _Kept]]:
+        """The segments from the last to the first: (a, b, what is kept of the steps a to b-1)."""
+        n = len(self.step.carry)
+        if len(self.starts) == 2:
+            yield 0, self.T, (tape[:n], tape[n:] if self.keeps else None)
+            return
+
+        def advance(a: int, b: int, carry: list[Tensor]) -> list[Tensor]:
             return [s[-1] for s in self._advance(inputs, carry, a, b, False, wants_y=False)[0]]
 
         def stored(row: int) -> list[Tensor]:
@@ -179,11 +187,8 @@ class StepProgram:
         kept_at: Mapping[int, Callable[[], list[Tensor]]] = {
             i: partial(stored, r) for r, i in enumerate(self.schedule.stored_forward)
         }
-        for i, carry in reversals(self.schedule.backward, inputs.carry, kept_at, advance):
-            a, b = self.starts[i : i + 2]
-            states, kept, _ = self._advance(inputs, carry, a, b, True, wants_y=False)
-            back.reverse(a, b, states, kept)
-        return back.grads()
+        for a, b, carry in reversals(self.starts, self.schedule.backward, inputs.carry, kept_at, advance):
+            yield a, b, self._advance(inputs, carry, a, b, True, wants_y=False)[:2]
 
     def left(
         self, inputs: _Inputs, a: int, b: int, states: Sequence[Tensor], kept: Sequence[Tensor] | None
@@ -255,7 +260,7 @@ class _Inputs:
             flat[name] = t.expand(T, *t.shape).flatten(0, 1)
         values = StepValues(step.values, T, self.plan.B, flat)
         if hoisted:
-            values.compute(step.hoisted)
+            self.plan.compute(step.hoisted, values)
         return values
 
 
@@ -266,19 +271,24 @@ class _BackwardPass:
         self.program, self.inputs, step = program, inputs, program.step
         n, m = len(step.carry), len(step.x)
         self.asked, self.n, self.m = asked, n, m
-        self.final, self.dys = asked.cotangents[:n], asked.cotangents[n:]
-        self.first: list[Tensor | None] = [None] * n
+        self.dys = asked.cotangents[n:]
+        self.kept: _Kept = (), None
         self.dxs: list[Tensor | None] = [None] * m
         self.captured: list[Tensor | None] = [None] * len(step.captured)
         self.whole = len(program.starts) == 2
-        self.frames = program.plan.frames
-        self.crossing = None if self.whole else Crossing(self.frames)
         self.to_first = any(asked.needs[:n])
         self.walks = self.to_first or bool(step.sent or step.summed)
 
-    def reverse(self, a: int, b: int, states: Sequence[Tensor], kept: Sequence[Tensor] | None) -> None:
-        """Sweep the blocks through the steps a to b-1. kept: the kept values; None: to be computed anew."""
+    def segments(self, tape: tuple[Tensor, ...]) -> Iterator[tuple[int, int]]:
+        """The segments from the last to the first, each with what is kept of it."""
+        for a, b, self.kept in self.program.recomputed(self.inputs, tape):  # noqa: B020  a field, not `self`
+            yield a, b
+            self.kept = (), None  # released before the next segment is run again
+
+    def sweep(self, a: int, b: int, frames: Frames, arriving: Tensors) -> Iterator[tuple[Frames, Tensors]]:
+        """Sweep columns through the steps a to b-1: see `block_sweep`."""
         program, step = self.program, self.program.step
+        states, kept = self.kept
         values = program.left(self.inputs, a, b, states, kept)
         for name, dy in zip(step.dys, self.dys, strict=True):
             if name is not None:
@@ -289,25 +299,15 @@ class _BackwardPass:
                 )
         values.compute(step.errors)
         if self.walks:
-            values.flat.update(self._sweep(values, a, b).flat)
-        values.compute(step.deferred)
+            factors = None if program.edge_factors is None else program.edge_factors[a:b]
+            begin = tuple([None if name is None else t for name, t in zip(step.adjoints, arriving, strict=True)])
+            leaving = self.to_first or a > 0
+            sums, left = program.kernel.sweep(step, values, frames, begin, factors, leaving)
+            values.flat.update(sums.flat)
+            if leaving:
+                yield frames, tuple(left)
+        program.plan.compute(step.deferred, values)
         self._finish(values, a, b)
-
-    def _sweep(self, values: StepValues, a: int, b: int) -> StepValues:
-        program, step = self.program, self.program.step
-        factors = None if program.edge_factors is None else program.edge_factors[a:b]
-        frames, arriving = self.frames, tuple(self.final)
-        if self.crossing is not None:
-            final = arriving if b == program.T else (None,) * self.n
-            frames, arriving = self.crossing.arriving(0, self.crossing.within(a, b), final)
-        arriving = tuple(None if name is None else t for name, t in zip(step.adjoints, arriving, strict=True))
-        leaving = self.to_first or self.crossing is not None
-        sums, left = program.kernel.sweep(step, values, frames, arriving, factors, leaving)
-        if self.crossing is not None and a > 0:
-            self.crossing.leave(0, frames, _filled(left, values, step, len(frames.start)))
-        elif leaving:
-            self.first = [None if t is None else _initial(frames, t) for t in left]
-        return sums
 
     def _finish(self, values: StepValues, a: int, b: int) -> None:
         """Add what the segment sends to xs and to captured tensors."""
@@ -317,7 +317,9 @@ class _BackwardPass:
                 continue
             found, whole = values[name], self.dxs[i]
             if self.whole:
-                self.dxs[i] = found if name in step.own else found.clone()
+                # What is given out twice is copied: autograd may add to it in place.
+                own = name in step.own and name not in (*step.dx[:i], *step.dcaptured)
+                self.dxs[i] = found if own else found.clone()
                 continue
             if whole is None:
                 self.dxs[i] = whole = found.new_empty(program.T, *found.shape[1:])
@@ -334,21 +336,7 @@ class _BackwardPass:
                     found = found.clone()
             self.captured[i] = found if before is None else before + found
 
-    def grads(self) -> Grads:
-        found = [*self.first, *self.dxs, *self.captured]
+    def grads(self, first: Tensors) -> Grads:
+        """The gradients of all inputs. first: that of the first carry."""
+        found = [*first, *self.dxs, *self.captured]
         return Grads(tuple(g if need else None for g, need in zip(found, self.asked.needs, strict=True)))
-
-
-def _filled(left: Sequence[Tensor | None], values: StepValues, step: SplitStep, N: int) -> tuple[Tensor, ...]:
-    """What leaves a segment, with zeros for leaves without a gradient."""
-    return tuple(values[c].new_zeros(N, *values[c].shape[2:]) if t is None else t
-                 for c, t in zip(step.carry, left, strict=True))  # fmt: skip
-
-
-def _initial(frames: Frames, leaving: Tensor) -> Tensor:
-    """`[N, ...]` -> `[B, ...]`: what reaches the first carry of each lane."""
-    if frames.whole:
-        return leaving
-    columns = (frames.start == 0).nonzero()[:, 0].to(leaving.device)
-    lane = frames.lane.to(leaving.device)[columns]
-    return leaving.new_zeros(frames.B, *leaving.shape[1:]).index_add(0, lane, leaving[columns])

@@ -1,4 +1,4 @@
-"""The refusal of forward-mode derivatives, which neither walks nor replayed steps carry on, so that none is lost."""
+"""The tangents of forward mode: where there are some, and their refusal where they would be lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
-__all__ = ["forward_mode", "refuse_tangents"]
+__all__ = ["forward_mode", "has_tangent", "refuse_tangents"]
 
 
 def forward_mode() -> bool:
@@ -19,17 +19,18 @@ def forward_mode() -> bool:
 
 def refuse_tangents(where: str, tensors: Iterable[Tensor | None]) -> None:
     """Raise NotImplementedError where a tensor has a tangent of torch.autograd.forward_ad or torch.func."""
-    if forward_mode() and any(t is not None and _has_tangent(t) for t in tensors):
+    if forward_mode() and any(map(has_tangent, tensors)):
         raise NotImplementedError(
-            f"{where}: bptt has no forward-mode derivatives yet (torch.autograd.forward_ad, torch.func.jvp, jacfwd, "
+            f"{where}: bptt has no forward-mode derivatives here (torch.autograd.forward_ad, torch.func.jvp, jacfwd, "
             "linearize), and was given a tensor with a tangent. Use reverse mode (torch.autograd.grad, torch.func.vjp, "
-            "torch.func.jacrev), or for forward mode torch.nn's layers, which bptt.revert(model) puts back, and a "
-            "plain loop over steps"
+            "torch.func.jacrev), or for forward mode a call of a bptt.nn layer, and a plain loop over steps"
         )
 
 
-def _has_tangent(tensor: Tensor) -> bool:
+def has_tangent(tensor: Tensor | None) -> bool:
     """Of what torch.func's jvp has wrapped, everything is taken to have one: transforms below it hide which has."""
+    if tensor is None:
+        return False
     jvps = {i.level() for i in functorch.get_interpreter_stack() or () if i.key() == functorch.TransformType.Jvp}
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.maybe_get_level(tensor) in jvps:

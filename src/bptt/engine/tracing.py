@@ -18,11 +18,12 @@ from torch import Tensor
 from torch._C import _get_tracing_state as recorder
 from torch._C import _len_torch_dispatch_stack as modes
 from torch._C._autograd import _profiler_enabled as is_profiled
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.jit._trace import TracerWarning
 from torch.utils._python_dispatch import _get_current_dispatch_mode as innermost_mode
 
 __all__ = [
+    "for_onnx",
     "is_profiled",
     "modes",
     "named",
@@ -61,12 +62,19 @@ def refuse_recording(what: str) -> None:
         raise refusal(f"torch.jit.trace cannot record {what}")
 
 
+def for_onnx() -> bool:
+    """Whether the graph that a layer's call becomes a part of is one that torch.onnx.export(dynamo=True) asked for."""
+    return is_exporting() and torch.onnx.is_in_onnx_export()
+
+
 def refuse_onnx() -> None:
-    """Raise NotImplementedError inside torch.onnx.export: ONNX has no operator of bptt's."""
+    """Raise NotImplementedError where ONNX would get an operator of bptt's, and name the ways to ONNX's own."""
     if torch.onnx.is_in_onnx_export():
         raise NotImplementedError(
-            "ONNX has no operator for a bptt layer: put torch.nn's layers back first, with bptt.revert(model), or use "
-            "torch.export, whose graphs hold the layer as an operator"
+            "ONNX has no operator bptt::stack_forward. Pass the model itself to torch.onnx.export(model, args, "
+            "dynamo=True), which makes ONNX's LSTM, GRU or RNN of a bptt layer; of a program that torch.export has "
+            "made, pass program.run_decompositions(bptt.onnx_decompositions()); or put torch.nn's layers back first, "
+            "with bptt.revert(model)"
         )
 
 

@@ -5,7 +5,7 @@ A new kernel is one file and one entry in `KERNELS`, in order of preference.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -16,8 +16,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import Cell
 from ..memory import Checkpoints, Memory, keeps_gates
-from ..policies import Full, Policy
+from ..policies import Policy
 from ..steps import SplitStep
+from .calibration import VARIABLE as VARIABLE
+from .calibration import Calibration as Calibration
+from .calibration import Measured as Measured
+from .calibration import PlainSizes as PlainSizes
+from .calibration import gains as gains
 from .columns import Blocks as Blocks
 from .columns import Columns as Columns
 from .cpu import Cpu as Cpu
@@ -29,6 +34,7 @@ from .fused import Fused as Fused
 from .interpreter import Interpreter as Interpreter
 from .kernel import Kernel as Kernel
 from .kernel import Request as Request
+from .kernel import SummingKernel as SummingKernel
 from .kernel import Sweep as Sweep
 from .kernel import SweepResult as SweepResult
 from .kernel import Tape as Tape
@@ -37,29 +43,28 @@ from .kernel import WholePasses as WholePasses
 from .kernel import WholeRequest as WholeRequest
 from .product import product as product
 from .product import summed_product as summed_product
+from .row_parts import RowPart as RowPart
 from .step import StepKernel as StepKernel
+from .step import WholeStepKernel as WholeStepKernel
+from .step_memories import StepRequest as StepRequest
 from .step_values import Place as Place
 from .step_values import StepValues as StepValues
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
+from .torch_layers import BY_LIBRARY as BY_LIBRARY
+from .whole_steps import WholeSteps as WholeSteps
+from .whole_torch import WholeTorch as WholeTorch
 
 KERNELS: dict[str, Kernel] = {"cpu": Cpu(), "fused": Fused(), "eager": Eager()}
 """Every kernel by name, the preferred first."""
 
 
-BY_TORCH: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], tuple[int, ...]]] = {
-    "RNN_TANH": (torch.rnn_tanh, (1_100_000, 600_000)),
-    "RNN_RELU": (torch.rnn_relu, (1_100_000, 600_000)),
-    "GRU": (torch.gru, (60_000,)),
-}
-"""By the mode of the cell: torch's own function for a differentiated call of one layer, and the multiplications up to
-which it is used for one step, and for two. One step of one lane uses it whatever its size.
+BY_TORCH = {"RNN_TANH": 400_000, "RNN_RELU": 400_000, "GRU": 1_000_000}
+"""By the mode of the cell: the weights from which on a differentiated step of one lane is left to torch's own layer.
 
-Autograd's record of a few products and element-wise operations takes less time than a function with a gradient of its
-own, which by then has hardly been of use: measured at B = 1 to 32, H = 32 to 1024."""
-
-STEPS_BY_TORCH = max(len(most) for _, most in BY_TORCH.values())
-"""The largest number of steps for which any of them is used."""
+Its gradient is the product of two vectors, which a BLAS writes faster: measured at H = 32 to 1024, T = 1 and 2, B = 1
+to 8. Of fewer weights, and of more rows, the walk is the faster one.
+"""
 
 
 @dataclass(frozen=True)
@@ -159,19 +164,10 @@ class Layer(Protocol):
     def cell(self) -> Cell: ...
 
 
-def torch_layer(layer: Layer, x: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """torch's own function for a differentiated call on x `[T, B, I]`, where kernel="auto" leaves it to torch.
-
-    That is of one layer in one direction, under a policy that cuts nothing in so few steps. None: a kernel runs.
-    """
-    function, most = BY_TORCH.get(layer.cell().mode, (None, ()))
-    T, B, _ = x.shape
-    if len(most) < T or layer.kernel != "auto" or layer.num_layers > 1 or layer.bidirectional:
-        return None
-    size = T * B * layer.cell().gates_per_unit * layer.hidden_size * (layer.input_size + layer.hidden_size)
-    if (size > most[T - 1] and T * B > 1) or x.device.type != "cpu":
-        return None
-    return function if T == 1 or isinstance(layer.gradient, Full) else None
+def left_to_torch(call: PlainSizes) -> bool:
+    """Whether kernel="auto" leaves a differentiated plain call on the CPU to torch's own layer and to autograd."""
+    cell, _, T, B, I, H = call
+    return T * B == 1 and cell.gates_per_unit * H * (I + H) >= BY_TORCH.get(cell.mode, math.inf)
 
 
 def precision(layer: Layer, device: torch.device, dtype: torch.dtype, resets: bool) -> torch.dtype:
@@ -185,7 +181,8 @@ def precision(layer: Layer, device: torch.device, dtype: torch.dtype, resets: bo
 
 
 def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
-    """What a layer would do with x, and why: the kernel it runs, what it keeps, how far gradients reach.
+    """What a layer would do with x, and why: the kernel it runs, what it keeps, how far gradients reach. Of a call with
+    a gradient where grad mode is on, else of one without.
 
     Raises TypeError for a layer that is not of bptt.nn, ValueError for x of another feature size, and RuntimeError
     where a named kernel would.
@@ -204,13 +201,21 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     if data.shape[-1] != layer.input_size:
         raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()
-    edge_factors, projection = layer.gradient.draws_factors, layer.proj_size > 0
-    request = Request(cell, data.device, data.dtype, edge_factors=edge_factors, projection=projection)
-    choice = choose(layer.kernel, request)
-    kernel, walks = choice.kernel, layer.num_layers * (2 if layer.bidirectional else 1)
     rows = data.numel() // data.shape[-1]
     T = data.shape[1 if layer.batch_first else 0] if data is x and x.dim() == 3 else len(data)
-    per_unit = kernel.taped_per_unit(cell, layer.gradient.reach(T))
+    reach, draws, by_torch = layer.gradient.reach(T), layer.gradient.draws_factors, ""
+    request = Request(cell, data.device, data.dtype, edge_factors=draws, projection=layer.proj_size > 0)
+    alone = data is x and layer.num_layers == 1 and not (layer.bidirectional or layer.proj_size or draws)
+    if layer.kernel == "auto" and alone and rows and data.is_cpu:
+        plain = PlainSizes(cell, data.dtype, T, rows // T, layer.input_size, layer.hidden_size)
+        if left_to_torch(plain):
+            by_torch = "torch's own layer where it is differentiated without resets: faster for one row; else "
+        if not isinstance(layer.memory, Checkpoints):
+            differentiated, threads = torch.is_grad_enabled(), torch.get_num_threads()
+            request = request._replace(gains=gains(plain, reach, layer.memory, differentiated, threads))
+    choice = choose(layer.kernel, request)
+    kernel, walks = choice.kernel, layer.num_layers * (2 if layer.bidirectional else 1)
+    per_unit = kernel.taped_per_unit(cell, reach)
     gate_bytes = rows * walks * per_unit * layer.hidden_size * data.element_size()
     gates, takes = ("what torch's layer keeps", "takes about") if kernel.own_gradients else ("the gates", "take")
     bytes_taken = f", {gates} {takes} {gate_bytes:,} bytes" if gate_bytes or not kernel.own_gradients else ""
@@ -222,11 +227,6 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
         if gate_bytes and keeps_gates(layer.memory, gate_bytes):
             kept = f"states and {gates.removeprefix('the ')}"
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
-    by_torch = ""
-    if data is x:
-        steps = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if layer.batch_first else x
-        if torch_layer(layer, steps) is not None:
-            by_torch = "torch's own layer where it is differentiated without resets: faster for so few steps; else "
     return (
         f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: "
         f"{choice.reason}\n"

@@ -78,8 +78,9 @@ class Sweep:
     reset_h_step: int
     reset_c_step: int
     error_stride: int
+    errors_by_position: bool
     by_position: bool
-    overlaps: bool
+    sums: int
     columns: int
     counts: int
     gates: int
@@ -112,6 +113,27 @@ class Sweep:
 class SweepFloat32(Sweep): ...
 class SweepFloat64(Sweep): ...
 
+class RowSums:
+    N: int
+    M: int
+    K: int
+    K2: int
+    a_stride: int
+    b_stride: int
+    b2_stride: int
+    rows: int
+    a: int
+    b: int
+    b2: int
+    out: int
+    out2: int
+    sums: int
+    def copy(self) -> Self: ...
+    def run(self, *, variant: int, threads: int) -> None: ...
+
+class RowSumsFloat32(RowSums): ...
+class RowSumsFloat64(RowSums): ...
+
 class Program:
     T: int
     B: int
@@ -140,6 +162,15 @@ class Program:
 
 class ProgramFloat32(Program): ...
 class ProgramFloat64(Program): ...
+
+class Bound:
+    def __init__(
+        self, program: Program, addresses: Sequence[int], parts: Sequence[int], moves: Sequence[int], before: int
+    ) -> None: ...
+    def run(self, memories: Sequence[int], variant: int, threads: int) -> None: ...
+
+class BoundFloat32(Bound): ...
+class BoundFloat64(Bound): ...
 
 def places(
     tensors: tuple[Tensor | None, ...], shapes: tuple[Sequence[int] | None, ...], dtype: torch.dtype

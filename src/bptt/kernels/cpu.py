@@ -5,6 +5,8 @@ Legend: T steps, B lanes, F taped gate values, R positions and N columns of a sw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,10 @@ from ..cells import Cell, Weights
 from ..policies import Reach
 from . import _walks
 from .addresses import at, check, dense, restart, spaced_rows
+from .heap import keep_heap
 from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
 from .product import product
+from .row_sums import row_sums
 from .whole import WholeWalks
 
 __all__ = ["Cpu", "variants"]
@@ -75,7 +79,7 @@ class Cpu:
         return None
 
     def hesitates(self, request: Request) -> str | None:
-        return None
+        return request.gains
 
     def taped_per_unit(self, cell: Cell, reach: Reach) -> int:
         return cell.taped_per_unit
@@ -95,6 +99,7 @@ class Cpu:
         T, B, inputs = x.shape
         GH, P = w.hh.shape
         H = GH // cell.gates_per_unit
+        keep_heap(T * B * GH * x.element_size())
         h = x.new_empty(T + 1, B, P)
         c = x.new_empty(T + 1, B, H) if cell.states == 2 else None
         stride = cell.taped(w) if tape_gates else GH
@@ -194,18 +199,28 @@ class Cpu:
         N, H = frames.start.shape[0], GH // cell.gates_per_unit
         walks = frames.walks
         size = (frames.R, N) if by_position else (frames.T, frames.B)
-        covers = walks.covers and not by_position
+        totals = request.totals
+        covers = walks.covers and not by_position and totals is None
         new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
-        da = new(*size, GH if cell.inner is None else GH + H)
-        adjoints = tuple([new(*size, s.shape[2]) for s in tape.states[: request.adjoints]])
+        width = GH if cell.inner is None else GH + H
+        sums: Tensor | None = None
+        if totals is None:
+            da = new(*size, width)
+            sums = da if walks.overlaps and not by_position else None
+            adjoints = tuple([new(*size, s.shape[2]) for s in tape.states[: request.adjoints]])
+        else:
+            sums, adjoints = totals.recurrent[-1] if totals.recurrent else totals.da, totals.adjoints
+            da = tape.states[0].new_empty(*size if by_position else (0, 0), width)
+            if by_position and len(walks.short):
+                da[:, walks.short] = 0
         leaving = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if request.leaving else ()
-        bias = (da.new_empty if N else da.new_zeros)(2, GH) if request.bias and not by_position else None
-        x, dx, dw_ih, dw_hh = request.x, None, None, None
+        x, dx, dw_ih, dw_hh, bias = request.x, None, None, None, None
         wanted = covers and N > 0 and (request.weights or request.dx)
         if x is not None and wanted and _is_small(x, w, FEW_ROWS_BACK):
             dx = x.new_empty(x.shape) if request.dx else None
             if request.weights:
                 dw_ih, dw_hh = w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)
+                bias = da.new_empty(2, GH) if request.bias else None
         else:
             x = None
         for a in request.arriving:
@@ -227,7 +242,7 @@ class Cpu:
         walk.N = N
         walk.R = frames.R
         walk.by_position = by_position
-        walk.overlaps = walks.overlaps and not by_position
+        walk.errors_by_position = by_position if totals is None else request.errors_by_position
         walk.columns = walks.columns.data_ptr()
         walk.counts = walks.counts.data_ptr()
         walk.h = at(h)
@@ -235,7 +250,10 @@ class Cpu:
         walk.errors = at(errors)
         walk.error_stride = stride
         walk.w_hh = at(w_hh)
-        walk.da = da.data_ptr()
+        if sums is not da:
+            walk.da = da.data_ptr()
+        if sums is not None:
+            walk.sums = sums.data_ptr()
         if bias is not None:
             walk.db_ih = bias.data_ptr()
             walk.db_hh = bias.data_ptr() + bias.element_size() * GH
@@ -276,11 +294,28 @@ class Cpu:
         if bias is not None:
             weights = (dw_ih, dw_hh, *bias.unbind(0))
         recurrent: tuple[Tensor, ...] = ()
+        if totals is not None:
+            return SweepResult(da[..., width - GH :] if by_position else None, (), leaving)
         if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
             inner_first, da = da, da[..., H:]
             if dw_hh is None or (bias is None and w.b_hh is not None):  # else nobody asks: a view takes a microsecond
                 recurrent = da[..., :-H], inner_first[..., :H]
         return SweepResult(da, adjoints, leaving, recurrent, weights, dx)
+
+    def totals(self, request: Sweep) -> SweepResult:
+        cell, frames, states = request.cell, request.frames, request.tape.states
+        GH = len(request.w.hh)
+        H, new = GH // cell.gates_per_unit, states[0].new_zeros
+        adjoints = tuple([new(frames.T, frames.B, s.shape[2]) for s in states[: request.adjoints]])
+        if cell.inner is None:
+            return SweepResult(new(frames.T, frames.B, GH), adjoints)
+        rows = new(frames.T, frames.B, GH + H)
+        return SweepResult(rows[..., H:], adjoints, (), (rows[..., H:-H], rows[..., :H]))
+
+    def row_sums(
+        self, a: Tensor, factors: Sequence[Tensor], rows: Tensor | None, alone: bool
+    ) -> tuple[list[Tensor], Tensor | None] | None:
+        return row_sums(self._variant, a, factors, rows, alone)
 
 
 def _is_small(x: Tensor, w: Weights, few: int) -> bool:

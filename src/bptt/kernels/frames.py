@@ -10,10 +10,10 @@ from the end of each sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch import Tensor
 from ..policies import Reach
 
 __all__ = ["Frames"]
+
+_Rows = TypeVar("_Rows", Tensor, "Tensor | None")
 
 
 @dataclass(frozen=True)
@@ -153,19 +155,25 @@ class Frames:
         own = own if owns_losses is None else own & owns_losses
         return self.spread(x).masked_fill(~own[..., None].to(x.device), 0)
 
-    def collect_initial(self, initial: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """`[N, F]` -> `[B, F]`: what reaches the initial state of each lane, over the columns that walk so far."""
+    def collect_initial(self, initial: Sequence[_Rows]) -> tuple[_Rows, ...]:
+        """`[N, ...]` -> `[B, ...]`: what reaches the initial state of each lane, over the columns that walk so far."""
         if self.whole:
-            return initial
+            return tuple(initial)
         columns = (self.start == 0).nonzero()[:, 0]
-        lane, columns = self.lane[columns].to(initial[0].device), columns.to(initial[0].device)
-        return tuple(s.new_zeros(self.B, s.shape[1]).index_add(0, lane, s[columns]) for s in initial)
+        lane = self.lane[columns]
+        return tuple(
+            [
+                s if s is None else
+                s.new_zeros(self.B, *s.shape[1:]).index_add(0, lane.to(s.device), s[columns.to(s.device)])
+                for s in initial
+            ]
+        )  # fmt: skip
 
     @property
     def kept_bytes(self) -> int:
-        """Of addresses, those of `walks` included whether or not they have been asked for."""
+        """Of addresses at most, those of `walks` included whether or not they have been asked for."""
         own = 4 if self.whole else 6  # tensors of their own: some are the same one
-        return 8 * ((own + 6) * len(self.start) + 2 * (self.R + 1))
+        return 8 * ((own + 7) * len(self.start) + 2 * (self.R + 1))
 
     @cached_property
     def walks(self) -> WalkOrder:
@@ -220,6 +228,7 @@ class WalkOrder(NamedTuple):
     """
 
     columns: Tensor  # [6, N] int64: top (the step a walk starts from), lane, length, column, own losses, `arrives`
+    short: Tensor  # int64: the columns that walk fewer than R positions
     counts: Tensor  # [2, R + 1] int64: columns longer than j; columns that after j steps are at the initial state
     overlaps: bool  # whether two columns meet at a step and lane
     covers: bool  # whether the columns, without overlap, walk every step of every lane
@@ -242,4 +251,5 @@ class WalkOrder(NamedTuple):
         overlaps = bool(((lane[1:] == lane[:-1]) & (low[1:] <= high[:-1])).any())
         covers = not overlaps and int(length.sum()) == frames.T * frames.B
         rows = int(frames.arrives.max()) + 1 if len(top) else 0
-        return cls(columns, torch.stack([longer, leaving]), overlaps, covers, rows)
+        short = (length < frames.R).nonzero()[:, 0]
+        return cls(columns, short, torch.stack([longer, leaving]), overlaps, covers, rows)

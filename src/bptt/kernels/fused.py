@@ -11,7 +11,7 @@ sweep (see `frames`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from math import isqrt
 from typing import Any
@@ -22,18 +22,16 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from ..policies import EVERYTHING, Reach
 from .frames import Frames
-from .kernel import Request, Sweep, SweepResult, Tape
+from .kernel import Request, Sweep, SweepResult, Tape, WholePasses, WholeRequest
 from .pieces import Batch, Pieces
 from .sums import columns_at_once
-from .torch_layers import CALLS, OwnWeights, Walk
+from .torch_layers import AUTOGRAD, CALLS, OwnWeights, Walk, can_record, keeps_graph
+from .whole_torch import WholeTorch
 
 __all__ = ["Fused"]
 
 DEVICES = {"cpu", "cuda", "mps"}
 """The types of devices on which torch has these layers."""
-
-AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
-"""Where torch's dispatcher records what is called."""
 
 PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
@@ -66,8 +64,8 @@ class Fused:
         return None
 
     def hesitates(self, request: Request) -> str | None:
-        if request.device.type == "cpu":
-            return "it is chosen on GPUs alone; on a CPU it runs where kernel='fused' names it"
+        if request.device.type == "cpu" and request.gains is None:
+            return "on a CPU it is chosen where it is measured to be faster; else kernel='fused' names it"
         return None
 
     def taped_per_unit(self, cell: Cell, reach: Reach) -> int:
@@ -94,7 +92,7 @@ class Fused:
         if B == 0:
             return (x.new_zeros(T + 1, 0, P), *c), None
         pieces = Pieces.of(Frames.of(EVERYTHING, lengths, T, B), _resets(resets))
-        record = tape_gates and _can_record()
+        record = tape_gates and can_record()
         batches = [pieces.batch()] if record or pieces.entire else pieces.batches()
         weights, before = OwnWeights.of(cell, w, record), [s[None] for s in initial]
         h = x.new_empty(T + 1, B, P) if pieces.entire else x.new_zeros(T + 1, B, P)
@@ -120,6 +118,11 @@ class Fused:
             return None
         weights = OwnWeights.of(cell, w, record=False)
         return weights.call(x.contiguous(), None, tuple(s.contiguous() for s in hx), train=False)
+
+    def whole(self, request: WholeRequest) -> WholePasses | None:
+        if request.T * request.B == 0 or not (request.frames.whole and request.gates):
+            return None
+        return WholeTorch(request)
 
     # Stages 3 and 4 ---------------------------------------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class _Sums:
         request, batch, states = self.request, walk.batch, len(self.request.tape.states)
         wanted = [request.dx, *[request.leaving] * states, *[request.weights] * len(self.weights)]
         kept = len(self.request.tape.record) > 0 and walk.roots[0] is self.request.tape.record[0]
-        again = kept and _keeps_graph()
+        again = kept and keeps_graph()
         dx, *found = walk.pull([self._errors(batch), *self._arriving(batch)], wanted, again)
         if dx is not None:
             self._add_input(batch, dx.reshape(-1, dx.shape[-1]))
@@ -242,19 +245,6 @@ def _or_zeros(total: Tensor | None, like: Tensor) -> Tensor:
 def _wide(x: Tensor) -> Tensor:
     """In float32 at least."""
     return x.float() if x.dtype.itemsize < 4 else x
-
-
-def _can_record() -> bool:
-    """Whether autograd records here, and hands what it keeps to nobody who would keep it elsewhere."""
-    if torch.is_inference_mode_enabled() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch._C._dispatch_tls_is_dispatch_key_excluded(AUTOGRAD[0]):  # inside an operator, which returns values
-        return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-
-
-_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-"""Whether the backward call that runs leaves the graph for another one; where torch does not tell, it may."""
 
 
 def _above_autograd() -> AbstractContextManager[Any]:

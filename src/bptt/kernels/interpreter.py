@@ -16,11 +16,15 @@ from ..steps import Part, SplitStep
 from . import _walks
 from .cpu import variants
 from .frames import Frames
+from .heap import keep_heap
 from .joined import with_constants
-from .lowering import Lowering
+from .lowering import ELEMENT_WISE, Lowering
 from .prepared import PROGRAM, Prepared, Run
 from .program import Program, Refused
+from .row_parts import RowPart
+from .step_memories import NotWhole, StepRequest
 from .step_values import Layout, StepValues
+from .whole_steps import WholeSteps
 
 __all__ = ["Interpreter"]
 
@@ -122,6 +126,7 @@ class Interpreter:
             run.moves += (end.data_ptr(), states.data_ptr() + T * end.nbytes, end.nbytes)
         run.give(values)
         layout = run.sized.layout
+        keep_heap(layout.size * ready.itemsize + sum([states.nbytes for states in carries]))
         memories: tuple[Tensor, ...] = ()
         if run.sized.laid:
             memories = (new((layout.size,)),)
@@ -203,6 +208,21 @@ class Interpreter:
             found[name] = found[name].to(kinds[name].dtype)
         return StepValues(kinds, T, B, found), left
 
+    def for_rows(self, step: SplitStep, parts: Sequence[Part], wanted: Sequence[str]) -> RowPart | None:
+        """Parts of a step for all rows at once as a program; None where they are none."""
+        try:
+            return RowPart(step, parts, wanted, self._variant)
+        except Refused:
+            return None
+
+    def whole(self, request: StepRequest) -> WholeSteps | None:
+        """The passes for calls of the same sizes, of which no tensor is another's part; None where there are none."""
+        core, kept = (self._ready(request.step, tuple(dict.fromkeys(names))) for names in request.core)
+        try:
+            return WholeSteps(request, (core, kept, self._ready(request.step, None)), self._variant)
+        except NotWhole:
+            return None
+
     def _ready(self, step: SplitStep, keep: tuple[str, ...] | None) -> Prepared:
         """A program in the form in which it runs."""
         known = self._prepared.setdefault(step, {})
@@ -229,10 +249,11 @@ def _forward(step: SplitStep, keep: Sequence[str]) -> Program:
 
 def _lowered(step: SplitStep, core: Part, kinds: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> Program:
     if not set(core.inputs).isdisjoint(step.constants.outputs):
-        try:
-            return Lowering(with_constants(step, core), step, kinds, ends).program
-        except Refused:  # perhaps for a view that an operand cannot be
-            pass
+        for computes in (ELEMENT_WISE, ()):
+            try:
+                return Lowering(with_constants(step, core, computes), step, kinds, ends).program
+            except Refused:  # perhaps for a view that an operand cannot be
+                pass
     return Lowering(core, step, kinds, ends).program
 
 

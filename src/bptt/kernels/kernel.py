@@ -9,6 +9,7 @@ columns of a sweep (see `frames`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -20,7 +21,17 @@ from ..cells import Cell, Weights
 from ..policies import Reach
 from .frames import Frames
 
-__all__ = ["Kernel", "Request", "Sweep", "SweepResult", "Tape", "WholeKernel", "WholePasses", "WholeRequest"]
+__all__ = [
+    "Kernel",
+    "Request",
+    "SummingKernel",
+    "Sweep",
+    "SweepResult",
+    "Tape",
+    "WholeKernel",
+    "WholePasses",
+    "WholeRequest",
+]
 
 
 Tensors = tuple[Tensor | None, ...]
@@ -38,6 +49,7 @@ class Request(NamedTuple):
     adjoints: bool = False  # whether lambda of every step is asked for: for itself, or for the gradient of a state that
     # resets restart from
     projection: bool = False  # whether h is projected; its weight's gradient takes lambda of h, where it is made of da
+    gains: str | None = None  # of a plain call on the CPU that the fused kernel is measured to finish sooner: the words
 
 
 @dataclass(eq=False)
@@ -77,7 +89,8 @@ class Sweep(NamedTuple):
     arriving: tuple[Tensor | None, ...] = ()
     # [T, B, 1] on the adjoint from step t to step t-1; None is 1. Where it is 0 nothing passes, not even a NaN.
     edge_factors: Tensor | None = None
-    # Whether errors come, and results go, by position and column; else results are summed by step and lane.
+    # Whether results go by position and column; else they are summed by step and lane. Errors come as results go, but
+    # where totals are given.
     by_position: bool = False
     adjoints: int = 0  # of how many states lambda is asked for: 1 is h, 2 is h and c
     leaving: bool = False  # whether what leaves each column at its first step is asked for
@@ -86,6 +99,10 @@ class Sweep(NamedTuple):
     weights: bool = False  # whether those of the weights' gradients are wanted
     bias: bool = False  # those of the biases
     dx: bool = False  # that of x
+    # Of a `SummingKernel`: the sums by step and lane of the columns swept so far, to which this sweep's are added: da,
+    # and the adjoints in place of those of the result, which has da if by position alone.
+    totals: SweepResult | None = None
+    errors_by_position: bool = False  # where totals are given: see by_position
 
 
 class SweepResult(NamedTuple):
@@ -180,18 +197,23 @@ class WholePasses(Protocol):
     with the bits of `Kernel.forward` and `sweep`, in less time than their bookkeeping would take.
 
     tensors: x, the initial state `[1, B, .]`, the weights. outputs: y `[T, B, H]`, the final state `[1, B, .]`.
+    own_tape: whether the tape is for `pulled` alone; else it is the states of `Tape`, then the gates if kept.
     """
+
+    own_tape: bool
 
     def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
         """Where the values of tensors lie; None where one is not as it should be, and `Kernel.forward` says why."""
         ...
 
-    def infer(self, x: Tensor, places: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def infer(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...]:
         """The outputs."""
         ...
 
-    def taped(self, x: Tensor, places: tuple[int, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(outputs, tape), which share no memory; the tape is the states of `Tape`, then the gates if kept."""
+    def taped(
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(outputs, tape). A caller may write to the outputs; the tape is as `own_tape` says."""
         ...
 
     def pulled(
@@ -200,6 +222,24 @@ class WholePasses(Protocol):
         """The gradient of each of the tensors that needs one, stages 3 and 4; None: `Kernel.sweep` is the only way.
 
         cotangents: of the outputs; None where nothing arrived.
+        """
+        ...
+
+
+@runtime_checkable
+class SummingKernel(Protocol):
+    """A kernel that sums over columns while it walks, and over the rows of all steps."""
+
+    def totals(self, request: Sweep) -> SweepResult:
+        """The totals of a sweep of no column yet: see `Sweep.totals`."""
+        ...
+
+    def row_sums(
+        self, a: Tensor, factors: Sequence[Tensor], rows: Tensor | None, alone: bool
+    ) -> tuple[list[Tensor], Tensor | None] | None:
+        """a' b `[M, K]` of each factor b `[.., K]`, and the sum of a `[.., M]` over its rows if `alone` is.
+
+        rows: those that count, int64 on the CPU; None is all. None: torch's products take less time.
         """
         ...
 

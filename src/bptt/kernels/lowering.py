@@ -40,6 +40,7 @@ ON_TRUTH = {aten.bitwise_not, aten.bitwise_and, aten.bitwise_or, aten.bitwise_xo
 """Those that are these instructions for truth values alone."""
 
 ARITHMETIC_OF_TRUTH = {"add": "or", "mul": "and"}
+ROUNDED = {aten.ceil, aten.trunc, aten.round}
 REDUCED = {aten.sum: "sum", aten.mean: "mean", aten.amax: "amax", aten.amin: "amin"}
 POWERS = {2: ["square"], 1: ["same"], 0.5: ["sqrt"], -1: ["reciprocal"], -0.5: ["rsqrt"], -2: ["square", "reciprocal"]}
 
@@ -62,8 +63,10 @@ class Lowering(ViewedValues):
             if node.op == "call_function" and node.target in (operator.mul, operator.add, operator.floordiv):
                 return  # of sizes
             raise Refused(f"{self.told(node)}: it is no operation on tensors that the interpreter knows")
+        if self._moves_rows(node) and any(end == "sum" for end, _ in self.ends):
+            return  # for products that add up rows, which take what it is of
         self.kind(node)
-        made = self.viewed(node) or self._sum_of_rows(node)
+        made = self._sum_of_products(node) or self.viewed(node) or self._sum_of_rows(node)
         if made is None:
             made = self.destination(node)
             self._computed(node, made)
@@ -107,6 +110,8 @@ class Lowering(ViewedValues):
             self._power(node, to)
         elif op is aten.clamp:
             self._clamp(node, to)
+        elif op in ROUNDED and len(node.args) == 1 and not node.kwargs:
+            self._rounded(node, to)
         elif op is aten.cat:
             for part, place in self.parts_of_cat(node, to):
                 view = self.view(part)
@@ -187,6 +192,32 @@ class Lowering(ViewedValues):
             if bound is not None:
                 self._emit(node, op, to, [x, bound])
                 self.views[node], x = to, node
+
+    def _rounded(self, node: Node, to: View) -> None:
+        """By floors of |x|, times its sign: those are exact. Halves go to the even one of two numbers."""
+        op, (x,) = packet(node), node.args
+        emit, new = self.program.element_wise, lambda: self.program.new(to.dims, to.by_row)
+        given = self.operand(x, to, node)
+        if op is aten.ceil:
+            emit("neg", to, [given])
+            emit("floor", to, [to])
+            return emit("neg", to, [to])
+        size, whole = new(), new()
+        emit("abs", size, [given])
+        emit("floor", whole, [size])
+        if op is aten.round:
+            half, odd, over = self.operand(0.5, to, node), new(), new()
+            emit("sub", size, [size, whole])
+            emit("mul", odd, [whole, half])
+            emit("floor", odd, [odd])
+            emit("sub_mul", odd, [odd, self.operand(2.0, to, node), whole])
+            emit("gt", over, [size, half])
+            emit("eq", size, [size, half])
+            emit("where", odd, [size, odd, over])
+            emit("add", whole, [whole, odd])
+        sign = new()
+        emit("sign", sign, [given])
+        return emit("mul", to, [sign, whole])
 
     def _product(self, node: Node, to: View, start: View | None) -> None:
         left: Any = node.args[0]
@@ -317,7 +348,7 @@ class Lowering(ViewedValues):
         ):
             return None
         view, kind = self.view(first), self.kind(node)
-        if packet(node) is not aten.sum or kind.rows or not self.step.summed:
+        if packet(node) is not aten.sum or kind.rows or not any(end == "sum" for end, _ in self.ends):
             raise Refused(f"{self.told(node)}: it mixes rows")
         to = View.of(self.program.slot("sum", math.prod(kind.shape)), kind)
         stays = [s for d, s in enumerate(to.strides) if len(to.dims) < len(view.dims) or d not in dims]
@@ -327,4 +358,30 @@ class Lowering(ViewedValues):
         if len(sizes) > 4:
             raise Refused(f"{self.told(node)}: over {len(sizes)} dimensions of their own")
         self.program.add("add_rows", [to, view], sizes, both, work=2 * math.prod(view.dims))
+        return to
+
+    def _moves_rows(self, node: object) -> bool:
+        """Whether it is the transpose of a matrix of rows."""
+        if not isinstance(node, Node) or packet(node) not in (aten.permute, aten.transpose, aten.t):
+            return False
+        known = self.step.values.get(node.name)
+        return known is not None and known.rows < 0 and len(self._whole_dims(node.args[0])) == 2
+
+    def _whole_dims(self, node: object) -> tuple[int, ...]:
+        return dims_of(self.kind(node)) if isinstance(node, Node) else ()
+
+    def _sum_of_products(self, node: Node) -> View | None:
+        """The product of two matrices over all rows of the call, which is for the caller alone."""
+        if packet(node) is not aten.mm or not self._moves_rows(node.args[0]):
+            return None
+        turned: Any = node.args[0]
+        x, y, kind = self.view(turned.args[0]), self.view(node.args[1]), self.kind(node)  # type: ignore[arg-type]
+        if kind.rows or not x.by_row or not y.by_row or x.dims[0] != y.dims[0]:
+            raise Refused(f"{self.told(node)}: it mixes rows")
+        if y.strides[1] != 1 and y.dims[1] > 1:
+            y = self.program.dense(y)
+        (k, I), J = x.dims, y.dims[1]
+        to = View.of(self.program.slot("sum", I * J), kind)
+        strides = [[0, 0, J, 1], [0, *x.strides, 0], [0, y.strides[0], 0, 1]]
+        self.program.add("add_outer", [to, x, y], [1, k, I, J], strides, work=k * I * J)
         return to

@@ -17,9 +17,12 @@ from . import _walks
 from .program import Program
 from .step_values import Layout, Place, StepValues, sizes
 
-__all__ = ["PROGRAM", "Prepared", "Run", "Sized"]
+__all__ = ["BOUND", "PROGRAM", "Prepared", "Run", "Sized", "walk_of"]
 
 PROGRAM = {torch.float32: _walks.ProgramFloat32, torch.float64: _walks.ProgramFloat64}
+
+BOUND = {torch.float32: _walks.BoundFloat32, torch.float64: _walks.BoundFloat64}
+"""Programs of which a call adds where its memories begin."""
 
 MOST_SIZED = 64
 """The numbers of steps and lanes for which one program keeps the sizes of its values."""
@@ -62,18 +65,8 @@ class Prepared:
         self.whole = frozenset(step.kept)
         self.together = [n for n, _ in self.kept if n in step.kept and n not in step.y and n not in self.exact]
         self._sized: dict[tuple[int, int], Sized] = {}
-        self.constants = program.constants_as(self.dtype)
-        self.addresses = array("q", bytes(3 * 8 * self.count))
-        self.addresses[0] = self.constants.data_ptr()
-        self.walk = walk = PROGRAM[self.dtype]()
-        walk.back = keep is None
-        walk.places = self.count
-        walk.count = len(program.once) + len(program.walk)
-        walk.once = len(program.once)
-        walk.row_values = program.row_values
-        walk.work = program.work
-        walk.place = program.places.data_ptr()
-        walk.code = program.code.data_ptr()
+        self.walk, self.constants, self.addresses = walk_of(program, self.dtype)
+        self.walk.back = keep is None
 
     def sized(self, T: int, B: int) -> Sized:
         """The sizes of its values in calls of T steps and B lanes."""
@@ -83,6 +76,22 @@ class Prepared:
                 self._sized.clear()
             found = self._sized[T, B] = Sized.of(self, T, B)
         return found
+
+
+def walk_of(program: Program, dtype: torch.dtype) -> tuple[_walks.Program, Tensor, array[int]]:
+    """A program as compiled code takes it, its constants, and the addresses of its slots, which know of these alone."""
+    constants, count = program.constants_as(dtype), len(program.slots)
+    addresses = array("q", bytes(3 * 8 * count))
+    addresses[0] = constants.data_ptr()
+    walk = PROGRAM[dtype]()
+    walk.places = count
+    walk.count = len(program.once) + len(program.walk)
+    walk.once = len(program.once)
+    walk.row_values = program.row_values
+    walk.work = program.work
+    walk.place = program.places.data_ptr()
+    walk.code = program.code.data_ptr()
+    return walk, constants, addresses
 
 
 class Sized(NamedTuple):

@@ -76,7 +76,7 @@ class Program:
         padded = tuple(tuple([0] * (DIMENSIONS - len(s)) + list(s)) for s in strides)
         sizes = tuple([1] * (DIMENSIONS - len(n)) + list(n))
         made = Instruction(op, tuple(operands), sizes, padded, modes)  # type: ignore[arg-type]
-        by_row = any(v is not None and v.slot.by_row for v in operands) or op == "add_rows"
+        by_row = any(v is not None and v.slot.by_row for v in operands) or op in ("add_rows", "add_outer")
         (self.walk if by_row else self.once).append(made)
         self.work += work
 

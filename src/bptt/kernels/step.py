@@ -7,16 +7,19 @@ k rows for each lane (`Value.rows`) `[T, B * k, ...]`, or all rows in one dimens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..steps import SplitStep
+from ..steps import Part, SplitStep
 from .frames import Frames
+from .row_parts import RowPart
+from .step_memories import StepRequest
 from .step_values import Layout, StepValues
+from .whole_steps import WholeSteps
 
-__all__ = ["StepKernel"]
+__all__ = ["StepKernel", "WholeStepKernel"]
 
 
 class StepKernel(Protocol):
@@ -77,4 +80,17 @@ class StepKernel(Protocol):
         edge_factors: `[T, B]` (or `[T, 1]`), on the adjoint from step t to step t-1; where it is 0 nothing passes, not
         even a NaN. None is 1. Zero where no column walks.
         """
+        ...
+
+
+@runtime_checkable
+class WholeStepKernel(Protocol):
+    """A kernel for traced steps that may do whole passes."""
+
+    def for_rows(self, step: SplitStep, parts: Sequence[Part], wanted: Sequence[str]) -> RowPart | None:
+        """Parts of a step, one after the other, for all rows at once as a program; None where they are none."""
+        ...
+
+    def whole(self, request: StepRequest) -> WholeSteps | None:
+        """The passes for calls of these sizes; None where it has none."""
         ...

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from .pieces import Batch
 
-__all__ = ["CALLS", "OwnWeights", "Walk"]
+__all__ = ["AUTOGRAD", "BY_LIBRARY", "CALLS", "OwnWeights", "Walk", "can_record", "keeps_graph"]
 
 CALLS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "RNN_TANH": torch._VF.rnn_tanh,
@@ -25,6 +25,13 @@ CALLS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "LSTM": torch._VF.lstm,
 }
 """torch's own layer of each cell that has one, by the mode of the cell."""
+
+
+BY_LIBRARY = ("LSTM",)
+"""The modes that torch leaves to a library on a CPU, oneDNN; it runs the others one operation at a time."""
+
+AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradNestedTensor", "ADInplaceOrView")
+"""Where torch's dispatcher records what is called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +60,19 @@ class OwnWeights:
                 warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
                 return function(x, *rest, False) if sizes is None else function(x, sizes, *rest)
         return function(x, *rest, False) if sizes is None else function(x, sizes, *rest)
+
+
+def can_record() -> bool:
+    """Whether autograd records here, and hands what it keeps to nobody who would keep it elsewhere."""
+    if torch.is_inference_mode_enabled() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._dispatch_tls_is_dispatch_key_excluded(AUTOGRAD[0]):  # inside an operator, which returns values
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+"""Whether the backward call that runs leaves the graph for another one; where torch does not tell, it may."""
 
 
 def on_cudnn(tensor: Tensor) -> bool:

@@ -25,6 +25,8 @@ class WholeWalks:
     all steps are done with the sweep.
     """
 
+    own_tape = False
+
     def __init__(
         self, request: WholeRequest, code: int, variant: int, forward: Any, infer: Any, sweep: Any, pulls: bool
     ) -> None:
@@ -48,19 +50,21 @@ class WholeWalks:
         ahead.stride, ahead.keeps = self.gates[2], self.keeps
         order = self.frames.walks
         back.N, back.R, back.error_stride = len(self.frames.start), self.frames.R, H
-        back.columns, back.counts, back.overlaps = order.columns.data_ptr(), order.counts.data_ptr(), order.overlaps
+        back.columns, back.counts = order.columns.data_ptr(), order.counts.data_ptr()
 
     def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
         return _walks.places(tensors, self.shapes, self.dtype)
 
-    def infer(self, x: Tensor, places: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def infer(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...]:
         walk = self._copy(1, places)
-        outputs = self._outputs(walk, x)
+        outputs = self._outputs(walk, tensors[0])
         walk.run(variant=self.variant, threads=torch.get_num_threads())
         return outputs
 
-    def taped(self, x: Tensor, places: tuple[int, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        walk = self._copy(0, places)
+    def taped(
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        walk, x = self._copy(0, places), tensors[0]
         outputs = self._outputs(walk, x)
         h = x.new_empty(self.h)
         walk.h = at_h = h.data_ptr()

@@ -15,48 +15,15 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from ..policies import Policy
-from .arguments import Arguments
 from .forward import ForwardRun
-from .graph import Block, scaled
+from .graph import Block, EdgeFactors, TimeEdge, all_rows
 from .monitor import StepMonitor
-from .pullback import edge_factors
 from .pytrees import Form, differentiable, reset
 from .replay import Visit, graph_edge
 from .segments import close
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept
 
 __all__ = ["StepChain"]
-
-
-class EdgeFactors:
-    """The factors of time edges `[T, B]`, drawn only after the steps have drawn; cuts: where all of a row is 0."""
-
-    factors: Tensor | None = None
-    cuts: frozenset[int] = frozenset()
-
-    def draw(self, policy: Policy, given: Arguments) -> None:
-        """Draw the factors."""
-        self.factors = edge_factors(policy, given)
-        if self.factors is not None:
-            self.cuts = _rows_of_ones(self.factors == 0)
-
-
-class _LateTimeEdge(torch.autograd.Function):
-    """The identity forward; backward, the adjoint times the edge's factor, which is known by then."""
-
-    @staticmethod
-    def forward(ctx: Any, carry: Tensor, edges: EdgeFactors, t: int) -> Tensor:
-        ctx.edges, ctx.t = edges, t
-        ctx.set_materialize_grads(False)
-        return carry.view_as(carry)
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor | None) -> tuple[Tensor | None, None, None]:
-        edges: EdgeFactors = ctx.edges
-        if edges.factors is None or adjoint is None:
-            return adjoint, None, None
-        # A derivative of the zeros that would go on could be NaN.
-        return (None if ctx.t in edges.cuts else scaled(adjoint, edges.factors[ctx.t])), None, None
 
 
 class StepChain:
@@ -89,7 +56,7 @@ class StepChain:
         if overlapping and blocks[-1][1] == given.T - 1:  # a window runs between these two
             self.watched.add(given.T - 3)
         if given.resets is not None:
-            self.cuts |= _rows_of_ones(given.resets)
+            self.cuts |= all_rows(given.resets)
         self.edges = EdgeFactors() if policy.draws_factors else None
         self.steady = not overlapping and not self.cuts and self.edges is None and given.resets is None
         self.began = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # not in torch's stubs
@@ -226,7 +193,7 @@ class StepChain:
         if t > 0 and t in self.cuts:
             carry = [c.detach() for c in carry]
         elif self.edges is not None:
-            carry = [_LateTimeEdge.apply(c, self.edges, t) if differentiable(c) else c for c in carry]
+            carry = [TimeEdge.apply(c, self.edges, t) if differentiable(c) else c for c in carry]
         return carry if resets is None else reset(carry, resets, t)
 
     def append(self, carry: list[Tensor], y: list[Tensor]) -> None:
@@ -255,7 +222,3 @@ def _nodes(visit: Visit) -> set[Any]:
 def _number(node: Any) -> int:
     """The number of a node in the order in which autograd made them; -1 for a leaf, which no step made."""
     return -1 if hasattr(node, "variable") else node._sequence_nr()
-
-
-def _rows_of_ones(mask: Tensor) -> frozenset[int]:
-    return frozenset(mask.all(1).nonzero()[:, 0].tolist())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..engine import StepPlan
 from ..kernels import StepChoice, choose_step
 from ..memory import Memory
 from ..policies import Reach
-from ..steps import Guard, NotTraceable, SplitStep, TracedStep, origin, split, trace, without_history
+from ..steps import Guard, NotTraceable, SplitStep, TracedStep, counts_rows, origin, split, trace, without_history
 from .arguments import Arguments, check_no_tensor_hidden
 from .kept import Kept
 from .leaked import refuse_gradients
@@ -32,7 +33,7 @@ MOST_PLANS = 64
 """Plans that one trace keeps, of calls of other lengths, policies or numbers of lanes."""
 
 MOST_OF_A_KIND = 8
-"""Traces of one step for calls of one kind: one that needs more is run itself."""
+"""Traces of one step for calls of one kind: one that needs more, and uses each but once, is run itself."""
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class Compiled:
 
     one_lane: it is traced for calls as `as_one_lane` makes them. whatever_rows: the reason has nothing to do with what
     counts as a row. calls: how often it was used; a real step is compared with it at the first call, and at every one
-    whose number is a power of two.
+    whose number is a power of two. direct: what `direct` keeps of calls, by their kind.
     """
 
     guard: Guard | None
@@ -53,6 +54,7 @@ class Compiled:
     whatever_rows: bool = False
     calls: int = 0
     plans: dict[Hashable, StepPlan] = field(default_factory=dict)
+    direct: dict[Hashable, Any] = field(default_factory=dict)
 
     def plan(self, kernel: str, carry: Sequence[Tensor], reach: Reach, T: int, B: int, memory: Memory) -> StepPlan:
         """The plan of a call, known from an earlier one of its kind. Raises as `choice` and `StepPlan.of` do."""
@@ -93,9 +95,11 @@ class Compiled:
         """
         if self.reason is not None or self.traced is None or self.parts is None or self.y_form is None:
             return self.reason or "it cannot be traced"
-        for t, lane in zip(captured, self.traced.lanes, strict=True):
+        for t, lane, counted in zip(captured, self.traced.lanes, self.traced.counted, strict=True):
             if lane and len(t) != B:
                 return f"a captured tensor has {len(t)} rows, and the carry {B}"
+            if counted and not counts_rows(t, B):
+                return "a captured tensor held the numbers of the rows when the step was traced, and does not now"
         return None
 
     def due(self) -> bool:
@@ -140,9 +144,12 @@ def _entry(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tupl
             if not isinstance(captured, str):
                 return entry, captured
     if len(entries) >= MOST_OF_A_KIND:
-        return Compiled(
-            None, f"it was traced {MOST_OF_A_KIND} times, and something that it reads is another each time"
-        ), ()
+        oldest = next((entry for entry in entries if entry.calls > 1), None)  # of another model, which is done perhaps
+        if oldest is None:
+            return Compiled(
+                None, f"it was traced {MOST_OF_A_KIND} times, and something that it reads is another each time"
+            ), ()
+        entries.remove(oldest)
     made, captured = _compile(given, surroundings, one_lane)
     if made.guard is not None:
         entries.append(made)

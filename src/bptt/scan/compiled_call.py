@@ -9,16 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine import StepProgram, run, seen
+from ..engine import Again, StepProgram, run, seen
 from ..memory import Checkpoints
 from ..memory import parse as parse_memory
 from ..policies import Policy
 from .arguments import Arguments
 from .compiled import FEWEST_STEPS, Compiled, compiled_step
+from .direct import remember
 from .drawn import DrawnStates, DrawsLeftOut, drawn
 from .lanes import as_one_lane, lanes_differ, without_lane
 from .pullback import ScanPullback, edge_factors
-from .pytrees import Form, differentiable, reset, split, split_y
+from .pytrees import Form, Step, differentiable, reset, split, split_y
 from .replay import Replay
 from .segments import KeptCarries
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
@@ -135,6 +136,7 @@ def by_compiled_step(
         return entry.reason
     if traced.solves and not all(bool(t.isfinite().all()) for t in outputs):
         return "it solves linear systems, and a matrix may be singular: a result is not finite"
+    remember(given, policy, memory, kernel, entry, plan, _again(given, policy, entry, surroundings, states))
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
     return Results(final, given.carry_form, ys, entry.y_form)
 
@@ -177,10 +179,28 @@ def _pullback(
     )  # fmt: skip
     counts, reads = (len(given.carry), len(given.xs)), len(given.carry) + len(entry.traced.y)
     kept = KeptCarries.of("auto", given.T, given.carry)
-    blocks = policy.reach(given.T).blocks(given.T)
-    pullback = ScanPullback(counts, replay, blocks, factors, given.resets, "coupled", kept, reads)
+    reach = policy.reach(given.T)
+    pullback = ScanPullback(counts, replay, reach, factors, given.resets, "coupled", kept, reads)
     first, draws = sum(counts), len(entry.traced.draws)
     return DrawsLeftOut(pullback, slice(first, first + draws)) if draws else pullback
+
+
+def _again(
+    given: Arguments,
+    policy: Policy,
+    entry: Compiled,
+    surroundings: Surroundings,
+    states: Sequence[GeneratorStates | None],
+) -> Again:
+    """`_pullback` of a later call of the same kind. It holds no tensor of this one."""
+    forms, counts, T = (given.carry_form, given.x_form), (len(given.carry), len(given.xs)), given.T
+
+    def again(step: Step, tensors: Sequence[Tensor]) -> Callable[[], ScanPullback | DrawsLeftOut]:
+        n, m = counts[0], sum(counts)
+        call = Arguments(step, list(tensors[:n]), forms[0], list(tensors[n:m]), forms[1], T, None)
+        return partial(_pullback, call, policy, entry, tensors[m:], surroundings, None, states)
+
+    return again
 
 
 def _check(

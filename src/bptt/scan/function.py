@@ -23,6 +23,7 @@ from ..policies import Policy, parse
 from ..steps import NotTraceable, Recorder
 from .arguments import Arguments, check_not_traced
 from .compiled_call import KERNELS, FirstStepDiffers, Results, by_compiled_step, reason_to_replay
+from .direct import direct_call
 from .eager import kept_eager
 from .first_carry import FirstCarryChanges, fitted, makes_its_own, may_fit, with_first_step_alone
 from .forward import ForwardPass, ForwardRun
@@ -166,6 +167,10 @@ def scan(
 
     Source: the interface is that of jax.lax.scan. Williams and Peng 1990 for the sweep over blocks.
     """
+    if resets is None and reset_state is None and rows == "auto" and not reverse:
+        found = direct_call(step, carry, xs, length, gradient, memory, kernel)
+        if found is not None:
+            return found
     policy = parse(gradient)
     if rows not in ("auto", "independent", "coupled"):
         raise ValueError(f"rows must be 'auto', 'independent' or 'coupled': got {rows!r}")
@@ -252,11 +257,11 @@ def _run(
     monitor = StepMonitor(step, given.devices, given.xs) if recording or forward_mode() else None
     with torch.no_grad(), surroundings.entered(), named("scan", "steps"):
         kept = KeptCarries.of(memory, given.T, given.carry)
-        run, blocks = ForwardRun(given, monitor, kept.before), policy.reach(given.T).blocks(given.T)
+        run, reach = ForwardRun(given, monitor, kept.before), policy.reach(given.T)
         recorded = None
         try:
             if recording and not forward_mode() and recordable(memory, rows):
-                recorded = record(run, policy, blocks, rows, surroundings)
+                recorded = record(run, policy, reach.blocks(given.T), rows, surroundings)
             computed = run.finish() if recorded is None else recorded
         except ValueError as error:
             if run.t == 0 and may_fit(given, surroundings):
@@ -280,7 +285,7 @@ def _run(
             factors = edge_factors(policy, given)
             refuse_gradients(leaked, tensors)
             counts = len(given.carry), len(given.xs)
-            pullback = ScanPullback(counts, replay, blocks, factors, given.resets, rows, kept, len(outputs))
+            pullback = ScanPullback(counts, replay, reach, factors, given.resets, rows, kept, len(outputs))
             outputs = attach(pullback, outputs, tuple(computed.kept), *tensors)
     final, ys = outputs[: len(given.carry)], outputs[len(given.carry) :]
     return computed.final_form.join(final), computed.y_form.join(ys)

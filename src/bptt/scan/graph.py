@@ -17,7 +17,7 @@ from .pytrees import alias, beside, differentiable, reset
 from .replay import Visit
 from .segments import ScanCall
 
-__all__ = ["Block", "policy_graph", "scaled"]
+__all__ = ["Block", "EdgeFactors", "TimeEdge", "all_rows", "policy_graph", "scaled"]
 
 Block = tuple[int, int, int]
 """The earliest step that the block reaches, its first loss, its last loss."""
@@ -29,47 +29,72 @@ def scaled(adjoint: Tensor, factor: Tensor) -> Tensor:
     return torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)
 
 
-class _TimeEdge(torch.autograd.Function):
-    """The identity forward; backward, the adjoint times the edge's factor."""
+def all_rows(mask: Tensor) -> frozenset[int]:
+    """The rows that are True in all columns."""
+    return frozenset(mask.all(1).nonzero()[:, 0].tolist())
+
+
+class EdgeFactors:
+    """The factors of time edges `[T, B]` or `[T, 1]`, None for 1, which may be drawn after the steps have drawn.
+
+    cuts: where all of a row is 0.
+    """
+
+    factors: Tensor | None = None
+    cuts: frozenset[int] = frozenset()
+
+    def know(self, factors: Tensor | None) -> EdgeFactors:
+        """The same object, with these factors."""
+        if factors is not None:
+            self.factors, self.cuts = factors, all_rows(factors == 0)
+        return self
+
+
+class TimeEdge(torch.autograd.Function):
+    """The identity forward; backward, the adjoint times the edge's factor, which is known by then."""
 
     @staticmethod
-    def forward(ctx: Any, carry: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
+    def forward(ctx: Any, carry: Tensor, edges: EdgeFactors, t: int) -> Tensor:
+        ctx.edges, ctx.t = edges, t
+        ctx.set_materialize_grads(False)
         return carry.view_as(carry)
 
     @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return scaled(adjoint, factor), None
+    def backward(ctx: Any, adjoint: Tensor | None) -> tuple[Tensor | None, None, None]:
+        edges: EdgeFactors = ctx.edges
+        if edges.factors is None or adjoint is None:
+            return adjoint, None, None
+        # A derivative of the zeros that would go on could be NaN.
+        return (None if ctx.t in edges.cuts else scaled(adjoint, edges.factors[ctx.t])), None, None
 
 
-def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor | None) -> dict[Block, list[Visit]]:
-    """The visits of each block, from its earliest step to its last loss. edge_factors: as in `SegmentSweep`.
+def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor | None) -> list[list[Visit]]:
+    """The visits of each block, from its earliest step to its last loss. edge_factors: as in `ReplayedSweep`.
 
     Each step receives views of its own: a vector-Jacobian product with respect to them covers this step alone, while
     its own derivative goes on through the states to everything that they depend on.
     """
-    # Before these steps every row is cut: a derivative of the zeros that would go on could be NaN.
-    cuts = set() if edge_factors is None else set((edge_factors == 0).all(1).nonzero()[:, 0].tolist())
-    chains: dict[Block, list[Visit]] = {}
+    edges = EdgeFactors().know(edge_factors)
+    chains: list[list[Visit]] = []
     entering: list[Sequence[Tensor]] = []  # the carries of the block before, from its earliest step on
     start = 0
     for block in blocks:
         earliest, _, last = block
         # Blocks follow one another: where this one starts, the one before has been, or has just arrived.
         carry = call.carry if earliest == 0 else [c.detach() for c in entering[earliest - start]]
-        start, entering, chains[block] = earliest, [carry], []
+        start, entering = earliest, [carry]
+        chains.append([])
         for t in range(earliest, last + 1):
-            if t > 0 and t in cuts:
+            if t > 0 and t in edges.cuts:
                 carry = [c.detach() for c in carry]
             elif edge_factors is not None and (t > earliest or t == 0):
-                carry = [_TimeEdge.apply(c, edge_factors[t]) if differentiable(c) else c for c in carry]
+                carry = [TimeEdge.apply(c, edges, t) if differentiable(c) else c for c in carry]
             received = *reset(carry, call.resets, t), *(x[t] for x in call.xs), *call.captured
             visit = call.replay.visit(t, list(map(alias, received)))
             if t == earliest:
                 call.replay.check(visit)
             call.check(visit, t, None)
             carry = visit.outputs[: len(carry)]
-            chains[block].append(visit)
+            chains[-1].append(visit)
             entering.append(carry)
     return chains

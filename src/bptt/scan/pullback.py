@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import ClassVar, Literal
@@ -10,17 +10,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..engine import Asked, Grads, Saved, Tensors
-from ..policies import Policy
+from ..engine import Asked, Grads, Saved, Tensors, own_precision
+from ..kernels import Frames
+from ..policies import Policy, Reach
 from .arguments import Arguments
 from .eager import kept_eager
 from .forward import ForwardPass
-from .graph import Block, policy_graph
+from .graph import policy_graph
 from .pytrees import differentiable, fresh
 from .replay import Replay
 from .segments import KeptCarries, ScanCall, StepReplays
-from .surroundings import random_kept
-from .sweep import EXHAUSTED, MISFITS, CoupledRows, MergedRows, PerLeaf, block_sweep, independent
+from .surroundings import not_in_inference_mode, random_kept
+from .sweep import EXHAUSTED, MISFITS, CoupledRows, MergedRows, PerLeaf, RowsDiffer, independent
 
 __all__ = ["Rows", "ScanPullback", "edge_factors", "obstacle_to_merging"]
 
@@ -31,15 +32,15 @@ Rows = Literal["auto", "independent", "coupled"]
 class ScanPullback:
     """The backward pass of one call of `scan`, whose inputs are the tensors of carry and xs, and the captured tensors.
 
-    counts: the numbers of tensors of carry and xs. kept: which carries are on the tape. reads: the number of outputs,
-    all of which a replay must give again.
+    counts: the numbers of tensors of carry and xs. reach: of the policy. kept: which carries are on the tape. reads:
+    the number of outputs, all of which a replay must give again.
     """
 
     name: ClassVar[str] = "scan"
 
     counts: tuple[int, int]
     replay: Replay
-    blocks: Sequence[Block]
+    reach: Reach
     edge_factors: Tensor | None
     resets: Tensor | None
     rows: Rows
@@ -61,29 +62,37 @@ class ScanPullback:
         tensors, outputs, tape = saved
         (n, m), factors = self.counts, self.edge_factors
         given = [t for t in tensors if t is not None]
-        captured = given[n + m :] if tape is None else [fresh(w, True) for w in given[n + m :]]
+        captured = given[n + m :]
+        if tape is not None:
+            with not_in_inference_mode():
+                captured = [fresh(w, True) for w in captured]
         call = ScanCall(self.replay, given[:n], given[n : n + m], captured, outputs[:n], outputs[n:], self.resets)
         dcarry, dys = asked.cotangents[:n], asked.cotangents[n:]
-        with random_kept(self.replay.states), self.replay.surroundings.on_default_device():
+        columns = Frames.of(self.reach, None, call.T, 1)
+        grads: PerLeaf | None
+        surroundings, own = self.replay.surroundings, own_precision(given[0].device)
+        with random_kept(self.replay.states), surroundings.on_default_device(), own, not_in_inference_mode():
             if tape is None:
-                graph = policy_graph(call, self.blocks, factors)
+                blocks = self.reach.blocks(call.T)
+                graph = policy_graph(call, blocks, factors)
                 of_block = CoupledRows(
-                    [(0, call.T)], factors, dys, lambda t: lambda block: graph[block][t - block[0]], m
+                    [(0, call.T)], factors, dys, lambda t: lambda block: graph[block][t - blocks[block][0]], m
                 )
-                grads = block_sweep(of_block, self.blocks, dcarry)
+                grads = of_block.grads(columns, dcarry)
             else:
                 replaying = partial(StepReplays.of, call, asked.needs[n:], self.kept, tape)
-                grads = self._merged(replaying, dcarry, dys)
+                grads = self._merged(columns, replaying, dcarry, dys)
                 if grads is None:
                     replays = replaying()
                     shared = CoupledRows(replays.each_segment(), factors, dys, replays.shared, m)
-                    grads = block_sweep(shared, self.blocks, dcarry)
-        assert grads is not None  # coupled rows always fit
+                    grads = shared.grads(columns, dcarry)
         return Grads(tuple(grad if need else None for grad, need in zip(grads, asked.needs, strict=True)))
 
-    def _merged(self, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors) -> PerLeaf | None:
+    def _merged(
+        self, columns: Frames, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors
+    ) -> PerLeaf | None:
         """The gradient from merged rows, or None where rows are coupled."""
-        if self.rows == "coupled" or len(self.blocks) == 1:
+        if self.rows == "coupled" or len(columns.start) == 1:
             return None
         replays, tested = replaying(), self.rows == "auto"
         if tested and not independent(replays):
@@ -91,25 +100,26 @@ class ScanPullback:
         # Each visit is compared with the forward: a step may branch on values of the whole batch.
         rounding = 0.0 if tested else self.replay.rounding
         merged = MergedRows(replays.each_segment(), self.edge_factors, dys, replays, rounding)
-        if tested:
-            return block_sweep(merged, self.blocks, dcarry)
         try:
-            grads = block_sweep(merged, self.blocks, dcarry)
+            return merged.grads(columns, dcarry)
         except EXHAUSTED:
             raise
+        except RowsDiffer:
+            if tested:
+                return None
         except MISFITS as error:
+            if tested:
+                raise
             raise ValueError(
                 "rows='independent' does not hold: the step fails on the rows of several blocks at once"
             ) from error
-        if grads is None:
-            replays = replaying()
-            for a, b in replays.each_segment():
-                for t in reversed(range(a, b)):
-                    replays.visit(t)  # raises where the step differs on its own rows too
-            raise ValueError(
-                "rows='independent' does not hold: on the rows of several blocks at once the step gives another result"
-            )
-        return grads
+        replays = replaying()
+        for a, b in replays.each_segment():
+            for t in reversed(range(a, b)):
+                replays.visit(t)  # raises where the step differs on its own rows too
+        raise ValueError(
+            "rows='independent' does not hold: on the rows of several blocks at once the step gives another result"
+        )
 
 
 def obstacle_to_merging(replay: Replay, computed: ForwardPass, xs: list[Tensor]) -> str | None:

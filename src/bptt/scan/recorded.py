@@ -8,24 +8,26 @@ this graph, captured tensors and all. It holds what the steps keep for their der
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from ..engine import named
+from ..engine import named, own_precision
 from ..memory import Checkpoints, parse
 from ..policies import Policy
 from .chain import StepChain
 from .forward import ForwardPass, ForwardRun
 from .graph import Block
 from .monitor import hidden
-from .pullback import obstacle_to_merging
+from .pullback import edge_factors, obstacle_to_merging
 from .pytrees import Form, differentiable, fresh
-from .replay import Replay, Visit, differs
+from .replay import Replay, Visit, differs, graph_edge
 from .segments import ScanCall, Segment, StepReplays, close
-from .surroundings import Surroundings, random_kept
+from .surroundings import Surroundings, not_in_inference_mode, random_kept
 from .sweep import independent
 
 __all__ = ["RecordedPass", "record", "recordable"]
@@ -83,7 +85,7 @@ def record(
     merging = overlapping and rows != "coupled" and not few and _obstacle(run, surroundings) is None
     if (left or merging) and monitor.fault is None and not monitor.leaks():
         run.advance(min(2, given.T))
-    size = monitor.bytes * sum(last - earliest + 1 for earliest, _, last in blocks)
+    size = monitor.bytes * runs
     if (
         monitor.fault is not None
         or monitor.leaks()
@@ -136,7 +138,7 @@ def _finish(chain: StepChain, policy: Policy) -> RecordedPass:
         )
     last = [*chain.carry, *(steps[-1] for steps in chain.ys)]
     replay = monitor.replay([chain.form], given.x_form, run.results.y_form, chain.surroundings)
-    replay = replace(replay, captured=(), states=monitor.states[-1:])
+    whole, replay = replay, replace(replay, captured=(), states=monitor.states[-1:])
     wanted = [*[True] * len(given.carry), *(x.requires_grad for x in given.xs)]
     captured = list(monitor.captured.values())
     expected = [t.detach() for t in last]
@@ -147,8 +149,9 @@ def _finish(chain: StepChain, policy: Policy) -> RecordedPass:
         if monitor.fault is not None:
             raise hidden(monitor.fault)
         if chain.edges is not None:
-            chain.edges.draw(policy, given)
-        outputs = list(_Checked.apply(step, *outputs))
+            chain.edges.know(edge_factors(policy, given))
+        inputs = [t for t in (*given.carry, *given.xs, *whole.captured) if t.requires_grad]
+        outputs = list(_Checked.apply(step, len(outputs), *outputs, *inputs))
     n = len(chain.carry)
     return RecordedPass(outputs[:n], run.results.form, outputs[n:], run.results.y_form)
 
@@ -177,9 +180,9 @@ class _LastStep:
         replay = self.replay
         if self.differs is not None:
             raise differs(self.differs)
-        with random_kept(replay.states), replay.surroundings.on_default_device():
+        with random_kept(replay.states), replay.surroundings.on_default_device(), not_in_inference_mode():
             visit = replay.visit(0, list(map(fresh, self.entries, self.wanted)))
-        replay.check(visit, self.captured, self.recorded)
+            replay.check(visit, self.captured, self.recorded)
         got, expected = visit.outputs, self.expected
         if len(got) != len(expected) or not all(
             close(g, e) for g, e in zip(got, expected, strict=True) if differentiable(e)
@@ -188,21 +191,59 @@ class _LastStep:
 
 
 class _Checked(torch.autograd.Function):
-    """The outputs of a recorded pass as they are; the last step is checked in backward."""
+    """The outputs of a recorded pass as they are; the last step is checked in backward.
+
+    Inputs: n outputs, and the tensors that they come from. Under autocast autograd would go back through the steps in
+    another precision than they were computed in, as it does not elsewhere: there the gradients of these are found here.
+    """
 
     @staticmethod
-    def forward(ctx: Any, last: _LastStep, *outputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, last: _LastStep, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         with named("scan", "forward"):
-            ctx.last = last
+            ctx.last, ctx.inputs = last, len(tensors) - n
+            ctx.edges = [graph_edge(t) if t.requires_grad else None for t in tensors]
+            ctx.devices = {t.device for t in tensors[:n]}
             ctx.set_materialize_grads(False)
-            ctx.mark_dirty(*outputs)  # not copied
-        return outputs
+            ctx.mark_dirty(*tensors[:n])  # not copied
+        return tensors[:n]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         with named("scan", "backward"):  # the steps of the graph follow, under the names of what they are
             ctx.last.check()
-        return None, *cotangents
+        n, edges = len(cotangents), ctx.edges
+        arrived = [(e, c) for e, c in zip(edges, cotangents, strict=False) if e is not None and c is not None]
+        if not torch._C._is_any_autocast_enabled() or not arrived or not _comes_from(arrived, edges[n:]):
+            return None, None, *cotangents, *[None] * ctx.inputs
+        with ExitStack() as stack:
+            for device in ctx.devices:
+                stack.enter_context(own_precision(device))
+            grads = torch.autograd.grad(
+                [GradientEdge(*edge) for edge, _ in arrived],
+                [GradientEdge(*edge) for edge in edges[n:]],
+                [c for _, c in arrived],
+                retain_graph=True,  # autograd goes on from here, with nothing to add up
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
+        return None, None, *[None] * n, *grads
+
+
+def _comes_from(arrived: Sequence[tuple[Any, Tensor]], inputs: Sequence[Any]) -> bool:
+    """Whether a graph has no other leaves than these: a step may capture what no observed step does."""
+    known, todo = set(inputs), [edge for edge, _ in arrived]
+    seen = set(todo)
+    while todo:
+        edge = todo.pop()
+        if edge in known:
+            continue
+        if hasattr(edge[0], "variable"):
+            return False
+        for following in edge[0].next_functions:
+            if following[0] is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return True
 
 
 def _overwritten(t: int) -> RuntimeError:

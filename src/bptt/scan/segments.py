@@ -204,8 +204,8 @@ def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iter
     def row(n: int) -> list[Tensor]:
         return [c[n] for c in tape]
 
-    def advance(i: int, carry: list[Tensor]) -> list[Tensor]:
-        for t in range(*starts[i : i + 2]):
+    def advance(a: int, b: int, carry: list[Tensor]) -> list[Tensor]:
+        for t in range(a, b):
             carry = call.after(t, carry)
         return carry
 
@@ -213,8 +213,7 @@ def _segments(call: ScanCall, kept: KeptCarries, tape: Sequence[Tensor]) -> Iter
         return [c.clone() for c in carry]  # a step may give views of something larger
 
     stored = {i: partial(row, n) for n, i in enumerate(schedule.stored_forward)}
-    for i, carry in reversals(schedule.backward, first, stored, advance, owned):
-        a, b = starts[i : i + 2]
+    for a, b, carry in reversals(starts, schedule.backward, first, stored, advance, owned):
         yield Segment(a, b, tape if kept.whole else _entering(call, a, b, carry, next_carry))
         next_carry = carry
 

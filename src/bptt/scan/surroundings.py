@@ -13,7 +13,15 @@ from torch.nn.utils import parametrize
 
 from ..engine import default_device
 
-__all__ = ["CPU_ALONE", "GeneratorStates", "Surroundings", "generator_states", "random_kept", "set_generators"]
+__all__ = [
+    "CPU_ALONE",
+    "GeneratorStates",
+    "Surroundings",
+    "generator_states",
+    "not_in_inference_mode",
+    "random_kept",
+    "set_generators",
+]
 
 GeneratorStates = dict[torch.device, Tensor]
 
@@ -63,6 +71,18 @@ class Surroundings:
     def on_default_device(self) -> AbstractContextManager[Any]:
         """A context with the default device of the forward, which factory calls of a step use."""
         return nullcontext() if default_device() == self.device else self.device
+
+
+@contextmanager
+def _out_of_inference_mode() -> Iterator[None]:
+    recording = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(recording):
+        yield
+
+
+def not_in_inference_mode() -> AbstractContextManager[None]:
+    """A context in which steps can be recorded, in a backward call inside inference mode too; grad mode stays."""
+    return _out_of_inference_mode() if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def random_kept(states: Sequence[GeneratorStates | None]) -> AbstractContextManager[None]:

@@ -1,25 +1,31 @@
-"""The block sweep over the steps of a scan: one driver over segments, and two ways to sweep blocks through one."""
+"""Two ways to sweep blocks through a segment of replayed steps: one step after the other, or side by side as rows.
+
+A column (see `kernels.frames`) is a block with all lanes: its adjoint has the shape of the carry's leaf, whatever that
+is, and adjoints are `[N, ...]`. None stands for zeros.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 import torch
 from torch import Tensor
 
-from .graph import Block, scaled
+from ..engine import Tensors, block_sweep, given
+from ..kernels import Frames
+from .graph import scaled
 from .pytrees import added, beside, differentiable
 from .replay import Visit
 from .segments import StepReplays
 
-__all__ = ["EXHAUSTED", "MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "block_sweep", "independent"]
+__all__ = ["EXHAUSTED", "MISFITS", "CoupledRows", "MergedRows", "PerLeaf", "RowsDiffer", "independent"]
 
 PerLeaf = list[Tensor | None]
-"""A gradient for each leaf, or an adjoint; None stands for zeros."""
+"""A gradient for each leaf, or an adjoint."""
 
 MISFITS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
 """The errors that a step for B rows may raise when it is given more rows; those in `EXHAUSTED` are excepted."""
@@ -31,27 +37,35 @@ EXHAUSTED = (torch.OutOfMemoryError, RecursionError)
 _MERGED_ELEMENTS = 2**20
 
 
+class RowsDiffer(Exception):  # noqa: N818  the caller takes another way
+    """A step, run on merged rows, does not give what the forward gave."""
+
+
 @dataclass
-class SegmentSweep(ABC):
-    """A way to sweep blocks through one segment after the other, with sums of the gradients that they send.
+class ReplayedSweep(ABC):
+    """A way to sweep columns through one segment after the other, with sums of the gradients that they send.
 
     segments: (first step, step after the last), from the last segment to the first. edge_factors: `[T, B]` or `[T, 1]`,
-    which multiply the adjoint from step t to step t-1; None is 1 everywhere. dys: the cotangents of the ys. first,
-    captured: the gradients sent to the first carry and to captured tensors; empty at first.
+    which multiply the adjoint from step t to step t-1; None is 1 everywhere. dys: the cotangents of the ys. captured:
+    the gradients sent to captured tensors; empty at first.
     """
 
     segments: Iterable[tuple[int, int]]
     edge_factors: Tensor | None
     dys: Sequence[Tensor | None]
-    first: PerLeaf = field(default_factory=list, init=False)
     captured: PerLeaf = field(default_factory=list, init=False)
 
-    @abstractmethod
-    def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf] | None:
-        """Sweep blocks through the steps a to b-1. Returns the adjoints of those that go on before a.
+    def grads(self, columns: Frames, dcarry: Sequence[Tensor | None]) -> PerLeaf:
+        """The gradients of first carry, xs and captured tensors. dcarry: the cotangents of the final carry."""
+        final = tuple([None if d is None else d[None] for d in dcarry])
+        first = block_sweep(columns, self.segments, final, self.sweep)
+        return [*(None if d is None else d[0] for d in first), *self.dxs(), *self.captured]
 
-        adjoints: those that blocks carry over from later segments, or have at their last losses; is emptied. Returns
-        None where a step, run on merged rows, does not give what the forward gave.
+    @abstractmethod
+    def sweep(self, a: int, b: int, columns: Frames, arriving: Tensors) -> Iterator[tuple[Frames, Tensors]]:
+        """Sweep columns through the steps a to b-1: see `block_sweep`.
+
+        Raises RowsDiffer where a step, run on merged rows, does not give what the forward gave.
         """
 
     @abstractmethod
@@ -66,65 +80,46 @@ class SegmentSweep(ABC):
         return [None if adjoint is None else scaled(adjoint, factors) for adjoint in adjoints]
 
 
-def block_sweep(rows: SegmentSweep, blocks: Sequence[Block], dcarry: Sequence[Tensor | None]) -> PerLeaf | None:
-    """The gradients of first carry, xs and captured tensors; None where merged rows do not give what the forward gave.
-
-    blocks: (earliest step reached, first loss, last loss). dcarry: cotangents of the final carry, which belong to the
-    last loss.
-    """
-    waiting, adjoints = list(blocks), dict[Block, PerLeaf]()
-    for a, b in rows.segments:
-        new = bisect_left(waiting, a, key=lambda block: block[2])
-        adjoints |= {block: list(dcarry) if block is blocks[-1] else [None] * len(dcarry) for block in waiting[new:]}
-        del waiting[new:]
-        left = rows.sweep(a, b, adjoints)
-        if left is None:
-            return None
-        adjoints = left
-    return [*rows.first, *rows.dxs(), *rows.captured]
-
-
 @dataclass
-class CoupledRows(SegmentSweep):
+class CoupledRows(ReplayedSweep):
     """A sweep of one step after the other, with one vector-Jacobian product per block that reaches it.
 
-    visits: the visit of a step for a block; asked once per step, so that blocks may share it. xs: the number of xs.
-    by_step: the gradients sent to xs, from the last step to the first.
+    visits: the visit of a step for the block of a number; asked once per step, so that blocks may share it. xs: the
+    number of xs. by_step: the gradients sent to xs, from the last step to the first.
     """
 
-    visits: Callable[[int], Callable[[Block], Visit]]
+    visits: Callable[[int], Callable[[int], Visit]]
     xs: int
     by_step: list[PerLeaf] = field(default_factory=list, init=False)
 
-    def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf]:
-        waiting, active = sorted(adjoints), dict[Block, PerLeaf]()
+    def sweep(self, a: int, b: int, columns: Frames, arriving: Tensors) -> Iterator[tuple[Frames, Tensors]]:
+        start, first, top = columns.start.tolist(), columns.first.tolist(), columns.top.tolist()  # all ascend
+        n, arrives = len(arriving), columns.arrives.tolist()
+        adjoints = [[None if rows is None or row < 0 else rows[row] for rows in arriving] for row in arrives]
+        del arriving
         for t in reversed(range(a, b)):
-            while waiting and waiting[-1][2] >= t:
-                block = waiting.pop()
-                active[block] = adjoints.pop(block)
             visit_for = self.visits(t)
             total: PerLeaf = []
-            for block in list(active):
-                earliest, first, _ = block
-                adjoint = active.pop(block)
-                n, error = len(adjoint), [None if dy is None or t < first else dy[t] for dy in self.dys]
-                grads = visit_for(block).vjp([*adjoint, *error])
-                adjoint, total = self.across(grads[:n], t), _added(total, grads[n:])
-                if t > earliest:
-                    active[block] = adjoint
-                elif t == 0:
-                    self.first = _added(self.first, adjoint)
+            for k in reversed(range(bisect_left(top, t - a), bisect_right(start, t - a))):
+                error = [None if dy is None or t - a < first[k] else dy[t] for dy in self.dys]
+                grads = visit_for(k).vjp([*adjoints[k], *error])
+                total = _added(total, grads[n:])
+                # Of a column that ends above the segment's first step nothing goes on.
+                adjoints[k] = self.across(grads[:n], t) if start[k] < t - a or t == a else []
             self.by_step.append(total[: self.xs])
             self.captured = _added(self.captured, total[self.xs :])
             del visit_for  # and the visit that it holds, before another step is run
-        return active
+        down = [k for k in range(bisect_right(start, 0)) if any(rows is not None for rows in adjoints[k])]
+        if down:
+            picked = columns.pick(torch.tensor(down, device="cpu"))
+            yield picked, tuple(map(_stacked, zip(*(adjoints[k] for k in down), strict=True)))
 
     def dxs(self) -> PerLeaf:
         return [_stacked(grads[::-1]) for grads in zip(*self.by_step, strict=True)]
 
 
 @dataclass
-class MergedRows(SegmentSweep):
+class MergedRows(ReplayedSweep):
     """A sweep with blocks side by side as rows, each at its own step: `window` visits of (blocks * B) rows per segment.
 
     rounding: see `StepReplays.fits`, which every visit must pass.
@@ -141,54 +136,52 @@ class MergedRows(SegmentSweep):
             for x, wanted in zip(self.replays.call.xs, self.replays.wanted, strict=False)
         ]
 
-    def sweep(self, a: int, b: int, adjoints: dict[Block, PerLeaf]) -> dict[Block, PerLeaf] | None:
-        waiting, leaving = sorted(adjoints), dict[Block, PerLeaf]()
-        for i in range(0, len(waiting), self.most):
-            blocks = waiting[i : i + self.most]
-            # Zeros where nothing has arrived yet, so that a gradient is there whichever blocks are swept together.
-            adjoint = [
-                c.new_zeros(len(blocks), *c.shape[1:]) if rows is None and differentiable(c) else rows
-                for c, rows in zip(
-                    self.replays.segment.carry,
-                    map(_stacked, zip(*map(adjoints.pop, blocks), strict=True)),
-                    strict=True,
-                )
-            ]
-            times = [min(last, b - 1) for _, _, last in blocks]
-            while blocks:
-                visit = self.replays.visit_merged(times)
-                if not self.replays.fits(visit, times, self.rounding):
-                    return None
-                adjoint = self.across(self._pulled(visit, blocks, times, adjoint), times)
-                at_0 = [k for k, t in enumerate(times) if t == 0]
-                if at_0:
-                    self.first = _added(self.first, [None if rows is None else rows[at_0].sum(0) for rows in adjoint])
-                going = [k for k, (earliest, _, _) in enumerate(blocks) if times[k] > earliest]
-                cross = [k for k in going if times[k] == a]
-                if cross:
-                    sent = ([None] * len(cross) if rows is None else rows[cross].unbind() for rows in adjoint)
-                    leaving |= zip([blocks[k] for k in cross], map(list, zip(*sent, strict=True)), strict=True)
-                    going = [k for k in going if times[k] > a]
-                if len(going) < len(blocks):
+    def sweep(self, a: int, b: int, columns: Frames, arriving: Tensors) -> Iterator[tuple[Frames, Tensors]]:
+        for group in columns.groups(self.most):
+            start, first, times = group.start.tolist(), group.first.tolist(), (group.top + a).tolist()
+            numbers, adjoint = list(range(len(times))), self._begun(group.arrives.tolist(), arriving)
+            while numbers:
+                outside = [i for i, k in enumerate(numbers) if times[i] < a + first[k]]
+                adjoint = self._pulled(times, outside, adjoint)
+                going = [i for i, k in enumerate(numbers) if times[i] > a + start[k]]
+                if len(going) < len(numbers):
+                    down = [i for i, t in enumerate(times) if t == a]
+                    if down:
+                        left = [None if rows is None else rows[down] for rows in adjoint]
+                        yield group.pick(torch.tensor([numbers[i] for i in down], device="cpu")), tuple(left)
                     adjoint = [None if rows is None else rows[going] for rows in adjoint]
-                blocks, times = [blocks[k] for k in going], [times[k] - 1 for k in going]
-        return leaving
+                numbers, times = [numbers[i] for i in going], [times[i] - 1 for i in going]
 
-    def _pulled(self, visit: Visit, blocks: list[Block], times: list[int], adjoint: PerLeaf) -> PerLeaf:
-        """The adjoints `[blocks, B, ...]` before these steps, from those after them; the sums receive the gradients."""
+    def _begun(self, arrives: list[int], arriving: Tensors) -> PerLeaf:
+        """The adjoints with which columns begin, zeros where nothing arrives: so that any has a gradient."""
+        to = [k for k, row in enumerate(arrives) if row >= 0]
+        adjoint: PerLeaf = []
+        for c, rows in zip(self.replays.segment.carry, arriving, strict=True):
+            adjoint.append(c.new_zeros(len(arrives), *c.shape[1:]) if differentiable(c) else None)
+            if rows is not None and to:
+                given(adjoint[-1])[to] = rows[[arrives[k] for k in to]]
+        return adjoint
+
+    def _pulled(self, times: list[int], outside: list[int], adjoint: PerLeaf) -> PerLeaf:
+        """The adjoints `[blocks, B, ...]` before these steps, from those after them; the sums receive the gradients.
+
+        outside: the blocks that have no loss there.
+        """
+        visit = self.replays.visit_merged(times)
+        if not self.replays.fits(visit, times, self.rounding):
+            raise RowsDiffer
         error = [None if dy is None else dy[times] for dy in self.dys]
-        outside = [k for k, (_, first, _) in enumerate(blocks) if times[k] < first]
-        for rows in error:
+        for rows in error if outside else ():
             if rows is not None:
                 rows[outside] = 0
         grads = visit.vjp([None if rows is None else rows.flatten(0, 1) for rows in (*adjoint, *error)])
         n, m = len(adjoint), len(self.sums)
-        by_block = [None if grad is None else grad.unflatten(0, (len(blocks), -1)) for grad in grads[: n + m]]
+        by_block = [None if grad is None else grad.unflatten(0, (len(times), -1)) for grad in grads[: n + m]]
         for dx, rows in zip(self.sums, by_block[n:], strict=True):
             if dx is not None and rows is not None:
                 dx.index_add_(0, torch.tensor(times, device=dx.device), rows)  # blocks may cross at one step
         self.captured = _added(self.captured, grads[n + m :])
-        return by_block[:n]
+        return self.across(by_block[:n], times)
 
     def dxs(self) -> PerLeaf:
         return self.sums

@@ -1,0 +1,378 @@
+"""The autograd functions of a program inside transforms: those of torch.func, dual levels, and batched cotangents.
+
+`Transformed` is the program, `Pulled` its backward call as a function of its own, so that both have derivatives of
+every order, forward and reverse, and a rule for vmap, and the fast walks run at the bottom of any nesting. What is true
+of a kind of program, where its lanes lie and what its tangents are, is in `RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as functorch
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch.autograd import forward_ad
+
+from .mapped import folded, lane, one_by_one, unfolded
+from .records import Asked, Saved, Tensors, given
+from .tangents import forward_mode
+from .tracing import named, seen
+
+__all__ = ["RULES", "Rules", "is_batched", "pulled", "pulled_batched", "run_transformed", "transformed"]
+
+
+class Rules(Protocol):
+    """What the transforms need to know of a kind of program."""
+
+    def weights(self, program: Any) -> range:
+        """The inputs that are weights. All other tensors have lanes, in the last dimension but one or the only one."""
+        ...
+
+    def tapes(self, program: Any) -> bool:
+        """Whether what `forward` keeps is tensors with lanes, which a backward call elsewhere may use."""
+        ...
+
+    def visible(self, program: Any) -> Any:
+        """The same program by operations of torch alone, which a tracer can see."""
+        ...
+
+    def is_uncut(self, program: Any, x: Tensor) -> bool:
+        """Whether the gradient is the full one, so that it is the transpose of the tangent."""
+        ...
+
+    def push(self, program: Any, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
+        """The tangents of the outputs from those of the inputs, None for zero, by operations that torch can record."""
+        ...
+
+
+RULES: dict[type, Rules] = {}
+"""The rules of each kind of program that can be transformed."""
+
+
+def transformed() -> bool:
+    """Whether a call may be inside a transform: of torch.func, or a dual level of torch.autograd.forward_ad."""
+    return torch._C._are_functorch_transforms_active() or forward_mode()
+
+
+def run_transformed(program: Any, tensors: Tensors) -> tuple[Tensor, ...]:
+    """`boundary.run` inside a transform."""
+    return Transformed.apply(program, torch.is_grad_enabled(), *tensors, *program.held)[: program.outputs]
+
+
+def pulled(program: Any, saved: Saved, asked: Asked) -> Tensors:
+    """`Program.backward` as a function that can be differentiated and mapped again, in every mode."""
+    tape = saved.tape or ()
+    if type(program) in RULES and not RULES[type(program)].tapes(program):
+        tape = ()
+    flat = (*saved.inputs, *program.held, *saved.outputs, *tape)
+    arrived = tuple([c for c in asked.cotangents if c is not None])
+    request = _Request(
+        program.holding((None,) * len(program.held)) if program.held else program,
+        len(saved.inputs),
+        len(program.held),
+        len(saved.outputs),
+        len(tape),
+        tuple([c is not None for c in asked.cotangents]),
+        asked.needs,
+    )
+    if not any(asked.needs):
+        return (None,) * len(asked.needs)
+    grads = iter(Pulled.apply(request, *map(_alive, (*flat, *arrived))))
+    return tuple(next(grads) if need else None for need in asked.needs)
+
+
+def pulled_batched(program: Any, saved: Saved, asked: Asked) -> Tensors:
+    """`pulled` for the cotangents of is_grads_batched=True, whose vmap is not that of torch.func."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    batched = [c is not None and functorch.is_legacy_batchedtensor(c) for c in asked.cotangents]
+    apart = [
+        torch._remove_batch_dim(c, level, 0, 0) if b else c  # type: ignore[arg-type]
+        for c, b in zip(asked.cotangents, batched, strict=True)
+    ]
+    if any(t is not None and functorch.is_legacy_batchedtensor(t) for t in (*apart, *saved.inputs)):
+        raise NotImplementedError(
+            "is_grads_batched=True inside another such call is not supported by bptt's layers and "
+            "scans: use torch.func.vmap"
+        )
+    at = [i for i, c in enumerate(apart) if c is not None]
+
+    def one(*some: Tensor) -> tuple[Tensor, ...]:
+        changed = dict(zip(at, some, strict=True))
+        cotangents = tuple(changed.get(i) for i in range(len(apart)))
+        return tuple(g for g in pulled(program, saved, asked._replace(cotangents=cotangents)) if g is not None)
+
+    dims = tuple(0 if batched[i] else None for i in at)
+    grads = iter(torch.func.vmap(one, in_dims=dims)(*[apart[i] for i in at]))  # type: ignore
+    return tuple(torch._add_batch_dim(next(grads), 0, level) if need else None for need in asked.needs)
+
+
+def is_batched(cotangents: Tensors) -> bool:
+    """Whether they are those of a call with is_grads_batched=True."""
+    return any(c is not None and functorch.is_legacy_batchedtensor(c) for c in cotangents)
+
+
+def _alive(tensor: Tensor | None) -> Tensor | None:
+    """A tensor out of the wrappers of transforms that are over, as torch's own operations see it."""
+    return tensor if tensor is None else functorch.unwrap_if_dead(tensor)
+
+
+class Transformed(torch.autograd.Function):
+    """The autograd function of a program in the form that torch.func asks for: all that is saved is an input or an
+    output.
+    """
+
+    @staticmethod
+    def forward(program: Any, keep: bool, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        first = len(tensors) - len(program.held)
+        own, observed = program.holding(tensors[first:]), seen(tensors[0])
+        with named(program.name, "forward"), torch.no_grad():
+            walk = RULES[type(own)].visible(own) if observed else own
+            keep = keep and not observed and RULES[type(own)].tapes(own)
+            outputs, tape = walk.forward(tensors[:first], keep)
+        handed = [out.clone() if i < program.reads or out._is_view() else out for i, out in enumerate(outputs)]
+        return (*handed, *[out.clone() for out in outputs[: program.reads]], *tape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        program, _, *given = inputs
+        kept, held = output[program.outputs :], program.held
+        ctx.program = program.holding((None,) * len(held)) if held else program
+        ctx.inputs, ctx.held = len(given) - len(held), len(held)
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*given, *kept)
+        ctx.save_for_forward(*given, *kept)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        program, inputs, held = _holding(ctx, tensors)
+        outputs, tape = tensors[len(inputs) + held :][: program.reads], tensors[len(inputs) + held + program.reads :]
+        needs = ctx.needs_input_grad[2 : 2 + len(inputs)]
+        asked = Asked(cotangents[: program.outputs], needs)
+        return (None, None, *pulled(program, Saved(inputs, outputs, tape), asked), *[None] * held)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        rules, count = RULES[type(ctx.program)], ctx.inputs + ctx.held
+
+        def push(primals: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
+            program, inputs, _ = _holding(ctx, primals)
+            moved = rules.push(program, inputs, moving)
+            return moved if rules.is_uncut(program, given(inputs[0])) else _WithoutReverse.apply(*moved)
+
+        moved = _below(push, saved[:count], tangents[2 : 2 + ctx.inputs])
+        return (*moved, *[None] * (len(saved) - count))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], program: Any, keep: bool, *tensors: Tensor | None) -> Any:
+        dims, first, V = in_dims[2:], len(tensors) - len(program.held), info.batch_size
+        weights = RULES[type(program)].weights(program)
+        if any(dims[i] is not None for i in weights):
+            return one_by_one(Transformed, (program, keep), dims, tensors, V)
+        whole = [t if i in weights else folded(t, dims[i], V) for i, t in enumerate(tensors)]
+        held = tuple(whole[first:])
+        results = Transformed.apply(program.holding(held) if held else program, keep, *whole)
+        return tuple(unfolded(r, V) for r in results), tuple(map(lane, results))
+
+
+def _holding(ctx: Any, tensors: Sequence[Tensor | None]) -> tuple[Any, Tensors, int]:
+    """(the program with what it holds, its inputs, how many tensors it holds) of what was saved."""
+    inputs, held = tuple(tensors[: ctx.inputs]), tuple(tensors[ctx.inputs : ctx.inputs + ctx.held])
+    return ctx.program.holding(held) if held else ctx.program, inputs, len(held)
+
+
+class _Parts(NamedTuple):
+    """The tensors of a backward call, apart."""
+
+    inputs: Tensors
+    held: Tensors
+    outputs: tuple[Tensor, ...]
+    tape: tuple[Tensor, ...]
+    cotangents: Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """All of a backward call but its tensors. arrived: whether each cotangent is there."""
+
+    program: Any
+    inputs: int
+    held: int
+    outputs: int
+    tape: int
+    arrived: tuple[bool, ...]
+    needs: tuple[bool, ...]
+
+    def parts(self, flat: Sequence[Any]) -> _Parts:
+        ends = [0, self.inputs, self.held, self.outputs, self.tape]
+        at = [sum(ends[: i + 1]) for i in range(5)]
+        inputs, held, outputs, tape = (tuple(flat[a:b]) for a, b in pairwise(at))
+        some = iter(flat[at[-1] :])
+        return _Parts(inputs, held, outputs, tape, tuple(next(some) if there else None for there in self.arrived))
+
+    def holding(self, held: Tensors) -> Any:
+        return self.program.holding(held) if held else self.program
+
+    def recorded(self, flat: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The gradients that are needed, by operations that torch can record."""
+        inputs, held, outputs, _, cotangents = self.parts(flat)
+        asked = Asked(cotangents, self.needs)
+        found = self.holding(held).backward(Saved(inputs, outputs, None), asked)
+        return tuple(g for g, need in zip(found.inputs, self.needs, strict=True) if need)
+
+    def rules(self, what: str) -> Rules:
+        found = RULES.get(type(self.program))
+        if found is None:
+            raise NotImplementedError(
+                f"bptt has no {what} of the backward call of a {self.program.name} (bptt.scan, bptt.nn.Recurrent): use "
+                "torch.autograd.grad(..., create_graph=True) outside of transforms, or a plain loop over steps"
+            )
+        return found
+
+
+class Pulled(torch.autograd.Function):
+    """The backward call of a program as an autograd function: the gradients that are needed."""
+
+    @staticmethod
+    def forward(request: _Request, *flat: Tensor | None) -> tuple[Tensor, ...]:
+        inputs, held, outputs, tape, cotangents = request.parts(flat)
+        program = request.holding(held)
+        with torch.no_grad(), named(program.name, "backward"):
+            if seen(inputs[0]) and type(program) in RULES:
+                program, tape = RULES[type(program)].visible(program), ()
+            if not tape:
+                outputs, tape = program.forward(inputs, keep=True)
+            found = program.backward(Saved(inputs, outputs, tape), Asked(cotangents, request.needs))
+        grads = [
+            torch.zeros_like(t) if g is None else g
+            for g, t, need in zip(found.inputs, inputs, request.needs, strict=True)
+            if need and t is not None
+        ]
+        # None may be one of the arguments, which torch.func would take it for, and in a dual level none may be a view.
+        dual = forward_mode()
+        return tuple([g.clone() if (dual and g._is_view()) or any(g is t for t in flat) else g for g in grads])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.request, *flat = inputs
+        ctx.save_for_backward(*flat)
+        ctx.save_for_forward(*flat)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *adjoints: Tensor | None) -> tuple[Tensor | None, ...]:
+        request, flat = ctx.request, list(map(_alive, ctx.saved_tensors))
+        request.rules("second derivative inside a transform")
+        at = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need]
+        wanted = [t for t, need in zip(flat, request.needs, strict=False) if need]
+
+        def recorded(*some: Tensor) -> tuple[Tensor, ...]:
+            changed = dict(zip(at, some, strict=True))
+            return request.recorded([changed.get(i, t) for i, t in enumerate(flat)])
+
+        _, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore
+        filled = [torch.zeros_like(t) if a is None else a for a, t in zip(adjoints, wanted, strict=True)]  # type: ignore
+        found = dict(zip(at, back(tuple(filled)), strict=True))
+        return (None, *[found.get(i) for i in range(len(flat))])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        def push(flat: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
+            return _tangents_of_gradients(ctx.request, flat, moving)
+
+        return _below(push, tuple(map(_alive, ctx.saved_tensors)), tangents[1:])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], request: _Request, *flat: Tensor | None) -> Any:
+        dims, V = in_dims[1:], info.batch_size
+        weights = RULES[type(request.program)].weights(request.program) if type(request.program) in RULES else None
+        if weights is None or any(dims[i] is not None or request.needs[i] for i in weights):
+            return one_by_one(Pulled, (request,), dims, flat, V)
+        results = Pulled.apply(request, *[t if i in weights else folded(t, dims[i], V) for i, t in enumerate(flat)])
+        return tuple(unfolded(r, V) for r in results), tuple(map(lane, results))
+
+
+def _tangents_of_gradients(request: _Request, flat: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
+    """The tangents of the gradients that are needed, from those of everything that a backward call is given.
+
+    The full gradient is the transpose of the tangent: its own tangent is the gradient of <cotangents, tangent>, and the
+    gradient for the tangents of the cotangents.
+    """
+    rules = request.rules("forward-mode derivative")
+    inputs, held, outputs, tape, cotangents = request.parts(flat)
+    program, of = request.holding(held), request.parts(moving)
+    wanted = [i for i, need in enumerate(request.needs) if need]
+    total: list[Tensor | None] = [None] * len(wanted)
+    if any(t is not None for t in of.inputs):
+        if not rules.is_uncut(program, inputs[0]):  # type: ignore
+            raise NotImplementedError(
+                "forward over reverse (a tangent of a gradient, as in jvp of grad, or torch.func.hessian) is for "
+                "the full gradient: a policy that cuts time edges changes adjoints alone, so its gradient is not "
+                "the transpose of a tangent. Use gradient='full', as by bptt.using(model, gradient='full'), or "
+                "reverse over reverse (torch.func.jacrev of grad)"
+            )
+
+        def tangent(*some: Tensor) -> tuple[Tensor, ...]:
+            changed = dict(zip(wanted, some, strict=True))
+            at = tuple(changed.get(i, t) for i, t in enumerate(inputs))
+            moved = rules.push(program, at, of.inputs)
+            return tuple(m for m, c in zip(moved, cotangents, strict=True) if c is not None)
+
+        _, back = torch.func.vjp(tangent, *[inputs[i] for i in wanted])  # type: ignore
+        total = list(back(tuple(c for c in cotangents if c is not None)))
+    if any(t is not None for t in of.cotangents):
+        asked = Asked(of.cotangents, request.needs)
+        more = pulled(program, Saved(inputs, outputs, tape), asked)
+        total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore
+    return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore
+
+
+def _below(
+    push: Callable[[Tensors, Tensors], tuple[Tensor, ...]], primals: Tensors, tangents: Tensors
+) -> tuple[Tensor, ...]:
+    """Tangents in the transforms around the one that asks for them, where other tangents are carried on with these."""
+    stack = functorch.get_interpreter_stack()
+    if not stack or stack[-1].key() != functorch.TransformType.Jvp:
+        return push(primals, tangents)
+    level = stack[-1].level()
+
+    def out(tensors: Tensors) -> Tensors:
+        return tuple(None if t is None else functorch._unwrap_for_grad(t, level) for t in tensors)
+
+    with forward_ad._set_fwd_grad_enabled(True), retrieve_current_functorch_interpreter().lower():
+        moved = push(out(primals), out(tangents))
+    return tuple(functorch._wrap_for_grad(t, level) for t in moved)
+
+
+class _WithoutReverse(torch.autograd.Function):
+    """Tangents under a policy that cuts time edges, which are the full ones and have no adjoint under that policy."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tangents: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tangents)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *adjoints: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError(
+            "reverse over forward (a gradient of a tangent) is for the full gradient: a policy that cuts time edges "
+            "changes adjoints alone, and the tangents that it was given are the full ones. Use gradient='full', as by "
+            "bptt.using(model, gradient='full')"
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tangents)

@@ -1,0 +1,296 @@
+"""Whole passes of a traced step: the walks of the interpreter, prepared for calls of the same sizes.
+
+Of a small call the arithmetic is the smaller part. What follows from its sizes is here from an earlier such call: every
+value lies in a memory, known by its number, at a known distance, and a walk is one crossing into compiled code. What is
+computed before and after the walks is a function of these memories.
+
+Legend: T steps, B lanes. A source is (number of a memory, distance in it in bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..steps import Part
+from . import _walks
+from .frames import Frames
+from .prepared import Prepared
+from .step_memories import AtOnce, BoundWalk, Memories, NotWhole, Reader, StepRequest, inputs_known
+from .step_values import LINE
+
+__all__ = ["WholeSteps"]
+
+
+class _Ahead:
+    """Stage 1. Memories: the inputs, the tape, the final carries, the ys, what is hoisted, what else is computed before
+    the walk.
+
+    tape: the numbers of all carries, of what is kept, and of what else the walk brings back.
+    """
+
+    def __init__(self, request: StepRequest, ready: Prepared, keep: bool, variant: int) -> None:
+        step, T, B = request.step, request.T, request.B
+        memories = Memories(request, ready.dtype)
+        self.inputs = inputs_known(request, memories)
+        tape, n = len(self.inputs), len(step.carry)
+        self.last = tuple(self.inputs[:n])
+        self.ys = tuple(memories.by_step(name) for name in step.y)
+        parts, scratch = [request.constants[0], step.hoisted], tape + 1 + n + len(step.y)
+        self.early: list[_walks.Bound] = []
+        end, end_of_scratch = 0, 0
+        if request.early is not None:
+            if request.early.after is not None or request.early.same:
+                raise NotWhole("what is hoisted is no program alone")
+            parts = parts[:1]
+            for name in request.early.outputs:
+                if keep and name in step.kept:
+                    memories.laid(name, tape, end)
+                    end += _aligned(prod(memories.size(name)))
+                else:
+                    memories.laid(name, scratch, end_of_scratch)
+                    end_of_scratch += _aligned(prod(memories.size(name)))
+            self.early = request.early.bound(T * B, memories.sources)
+        self.scratch = (end_of_scratch,)
+        wanted = [name for name, _, _, _ in ready.inputs] + list(step.y)
+        walk = self.walk = BoundWalk(ready, memories, AtOnce(parts, wanted, memories), scratch + 1, variant)
+        for i, (name, at, after) in enumerate(ready.carries):
+            one = prod(self.last[i])
+            bytes_of_one = one * ready.itemsize
+            memories.laid(name, tape, end)
+            source = memories.sources[name]
+            walk.at(after, source)
+            if at >= 0:
+                walk.at(at, source)
+            walk.moves += (*source, i, 0, bytes_of_one)
+            if step.next[i] not in memories.sources:
+                memories.laid(step.next[i], tape, end + one)
+            end += _aligned((T + 1) * one)
+        walk.before = n
+        for i in range(n):
+            tape_at, distance = memories.sources[step.carry[i]]
+            size = prod(self.last[i]) * ready.itemsize
+            walk.moves += (tape + 1 + i, 0, tape_at, distance + T * size, size)
+        for name, at in ready.kept:
+            memories.laid(name, tape, end)
+            walk.at(at, memories.sources[name])
+            end += _aligned(prod(memories.size(name)))
+        memories.check((*step.carry, *step.next, *step.y))
+        for j, name in enumerate(step.y):
+            walk.moves += (tape + 1 + n + j, 0, *memories.sources[name], prod(self.ys[j]) * ready.itemsize)
+        if keep and any(memories.sources.get(name, (-1, 0))[0] != tape for name in step.kept):
+            raise NotWhole("what is kept is known before the walk")
+        self.tape = (end,)
+        self.places = {name: source for name, source in memories.sources.items() if source[0] == tape}
+        walk.finish(request, back=False)
+
+    def __call__(self, tensors: tuple[Tensor, ...], begins: tuple[int, ...]) -> tuple[Tensor, ...] | None:
+        """(the tape, the final carries, the ys). begins: where the tensors do."""
+        new = tensors[0].new_empty
+        made = (new(self.tape), *[new(size) for size in self.last], *[new(size) for size in self.ys])
+        scratch = new(self.scratch)
+        addresses = [*begins, *[t.data_ptr() for t in made], scratch.data_ptr()]
+        for program in self.early:
+            program.run(addresses, self.walk.variant, torch.get_num_threads())
+        return None if self.walk(tensors, addresses) is None else made
+
+
+class _Back:
+    """Stages 3 and 4. Memories: the inputs, the tape, the cotangents of the outputs, what the walk sends, what reaches
+    the first carry, what is computed before the walk.
+
+    leaves: of the carry that have a gradient. dx, dcaptured: (position among the results of the last function or -1,
+    whether it must be copied, how else to get it).
+    """
+
+    def __init__(self, request: StepRequest, ready: Prepared, ahead: _Ahead, variant: int) -> None:
+        step, self.dtype = request.step, ready.dtype
+        if not (step.sent or step.summed):
+            raise NotWhole("no walk back is needed")
+        memories = Memories(request, ready.dtype)
+        inputs = inputs_known(request, memories)
+        tape, n = len(inputs), len(step.carry)
+        for name, (_, distance) in ahead.places.items():
+            memories.laid(name, tape, distance // ready.itemsize)
+        ys = tape + 1 + n
+        self.shapes = (*inputs, ahead.tape, *ahead.last, *ahead.ys)
+        self.count, self.n, self.outputs = len(inputs), n, len(self.shapes) - len(inputs) - 1
+        for j, dy in enumerate(step.dys):
+            if dy is not None:
+                memories.own(dy, ys + j, flatten=True)
+        self.zeros = [torch.zeros(size, dtype=ready.dtype, device="cpu") for size in ahead.ys]
+        work = ys + len(step.y)
+        deferred = [name for name in (*step.dx, *step.dcaptured) if name is not None]
+        left = step.deferred.inputs if request.late is None else ()
+        wanted = [*(name for name, _, _, _ in ready.inputs), *left, *deferred]
+        given = AtOnce((request.constants[1], step.errors), wanted, memories)
+        walk = self.walk = BoundWalk(ready, memories, given, work + 1 + n, variant)
+        for i in ready.leaves:
+            slot = ready.program.inputs.get(step.adjoints[i] or "")
+            if slot is not None:
+                walk.at(ready.count + ready.numbers[slot], (tape + 1 + i, 0))
+        for leaf, at in ready.backs:
+            walk.at(2 * ready.count + at, (work + 1 + leaf, 0))
+        end, shared = 0, dict[int, int]()
+        for name, at in (*ready.sent, *ready.summed):
+            offset = shared.get(at, end)
+            if at not in shared:
+                shared[at] = end
+                end += _aligned(prod(memories.size(name)))
+            memories.laid(name, work, offset)
+            walk.at(at, memories.sources[name])
+        self.work, self.covers, self.frames = (end,), request.frames.walks.covers, request.frames
+        self.leaves = {leaf for leaf, _ in ready.backs}
+        self.first = [
+            (len(request.frames.start) * memories.kinds[c].rows, *memories.kinds[c].shape) for c in step.carry
+        ]
+        sizes_of = {name: memories.by_step(name) for name in step.dx if name is not None}
+        self.late: list[_walks.Bound] = []
+        after: tuple[Part, ...] = (step.deferred,)
+        self.made: list[tuple[int, ...]] = []
+        if request.late is not None:
+            late, at = request.late, work + 1 + n + len(given.outputs)
+            for name in late.outputs:
+                self.made.append(sizes_of.get(name, memories.size(name)))
+                memories.own(name, at, flatten=name in sizes_of)
+                at += 1
+            for name, of in late.same.items():
+                memory, distance = memories.sources[of]
+                if memory < tape:
+                    raise NotWhole(f"{name} is an input")
+                if of in late.outputs:
+                    memories.own(name, memory, flatten=True)
+                else:
+                    memories.laid(name, memory, distance // ready.itemsize)
+            self.late = late.bound(request.T * request.B, memories.sources)
+            after = () if late.after is None else (late.after,)
+        self.last = AtOnce(after, deferred, memories)
+        self.gradients: list[_Gradient | None] = []
+        given_out: set[str] = set()  # what is given out twice is copied: autograd may add to it in place
+        for i, wanted_name in enumerate((*step.dx, *step.dcaptured)):
+            if wanted_name is None:
+                self.gradients.append(None)
+                continue
+            size = sizes_of.get(wanted_name) if i < len(step.dx) else None
+            found = self._gradient(wanted_name, memories, size)
+            self.gradients.append(found._replace(copied=found.copied or wanted_name in given_out))
+            given_out.add(wanted_name)
+        walk.finish(request, back=True)
+
+    def _gradient(self, name: str, memories: Memories, size: tuple[int, ...] | None) -> _Gradient:
+        outputs = self.last.outputs
+        read = None if name in outputs else memories.readers[name]
+        position = outputs.index(name) if read is None else -1
+        late = memories.request.late
+        if late is not None and name in late.outputs and size is not None:
+            memory = memories.sources[name][0]
+            read, size = (lambda held: held[memory]), None
+        return _Gradient(position, read, name not in memories.request.step.own, size)
+
+    def __call__(
+        self, saved: tuple[Tensor, ...], cotangents: Sequence[Tensor | None], needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...] | None:
+        """The gradients of the inputs; None where a tensor is not as it should be."""
+        n, given = self.n, [t if t is None or t.is_contiguous() else t.contiguous() for t in cotangents]
+        for j, zeros in enumerate(self.zeros, n):
+            if given[j] is None:
+                given[j] = zeros
+        held: list[Any] = [*saved, *given]
+        found = _walks.places(tuple(held), self.shapes, self.dtype)
+        if found is None:
+            return None
+        new = saved[0].new_empty if self.covers else saved[0].new_zeros
+        work, first = new(self.work), list[Tensor | None]([None] * n)
+        begins = [*found, work.data_ptr()]
+        if True in needs[:n]:
+            first = [saved[0].new_zeros(size) if i in self.leaves else None for i, size in enumerate(self.first)]
+        begins += [0 if t is None else t.data_ptr() for t in first]
+        held += (work, *first)
+        computed = self.walk(held, begins)
+        if computed is None:
+            return None
+        held += computed
+        if self.late:
+            made = [saved[0].new_empty(size) for size in self.made]
+            begins += [t.data_ptr() for t in made]
+            for program in self.late:
+                program.run(begins, self.walk.variant, torch.get_num_threads())
+            held += made
+        results = self.last(held) if self.last.outputs else ()
+        grads: list[Tensor | None] = [None if t is None else _initial(self.frames, t) for t in first]
+        for gradient in self.gradients:
+            grads.append(None if gradient is None else gradient(results, held))
+        return (
+            tuple(grads)
+            if False not in needs
+            else tuple([g if need else None for g, need in zip(grads, needs, strict=True)])
+        )
+
+
+class _Gradient(NamedTuple):
+    """Where the gradient of an input is: among the results of a function, or else how it is read. copied: whether it
+    is a part of something else; size: its dimensions, if not what it has there.
+    """
+
+    position: int
+    read: Reader | None
+    copied: bool
+    size: tuple[int, ...] | None
+
+    def __call__(self, results: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
+        found = results[self.position] if self.read is None else self.read(held)
+        if self.size is not None:
+            found = found.view(self.size)
+        return found.clone() if self.copied else found
+
+
+def _initial(frames: Frames, leaving: Tensor) -> Tensor:
+    """`[N, ...]` -> `[B, ...]`: what reaches the first carry of each lane."""
+    if frames.whole:
+        return leaving
+    columns = (frames.start == 0).nonzero()[:, 0]
+    return leaving.new_zeros(frames.B, *leaving.shape[1:]).index_add(0, frames.lane[columns], leaving[columns])
+
+
+def _aligned(n: int) -> int:
+    return -(-n // LINE) * LINE
+
+
+class WholeSteps:
+    """The passes of a traced step for calls of the same sizes, with the bits of the interpreter's `advance` and `sweep`
+    and of the step's other parts by torch operations. Holds no tensor of a call, and may be used by several threads.
+
+    ready: the programs of the walks forward, for the outputs alone and for the way back too, and of the walk back.
+    Raises NotWhole where a value is not of a kind that it knows.
+    """
+
+    def __init__(self, request: StepRequest, ready: tuple[Prepared, Prepared, Prepared], variant: int) -> None:
+        if request.step.outputs.outputs:
+            raise NotWhole("some ys are computed after the walk")
+        self.dtype = ready[0].dtype
+        self._infer, self._taped = _Ahead(request, ready[0], False, variant), _Ahead(request, ready[1], True, variant)
+        self._back = _Back(request, ready[2], self._taped, variant)
+        self.shapes = tuple(self._taped.inputs)
+
+    def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+        """Where the first carry, xs and captured tensors lie; None where one is not as it should be."""
+        return _walks.places(tensors, self.shapes, self.dtype)
+
+    def infer(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...] | None:
+        """The final carry and the ys."""
+        made = self._infer(tensors, places)
+        return None if made is None else made[1:]
+
+    def taped(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...] | None:
+        """The tape, and then the same."""
+        return self._taped(tensors, places)
+
+    def pulled(
+        self, saved: tuple[Tensor, ...], cotangents: Sequence[Tensor | None], needs: Sequence[bool]
+    ) -> tuple[Tensor | None, ...] | None:
+        """The gradients of the inputs that need one, from the inputs with the tape; None where it cannot tell."""
+        return self._back(saved, cotangents, needs)
