@@ -55,7 +55,7 @@ def test_import_loads_nothing_optional(imported: dict) -> None:
     optional = {"matplotlib", "triton", "typer", "rich", "plotly", "pooch", "safetensors", "tomli_w", "hypothesis"}
     assert not optional & {name.split(".")[0] for name in imported["all"]}
     ours = {name for name in imported["loaded"] if name.split(".")[0] == "bptt"}
-    far = {"cli", "train", "plots", "report", "bench"}
+    far = {"adaptors", "cli", "train", "plots", "report", "bench"}
     assert not far & {name.split(".")[1] for name in ours if "." in name}
     assert "bptt.nn.cells" not in ours
 
@@ -73,7 +73,8 @@ def test_import_changes_no_global_setting(imported: dict) -> None:
 
 
 MODULES = ["flow", "nn"]
-FUNCTIONS = ["convert", "explain", "gradients", "plan", "plan_scan", "revert", "scan", "stream_gradients", "using"]
+FUNCTIONS = ["convert", "explain", "gradients", "onnx_decompositions", "plan", "plan_scan", "revert", "scan"]
+FUNCTIONS += ["stream_gradients", "stream_scan", "using"]
 LATER = ["plots", "report", "train"]
 PUBLIC = sorted(["Adaptive", "Checkpoints", "Chunked", "Full", "Randomized", "Truncated", *FUNCTIONS, *MODULES])
 
@@ -86,6 +87,7 @@ SIGNATURES = {
     "Truncated": "(window, every=1)",
     "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
     "explain": "(subject, carry=Ellipsis, x=Ellipsis)",
+    "onnx_decompositions": "()",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None, reset_state=None)",
     "plan": "(model, T, B, memory=None, x=None)",
     "plan_scan": ("(step, carry, xs=None, *, gradient='full', resets=None, length=None, memory='auto', kernel='auto')"),
@@ -93,6 +95,8 @@ SIGNATURES = {
     "using": "(model, gradient=None, *, memory=None, kernel=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None, "
     "reset_state=None)",
+    "stream_scan": "(step, carry, xs, loss, *, wrt=(), length=None, gradient='full', memory='checkpoints', "
+    "resets=None, reset_state=None, kernel='auto')",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reset_state=None, reverse=False, length=None, "
     "rows='auto', "
     "memory='auto', kernel='auto')",
@@ -187,7 +191,8 @@ def test_signature(name: str) -> None:
 @pytest.mark.parametrize("layer", LAYERS.values())
 def test_layer_call_signature(layer: type) -> None:
     assert getattr(bptt.nn, layer.__name__) is layer
-    assert bare_signature(layer.forward) == "(self, input, hx=None, *, resets=None, reset_state=None)"
+    expected = "(self, input, hx=None, *, lengths=None, cu_seqlens=None, resets=None, reset_state=None)"
+    assert bare_signature(layer.forward) == expected
 
 
 def test_recurrent_signature() -> None:

@@ -189,18 +189,3 @@ def test_complex_layers_are_refused(kind: str) -> None:
 def test_explain_of_another_feature_size() -> None:
     with pytest.raises(ValueError, match="x must have 5 features"):
         bptt.explain(bptt.nn.GRU(5, 4), torch.zeros(7, 3, 6))
-
-
-@pytest.mark.parametrize("kernel", ["cpu", "eager"])
-@pytest.mark.parametrize("T", [2, 90])
-def test_vmap_says_what_to_do_instead(kernel: str, T: int) -> None:
-    layer, x = bptt.nn.GRU(3, 4, kernel=kernel), torch.randn(5, T, 2, 3)
-    mapped = torch.func.vmap(lambda x: layer(x)[0])
-    with pytest.raises(NotImplementedError, match=r"bptt has no rule for torch\.func\.vmap"):
-        mapped(x)
-    with torch.no_grad():
-        if kernel == "cpu":
-            with pytest.raises(RuntimeError, match=r"inside torch\.func\.vmap do not .kernel='eager'"):
-                mapped(x)
-        else:
-            torch.testing.assert_close(mapped(x)[3], layer(x[3])[0])

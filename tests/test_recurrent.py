@@ -85,7 +85,7 @@ def test_resets(net: str, policy: str, agree: Agree) -> None:
     judge("lstm", net, parse(policy), agree, resets=RESETS)
 
 
-@pytest.mark.parametrize("policy", ["full", "chunked:3"])
+@each_policy
 @pytest.mark.parametrize("kw", [{}, {"lengths": LENGTHS}, {"resets": RESETS}], ids=["even", "packed", "resets"])
 def test_bidirectional_stack(policy: str, kw: dict[str, Any], agree: Agree) -> None:
     judge("gru", "bi_two", parse(policy), agree, **kw)

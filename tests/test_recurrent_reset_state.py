@@ -65,10 +65,6 @@ def measured(layer: Any, x: Tensor, hx: Any, state: Any, **kw: Any) -> list[Tens
 def test_as_the_layers(lstm: bool, net: str, each: bool, policy: str) -> None:
     theirs, mine = pair(lstm, NETS[net], policy)
     (hx, state), x = given(lstm, NETS[net], each), rows(T, B, F)
-    if net == "two both ways" and policy.startswith("truncated"):
-        with pytest.raises(NotImplementedError, match="blocks that overlap"):
-            mine(x, hx, resets=RESETS, reset_state=state)
-        return
     expected = measured(theirs, x, hx, state, resets=RESETS)
     torch.testing.assert_close(measured(mine, x, hx, state, resets=RESETS), expected)
 

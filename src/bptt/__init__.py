@@ -8,8 +8,9 @@
 
 The gradient policies Full, Chunked, Truncated, Randomized and Adaptive say how far gradients reach; Checkpoints says
 what is kept for the backward pass. `bptt.nn` has the layers. convert, revert and using change the layers inside a
-model. gradients computes gradients without autograd, and stream_gradients those of sequences that do not fit into
-memory. plan and plan_scan tell what a call costs, and explain which kernel runs it, and how a step is compiled.
+model. gradients computes gradients without autograd, stream_gradients and stream_scan those of sequences that do not
+fit into memory. plan and plan_scan tell what a call costs, and explain which kernel runs it, and how it is compiled.
+onnx_decompositions takes apart a program of torch.export for ONNX.
 
 `bptt.flow` measures how gradients flow. `bptt.plots` (pictures), `bptt.report` (an interactive page) and `bptt.train`
 (language models) are loaded when they are first used.
@@ -26,10 +27,12 @@ from .memory import Checkpoints as Checkpoints
 from .nn import convert as convert
 from .nn import explain as explain
 from .nn import gradients as gradients
+from .nn import onnx_decompositions as onnx_decompositions
 from .nn import plan as plan
 from .nn import plan_scan as plan_scan
 from .nn import revert as revert
 from .nn import stream_gradients as stream_gradients
+from .nn import stream_scan as stream_scan
 from .nn import using as using
 from .policies import Adaptive as Adaptive
 from .policies import Chunked as Chunked
@@ -60,11 +63,13 @@ __all__ = [
     "flow",
     "gradients",
     "nn",
+    "onnx_decompositions",
     "plan",
     "plan_scan",
     "revert",
     "scan",
     "stream_gradients",
+    "stream_scan",
     "using",
 ]
 

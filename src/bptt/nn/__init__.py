@@ -8,6 +8,7 @@ They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from ..engine import onnx_decompositions
 from ..scan.explanation import StepExplanation
 from . import init
 from ._convert import convert, revert
@@ -17,6 +18,7 @@ from ._plan import plan
 from ._plan_scan import plan_scan
 from ._planned import Plan
 from ._stream import StreamGradients, stream_gradients
+from ._stream_scan import StreamedScan, stream_scan
 from ._using import using
 from .layers import GRU, LAYERS, LSTM, RNN
 from .recurrent import Recurrent
@@ -37,15 +39,18 @@ __all__ = [
     "Recurrent",
     "StepExplanation",
     "StreamGradients",
+    "StreamedScan",
     "cells",
     "convert",
     "explain",
     "gradients",
     "init",
+    "onnx_decompositions",
     "plan",
     "plan_scan",
     "revert",
     "stream_gradients",
+    "stream_scan",
     "using",
 ]
 

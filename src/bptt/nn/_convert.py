@@ -14,9 +14,10 @@ from torch.nn.utils import parametrize
 
 from .. import policies
 from ..memory import Checkpoints
+from ._settings import checked_kernel, checked_memory
 from ._using import check_module, settings
 from .layers import LAYERS, TORCH_MODES, DropInLayer
-from .recurrent import Recurrent, checked_kernel, checked_memory
+from .recurrent import Recurrent
 
 __all__ = ["convert", "revert"]
 
@@ -135,7 +136,7 @@ def convert(
 def revert(model: M, *, subclasses: Subclasses | None = None) -> M | torch.nn.RNNBase:
     """Put torch.nn.RNN, GRU and LSTM back in place of every layer of ours inside `model`: the inverse of `convert`.
 
-    Use it for tools that know only torch's layers: TorchScript, ONNX, quantisation, deployment without this package.
+    Use it for tools that know only torch's layers: TorchScript, quantisation, deployment without this package.
 
     subclasses: {Theirs: Ours}, as in `convert`, for layers of a subclass of ours that were built as such. A
         layer that `convert` made from Theirs becomes Theirs again in any case.

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
-from ..policies import Policy
 from ..scan.pytrees import Step
 from ..steps import restarting
 from ._forms import CellCall
 from ._sequences import Sequences
 
-__all__ = ["check_overlap", "layered_step", "restarted", "split_hidden", "split_restarts", "stack_hidden"]
+__all__ = ["layered_step", "restarted", "split_hidden", "split_restarts", "stack_hidden"]
 
 
 def layered_step(cells: Sequence[nn.Module], calls: Sequence[CellCall], own: Sequence[bool], keeps: bool) -> Step:
@@ -46,16 +45,6 @@ def layered_step(cells: Sequence[nn.Module], calls: Sequence[CellCall], own: Seq
         return tuple(entering), (y, tuple(states) if keeps else ())
 
     return step
-
-
-def check_overlap(sequences: Sequences, gradient: Policy, num_layers: int) -> None:
-    """Raise NotImplementedError where blocks of a bidirectional stack overlap, each with adjoints of its own."""
-    if num_layers > 1 and torch.is_grad_enabled() and sequences.blocks_overlap(gradient.reach(sequences.T)):
-        raise NotImplementedError(
-            f"gradient={str(gradient)!r} has blocks that overlap, whose windows would add up over {num_layers} "
-            "bidirectional layers, each a scan of its own: use 'full', 'chunked:k' or 'randomized:p', one layer, one "
-            "direction, or a layer of bptt.nn"
-        )
 
 
 def stack_hidden(states: Sequence[Any], B: int, batched: bool) -> Any:

@@ -19,6 +19,7 @@ from ._planned import Plan
 from .call import Call, net_of, program
 from .layers import DropInLayer
 from .recurrent import Recurrent
+from .undrawn import plain_call
 
 __all__ = ["plan"]
 
@@ -142,8 +143,12 @@ def _of_layer(layer: DropInLayer, T: int, B: int, memory: Memory) -> Plan:
         call, short = (Call.of(own, one.expand(n, -1, -1), None, None) for n in (T, min(T, 2)))
         drawn = net_of(own, short, own.gradient, differentiated=True)
         net = replace(drawn, reach=own.gradient.reach(T), masks=(), xi=())
-        keeper = program(own, call, net)
         given = sum(s.nbytes for s in call.hx)
+        plain = plain_call(own, call.x.shape, one.dtype, len(call.weights), True) if one.is_cpu else None
+        if plain is not None:
+            net = replace(net, kernel=plain.stack.net.kernel)
+            given += 0 if plain.by_autograd else T * B * layer.hidden_size * weight.element_size()  # y is a copy
+        keeper = program(own, call, net)
         given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // short.x.shape[0]
         tape = keeper.tape_values(call.tensors) * B * weight.element_size()
         starts, recomputed = keeper.segment_starts(T), _recomputed(keeper, call)

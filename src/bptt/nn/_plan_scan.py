@@ -30,7 +30,7 @@ from ..scan.surroundings import Surroundings
 from ..schedules import Schedule
 from ._planned import Plan
 
-__all__ = ["plan_scan"]
+__all__ = ["bytes_of_step", "plan_scan"]
 
 ENOUGH, SAMPLES = 0.05, 5
 """Seconds after which a run is long enough to be scaled; runs of that length."""
@@ -61,7 +61,8 @@ def plan_scan(
     tape_bytes is what the forward call leaves for the backward call, beyond the inputs, captured tensors and ys, and
     what exists of the tape of the current segment at one time. Of a step that is compiled it is counted: its carries,
     and the values that its adjoint needs, as the trace tells them. Of steps that are recorded it is measured on the
-    first ones and scaled. Of steps that are replayed it is the carries that are kept; the graph of the one step that
+    first ones and scaled. A small compiled call whose kind was met before keeps a copy of its ys besides, where these
+    take at most 64 KiB. Of steps that are replayed it is the carries that are kept; the graph of the one step that
     runs, of all blocks that reach it, comes on top. Time is that of the first steps, scaled as in `plan`. Torch's
     generators are left alone.
 
@@ -124,6 +125,27 @@ def _kept(given: Arguments, policy: policies.Policy, memory: Any, kernel: str, f
     longest = max(b - a for a, b in pairwise(kept.starts))
     again = T + sum(b - a - 1 for a, b in pairwise(kept.starts)) + _advanced(kept.schedule, kept.starts)
     return (kept.schedule.held + longest + 1) * state, len(kept.starts) - 1, longest, again / T
+
+
+def bytes_of_step(given: Arguments, kernel: str) -> tuple[int, int]:
+    """(the bytes of a carry, those that a step adds to the tape of steps that are all kept); each at least 1."""
+    state = sum(c.nbytes for c in given.carry)
+    if reason_to_replay(given, kernel) is None:
+        entry, _ = compiled_step(given, Surroundings.current(given.devices))
+        if entry.parts is not None and entry.reason is None:
+            B = 1 if entry.one_lane else len(given.carry[0])
+            return max(1, state), max(1, state + B * entry.parts.row_bytes(entry.parts.kept))
+    devices = [d for d in given.devices if d.type == "cuda"]
+
+    def first_steps(n: int) -> tuple[Any, Any]:
+        xs = given.x_form.join(x[:n] for x in given.xs)
+        return scan(given.step, given.carry_form.join(given.carry), xs, length=n, kernel="replay")
+
+    few, more = min(FEW, given.T), min(2 * FEW, given.T)
+    with torch.enable_grad(), torch.random.fork_rng(devices):
+        small, large = (_graph_bytes(first_steps, n, given) for n in (few, more))
+    own = (large - small) // (more - few) if more > few else small // few
+    return max(1, state), max(1, state, own)
 
 
 def _of_program(program: StepPlan) -> Kept:

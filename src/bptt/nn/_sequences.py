@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..policies import Reach
 
-__all__ = ["Sequences"]
+__all__ = ["Sequences", "checked_lengths"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Sequences:
                 raise ValueError(f"input must have at least {least} dimensions: got {list(input.shape)}")
             packed, batched = None, input.dim() > least
             x = input.transpose(0, 1) if batched and batch_first else input if batched else input.unsqueeze(1)
-            ends = _checked_lengths(lengths, x)
+            ends = checked_lengths(lengths, x)
         if len(x) == 0:
             raise ValueError(f"input must have at least one step: got shape {list(x.shape)}, time first")
         padded = len(x)
@@ -178,7 +178,7 @@ def _kind(input: Tensor) -> str:
     return "nested" if input.is_nested else str(input.layout).removeprefix("torch.")
 
 
-def _checked_lengths(lengths: Any, x: Tensor) -> Tensor | None:
+def checked_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     """The lengths as int64 on the CPU."""
     if lengths is None:
         return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -15,23 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
+from ._pieces import STEPS, Sliceable, as_tensor, is_sliceable, on_disk, rechunked, steps_of
+from ._stream_loss import StreamLoss, checked_tensors
+from ._stream_recurrent import CellStream
 from .call import Call, Hidden, net_of
 from .layers import DropInLayer
+from .recurrent import Recurrent
 
 __all__ = ["StreamGradients", "stream_gradients"]
 
 Loss = Callable[[slice, Tensor], Tensor | None]
-
-STEPS = 1024
-"""The largest number of steps that are written to the file of pieces at a time."""
-
-
-class Sliceable(Protocol):
-    """A sequence of T steps that is read by slices: a tensor, an array, a memory map."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, steps: slice, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -44,26 +36,26 @@ class StreamGradients:
     """The gradients of the layer's parameters, by their names."""
     wrt: tuple[Tensor, ...]
     """The gradients of the tensors given as `wrt`, zero where the loss does not use one."""
-    hx: Hidden
-    """dL/dh_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
-    final: Hidden
+    hx: Any
+    """dL/dh_0, for an LSTM of (h_0, c_0), in torch.nn's layout; of a `Recurrent`, in the form of its states."""
+    final: Any
     """The final state."""
-    reset_state: Hidden | None = None
+    reset_state: Any = None
     """The gradient of the state that resets restart from, in the form of that state; None where none was given."""
 
 
 @torch.no_grad()
 def stream_gradients(
-    layer: DropInLayer,
+    layer: DropInLayer | Recurrent,
     x: Sliceable | Tensor | Iterable[Any],
     loss: Loss,
-    hx: Hidden | None = None,
+    hx: Any = None,
     *,
     wrt: Iterable[Tensor] = (),
     gradient: str | policies.Policy | None = None,
     memory: Checkpoints | str = "checkpoints",
     resets: Sliceable | Tensor | None = None,
-    reset_state: Hidden | None = None,
+    reset_state: Any = None,
 ) -> StreamGradients:
     """Every gradient of L = sum over segments of loss(steps, y), with neither x nor y nor dL/dy in memory as a whole.
 
@@ -73,21 +65,27 @@ def stream_gradients(
     also the adjoints of those that cross the segment. Stored for all steps at once are only `resets`, 1 byte a
     step and lane, and the factors that `Randomized` draws beforehand, 4 bytes in float32 and about 32 during the draw.
 
-    layer: one-directional. x: `[T, B, I]`, anything with a length whose slices become tensors: a tensor, a NumPy memory
-    map. It is read twice, in segments (three times or more where `memory` asks for a binomial schedule). Or an iterable
-    of pieces `[n, B, I]` of any lengths, such as a generator or a list, which is read once. Under a `Chunked` policy no
-    adjoint crosses a chunk's end, and each chunk is finished before the next is read: memory holds at most two pieces,
-    a chunk's x and its tape. Under other policies the pieces are written to a temporary file (placed by `tempfile`, as
-    large as x, deleted at the end). loss: called once for each segment (the last one first; in chunks, the last one of
-    each chunk first), with the slice of its steps and y `[n, B, P]`; returns the sum (not the mean) of its losses as a
-    scalar, or None for no loss. hx: the initial state. wrt: other tensors that the loss uses, such as the parameters of
-    an output layer. gradient: default is the layer's own. memory: `Checkpoints(...)` or its text form, applied to each
-    chunk where there are chunks; a chunk is one segment unless a number of steps or bytes is given. resets: bool
-    `[T, B]`, anything with slices: the state is zeroed before these steps, as where a document starts. reset_state: the
-    state that they restart from instead, as for the layer's forward; one state per step is in memory as a whole.
+    layer: one-directional; of a `Recurrent`, see below. x: `[T, B, I]`, anything with a length whose slices become
+    tensors: a tensor, a NumPy memory map. It is read twice, in segments (three times or more where `memory` asks for a
+    binomial schedule). Or an iterable of pieces `[n, B, I]` of any lengths, such as a generator or a list, which is
+    read once. Under a `Chunked` policy no adjoint crosses a chunk's end, and each chunk is finished before the next is
+    read: memory holds at most two pieces, a chunk's x and its tape. Under other policies the pieces are written to a
+    temporary file (placed by `tempfile`, as large as x, deleted at the end). loss: called once for each segment (the
+    last one first; in chunks, the last one of each chunk first), with the slice of its steps and y `[n, B, P]`; returns
+    the sum (not the mean) of its losses as a scalar, or None for no loss. hx: the initial state. wrt: other tensors
+    that the loss uses, such as the parameters of an output layer. gradient: default is the layer's own. memory:
+    `Checkpoints(...)` or its text form, applied to each chunk where there are chunks; a chunk is one segment unless a
+    number of steps or bytes is given. resets: bool `[T, B]`, anything with slices: the state is zeroed before these
+    steps, as where a document starts. reset_state: the state that they restart from instead, as for the layer's
+    forward; one state per step is in memory as a whole.
 
     Dropout between the layers is drawn for all steps at once (for each chunk, where there are chunks), so that its mask
     is in memory as a whole: train such stacks otherwise, or in eval mode. `.grad` is not touched.
+
+    A `Recurrent` has x `[T, B, ...]`, hx and reset_state in the forms of its call, and in `parameters` those that
+    require a gradient. Where blocks overlap, a segment is run together with the steps before it that its losses reach,
+    up to `window - 1`, which memory then holds too; and what is said in `bptt.stream_scan` about numbers and buffers
+    holds. Use that function for any other step.
 
     Raises TypeError where layer is not one of ours, x is packed or has neither slices nor pieces, loss is no function
     or gives no scalar, wrt holds anything but tensors, or resets have no slices or are not bool; ValueError for a
@@ -104,11 +102,11 @@ def stream_gradients(
 
     Source: checkpoints as in `bptt.Checkpoints`; stages 1 to 4, equations/README.md, chapter 1.
     """
-    if not isinstance(layer, DropInLayer):
+    if not isinstance(layer, DropInLayer | Recurrent):
         raise TypeError(
-            f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
+            f"layer must be a bptt.nn.RNN, GRU, LSTM or Recurrent: got {type(layer).__module__}.{type(layer).__name__}"
         )
-    if layer.bidirectional:
+    if layer.bidirectional or (isinstance(layer, Recurrent) and layer.reverse):
         raise ValueError("layer must be one-directional: the reverse direction begins at the end of x")
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     kept = parse(memory)
@@ -120,17 +118,48 @@ def stream_gradients(
         raise TypeError("x must be [T, B, I] with lanes of one length: got a PackedSequence")
     if reset_state is not None and resets is None:
         raise ValueError("reset_state is what resets restart from: got it without resets")
-    stream = _Stream(layer, loss, _checked(wrt), hx, kept, resets, reset_state)
-    if not isinstance(x, list | tuple) and hasattr(x, "__len__") and hasattr(x, "__getitem__"):
-        return stream.in_segments(x, policy)
-    if not hasattr(x, "__iter__"):
+    tensors = checked_tensors(wrt)
+    if not (hasattr(x, "__iter__") or is_sliceable(x)):
         raise TypeError(
             f"x must have a length and slices of steps, or be an iterable of pieces: got {type(x).__name__}"
         )
+    if isinstance(layer, Recurrent):
+        return _of_cells(layer, x, StreamLoss(loss, tensors), hx, policy, kept, resets, reset_state)
+    stream = _Stream(layer, StreamLoss(loss, tensors), hx, kept, resets, reset_state)
+    if not isinstance(x, list | tuple) and is_sliceable(x):
+        return stream.in_segments(x, policy)
+    pieces: Any = x
     if isinstance(policy, policies.Chunked):
-        return stream.in_chunks(x, policy.k)
-    with tempfile.TemporaryFile() as file:
-        return stream.in_segments(_PiecesOnDisk(file, x, stream.as_computed), policy)
+        return stream.in_chunks(pieces, policy.k)
+    with ExitStack() as stack:
+        leaves = on_disk(stack, stream.rechunked(pieces, STEPS))
+        return stream.in_segments(leaves[0] if leaves else (), policy)
+
+
+def _of_cells(
+    layer: Recurrent,
+    x: Any,
+    loss: StreamLoss,
+    hx: Any,
+    policy: policies.Policy,
+    memory: Checkpoints,
+    resets: Sliceable | Tensor | None,
+    reset_state: Any,
+) -> StreamGradients:
+    """The gradients of a layer of any cell."""
+    named = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    n = len(loss.wrt)
+    stream = CellStream(layer, StreamLoss(loss.loss, (*loss.wrt, *named.values())), hx, memory, resets, reset_state)
+    stream.read(x, policy)
+    of_hx, of_reset_state = stream.pulled()
+    return StreamGradients(
+        loss=stream.loss.total,
+        parameters=dict(zip(named, stream.loss.grads[n:], strict=True)),
+        wrt=tuple(stream.loss.grads[:n]),
+        hx=of_hx,
+        final=stream.hidden(stream.final),
+        reset_state=of_reset_state,
+    )
 
 
 @dataclass
@@ -138,8 +167,7 @@ class _Stream:
     """A layer over a sequence that is read in segments, with the loss and local error of each when it is run again."""
 
     layer: DropInLayer
-    loss: Loss
-    wrt: Sequence[Tensor]
+    loss: StreamLoss
     hx: Hidden | None
     memory: Checkpoints
     resets: Sliceable | Tensor | None
@@ -150,8 +178,6 @@ class _Stream:
         self.like = next(self.layer.parameters())
         self.first = 0  # the step of x with which `given` begins
         self.sizes: torch.Size | None = None  # [B, I] of the first slice
-        self.grads = [torch.zeros_like(w) for w in self.wrt]
-        self.total = 0.0
 
     def in_segments(self, x: Any, policy: policies.Policy) -> StreamGradients:
         """The gradients from two passes or more over an x with slices: all segments forward, then all back."""
@@ -172,7 +198,7 @@ class _Stream:
             self.memory = Checkpoints(steps=k)  # a chunk of x is there as a whole
         call: Call | None = None
         grads: tuple[Tensor, ...] = ()
-        for x in _rechunked(pieces, k, self.as_computed):
+        for (x,) in self.rechunked(pieces, k):
             call = call or self._call(x)
             call.x, call.resets = x, self._resets_of(x)
             self.given, steps = x, slice(self.first, self.first + len(x))
@@ -196,6 +222,11 @@ class _Stream:
                 raise ValueError(f"reset_state must be [L, B, .], or [T, L, B, .] with x's {self.first} steps: {got}")
         return self._result(call, call.hx, grads)
 
+    def rechunked(self, pieces: Iterable[Any], k: int) -> Iterator[list[Tensor]]:
+        """The same steps in chunks of k, each the only leaf."""
+        sizes: list[int] = []
+        return rechunked(pieces, k, lambda piece: _leaves(piece, sizes), self.as_computed)
+
     def _call(self, x: Tensor) -> Call:
         """The call of the layer on x, time first."""
         return Call.of(self.layer, x.transpose(0, 1) if self.layer.batch_first else x, self.hx, None)
@@ -212,7 +243,7 @@ class _Stream:
         """The resets of the steps of x `[n, B, I]`, which begins at step `first` of the whole."""
         if self.resets is None:
             return None
-        found = _steps("resets", self.resets, self.first, self.first + len(x))
+        found = steps_of("resets", self.resets, self.first, self.first + len(x))
         if found.dtype != torch.bool:
             raise TypeError(f"resets must be bool [T, B]: got {found.dtype}")
         if found.shape != x.shape[:2]:
@@ -227,7 +258,7 @@ class _Stream:
             raise ValueError(f"resets must be [T, B] with x's {T} steps: got {len(self.resets)}")
 
     def x(self, a: int, b: int) -> Tensor:
-        found = self.as_computed(_steps("x", self.given, a, b))
+        found = self.as_computed(steps_of("x", self.given, a, b))
         if found.dim() != 3:
             raise ValueError(f"x must be [T, B, I], time first: got slices with {found.dim()} dimensions")
         self.sizes = self.sizes or found.shape[1:]
@@ -237,7 +268,7 @@ class _Stream:
 
     def as_computed(self, piece: Any) -> Tensor:
         """The piece as a tensor on the layer's device and of its dtype."""
-        found = _tensor(piece)
+        found = as_tensor(piece)
         refuse_tangents("stream_gradients", (found,))
         return found.to(device=self.like.device, dtype=self.like.dtype)
 
@@ -245,24 +276,7 @@ class _Stream:
         """Ignore y of the forward pass: it is used in the backward pass."""
 
     def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
-        with torch.enable_grad():
-            leaf = y.detach().requires_grad_()
-            value = self.loss(slice(self.first + a, self.first + b), leaf)
-            if value is None:
-                return None
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                got = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"loss must give a scalar tensor or None: got {got}")
-            refuse_tangents("stream_gradients", (value,))  # of tensors that the loss captures
-            if not value.requires_grad:
-                self.total += float(value)
-                return None
-            dy, *others = torch.autograd.grad(value.reshape(()), (leaf, *self.wrt), allow_unused=True)
-        self.total += float(value.detach())
-        for grad, other in zip(self.grads, others, strict=True):
-            if other is not None:
-                grad += other
-        return dy
+        return self.loss.errors(slice(self.first + a, self.first + b), [y], lambda ys: ys[0])[0]
 
     def put(self, a: int, b: int, dx: Tensor | None) -> None:
         """Ignore dL/dx, which is not asked for."""
@@ -271,26 +285,13 @@ class _Stream:
         """The loss, the gradients and the final state, in the caller's layout."""
         states, end = len(final), len(grads) - len(call.reset_state)
         return StreamGradients(
-            loss=self.total,
+            loss=self.loss.total,
             parameters=dict(zip(self.layer._flat_weights_names, grads[states:end], strict=True)),
-            wrt=tuple(self.grads),
+            wrt=tuple(self.loss.grads),
             hx=call.restore_hidden(grads[:states]),
             final=call.restore_hidden(final),
             reset_state=call.restore_hidden(grads[end:]) if call.reset_state else None,
         )
-
-
-def _checked(wrt: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    if isinstance(wrt, Tensor):
-        raise TypeError("wrt must be an iterable of tensors: got a Tensor")
-    found = tuple(wrt)
-    for i, tensor in enumerate(found):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"wrt[{i}] must be a tensor: got {type(tensor).__name__}")
-        if not tensor.requires_grad:
-            raise ValueError(f"wrt[{i}] must require a gradient: got a tensor {list(tensor.shape)} that does not")
-    refuse_tangents("stream_gradients", found)
-    return found
 
 
 def _states(hidden: Hidden | None) -> tuple[Tensor, ...]:
@@ -304,61 +305,12 @@ def _of_steps(reset_state: Hidden | None, steps: slice) -> Hidden | None:
     return reset_state[steps] if isinstance(reset_state, Tensor) and reset_state.dim() == 4 else reset_state
 
 
-def _steps(name: str, whole: Any, a: int, b: int) -> Tensor:
-    """The steps a to b-1 of an argument, which errors call `name`."""
-    try:
-        return _tensor(whole[a:b])
-    except TypeError as error:
-        got = f"got {type(whole).__name__}, whose [{a}:{b}] raises {error}"
-        raise TypeError(f"{name} must have slices that become tensors: {got}") from error
-
-
-def _tensor(piece: Any) -> Tensor:
-    if isinstance(piece, np.ndarray):  # torch takes none that is read-only, backwards or of the other byte order
-        piece = np.array(piece, piece.dtype.newbyteorder("="), order="C")
-    return piece if isinstance(piece, Tensor) else torch.as_tensor(piece, device="cpu")
-
-
-def _rechunked(pieces: Iterable[Any], k: int, as_computed: Callable[[Any], Tensor]) -> Iterator[Tensor]:
-    """The same steps in chunks of k; the last may be shorter. Raises ValueError for pieces of different sizes."""
-    held: list[Tensor] = []
-    count, sizes = 0, None
-    for piece in pieces:
-        shape = list(getattr(piece, "shape", ()))
-        if len(shape) != 3:
-            raise ValueError(f"x must have pieces [n, B, I], time first: got a {type(piece).__name__} {shape}")
-        sizes = sizes or shape[1:]
-        if shape[1:] != sizes:
-            raise ValueError(f"x must have pieces [n, {sizes[0]}, {sizes[1]}] like the first: got {shape}")
-        n, begins = shape[0], 0
-        while n - begins >= k - count:
-            ends = begins + k - count
-            x = as_computed(piece[begins:ends])
-            yield torch.cat([*held, x]) if held else x
-            held, count, begins = [], 0, ends
-        if begins < n:
-            held.append(as_computed(piece[begins:]).clone())  # a view would keep the piece, whose memory may be reused
-            count += n - begins
-    if held:
-        yield torch.cat(held)
-
-
-class _PiecesOnDisk:
-    """Pieces that are written one after another to a file, and read from it by slices."""
-
-    def __init__(self, file: BinaryIO, pieces: Iterable[Any], as_computed: Callable[[Any], Tensor]) -> None:
-        self.file, self.steps = file, 0
-        for x in _rechunked(pieces, STEPS, as_computed):
-            self.like, self.steps = x[:0], self.steps + len(x)
-            file.write(x.cpu().contiguous().view(torch.uint8).numpy().data)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, steps: slice) -> Tensor:
-        a, b, _ = steps.indices(self.steps)
-        B, I = self.like.shape[1:]
-        row = B * I * self.like.element_size()
-        self.file.seek(a * row)
-        data = bytearray(self.file.read((b - a) * row))
-        return torch.frombuffer(data, dtype=self.like.dtype).view(b - a, B, I) if data else self.like
+def _leaves(piece: Any, sizes: list[int]) -> list[Any]:
+    """The piece as the only leaf. sizes: [B, I] of the pieces before it. Raises ValueError for other sizes."""
+    shape = list(getattr(piece, "shape", ()))
+    if len(shape) != 3:
+        raise ValueError(f"x must have pieces [n, B, I], time first: got a {type(piece).__name__} {shape}")
+    sizes[:] = sizes or shape[1:]
+    if shape[1:] != sizes:
+        raise ValueError(f"x must have pieces [n, {sizes[0]}, {sizes[1]}] like the first: got {shape}")
+    return [piece]

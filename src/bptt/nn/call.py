@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from .. import kernels, policies
 from ..cells import CELLS
@@ -23,6 +22,7 @@ from ..engine import (
     NetPrograms,
     Stack,
     draw,
+    onnx_layers,
     recorder,
     refuse_recording,
     refuse_tangents,
@@ -30,8 +30,10 @@ from ..engine import (
 )
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints
+from ._sequences import checked_lengths
+from .packing import packed_rows, padded
 
-__all__ = ["Call", "Hidden", "Layer", "bare", "net_of", "program", "whole_tape"]
+__all__ = ["Call", "Hidden", "Layer", "bare", "by_onnx", "net_of", "plain_net", "program", "whole_tape"]
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 
@@ -47,6 +49,8 @@ class Layer(kernels.Layer, Protocol):
     _parameters: dict[str, torch.nn.Parameter | None]
 
     def _update_flat_weights(self) -> None: ...
+
+    def forward(self, input: Any, hx: Any, *, resets: Any, reset_state: Any) -> Any: ...
 
     def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None: ...
 
@@ -73,7 +77,11 @@ class Call:
         hx: Hidden | None,
         resets: Tensor | None,
         reset_state: Hidden | None = None,
+        ends: Tensor | Sequence[int] | None = None,
+        *,
+        tangents: bool = False,
     ) -> Call:
+        """The call of a layer with these arguments, checked. tangents: whether they may have forward-mode tangents."""
         names, parameters = layer._flat_weights_names, layer._parameters
         try:
             weights: tuple[Tensor, ...] = tuple([parameters[name] for name in names])  # type: ignore[misc]  # none is None
@@ -97,7 +105,8 @@ class Call:
             batched, sizes = input.dim() == 3, None
             flat = input if batched else input.unsqueeze(0 if layer.batch_first else 1)
         states = cls._hidden(layer, flat, hx, batched, sizes)
-        refuse_tangents(name, (flat, *states, *weights))
+        if not tangents:
+            refuse_tangents(name, (flat, *states, *weights))
         autocast = torch._C._is_any_autocast_enabled()
         if not cls._fits(layer, flat, () if hx is None else states, weights[0].dtype, sizes):
             layer._update_flat_weights()
@@ -106,16 +115,20 @@ class Call:
                 if state.dtype != flat.dtype and not autocast:
                     raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
         if packed is not None:
-            # A graph is broken here anyway, since lengths are values; of torch 2.8 a compiler cannot trace it either.
-            pad = torch.compiler.disable(pad_packed_sequence) if is_dynamo_compiling() else pad_packed_sequence
-            x, ends = pad(packed)
-            lengths = ends if recorder() is not None or (ends != x.shape[0]).any() else None
+            x, own = padded(packed)
+            lengths = own if recorder() is not None or (own != x.shape[0]).any() else None
+            if ends is not None:
+                raise ValueError(f"{name}: lengths must be None for a PackedSequence, which has its own")
         else:
             x, lengths = flat.transpose(0, 1) if layer.batch_first else flat, None
             if x.shape[0] == 0:
                 raise RuntimeError(
                     f"{name}: Expected sequence length to be larger than 0, got an input of shape {tuple(flat.shape)}"
                 )
+            if ends is not None:
+                lengths = cls._lengths(name, ends, x)
+                if lengths is not None:  # padding may hold anything, and gets no gradient
+                    x = x.masked_fill(_ended(x, lengths), 0)
         if autocast:
             dtype = kernels.precision(layer, flat.device, weights[0].dtype, resets is not None)
             x, states = x.to(dtype), tuple(state.to(dtype) for state in states)
@@ -127,7 +140,8 @@ class Call:
         call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)
         if reset_state is not None:
             call.reset_state = call.restarts(layer, reset_state)
-            refuse_tangents(name, call.reset_state)
+            if not tangents:
+                refuse_tangents(name, call.reset_state)
         return call
 
     @staticmethod
@@ -183,9 +197,22 @@ class Call:
         if not input.is_nested:
             return RuntimeError(f"{layer}: input must be a dense tensor: got layout {input.layout} (to_dense() of it)")
         return RuntimeError(
-            f"{layer}: input must be a dense tensor or a PackedSequence: got a nested tensor, which becomes one by "
+            f"{layer}: input must be a dense tensor or a PackedSequence, in a layer's own call also a nested tensor of "
+            f"layout=torch.jagged: got a nested tensor of {input.layout}, which becomes a PackedSequence by "
             "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False)"
         )
+
+    @staticmethod
+    def _lengths(name: str, ends: Any, x: Tensor) -> Tensor | None:
+        """The lengths `[B]` on the CPU; None where all are T, which a graph or a record does not ask."""
+        if not torch.compiler.is_compiling() and recorder() is None:
+            lengths = checked_lengths(ends, x)
+            return lengths if lengths is not None and bool((lengths != x.shape[0]).any()) else None
+        if not isinstance(ends, Tensor):
+            raise TypeError(
+                f"{name}: lengths must be a tensor in a graph, for other lengths: got {type(ends).__name__}"
+            )
+        return ends.detach().to("cpu", torch.int64)
 
     @staticmethod
     def _resets(name: str, resets: Tensor, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
@@ -249,13 +276,9 @@ class Call:
     def restore(self, y: Tensor) -> Tensor | PackedSequence:
         """The output `[T, B, D*P]` in the caller's layout."""
         if self.packed is not None:
-            order, lengths = self.packed.sorted_indices, self.lengths
-            if lengths is None:
-                lengths = torch.full((y.shape[1],), y.shape[0], device="cpu")
-            if order is not None:
-                y, lengths = y.index_select(1, order), lengths[order.cpu()]
-            data = pack_padded_sequence(y, lengths).data
-            return self.packed._replace(data=data)
+            return self.packed._replace(data=packed_rows(y, self.packed, self.lengths))
+        if self.lengths is not None:
+            y = y.masked_fill(_ended(y, self.lengths), 0)
         if not self.batched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
@@ -267,10 +290,15 @@ class Call:
     def engine_layout(self, dy: Tensor | PackedSequence) -> Tensor:
         """A cotangent of the output, in the caller's layout, as `[T, B, D*P]`."""
         if isinstance(dy, PackedSequence):
-            return pad_packed_sequence(dy)[0]
+            return padded(dy)[0]
         if not self.batched:
             return dy.unsqueeze(1)
         return dy.transpose(0, 1) if self.batch_first else dy
+
+
+def _ended(x: Tensor, lengths: Tensor) -> Tensor:
+    """Where the sequences of x `[T, B, .]` have ended `[T, B, 1]`."""
+    return torch.arange(x.shape[0], device=x.device)[:, None, None] >= lengths.to(x.device)[:, None]
 
 
 def bare(states: tuple[Tensor, ...]) -> Hidden:
@@ -287,6 +315,14 @@ def program(layer: Layer, call: Call, net: Net) -> NetPrograms:
 def whole_tape(layer: Layer, net: Net) -> Stack:
     """The program of a call with a whole tape: what the layer's memory policy keeps, the gates for `Checkpoints`."""
     return Stack(net, "gates" if isinstance(layer.memory, Checkpoints) else layer.memory)
+
+
+def by_onnx(layer: Layer, call: Call) -> tuple[Tensor | PackedSequence, Hidden]:
+    """The results of this call by an operator of ONNX for each layer."""
+    net = net_of(layer, call, layer.gradient, differentiated=False)
+    net = net if call.resets is not None else replace(net, resets=())  # which are at padding alone
+    y, *final = onnx_layers(net, call.tensors)
+    return call.restore(y), call.restore_hidden(tuple(final))
 
 
 def net_of(
@@ -326,7 +362,7 @@ def net_of(
     request = Request(cell, x.device, x.dtype, len(factors) > 0, call.resets is not None, adjoints, layer.proj_size > 0)
     sizes = layer.num_layers, D, len(call.weights)
     kinds = tuple(kernels.KERNELS.values())
-    net = (_plain.__wrapped__ if compiled else _plain)(layer.kernel, request, kinds, *sizes, layer.bias, reach)
+    net = (plain_net.__wrapped__ if compiled else plain_net)(layer.kernel, request, kinds, *sizes, layer.bias, reach)
     if masks or factors or call.lengths is not None:
         net = replace(net, masks=masks, xi=tuple(factors), lengths=call.lengths)
     if call.resets is None and (call.lengths is None or net.kernel.own_gradients):
@@ -339,7 +375,7 @@ def net_of(
 
 
 @lru_cache(maxsize=256)
-def _plain(
+def plain_net(
     kernel: str,
     request: Request,
     kernels_there_are: tuple[Kernel, ...],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +11,22 @@ from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
-from ..engine import Net, needs_gradient, recorder, recording, refusal, run, through_operators
+from ..engine import (
+    Net,
+    for_onnx,
+    needs_gradient,
+    recorder,
+    recording,
+    refusal,
+    run,
+    through_operators,
+    transformed,
+)
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from .call import Call, Hidden, net_of, program, whole_tape
-from .undrawn import at_once, by_torch, plain, undrawn
+from ._flat import flat_call, is_flat
+from .call import Call, Hidden, by_onnx, net_of, program, whole_tape
+from .undrawn import at_once, plain, undrawn
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "DropInLayer"]
 
@@ -125,6 +136,8 @@ class DropInLayer(torch.nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Hidden | None = None,
         *,
+        lengths: Tensor | Sequence[int] | None = None,
+        cu_seqlens: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: Hidden | None = None,
     ) -> tuple[Tensor | PackedSequence, Hidden]:
@@ -136,30 +149,42 @@ class DropInLayer(torch.nn.RNNBase):
         also with batch_first, where row t belongs to the reset at t: the forward direction starts step t from it, the
         reverse one step t-1. Its gradient at a reset is the one that hx would get if step t were the first: all that
         reaches that edge within the policy's window, without a random factor; summed over resets that share the state.
+
+        Sequences of several lengths, besides a PackedSequence: padded, with lengths `[B]` from 1 to T, where y is zero
+        after each end; or one after the other without padding, as a jagged nested tensor `[N, j, I]` or a flat one
+        `[S, I]` with cu_seqlens `[N + 1]`, the ends of the N sequences after a 0. Of these y has the form of the input
+        and the states are `[L*D, N, .]`; resets are `[S]`, reset_state like hx; a sequence without a step keeps its
+        first state.
         """
-        if type(input) is Tensor and resets is None and reset_state is None:
+        plainly = resets is None and reset_state is None and lengths is None and cu_seqlens is None
+        if plainly and type(input) is Tensor:
             result = plain(self, input, hx)
             if result is not None:
                 return result
-        if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or reset_state is not None:
-            node = _fx_node(self, input, hx, resets, reset_state)
+        if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or not plainly:
+            keywords: dict[str, Any] = {"resets": resets, "reset_state": reset_state}
+            keywords |= {"lengths": lengths, "cu_seqlens": cu_seqlens}
+            node = _fx_node(self, input, hx, keywords)
             if node is not None:
                 return node
+            if is_flat(input, cu_seqlens):
+                return flat_call(self, input, hx, **keywords)
         if recorder() is not None:  # by torch.jit.trace: whether there or later a gradient is asked for, at any size
             with recording():
-                call = Call.of(self, input, hx, resets, reset_state)
+                call = Call.of(self, input, hx, resets, reset_state, lengths)
                 net = net_of(self, call, self.gradient, differentiated=True)
                 y, *final = through_operators(net, self.memory, call.tensors)
                 return call.restore(y), call.restore_hidden(tuple(final))
-        call = Call.of(self, input, hx, resets, reset_state)
-        tensors = call.tensors
-        differentiated = torch.is_grad_enabled() and needs_gradient(tensors)
-        outputs = by_torch(self, call) if differentiated else None
-        stack = undrawn(self, call, differentiated) if outputs is None else None
+        call = Call.of(self, input, hx, resets, reset_state, lengths, tangents=True)
+        if for_onnx():
+            return by_onnx(self, call)
+        tensors, inside = call.tensors, transformed()
+        # Inside a transform tensors do not tell whether one of those around it asks for their gradient.
+        differentiated = torch.is_grad_enabled() and (inside or needs_gradient(tensors))
+        stack = undrawn(self, call, differentiated)
         if stack is not None:
-            outputs = None if differentiated else at_once(stack, call)
+            outputs = None if differentiated or inside else at_once(stack, call)
             outputs = run(stack, *tensors) if outputs is None else outputs
-        if outputs is not None:
             return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
         net = net_of(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
@@ -184,20 +209,22 @@ def _checkpointed(layer: DropInLayer, call: Call, net: Net) -> tuple[Tensor, ...
     return run(program(layer, call, net), *call.tensors)
 
 
-def _fx_node(layer: DropInLayer, input: Any, hx: Any, resets: Any, reset_state: Any) -> Any:
+def _fx_node(layer: DropInLayer, input: Any, hx: Any, keywords: dict[str, Any]) -> Any:
     """The node of this call where torch.fx traces it, that is, where an argument is a Proxy; else None.
 
     torch.fx traces into every module outside of torch.nn, and cannot trace a loop through time.
     """
-    states = (value for state in (hx, reset_state) for value in (state if isinstance(state, tuple) else (state,)))
-    proxies = [value for value in (input, resets, *states) if isinstance(value, Proxy)]
+    states = (
+        value for state in (hx, *keywords.values()) for value in (state if isinstance(state, tuple) else (state,))
+    )
+    proxies = [value for value in (input, *states) if isinstance(value, Proxy)]
     if not proxies:
         return None
     tracer = proxies[0].tracer
     if not isinstance(tracer, Tracer) or getattr(tracer, "root", None) is layer:
         raise refusal(f"torch.fx cannot trace into a bptt layer, only a model that has one: got {layer}")
     arguments = (input,) if hx is None else (input, hx)
-    keywords = {k: v for k, v in (("resets", resets), ("reset_state", reset_state)) if v is not None}
+    keywords = {k: v for k, v in keywords.items() if v is not None}
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, keywords)
 
 
@@ -213,7 +240,8 @@ class RNN(DropInLayer):
     memory: what is kept for the backward pass, "gates", "states", "auto" or `Checkpoints(...)` ("checkpoints",
         "checkpoints:steps=100", "checkpoints:bytes=1000000"). It changes no value.
     kernel: "auto", or the name of a kernel, which then runs or raises: "cpu" (compiled; float32 and float64), "fused"
-        (torch's own layers: cuDNN on a GPU, which "auto" takes there) or "eager" (torch operations, a step at a time).
+        (torch's own layers: cuDNN on a GPU, which "auto" takes there; on a CPU it does where a table measured by `bptt
+        bench --calibrate` says that they are faster) or "eager" (torch operations, a step at a time).
 
     Raises ValueError for an unknown policy, memory or kernel; torch.nn's own checks raise torch.nn's errors.
 
@@ -224,8 +252,11 @@ class RNN(DropInLayer):
     residual` does not). Resets are copied: their tensor may be used again at once.
     A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
     `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
-    torch.func.vmap is not supported. A tensor with a forward-mode tangent (torch.autograd.forward_ad, torch.func.jvp,
-    jacfwd, linearize) raises NotImplementedError.
+    The transforms of torch.func (grad, vjp, jacrev, jvp, jacfwd, hessian, linearize, vmap), dual tensors and
+    is_grads_batched work in any nesting. A tangent is the full one under any policy, which changes adjoints alone; so a
+    tangent of a gradient, or a gradient of a tangent, raises NotImplementedError under a policy that cuts time edges.
+    vmap over x and states adds lanes; over weights, and for gradients of weights for each sample, it calls the kernel
+    once for each. Tangents and second derivatives are torch operations, a step at a time.
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
     only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a
@@ -233,9 +264,10 @@ class RNN(DropInLayer):
     differentiated again: torch raises RuntimeError.
 
     torch.jit.trace, and what is built on it, records the same operator, correct at any size and differentiable; a saved
-    trace loads where bptt is imported. torch.fx makes one node of the layer. torch.jit.script and torch.onnx.export
-    raise NotImplementedError: export torch.nn's layers, which bptt.revert(model) puts back. FlopCounterMode counts, and
-    torch.profiler shows, `bptt::stack_forward` and `bptt::stack_backward`.
+    trace loads where bptt is imported. torch.fx makes one node of the layer. torch.onnx.export(dynamo=True) makes
+    ONNX's LSTM, GRU or RNN of each layer (`bptt.onnx_decompositions`). torch.jit.script and torch.onnx.export with
+    dynamo=False raise NotImplementedError: they take torch.nn's layers, which bptt.revert(model) puts back.
+    FlopCounterMode counts, and torch.profiler shows, `bptt::stack_forward` and `bptt::stack_backward`.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.RNN(3, 5, gradient=bptt.Truncated(10))

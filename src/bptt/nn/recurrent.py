@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -14,33 +15,20 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from .. import policies
 from ..memory import Checkpoints, Memory
-from ..memory import parse as parse_memory
-from ..scan import KERNELS, scan
+from ..scan import scan
 from ..scan.arguments import check_not_traced
 from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
+from ._by_length import by_length
 from ._cell_list import cells_of, learnable_state, sample, unlike
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
-from ._layered import check_overlap, layered_step, restarted, split_hidden, split_restarts, stack_hidden
+from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
+from ._overlapping import Layers, overlapping
 from ._sequences import Sequences
+from ._settings import checked_kernel, checked_memory
 from ._trial import declared_starts, try_cell
 
-__all__ = ["Recurrent", "checked_kernel", "checked_memory"]
-
-
-def checked_kernel(name: str) -> str:
-    """The name, if it is "auto" or that of a kernel for steps, else ValueError."""
-    if name not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}: got {name!r}")
-    return name
-
-
-def checked_memory(value: str | Checkpoints) -> Memory:
-    """The tape policy, if it is one for steps, else ValueError."""
-    memory = parse_memory(value)
-    if memory == "gates":
-        raise ValueError("memory must be 'auto', 'states' or Checkpoints: a cell of one's own has no gates")
-    return memory
+__all__ = ["Recurrent"]
 
 
 class Recurrent(nn.Module):
@@ -93,9 +81,11 @@ class Recurrent(nn.Module):
     sequence alone: of unequal lengths under `Truncated(window, every)` with every > 1, each has a scan of its own.
     Random edge factors are drawn per direction and, where bidirectional, per layer.
 
+    Of several bidirectional layers under a policy whose blocks overlap, each block of losses is a call of its own on
+    the steps that it reaches, as a lane beside the others where rows are known to be independent.
+
     Raises TypeError and ValueError for arguments that do not fit, and for a cell whose call cannot be made out;
-    NotImplementedError for several bidirectional layers under a policy whose blocks overlap (a block would need the
-    adjoints of the layers above per block, which separate scans add up); and as `bptt.scan` does.
+    NotImplementedError for cells that draw random numbers in such a stack; and as `bptt.scan` does.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.Recurrent(torch.nn.LSTMCell(3, 5), gradient=bptt.Truncated(10))
@@ -207,18 +197,16 @@ class Recurrent(nn.Module):
         if not self.bidirectional:
             xs = (sequences.x, *masks)
             y, finals = self._run(sequences, range(len(self.cells)), xs, calls, states, restarts, int(self.reverse))
+        elif (
+            self.num_layers > 1
+            and torch.is_grad_enabled()
+            and sequences.blocks_overlap(self.gradient.reach(sequences.T))
+        ):
+            whole = partial(self._both, calls=calls, gradient=policies.Full())
+            both = Layers(calls, whole, self._arguments, partial(self._scan, gradient=None), self.kernel)
+            y, finals = overlapping(both, sequences, masks, states, restarts, self.gradient)
         else:
-            check_overlap(sequences, self.gradient, self.num_layers)
-            y, finals = sequences.x, []
-            for layer in range(self.num_layers):
-                x = y * masks[layer - 1] if layer and masks else y
-                halves = []
-                for d in (0, 1):
-                    k = 2 * layer + d
-                    half, final = self._run(sequences, range(k, k + 1), (x,), calls, states, restarts, d)
-                    halves.append(half)
-                    finals += final
-                y = torch.cat(halves, 2)
+            y, finals = self._both(sequences, masks, states, restarts, calls)
         return sequences.restore(y), stack_hidden(finals, sequences.B, sequences.batched)
 
     def as_scan(
@@ -286,6 +274,27 @@ class Recurrent(nn.Module):
         learned: Any = self.initial_states
         return tree_map(lambda i: learned[i].expand(B, *learned[i].shape), self._learned[k])
 
+    def _both(
+        self,
+        sequences: Sequences,
+        masks: Sequence[Tensor],
+        states: Sequence[Any],
+        restarts: Sequence[Any] | None,
+        calls: Sequence[CellCall],
+        gradient: policies.Policy | None = None,
+    ) -> tuple[Tensor, list[Any]]:
+        """(output in forward time, final states) of all layers in both directions, each a scan of its own."""
+        y, finals = sequences.x, list[Any]()
+        for k in range(0, len(self.cells), 2):
+            x = y * masks[k // 2 - 1] if k and masks else y
+            found = [
+                self._run(sequences, range(k + d, k + d + 1), (x,), calls, states, restarts, d, gradient)
+                for d in (0, 1)
+            ]
+            finals += [final for _, own in found for final in own]
+            y = torch.cat([half for half, _ in found], 2)
+        return y, finals
+
     def _run(
         self,
         sequences: Sequences,
@@ -295,6 +304,7 @@ class Recurrent(nn.Module):
         states: Sequence[Any],
         restarts: Sequence[Any] | None,
         d: int,
+        gradient: policies.Policy | None = None,
     ) -> tuple[Tensor, list[Any]]:
         """Some cells on top of one another in direction d: (output in forward time, final states).
 
@@ -302,12 +312,12 @@ class Recurrent(nn.Module):
         """
         own = None if restarts is None else tuple(restarts[k] for k in ks)
         restart = tree_map_only(Tensor, lambda t: sequences.own_restarts(t, d), own)
-        scanned = *self._arguments(sequences, ks, xs, calls, states, d), restart
+        scanned = *self._arguments(sequences, ks, xs, calls, states, d), restart, gradient
         if sequences.lengths is None:
             final, (y, _) = self._scan(*scanned)
             finals = [state if states[k] is not None else state[1] for k, state in zip(ks, final, strict=True)]
-        elif torch.is_grad_enabled() and sequences.blocks_differ(self.gradient.reach(sequences.T)):
-            y, finals = self._by_length(sequences, *scanned)
+        elif gradient is None and torch.is_grad_enabled() and sequences.blocks_differ(self.gradient.reach(sequences.T)):
+            y, finals = by_length(sequences, partial(self._scan, gradient=None), *scanned[:-1])
         else:
             # From the outputs, so that the cotangent of a final state arrives at the sequence's last step.
             _, (y, kept) = self._scan(*scanned)
@@ -322,8 +332,13 @@ class Recurrent(nn.Module):
         calls: Sequence[CellCall],
         states: Sequence[Any],
         d: int,
+        keeps: bool = False,
     ) -> tuple[Step, Any, tuple[Tensor, ...], Tensor | None]:
-        """(step, carry, xs, resets) of the scan over some cells, in direction d's own time: see `_run`."""
+        """(step, carry, xs, resets) of the scan over some cells, in direction d's own time: see `_run`.
+
+        keeps: whether the states are among what is put out; of unequal lengths they are.
+        """
+        keeps = keeps or sequences.lengths is not None
         cells, calls, own = [self.cells[k] for k in ks], [calls[k] for k in ks], [states[k] is None for k in ks]
         if sequences.lengths is not None and not all(call.has_lanes for call in calls):
             raise ValueError("lengths must be equal for a cell whose state holds more than tensors [B, ...]")
@@ -331,37 +346,23 @@ class Recurrent(nn.Module):
             (True, call.zeros(sequences.B)) if states[k] is None else call.whole(states[k], sequences.B)
             for k, call in zip(ks, calls, strict=True)
         )
-        key = (*cells, *(call.form for call in calls), *own, sequences.lengths is not None)
+        key = (*cells, *(call.form for call in calls), *own, keeps)
         if key not in self._steps:
             if len(self._steps) >= 8 * len(self.cells):
                 self._steps.clear()  # of cells that have been replaced
-            self._steps[key] = layered_step(cells, calls, own, keeps=sequences.lengths is not None)
+            self._steps[key] = layered_step(cells, calls, own, keeps=keeps)
         return self._steps[key], carry, tuple(sequences.own_time(x, d) for x in xs), sequences.own_resets(d)
 
-    def _by_length(
-        self, sequences: Sequences, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None, restart: Any
-    ) -> tuple[Tensor, list[Any]]:
-        """(output in own time, final states) of a scan for each length."""
-        assert sequences.lengths is not None
-        lengths = sequences.lengths.to(sequences.x.device)
-        ys, finals, lanes = [], [], []
-        for n in sequences.lengths.unique().tolist():
-            lane = torch.nonzero(lengths == n)[:, 0]
-            part = tree_map(lambda t, lane=lane: t[lane] if isinstance(t, Tensor) else t, carry)
-            own_resets = None if resets is None else resets[:n, lane]
-            own_restart = tree_map(lambda t, n=n, at=lane: t[:n, at] if isinstance(t, Tensor) else t, restart)
-            _, (y, kept) = self._scan(step, part, tuple(x[:n, lane] for x in xs), own_resets, own_restart)
-            ys.append(torch.cat([y, y.new_zeros(sequences.T - n, *y.shape[1:])]))
-            finals.append(tree_map(lambda t: t[-1], kept))
-            lanes.append(lane)
-        order = torch.cat(lanes).argsort()
-        whole = tree_map(lambda *t: torch.cat(t)[order], finals[0], *finals[1:])
-        return torch.cat(ys, 1)[:, order], list(whole)
-
     def _scan(
-        self, step: Step, carry: Any, xs: tuple[Tensor, ...], resets: Tensor | None, restart: Any
+        self,
+        step: Step,
+        carry: Any,
+        xs: tuple[Tensor, ...],
+        resets: Tensor | None,
+        restart: Any,
+        gradient: policies.Policy | None,
     ) -> tuple[Any, Any]:
-        settings: dict[str, Any] = {"gradient": self.gradient, "memory": self.memory, "kernel": self.kernel}
+        settings: dict[str, Any] = {"gradient": gradient or self.gradient, "memory": self.memory, "kernel": self.kernel}
         return scan(step, carry, xs, resets=resets, reset_state=restart, **settings)
 
     def _calls(self, sequences: Sequences, given: Sequence[Any] | None) -> list[CellCall]:

@@ -12,12 +12,12 @@ from torch.overrides import has_torch_function
 
 from .. import kernels, policies
 from ..cells import Cell, Weights
-from ..engine import Net, PlainCall, Stack, is_observed, named, seen
+from ..engine import PlainCall, Stack, is_observed, named, needs_gradient, seen
 from ..kernels import Frames, Kernel, Request, WholeKernel, WholeRequest
-from ..memory import Checkpoints, Memory, Tapes, keeps_gates
-from .call import Call, Hidden, Layer, bare
+from ..memory import Checkpoints, Tapes, keeps_gates
+from .call import Call, Hidden, Layer, bare, plain_net
 
-__all__ = ["at_once", "by_torch", "plain", "undrawn"]
+__all__ = ["at_once", "plain", "plain_call", "undrawn"]
 
 
 def undrawn(layer: Layer, call: Call, differentiated: bool) -> Stack | None:
@@ -34,28 +34,24 @@ def undrawn(layer: Layer, call: Call, differentiated: bool) -> Stack | None:
         if differentiated:
             return None
         memory = "gates"
-    x, cell, projection = call.x, layer.cell(), layer.proj_size > 0
+    x, cell = call.x, layer.cell()
+    request = Request(cell, x.device, x.dtype, projection=layer.proj_size > 0)
     sizes = layer.num_layers, 2 if layer.bidirectional else 1, len(call.weights)
     kinds, reach = tuple(kernels.KERNELS.values()), gradient.reach(x.shape[0])
-    return _known(layer.kernel, cell, x.device, x.dtype, projection, kinds, sizes, layer.bias, reach, memory)
+    return _known(layer.kernel, request, kinds, sizes, layer.bias, reach, memory)
 
 
 @lru_cache(maxsize=256)
 def _known(
     kernel: str,
-    cell: Cell,
-    device: torch.device,
-    dtype: torch.dtype,
-    projection: bool,
+    request: Request,
     kernels_there_are: tuple[Kernel, ...],
     sizes: tuple[int, int, int],
     biased: bool,
     reach: policies.Reach,
     memory: Tapes,
 ) -> Stack:
-    layers, D, weights = sizes
-    chosen = kernels.choose(kernel, Request(cell, device, dtype, projection=projection)).kernel
-    return Stack(Net(cell, chosen, layers, D, weights // (layers * D), biased, reach), memory)
+    return Stack(plain_net(kernel, request, kernels_there_are, *sizes, biased, reach), memory)
 
 
 def plain(layer: Layer, input: Tensor, hx: Hidden | None) -> tuple[Tensor, Hidden] | None:
@@ -66,41 +62,59 @@ def plain(layer: Layer, input: Tensor, hx: Hidden | None) -> tuple[Tensor, Hidde
         return None
     parameters = layer._parameters
     try:
-        weights = [parameters[name] for name in layer._flat_weights_names]
+        weights: Any = [parameters[name] for name in layer._flat_weights_names]
     except KeyError:  # computed from others, as by weight_norm
         return None
-    cell, gradient = layer.cell(), layer.gradient
+    states = layer.cell().states
     given: tuple[Any, ...] = () if hx is None else hx if type(hx) is tuple else (hx,)
-    if hx is not None and (len(given) != cell.states or (type(hx) is tuple) != (cell.states == 2)):
-        return None
-    shape = input.shape
-    if len(shape) != 3 or layer.batch_first or gradient.draws_factors:
+    if hx is not None and (len(given) != states or (type(hx) is tuple) != (states == 2)):
         return None
     for t in (*given, *weights):
         if type(t) is not Parameter and type(t) is not Tensor:
             return None
-    call = _plain(
-        layer.kernel,
-        cell,
-        input.dtype,
-        tuple(kernels.KERNELS.values()),
-        shape,
-        (layer.num_layers, layer.bidirectional, layer.proj_size, layer.hidden_size, len(weights)),
-        layer.bias,
-        gradient.reach(shape[0]),
-        layer.memory,
-    )
-    if call is None or (
-        shape[0] <= kernels.STEPS_BY_TORCH and cell.mode in kernels.BY_TORCH and torch.is_grad_enabled()
-    ):
-        return None
-    tensors: Any = (input, *(given or call.initial), *weights)
+    tensors: Any = (input, *given, *weights)
     if has_torch_function(tensors):
         return None
-    outputs = call(tensors)
+    differentiated = torch.is_grad_enabled() and needs_gradient(tensors)
+    x, dims, batch_first = input, len(input.shape), layer.batch_first
+    if dims != 3 or batch_first:
+        if input.layout is not torch.strided or dims not in (2, 3) or any(len(s.shape) != dims for s in given):
+            return None
+        if dims == 2:
+            x, given = x.unsqueeze(1), tuple([s.unsqueeze(1) for s in given])
+        else:
+            x = x.transpose(0, 1).contiguous()
+    call = plain_call(layer, x.shape, x.dtype, len(weights), differentiated)
+    if call is None:
+        return None
+    outputs = call((x, *(given or call.initial), *weights), differentiated)
     if outputs is None:
         return None
-    return outputs[0], bare(outputs[1:])
+    y, *final = outputs
+    if dims == 2:
+        return y.squeeze(1), bare(tuple([state.squeeze(1) for state in final]))
+    return y.transpose(0, 1) if batch_first else y, bare(tuple(final))
+
+
+def plain_call(
+    layer: Layer, shape: torch.Size, dtype: torch.dtype, weights: int, differentiated: bool
+) -> PlainCall | None:
+    """The plain call of a layer on x of this shape `[T, B, I]` on the CPU; None where it is not plain.
+
+    weights: how many the layer has.
+    """
+    gradient, memory, reach = layer.gradient, layer.memory, policies.EVERYTHING
+    if not differentiated:
+        memory = "gates"
+    elif gradient.draws_factors or isinstance(memory, Checkpoints):
+        return None
+    else:
+        reach = gradient.reach(shape[0])
+    sizes = layer.num_layers, layer.bidirectional, layer.proj_size, layer.hidden_size, weights
+    kinds, threads = tuple(kernels.KERNELS.values()), torch.get_num_threads()
+    return _plain(
+        layer.kernel, layer.cell(), dtype, kinds, shape, sizes, layer.bias, reach, memory, differentiated, threads
+    )
 
 
 @lru_cache(maxsize=256)
@@ -113,43 +127,33 @@ def _plain(
     sizes: tuple[int, bool, int, int, int],
     biased: bool,
     reach: policies.Reach,
-    memory: Memory,
+    memory: Tapes,
+    differentiated: bool,
+    threads: int,
 ) -> PlainCall | None:
-    """The plain call on x of this shape on the CPU; None where it is not plain."""
+    """See `plain_call`."""
     (T, B, inputs), (layers, bidirectional, proj_size, H, weights) = shape, sizes
-    if layers > 1 or bidirectional or proj_size > 0 or isinstance(memory, Checkpoints) or T * B == 0:
+    if layers > 1 or bidirectional or proj_size > 0 or T * B == 0:
         return None
-    device = torch.device("cpu")
-    stack = _known(kernel, cell, device, dtype, False, kernels_there_are, (1, 1, weights), biased, reach, memory)
-    if not isinstance(stack.net.kernel, WholeKernel):
+    device, gains = torch.device("cpu"), None
+    call = kernels.PlainSizes(cell, dtype, T, B, inputs, H)
+    if kernel == "auto":
+        gains = kernels.gains(call, reach, memory, differentiated, threads)
+    request = Request(cell, device, dtype, gains=gains)
+    stack = _known(kernel, request, kernels_there_are, (1, 1, weights), biased, reach, memory)
+    chosen = stack.net.kernel
+    if not isinstance(chosen, WholeKernel):
         return None
     frames = Frames.of(stack.net.blocks(T, B), None, T, B)
-    gates = keeps_gates(memory, T * B * cell.taped_per_unit * H * dtype.itemsize)
-    request = WholeRequest(cell, dtype, T, B, inputs, H, biased, frames, gates)
-    passes = stack.net.kernel.whole(request)
+    gates = keeps_gates(memory, T * B * chosen.taped_per_unit(cell, reach) * H * dtype.itemsize)
+    whole = WholeRequest(cell, dtype, T, B, inputs, H, biased, frames, gates)
+    by_autograd = differentiated and kernel == "auto" and kernels.left_to_torch(call)
+    passes = kernels.WholeTorch(whole, by_autograd) if by_autograd else chosen.whole(whole)
     if passes is None:
         return None
     with torch.inference_mode(False):  # whatever the mode of the first call
         initial = tuple(torch.zeros(1, B, H, dtype=dtype, device=device) for _ in range(cell.states))
-    return PlainCall(stack, passes, initial)
-
-
-def by_torch(layer: Layer, call: Call) -> tuple[Tensor, ...] | None:
-    """(y, the final state) of a differentiated call by torch's own layer, where that is faster; else None.
-
-    It may be for one layer in one direction, where nothing is reset or padded and the gradient is the full one.
-    """
-    if call.x.shape[0] > kernels.STEPS_BY_TORCH or torch.compiler.is_compiling() or type(call.x) is not Tensor:
-        return None
-    plain = call.lengths is None and call.resets is None
-    plain = plain and not torch._C._is_any_autocast_enabled()  # in which torch's layer computes products less precisely
-    if not plain or has_torch_function(call.tensors):
-        return None
-    function = kernels.torch_layer(layer, call.x)
-    if function is None:
-        return None
-    with named(Stack.name, "forward"):
-        return function(call.x, call.hx[0], call.weights, layer.bias, 1, 0.0, False, False, False)
+    return PlainCall(stack, passes, initial, by_autograd)
 
 
 def at_once(stack: Stack, call: Call) -> tuple[Tensor, ...] | None:

@@ -49,7 +49,7 @@ class ALIF(CellModule):
     (torch.Size([2, 4]), torch.Size([2, 4]), torch.Size([2, 4]))
 
     Source: Bellec, Salaj, Subramoney, Legenstein and Maass 2018, "Long short-term memory and learning-to-learn in
-    networks of spiking neurons" (arXiv 1803.09574), section 2, where a is called b.
+    networks of spiking neurons" (arXiv 1803.09574): the neurons of the LSNN, where a is called b.
     """
 
     states = ("v", "a")

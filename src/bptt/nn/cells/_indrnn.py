@@ -36,7 +36,7 @@ class IndRNN(CellModule):
     (torch.Size([2, 4]), torch.Size([4]))
 
     Source: Li, Li, Cook, Zhu and Gao 2018, "Independently recurrent neural network (IndRNN): building a longer and
-    deeper RNN" (arXiv 1803.04831), section 3.
+    deeper RNN" (arXiv 1803.04831): the equation of its hidden state.
     """
 
     options = ("nonlinearity",)

@@ -35,8 +35,8 @@ class MGU(CellModule):
     >>> cell(torch.zeros(2, 3), cell.initial_state(2)).shape
     torch.Size([2, 4])
 
-    Source: Zhou, Wu, Zhang and Zhou 2016, "Minimal gated unit for recurrent neural networks" (arXiv 1603.09420),
-    section 3.
+    Source: Zhou, Wu, Zhang and Zhou 2016, "Minimal gated unit for recurrent neural networks" (arXiv 1603.09420):
+    its equations of the forget gate, the short-term response and the hidden state.
     """
 
     def __init__(

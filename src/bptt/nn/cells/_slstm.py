@@ -17,13 +17,13 @@ class SLSTM(CellModule):
     """The sLSTM of xLSTM, an LSTM with exponential gates: `h, c, n, m = cell(x, (h, c, n, m))`.
 
         (i~, f~, z~, o~) = W_ih x_t + W_hh h_{t-1} + b
-        c_t = f c_{t-1} + i z,    n_t = f n_{t-1} + i,    h_t = o c_t / n_t                  (8) to (10)
-        z = tanh(z~),    i = exp(i~),    f = sigmoid(f~) or exp(f~),    o = sigmoid(o~)      (11) to (14)
+        c_t = f c_{t-1} + i z,    n_t = f n_{t-1} + i,    h_t = o c_t / n_t
+        z = tanh(z~),    i = exp(i~),    f = sigmoid(f~) or exp(f~),    o = sigmoid(o~)
 
     with i and f stabilised by m, of which h_t does not depend but for rounding:
 
-        m_t = max(log f + m_{t-1}, log i)                                                    (15)
-        i' = exp(log i - m_t),    f' = exp(log f + m_{t-1} - m_t)                            (16), (17)
+        m_t = max(log f + m_{t-1}, log i)
+        i' = exp(log i - m_t),    f' = exp(log f + m_{t-1} - m_t)
 
     input_size, hidden_size: I and H. bias: whether there is b. forget: the activation of the forget gate, "sigmoid" or
     "exp". All units mix their memories through weight_hh: one head, in the words of the paper.
@@ -42,7 +42,7 @@ class SLSTM(CellModule):
     (torch.Size([2, 4]), True)
 
     Source: Beck, Pöppel, Spanring, Auer, Prudnikova, Kopp, Klambauer, Brandstetter and Hochreiter 2024, "xLSTM:
-    extended long short-term memory" (arXiv 2405.04517), section 2.2.
+    extended long short-term memory" (arXiv 2405.04517): the sLSTM with a stabilizer state.
     """
 
     states = ("h", "c", "n", "m")

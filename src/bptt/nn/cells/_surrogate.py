@@ -40,7 +40,7 @@ def triangular_spike(excess: Tensor, height: float = 0.3) -> Tensor:
     >>> spikes.tolist(), torch.autograd.grad(spikes.sum(), v)[0].tolist()
     ([0.0, 0.0, 1.0], [0.25, 0.5, 0.0])
 
-    Source: Bellec, Salaj, Subramoney, Legenstein and Maass 2018 (arXiv 1803.09574), section 3.
+    Source: Bellec, Salaj, Subramoney, Legenstein and Maass 2018 (arXiv 1803.09574): the pseudo-derivative.
     """
     spikes: Tensor = Triangle.apply(excess, height)
     return spikes

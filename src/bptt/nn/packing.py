@@ -1,0 +1,49 @@
+"""Packed sequences as padded ones and back, inside transforms too, where torch's own functions read memory directly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from ..engine import transformed
+
+__all__ = ["packed_rows", "padded"]
+
+
+def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """(x `[T, B, F]` with zeros behind the end of each sequence, the lengths `[B]` on the CPU)."""
+    if not transformed():
+        # A graph is broken here anyway, since lengths are values; of torch 2.8 a compiler cannot trace it either.
+        pad = torch.compiler.disable(pad_packed_sequence) if is_dynamo_compiling() else pad_packed_sequence
+        return pad(packed)
+    sizes: list[int] = packed.batch_sizes.tolist()
+    T, B = len(sizes), sizes[0]
+    x = packed.data.new_zeros(T * B, *packed.data.shape[1:]).index_copy(0, _places(packed), packed.data)
+    lengths = [sum(size > lane for size in sizes) for lane in range(B)]
+    if packed.unsorted_indices is not None:
+        lengths = [lengths[lane] for lane in packed.unsorted_indices.tolist()]
+    return x.unflatten(0, (T, B)), torch.tensor(lengths, device="cpu")
+
+
+def packed_rows(y: Tensor, packed: PackedSequence, lengths: Tensor | None) -> Tensor:
+    """The data of y `[T, B, F]` packed like another sequence."""
+    if transformed():
+        return y.flatten(0, 1).index_select(0, _places(packed))
+    order = packed.sorted_indices
+    if lengths is None:
+        lengths = torch.full((y.shape[1],), y.shape[0], device="cpu")
+    if order is not None:
+        y, lengths = y.index_select(1, order), lengths[order.cpu()]
+    return pack_padded_sequence(y, lengths).data
+
+
+def _places(packed: PackedSequence) -> Tensor:
+    """The row of `[T * B]` in which each row of the data lies."""
+    sizes: list[int] = packed.batch_sizes.tolist()
+    B = sizes[0]
+    lanes = list(range(B)) if packed.sorted_indices is None else packed.sorted_indices.tolist()
+    return torch.tensor(
+        [t * B + lane for t, size in enumerate(sizes) for lane in lanes[:size]], device=packed.data.device
+    )
