@@ -1,21 +1,24 @@
 """The code of the pages, run: every block of a page in order, in one namespace, as a reader would type it.
 
 A block is a fence that opens with exactly three backticks and `python`. One with `title="not run"` shows code for a
-library that is not installed here, and is left out.
+library that is not installed here, and is left out. One with `title="with NAME"` runs where the package NAME is.
 """
 
 from __future__ import annotations
 
 import re
 from contextlib import chdir, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import torch
 
 DOCS = Path(__file__).parent
 _FENCE = re.compile(r"^```python(?P<options>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = 'title="not run"'
+_WITH = re.compile(r'title="with (?P<name>\w+)"')
 
 
 def pages() -> list[Path]:
@@ -28,9 +31,10 @@ def blocks(page: Path) -> list[re.Match[str]]:
     found = []
     for block in _FENCE.finditer(page.read_text(encoding="utf-8")):
         options = block["options"].strip()
-        if options not in ("", _NOT_RUN):
-            raise ValueError(f"{page.name}: a block of python may say {_NOT_RUN}: got {options!r}")
-        if not options:
+        needs = _WITH.fullmatch(options)
+        if options not in ("", _NOT_RUN) and not needs:
+            raise ValueError(f'{page.name}: a block of python may say {_NOT_RUN} or title="with NAME": got {options!r}')
+        if not options or (needs and find_spec(needs["name"])):
             found.append(block)
     return found
 
@@ -48,7 +52,9 @@ def run(page: Path, folder: Path) -> list[str]:
         for block in blocks(page):
             lines_before = block.string.count("\n", 0, block.start("code"))
             program = compile("\n" * lines_before + block["code"], str(page), "exec")
-            with redirect_stdout(StringIO()) as out:
+            with redirect_stdout(StringIO()) as out, catch_warnings():
+                if block["options"].strip():
+                    simplefilter("ignore")  # what a framework warns of is its own affair
                 exec(program, names)
             printed.append(out.getvalue())
     return printed

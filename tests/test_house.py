@@ -28,6 +28,7 @@ ORDER = [
     ["plots"],
     ["report"],
     ["train"],
+    ["adaptors"],
     ["bench"],
     ["cli"],
 ]
@@ -126,6 +127,28 @@ def test_policies_and_memory_are_data() -> None:
 def test_only_one_room_imports_it(room: str, library: str) -> None:
     importers = {path for path in FILES if library in roots_imported(path)}
     assert {path.split("/")[0] for path in importers} == {room}, sorted(importers)
+
+
+FRAMEWORKS = {
+    "accelerate": {"accelerate"},
+    "ignite": {"ignite"},
+    "lightning": {"lightning", "pytorch_lightning"},
+    "sb3_contrib": {"sb3_contrib", "stable_baselines3", "gymnasium"},
+    "skorch": {"skorch", "sklearn"},
+    "torchrl": {"torchrl", "tensordict"},
+    "transformers": {"transformers"},
+}
+"""The adaptors, and the packages that each of them alone imports."""
+
+
+def test_one_adaptor_for_each_framework() -> None:
+    wrong: dict[str, set[str]] = {}
+    for path in FILES:
+        own = FRAMEWORKS.get(Path(path).stem, set()) if path.startswith("adaptors/") else set()
+        if foreign := roots_imported(path) & (set().union(*FRAMEWORKS.values()) - own):
+            wrong[path] = foreign
+    assert not wrong, told(wrong)
+    assert all(roots_imported(f"adaptors/{name}.py") & packages for name, packages in FRAMEWORKS.items())
 
 
 def test_the_reading_order_is_the_one_in_use() -> None:
@@ -253,6 +276,7 @@ KNOWN = {mode: cell for mode, cell in CELLS.items() if type(cell).__module__.sta
 NAMES = {*KNOWN, *(cell.name for cell in KNOWN.values()), *(LAYERS[cell.name].__name__ for cell in KNOWN.values())}
 
 TELL_CELLS_APART = {
+    "adaptors/torchrl.py": "the attributes of TorchRL's modules that hold their layer",
     "cells/": "what is true of each",
     "equations/": "the oracles, which know nothing of the package",
     "nn/layers.py": "the layers, and the modes that torch.nn.RNNBase knows",
@@ -261,7 +285,6 @@ TELL_CELLS_APART = {
     "kernels/__init__.py": "torch's own functions",
     "train/config.py": "a default",
     "bench/jax_layers.py": "JAX's layers",
-    "bench/onnx_layers.py": "the order of gates in ONNX",
     "bench/reach.py": "the speeds to reach",
     "bench/tables.py": "the cases of each table",
     "bench/step_cells/": "steps that are an LSTM's and a GRU's, written out",
