@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 MODULES := $(shell find src -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(MODULES)
 
-.PHONY: help setup demo test quick oldest lint format symbols sanitize docs clean
+.PHONY: help setup demo test quick oldest peers lint format symbols sanitize docs clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -18,8 +18,10 @@ setup: $(STAMP)  ## create .venv, install everything from pyproject.toml, compil
 # Again only when one of these has changed. Built with tools that stay in .venv, not in an environment that pip makes and
 # throws away, so that what is compiled in build/ stays good and only what has changed is compiled again.
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+	@echo "setting up in $(VENV), 1 to 5 minutes: 1/3 tools to build with"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check scikit-build-core nanobind cmake ninja
+	@echo "2/3 torch and the other packages; 3/3 the kernels, compiled for each instruction set"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
 	    --no-build-isolation --config-settings=cmake.define.BPTT_WERROR=$(WERROR)
 	@rm -f $(VENV)/.installed*
@@ -36,6 +38,9 @@ quick: setup     ## run those that are not marked slow
 
 oldest:          ## run the tests with the lowest versions of torch and NumPy that pyproject.toml allows
 	PYTHON=$(PYTHON) cmake/oldest
+
+peers: setup     ## run the adaptors' tests with the frameworks themselves, which it installs in build/peers
+	cmake/peers
 
 lint: setup symbols  ## ruff check, ruff format --check, mypy, symbols, clang-format
 	$(BIN)/ruff check .

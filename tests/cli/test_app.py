@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -18,6 +19,22 @@ def test_help_names_the_commands():
     assert result.exit_code == 0
     for command in ("train", "sample", "demo", "check", "info"):
         assert f" {command} " in result.output
+
+
+def test_options_of_training_stand_in_groups_with_their_choices():
+    result = CliRunner().invoke(app, ["train", "-h"], terminal_width=200)
+    groups = re.split(r"[─╭╮╰╯]{2,} (\w+) ─+", result.output)
+    by_name = dict(zip(groups[1::2], groups[2::2], strict=True))
+    assert list(by_name) == ["Options", "Data", "Model", "Gradient", "Optimisation", "Run"]
+    flags = {
+        "Data": ("--tokens", "char, word"),
+        "Model": ("--cell", "rnn, gru, lstm"),
+        "Optimisation": ("--optimizer", "adam, sgd"),
+        "Run": ("--dtype", "float32, float64"),
+    }
+    for group, (flag, choices) in flags.items():
+        assert flag in by_name[group]
+        assert choices in by_name[group]
 
 
 def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]):
@@ -87,5 +104,5 @@ def test_ctrl_c_in_a_command_is_one_line(capsys: pytest.CaptureFixture[str], mon
 def test_info_names_versions_and_kernels(capsys: pytest.CaptureFixture[str]):
     result = bptt(capsys, "info")
     assert result.status == 0
-    for word in ("torch", "processor", "threads", "BLAS", "eager", "safetensors"):
+    for word in ("torch", "processor", "threads", "BLAS", "eager", "calibration", "safetensors"):
         assert word in result.out

@@ -7,6 +7,10 @@
 `measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
 """
 
+from .calibrating import CALIBRATED as CALIBRATED
+from .calibrating import CALIBRATED_CELLS as CALIBRATED_CELLS
+from .calibrating import CALIBRATION_TABLES as CALIBRATION_TABLES
+from .calibrating import calibration_of as calibration_of
 from .cases import SHAPES as SHAPES
 from .cases import Case as Case
 from .contest import TOLERANCE as TOLERANCE

@@ -1,7 +1,6 @@
 """The same layers in ONNX Runtime, for inference: one operator of ONNX over all steps.
 
-Gates in the order of the ONNX operators (LSTM: i o f g; GRU: z r n with the product inside of the reset gate), biases
-side by side.
+Gates in the order of the ONNX operators, which the cells know, biases side by side.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..cells import of_name
 from ..train.extras import require
 from .contest import Call
 
 __all__ = ["onnx_call", "onnx_installed"]
-
-ORDER = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
-"""Of each cell, the number in torch.nn's rows of each gate in ONNX's."""
 
 
 def onnx_installed() -> bool:
@@ -41,9 +38,13 @@ def onnx_call(cell: str, weights: Mapping[str, Tensor], x: Tensor, hx: Sequence[
     constants = {"W": W[None], "R": R[None], "Bias": np.concatenate(biases)[None]}
     given = {"x": x.numpy(), **dict(zip(("h", "c"), (state.numpy() for state in hx), strict=False))}
     outputs = ("y", "h_n", "c_n")[: 1 + len(hx)]
-    options = {"linear_before_reset": 1} if cell == "gru" else {}
+    known = of_name(cell)
     node = helper.make_node(
-        cell.upper(), ["x", "W", "R", "Bias", "", *list(given)[1:]], ["y_all", *outputs[1:]], hidden_size=H, **options
+        known.onnx,
+        ["x", "W", "R", "Bias", "", *list(given)[1:]],
+        ["y_all", *outputs[1:]],
+        hidden_size=H,
+        **known.onnx_attributes,
     )
     squeeze = helper.make_node("Squeeze", ["y_all", "axis"], ["y"])
     kind = onnx.TensorProto.FLOAT
@@ -70,5 +71,6 @@ def onnx_call(cell: str, weights: Mapping[str, Tensor], x: Tensor, hx: Sequence[
 
 def _ordered(cell: str, w: Any) -> Any:
     """Rows `[G H, ...]` with the gates in ONNX's order."""
-    gates = np.split(w, len(ORDER[cell]))
-    return np.concatenate([gates[i] for i in ORDER[cell]])
+    known = of_name(cell)
+    gates = np.split(w, known.gates_per_unit)
+    return np.concatenate([gates[known.gate_names.index(name)] for name in known.onnx_gates])

@@ -12,6 +12,7 @@ import torch
 from ..clock import interleaved, product
 from ..nn import LAYERS
 from .bounds import layer_parts
+from .calibrating import CALIBRATION_TABLES, calibration_contest
 from .cases import SHAPES, Case
 from .contest import TOLERANCE, Call, Contest
 from .layers import PEERS, layer_contest
@@ -64,6 +65,7 @@ class Plan:
             "layers": [Case(cell, *shape) for shape in self.shapes for cell in self.cells],
             "steps": step_cases(self.step_cells, self.step_shapes, self.policies),
         }
+        made |= dict.fromkeys(CALIBRATION_TABLES, made["layers"])
         rows = [(name, case) for name in self.tables for case in made.get(name, TABLES[name].cases)]
         return [(name, case) for name, case in rows if name == "steps" or case.cell in self.cells]
 
@@ -97,6 +99,8 @@ def _steps(case: Case, plan: Plan) -> Contest:
     return cell_contest(case, plan.kernel, "JAX" in plan.peers, plan.compiled, plan.compile_seconds)
 
 
+_WITH_GRADIENT, _INFERENCE = CALIBRATION_TABLES
+
 TABLES = {
     "layers": Table("layers", lambda case, plan: layer_contest(case, plan.peers, plan.kernel), parts=layer_parts),
     "windows": Table(
@@ -120,6 +124,8 @@ TABLES = {
     "steps": Table("steps", _steps),
     "inference": Table("a few steps, no_grad", lambda case, plan: inference_contest(case, plan.kernel), SHORT),
     "short": Table("a few steps, forward + backward", lambda case, plan: short_contest(case, plan.kernel), SHORT),
+    _WITH_GRADIENT: Table("forward + backward by kernel", lambda case, plan: calibration_contest(case, True)),
+    _INFERENCE: Table("no_grad by kernel", lambda case, plan: calibration_contest(case, False)),
     "stacks": Table("layers, both ways, packed", lambda case, plan: stack_contest(case, plan.kernel), STACKS),
 }
 

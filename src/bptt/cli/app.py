@@ -29,6 +29,7 @@ app = typer.Typer(
     help="Backpropagation through time, made explicit.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

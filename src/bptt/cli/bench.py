@@ -18,6 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import kernels, nn
 from ..bench import (
+    CALIBRATED,
+    CALIBRATED_CELLS,
+    CALIBRATION_TABLES,
     COMPILE_SECONDS,
     SHAPES,
     STEP_CELLS,
@@ -27,6 +30,7 @@ from ..bench import (
     Plan,
     Results,
     Row,
+    calibration_of,
     can_hold,
     cores,
     measured,
@@ -46,13 +50,15 @@ FLAGS = {"torch": "torch.nn", "jax": "JAX"}
 COMPILERS = ("c++", "g++", "clang++")
 """One of them is what torch.compile needs."""
 
+SHOWN = [name for name in TABLES if name not in CALIBRATION_TABLES]
+
 QUICK = ((100, 1, 32, 32), (100, 32, 128, 128), (35, 32, 256, 256))
 
 
 def bench(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TABLE]...", help=f"{', '.join(TABLES)} (default: the first four)", show_default=False),
+        typer.Argument(metavar="[TABLE]...", help=f"{', '.join(SHOWN)} (default: the first four)", show_default=False),
     ] = None,
     cell: Annotated[
         str | None,
@@ -103,6 +109,14 @@ def bench(
     compile_seconds: Annotated[
         float, typer.Option(metavar="S", help="that torch.compile of one step may take; beyond, its row says so")
     ] = COMPILE_SECONDS,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="measure where torch's own layers are faster on this CPU, and save it by --json: "
+            f"kernel='auto' goes by the file that the environment variable {kernels.VARIABLE} names",
+        ),
+    ] = False,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="save the measurements, after each row")
     ] = None,
@@ -119,9 +133,18 @@ def bench(
     console = Console()
     if not console.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
         console = Console(width=140)
-    chosen = _names("table", tables, TABLES) if tables else ("layers",) if quick else Plan.tables
+    chosen = _names("table", tables, SHOWN) if tables else ("layers",) if quick else Plan.tables
+    if calibrate:
+        given = {"a table": tables, "--peers": peers, "--quick": quick, "--add": add, "--kernel": kernel != "auto"}
+        if excluded := [name for name, value in given.items() if value]:
+            raise InputError(f"calibrate measures all that auto chooses between: got it with {', '.join(excluded)}")
+        if json is None:
+            raise InputError("calibrate writes a file: give --json FILE")
+        chosen = CALIBRATION_TABLES
     steps = "steps" in chosen
     for option, value in (("shape", shape), ("peers", peers)):
+        if calibrate:
+            break
         if value and not {"layers", "steps"} & {*chosen}:
             raise InputError(f"{option} is for the tables layers and steps: got {option} with {', '.join(chosen)}")
     for option, flag in (("all", everything), ("compile", compiled)):
@@ -131,15 +154,15 @@ def bench(
         raise InputError("quick and all exclude one another: got both")
     if compiled and not any(map(shutil.which, COMPILERS)):
         raise InputError(f"compile needs a C++ compiler, one of {', '.join(COMPILERS)}: found none")
-    cells, step_cells = _cells(chosen, cell, everything)
-    shapes, step_shapes = _shapes(chosen, shape or [])
+    cells, step_cells = _cells(chosen, cell or (",".join(CALIBRATED_CELLS) if calibrate else None), everything)
+    shapes, step_shapes = _shapes(("layers",) if calibrate else chosen, shape or [])
     plan = Plan(
         tables=chosen,
         cells=cells,
-        shapes=shapes or (QUICK if quick else SHAPES),
-        peers=_peers(peers, console),
+        shapes=shapes or (CALIBRATED if calibrate else QUICK if quick else SHAPES),
+        peers=() if calibrate else _peers(peers, console),
         kernel=kernel,
-        seconds=(0.3 if quick else 2.0) if seconds is None else seconds,
+        seconds=(0.3 if quick or calibrate else 2.0) if seconds is None else seconds,
         least=3 if quick else 5,
         step_cells=step_cells,
         step_shapes=step_shapes or STEP_SHAPES[: None if everything else 1 if quick else len(Plan.step_shapes)],
@@ -164,17 +187,22 @@ def bench(
                     for row in measurement:
                         rows.append(replace(row, commit=results.machine.commit))
                         progress(row)
+                        results = results.extended(rows[-1:])
                         if json is not None:
-                            results = results.extended(rows[-1:])
-                            write(json, results.to_json().encode())
+                            write(json, _text(results, calibrate))
     except KeyboardInterrupt:
         show(rows, console)
         raise
     show(rows, console)
     if json is not None:
-        write(json, results.to_json().encode())
+        write(json, _text(results, calibrate))
         console.print(f"saved in {json}", markup=False, highlight=False, soft_wrap=True)
     return 1 if any(row.wrong for row in rows) else 0
+
+
+def _text(results: Results, calibrate: bool) -> bytes:
+    """What a file holds: all that was measured, or what a calibration says of it."""
+    return (calibration_of(results.rows, results.machine) if calibrate else results).to_json().encode()
 
 
 def _begun(file: Path | None, add: bool, new: Results) -> Results:

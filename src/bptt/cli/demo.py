@@ -50,6 +50,12 @@ def demo(
     config = CONFIG if steps is None else CONFIG.override(steps=steps)
     trainer, run = start(config, out, overwrite=True)
     console = Console(stderr=True)
+    console.print(
+        f"a {config.cell.upper()} of {config.hidden} units learns Python's own documentation, one character at a time: "
+        "perplexity is per character",
+        highlight=False,
+        soft_wrap=True,
+    )
     status = train_with_progress(trainer, run, console)
     if status != 0:
         return status
@@ -66,8 +72,8 @@ def demo(
     shown.print(
         Panel(
             Text(
-                f"held-out perplexity  {held:.2f}  after {trainer.step} steps of {config.gradient} gradients\n"
-                f"guessing by frequency {unigram(trainer):.2f}  (unigram, the same held-out text)\n\n"
+                f"held-out perplexity  {held:.2f}  per character, after {trainer.step} steps of {config.gradient}\n"
+                f"guessing by frequency {unigram(trainer):.2f}  (by character, the same held-out text)\n\n"
                 f"{found.verdict.plain or found.verdict.headline}\n"
                 f"how far gradients travel, in pictures: open {report} in a browser\n\n"
                 f"everything lies in {run.path}/\n"

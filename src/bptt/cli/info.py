@@ -5,25 +5,29 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__, kernels
+from ..kernels.calibration import calibration
 
 __all__ = ["info", "processor"]
 
-OPTIONAL = ("numpy", "typer", "rich", "safetensors", "tomli_w", "pooch")
+FOR_DEVELOPERS = ("docs", "dev")
+"""Extras of those who change the package."""
 
 
 def info() -> None:
     """Show versions, processor, threads, kernels and optional packages."""
     table = Table(show_header=False, box=None)
     for name, value in _rows():
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     Console().print(table, soft_wrap=True)
 
 
@@ -37,11 +41,42 @@ def _rows() -> Iterator[tuple[str, str]]:
     yield "devices", ", ".join(_devices())
     yield "cpu kernel", f"{kernels.variants()[0]} (runs here: {', '.join(kernels.variants())})"
     yield "kernels", f"auto -> {', '.join(kernels.KERNELS)} (in order of preference)"
-    for name in OPTIONAL:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, "not installed"
+    yield "calibration", _calibration()
+    yield "numpy", _version("numpy")
+    for extra, names in _extras().items():
+        yield f"bptt[{extra}]", ", ".join(f"{name} {_version(name)}" for name in names)
+
+
+def _extras() -> dict[str, list[str]]:
+    """The packages of each extra, those of other extras left out.
+
+    >>> _extras()["plots"]
+    ['matplotlib', 'pillow']
+    """
+    found: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("bptt") or ():
+        needed = re.match(r"([\w.-]+)(?:\[.*?\])?[^;]*; extra == \"([\w-]+)\"", line)
+        if needed is not None and needed[1] != "bptt" and needed[2] not in FOR_DEVELOPERS:
+            found.setdefault(needed[2], []).append(needed[1])
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed"
+
+
+def _calibration() -> str:
+    """By which table auto chooses between the compiled walks and torch's own layers on this CPU."""
+    try:
+        table = calibration()
+    except ValueError as error:
+        return str(error)
+    if table is None:
+        return "none holds here (bptt bench --calibrate makes one)"
+    return f"{len(table.rows)} measurements, {table.processor}, torch {table.torch}, {table.date}"
 
 
 def processor() -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 import typer
 
 from ..train import Config
-from ..train.config import ALIASES
+from ..train.config import ALIASES, GROUPS
 
 __all__ = ["with_training_options"]
 
@@ -25,14 +25,19 @@ def with_training_options(command: C) -> C:
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(Config)
-    added = []
+    added, group = [], ""
     for option in fields(Config):
-        default = "" if option.default is None else f" (default: {option.default})"
+        group = GROUPS.get(option.name, group)
+        choices = option.metadata["check"].choices
+        notes = [", ".join(choices)] if choices else []
+        notes += [] if option.default is None else [f"default: {option.default}"]
+        note = f" ({'; '.join(notes)})" if notes else ""
         flag = typer.Option(
             None,
             "--" + option.name.replace("_", "-"),
             *("--" + other for other, name in ALIASES.items() if name == option.name),
-            help=f"{option.metadata['meaning']}{default}",
+            help=f"{option.metadata['meaning']}{note}",
+            rich_help_panel=group,
         )
         added.append(
             inspect.Parameter(

@@ -20,6 +20,9 @@ __all__ = ["TrainingProgress", "describe", "describe_briefly", "train_with_progr
 PLAIN_SECONDS = 2.0
 """Least time between two plain lines, lines with a held-out measurement excepted."""
 
+LARGE = 10_000
+"""Words in a vocabulary above which it is told how many were seen more than once."""
+
 WIDE = 110
 """Columns of a terminal that has room for a bar."""
 
@@ -139,6 +142,9 @@ def train_with_progress(
         f"{len(dataset.vocabulary)} in the vocabulary, {sum(p.numel() for p in trainer.model.parameters()):,} weights; "
         f"guessing by frequency has perplexity {unigram(trainer):.2f}{shared}"
     )
+    if dataset.vocabulary.level == "word" and trainer.config.min_count == 1 and len(dataset.vocabulary) > LARGE:
+        often = sum(n > 1 for n in dataset.vocabulary.counts)
+        say(f"most of the weights belong to words: --min-count 2 would leave {often:,} of {len(dataset.vocabulary):,}")
     with TrainingProgress(console, trainer.total, trainer.step) as progress:
 
         def on_record(record: Record) -> None:

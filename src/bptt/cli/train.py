@@ -72,6 +72,7 @@ def train(
         try:
             with console.status("reading the text") if processes.first else nullcontext():
                 trainer, run = begin(processes, lambda: opened(processes))
+            finished = resume_from is not None and trainer.step >= trainer.total
             with board(trainer, run) if tensorboard and processes.first else nullcontext() as also:
                 status = train_with_progress(trainer, run, console, also)
         except ElsewhereError:  # that process says it
@@ -81,6 +82,9 @@ def train(
                 raise
             return 1
         if status == 0 and processes.first:
+            if finished:
+                more = "--steps" if trainer.config.epochs is None else "--epochs"
+                typer.echo(f"{run.path} had taken all of its {trainer.step} steps: to go on longer, give more {more}")
             typer.echo(_summary(run, trainer))
     return status
 

@@ -21,10 +21,13 @@ from .extras import require
 from .rates import SCHEDULES
 from .textfiles import encodable
 
-__all__ = ["ALIASES", "Config", "read_entries", "shown"]
+__all__ = ["ALIASES", "GROUPS", "Config", "read_entries", "shown"]
 
 ALIASES = {"optimizer": "optimiser"}
 """Other spellings of an option, in a file and as a flag."""
+
+GROUPS = {"corpus": "Data", "cell": "Model", "gradient": "Gradient", "steps": "Optimisation", "seed": "Run"}
+"""The first option of each group, and its name; the options that follow belong to it."""
 
 EITHER = (("steps", "epochs"), ("text", "corpus"))
 """Pairs of options of which at most one is given: two answers to one question."""
@@ -32,15 +35,16 @@ EITHER = (("steps", "epochs"), ("text", "corpus"))
 
 @dataclass(frozen=True)
 class _Check:
-    """What a value must be, in words and as a predicate. most: the largest number it may be."""
+    """What a value must be, in words and as a predicate. most: the largest number it may be. choices: all there are."""
 
     expected: str
     holds: Callable[[Any], bool]
     most: float = math.inf
+    choices: tuple[str, ...] = ()
 
 
 def _one_of(*names: str) -> _Check:
-    return _Check(f"one of {', '.join(names)}", lambda value: value in names)
+    return _Check(f"one of {', '.join(names)}", lambda value: value in names, choices=names)
 
 
 def _at_least(least: int, most: int = 2**63 - 1) -> _Check:
@@ -53,8 +57,9 @@ _RATE = _Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in i
 )
 _NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 _FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
-_CELL = _Check(f"one of {', '.join(LAYERS)}", lambda value: value in LAYERS)
+_CELL = _Check(f"one of {', '.join(LAYERS)}", lambda value: value in LAYERS, choices=tuple(LAYERS))
 _TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
+_KERNEL = replace(_TEXT, choices=("auto", *kernels.KERNELS))
 _SPLIT = _Check(
     "lines, paragraphs, files or jsonl:FIELD",
     lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),
@@ -105,7 +110,7 @@ class Config:
     memory: str = _option(
         "auto", _TEXT, "what the forward pass keeps: auto, gates, states, checkpoints[:steps=S or :bytes=N]"
     )
-    kernel: str = _option("auto", _TEXT, "who computes the recurrence")
+    kernel: str = _option("auto", _KERNEL, "who computes the recurrence")
 
     steps: int | None = _option(None, _at_least(1), "optimiser steps in all (or give epochs)")
     epochs: int | None = _option(None, _at_least(1), "passes over the training text (or give steps); default 10")
