@@ -108,7 +108,7 @@ def pulled_batched(program: Any, saved: Saved, asked: Asked) -> Tensors:
         return tuple(g for g in pulled(program, saved, asked._replace(cotangents=cotangents)) if g is not None)
 
     dims = tuple(0 if batched[i] else None for i in at)
-    grads = iter(torch.func.vmap(one, in_dims=dims)(*[apart[i] for i in at]))  # type: ignore
+    grads = iter(torch.func.vmap(one, in_dims=dims)(*[apart[i] for i in at]))  # type: ignore[arg-type]
     return tuple(torch._add_batch_dim(next(grads), 0, level) if need else None for need in asked.needs)
 
 
@@ -278,8 +278,8 @@ class Pulled(torch.autograd.Function):
             changed = dict(zip(at, some, strict=True))
             return request.recorded([changed.get(i, t) for i, t in enumerate(flat)])
 
-        _, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore
-        filled = [torch.zeros_like(t) if a is None else a for a, t in zip(adjoints, wanted, strict=True)]  # type: ignore
+        _, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore[misc]
+        filled = [torch.zeros_like(t) if a is None else a for a, t in zip(adjoints, wanted, strict=True)]  # type: ignore[arg-type]
         found = dict(zip(at, back(tuple(filled)), strict=True))
         return (None, *[found.get(i) for i in range(len(flat))])
 
@@ -312,7 +312,7 @@ def _tangents_of_gradients(request: _Request, flat: Tensors, moving: Tensors) ->
     wanted = [i for i, need in enumerate(request.needs) if need]
     total: list[Tensor | None] = [None] * len(wanted)
     if any(t is not None for t in of.inputs):
-        if not rules.is_uncut(program, inputs[0]):  # type: ignore
+        if not rules.is_uncut(program, inputs[0]):  # type: ignore[arg-type]
             raise NotImplementedError(
                 "forward over reverse (a tangent of a gradient, as in jvp of grad, or torch.func.hessian) is for "
                 "the full gradient: a policy that cuts time edges changes adjoints alone, so its gradient is not "
@@ -326,13 +326,13 @@ def _tangents_of_gradients(request: _Request, flat: Tensors, moving: Tensors) ->
             moved = rules.push(program, at, of.inputs)
             return tuple(m for m, c in zip(moved, cotangents, strict=True) if c is not None)
 
-        _, back = torch.func.vjp(tangent, *[inputs[i] for i in wanted])  # type: ignore
+        _, back = torch.func.vjp(tangent, *[inputs[i] for i in wanted])  # type: ignore[misc]
         total = list(back(tuple(c for c in cotangents if c is not None)))
     if any(t is not None for t in of.cotangents):
         asked = Asked(of.cotangents, request.needs)
         more = pulled(program, Saved(inputs, outputs, tape), asked)
-        total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore
-    return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore
+        total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore[operator]
+    return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore[arg-type]
 
 
 def _below(
