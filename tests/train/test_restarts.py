@@ -8,6 +8,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -27,18 +28,30 @@ pytestmark = pytest.mark.slow
 
 
 def dying(folder: Path, arguments: list[str]) -> None:
-    """The command line in a process that dies once, in the middle of a run. It notes the first step it takes."""
+    """The command line in a process that dies once, in the middle of a run. It notes the first step it takes.
+
+    A replica that lets go of the process group after its end could wait for ever for gloo's threads.
+    """
     rank, started = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
     advance, note = Trainer.advance, folder / f"start-{started}-{rank}"
+    end = torch.distributed.destroy_process_group
+
+    replica: list[ReferenceType[Any]] = []
 
     def last(self: Trainer) -> Any:
+        replica[:] = [ref(self.replica.reducer)]
         if not note.exists():
             note.write_text(str(self.step))
         if (self.step, rank, started) == (12, "1", "0"):
             os.kill(os.getpid(), signal.SIGKILL)
         return advance(self)
 
+    def ended() -> None:
+        assert [each() for each in replica] == [None]
+        end()
+
     Trainer.advance = last
+    torch.distributed.destroy_process_group = ended
     with (folder / f"out-{rank}").open("w") as out, redirect_stdout(out), pytest.raises(SystemExit, match="0"):
         main(arguments)
 

@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from time import monotonic, sleep
 from typing import Any, Protocol, get_args, runtime_checkable
@@ -72,6 +72,7 @@ class Processes:
     rank: int = 0
     world: int = 1
     restarted: bool = False
+    _replicas: list[DistributedDataParallel] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -177,7 +178,19 @@ class Processes:
             (0 * logits.sum()).backward()
         model.zero_grad()
         replica.train(training)
+        self._replicas.append(replica)
         return replica
+
+    def part(self) -> None:
+        """Leave the others: the replicas cannot be called any more.
+
+        Whatever is the last to let go of the process group ends the threads of gloo. A replica does so while it holds
+        Python's lock, which such a thread may be waiting for to free a tensor: then neither goes on.
+        """
+        for replica in self._replicas:
+            del replica.reducer, replica.logger
+        self._replicas.clear()
+        dist.destroy_process_group()
 
 
 ALONE = Processes()
@@ -249,13 +262,15 @@ def joined() -> Iterator[Processes]:
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     own = own_part(shared, rank, world)
     dist.init_process_group(backend, store=own, rank=rank, world_size=world)
+    processes = Processes(rank, world)
     try:
-        yield Processes(rank, world, Processes(rank, world).any(begun_again))
+        processes = replace(processes, restarted=processes.any(begun_again))
+        yield processes
         own.set(f"done/{rank}", "")
         with suppress(RuntimeError):  # nobody closes a connection from which another still reads; but not for ever
             own.wait([f"done/{other}" for other in range(world)], timedelta(seconds=10))
     finally:
-        dist.destroy_process_group()
+        processes.part()
 
 
 def own_part(store: Store, rank: int, world: int) -> Store:
