@@ -121,9 +121,25 @@ def by_span(
     return total
 
 
-@pytest.mark.parametrize("kernel", ["auto", "replay"])
-@pytest.mark.parametrize("policy", ["truncated:4", "truncated:5/3", "truncated:4/4", "truncated:9/2"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    ("name", "policy", "kernel"),
+    [
+        ("rated", "truncated:4", "auto"),
+        ("rated", "truncated:5/3", "replay"),
+        ("rated", "truncated:4/4", "auto"),
+        ("rated", "truncated:9/2", "auto"),
+        ("coupled", "truncated:4", "replay"),
+        ("coupled", "truncated:5/3", "auto"),
+        ("coupled", "truncated:9/2", "replay"),
+        ("per lane", "truncated:4/4", "auto"),
+        ("per lane", "truncated:5/3", "replay"),
+        ("per lane", "truncated:9/2", "auto"),
+        ("own start", "truncated:4", "auto"),
+        ("own start", "truncated:4/4", "replay"),
+        ("own start", "truncated:5/3", "auto"),
+        ("own start", "truncated:9/2", "replay"),
+    ],
+)
 def test_by_definition(name: str, policy: str, kernel: str) -> None:
     torch.manual_seed(0)
     layer = bptt.nn.Recurrent(

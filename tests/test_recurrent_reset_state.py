@@ -58,8 +58,9 @@ def measured(layer: Any, x: Tensor, hx: Any, state: Any, **kw: Any) -> list[Tens
     return [y, *finals, *torch.autograd.grad(loss, inputs)]
 
 
-@pytest.mark.parametrize("policy", ["full", "chunked:4", "truncated:4", "truncated:5/2"])
-@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize(
+    ("each", "policy"), [(False, "full"), (True, "chunked:4"), (False, "truncated:4"), (True, "truncated:5/2")]
+)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("lstm", [True, False])
 def test_as_the_layers(lstm: bool, net: str, each: bool, policy: str) -> None:

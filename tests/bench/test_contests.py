@@ -152,7 +152,7 @@ def test_steps_in_jax_that_stop_at_chunks(k: int):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler about torch itself
 def test_a_compiled_step():
-    contest = cell_contest(Case("leaky", 6, 2, 8, 8), compiled=True)
+    contest = cell_contest(Case("leaky", 2, 2, 8, 8), compiled=True)
     check(contest, [*scans(), "compiled"])
 
 
