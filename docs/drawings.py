@@ -70,7 +70,7 @@ def segments() -> Figure:
         before = x - apart / 2
         _box(ax, (x, 4.85), f"segment {i}", "stage 1", BLUE, width=width)
         _box(ax, (x, 2.95), "Stack.forward", "again, with a tape", BLUE, width=width)
-        _box(ax, (x, 1.75), "Stack.backward", "stages 3 and 4", VERMILLION, width=width)
+        _box(ax, (x, 1.75), "BackwardPass", "stages 3 and 4", VERMILLION, width=width)
         _arrow(ax, (x, 2.58), (x, 2.12), GREY, dashed=True)
         _arrow(ax, (x, 1.38), (x, 0.68), VERMILLION)
         _arrow(ax, (before - (apart - width) / 2, 4.85), (x - width / 2, 4.85), BLUE, head=9)
@@ -80,7 +80,7 @@ def segments() -> Figure:
             _arrow(ax, (before, 4.6), (x - width / 2, 3.2), GREY, dashed=True)
     _label(ax, (0.45, 4.85), "x, initial\nstate", BLUE)
     _label(ax, (0.45, 1.75), "d(initial\nstate)", VERMILLION)
-    _label(ax, (3.33, 1.12), "adjoints cross:\nCrossing", VERMILLION)
+    _label(ax, (3.33, 1.12), "adjoints cross:\nblock_sweep", VERMILLION)
     _box(ax, (5.55, 0.32), "Grads", "dx segment by segment; the sums of the weights' gradients", VERMILLION, width=8.7)
     return figure
 

@@ -7,7 +7,7 @@ import torch
 
 import bptt
 from bptt import Truncated, policies
-from bptt.kernels import Columns, Frames, frames
+from bptt.kernels import Blocks, Columns, Frames, frames
 from bptt.policies import Reach
 
 
@@ -24,6 +24,26 @@ def test_the_columns_that_cross_a_part_are_found_without_the_others(T, window, e
             assert got.R == expected.R
             for name in ("start", "lane", "first", "last", "end", "top", "arrives", "number", "offset"):
                 assert torch.equal(getattr(got, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("T", [12, 14])
+@pytest.mark.parametrize("every", [None, 4])
+def test_a_part_of_blocks_that_do_not_overlap_is_a_call_of_its_own(T, every):
+    """Without numbers, where it begins with a block or lies in one; the columns that cross are those that go on."""
+    reach, B = Reach(every, every, stops_at_start=every is not None), 3
+    blocks, every_one = Blocks(reach, None, T, B), Frames.of(reach, None, T, B)
+    for a in range(1, T):
+        goes = ((every_one.start < a) & (every_one.top >= a)).nonzero()[:, 0]
+        numbers = blocks.crossing(a)
+        assert goes.tolist() == ([] if numbers is None else numbers.tolist())
+        for b in range(a + 1, T + 1):
+            got, expected = blocks.within(a, b), every_one.within(a, b)
+            for name in ("T", "R", "start", "lane", "first", "last", "top"):
+                assert torch.equal(torch.as_tensor(getattr(got, name)), torch.as_tensor(getattr(expected, name))), name
+            inside = every is not None and a % every != 0 and a // every != (b - 1) // every
+            assert (got.number is not None) == inside
+            if not inside:  # the last column of each lane is the one that may come from a later part
+                assert torch.equal(got.arrives, got.lane.where(got.top == b - a - 1, -1))
 
 
 @pytest.mark.parametrize("directions", [1, 2])

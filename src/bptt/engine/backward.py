@@ -5,7 +5,7 @@ Legend: as in `net` and `kernels.frames`. Everything indexed by k is in that dir
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import add
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..cells import Weights
 from ..kernels import Columns, Frames, Kernel, SummingKernel, Sums, Sweep, SweepResult, Tape, columns_at_once, product
 from .boundary import own_precision
-from .crossing import Crossing
+from .crossing import SegmentColumns
 from .net import Net, States
 from .parameters import parameter_gradients, restart_gradients, steps_of
 from .records import Asked, Grads, Tensors, given
@@ -56,8 +56,8 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     """One backward call of a net with a whole tape.
 
     observer: sees every sweep result, including lambda of all states. columns: those of the blocks to sweep, where they
-    are not those of the policy. crossing: for a segment of a longer call, the adjoints that blocks carry over from the
-    later segment and into the earlier one; its columns then are those of the segment.
+    are not those of the policy. segment: of a segment of a longer call; then the gradient of the initial state is left
+    to `groups_swept`.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         asked: Asked,
         observer: Observer | None = None,
         columns: Columns | None = None,
-        crossing: Crossing[Columns] | None = None,
+        segment: SegmentColumns | None = None,
     ) -> None:
         super().__init__(net, inputs, asked)
-        self.kept, self.observer, self.columns, self.crossing = kept, observer, columns, crossing
+        self.kept, self.observer, self.columns, self.segment = kept, observer, columns, segment
+        self.between = None if segment is None else segment.between
         self.weights, self.present = net.weights(inputs), net.present(self.x)
         states = net.cell.states
         self.needs_initial, self.needs_restart = any(asked.needs[1 : 1 + states]), any(asked.needs[net.inputs :])
@@ -80,27 +81,40 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         if self.needs_restart or observer is not None:
             self.adjoints_asked = states
         self.has_finals = any(f is not None for f in self.d_finals)
+        self.leaving: list[Tensor] = []  # of the group that is swept, by layer and direction, then by leaf of the state
         self.walks: dict[int, _LayerWalk] = {}
         self.top_errors: dict[int, Tensor | None] = {}
         self.below: tuple[int, Tensor] = 0, self.x  # a layer and its input, in forward time
 
     def run(self) -> Grads:
         """The gradient of every input that needs one; the adjoints of h."""
-        net, columns = self.net, self.columns
-        T, B, _ = self.x.shape
         with own_precision(self.x.device):
-            if columns is None:
-                reach = net.blocks(T, B)
-                if net.by_block(reach):
-                    columns = Columns.of(reach, net.lengths, T, B, net.directions)
-            if columns is None:
-                self.by_position = False
-                self.down([Frames.of(reach, net.lengths, T, B)])
-            else:
-                self.by_position = len(self.weights) > 1 or self.crossing is None or self.crossing.by_position
-                at_once = columns_at_once(columns.frames[0], self.weights[0])
-                self.down(columns.groups(at_once) if self.by_position else columns.frames)
+            for _ in self.down(self._groups()):
+                pass
         return self.grads()
+
+    def groups_swept(self) -> Iterator[tuple[Frames, Tensors]]:
+        """The groups of columns of a segment, each when it is swept, with what leaves each column at its first step.
+
+        None where that is not asked for.
+        """
+        for group in self.down(self._groups()):
+            if self.leaving:
+                yield group if isinstance(group, Frames) else group.frames[0], tuple(self.leaving)
+            self.leaving = []
+
+    def _groups(self) -> Iterable[Frames | Columns]:
+        net, (T, B, _) = self.net, self.x.shape
+        columns: Frames | Columns | None = self.columns if self.segment is None else self.segment.columns
+        if columns is None:
+            reach = net.blocks(T, B)
+            columns = Frames.of(reach, net.lengths, T, B)
+            if net.by_block(reach):
+                columns = Columns.of(reach, net.lengths, T, B, net.directions)
+        self.by_position = isinstance(columns, Columns)
+        if isinstance(columns, Frames):
+            return [columns]
+        return columns.groups(columns_at_once(columns.frames[0], self.weights[0]))
 
     # Stage 3 ---------------------------------------------------------------------------------------------------------
 
@@ -111,14 +125,15 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         walk = self.walks.pop(k, None) or self._walk_of(k)
         kernel = self._summing(group)
         frames, own, by_position = self._own_errors(layer, d, group, errors, kernel is not None)
-        arriving: tuple[Tensor | None, ...] = ()
-        if self.has_finals:
+        arriving: Tensors = ()
+        if self.segment is not None:
+            arriving = self.segment.arriving[k]
+        elif self.has_finals:
             arriving = tuple([None if f is None else f[k] for f in self.d_finals])
-        if self.crossing is not None:
-            own = self.crossing.errors(frames, own)
-            frames, arriving = self.crossing.arriving(k, frames, arriving)
+        if self.between is not None:
+            own = self.between.errors(frames, own)
         wanted = any(walk.needs)
-        goes_down = layer > 0 or (self.crossing is not None and self.crossing.below is not None)
+        goes_down = layer > 0 or (self.between is not None and self.between.below is not None)
         request = Sweep(
             cell=net.cell,
             w=self.weights[k],
@@ -129,7 +144,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             edge_factors=walk.edge_factors,
             by_position=self.by_position,
             adjoints=self.adjoints_asked,
-            leaving=self.needs_initial or self.crossing is not None,
+            leaving=self.needs_initial if self.segment is None else self.segment.leaving,
             x=self._input(k) if walk.x is None and net.kernel.own_gradients else walk.x,
             weights=wanted,
             bias=net.biased and wanted,
@@ -143,9 +158,9 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         result = net.kernel.sweep(request)
         if self.observer is not None:
             self.observer.swept(k, frames, result)
-        if self.crossing is not None:
-            self.crossing.leave(k, frames, result.leaving)
-        if self.needs_initial:
+        if self.segment is not None:
+            self.leaving = [*result.leaving, *self.leaving]  # from the top layer down
+        elif self.needs_initial:
             found = frames.collect_initial(result.leaving)
             walk.d_initial = tuple(map(add, walk.d_initial, found)) if walk.d_initial else found
         if not self.by_position:
@@ -159,8 +174,8 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             if layer > 0:
                 rows = group.turn(rows, d)
                 below = rows if below is None else below + rows
-            elif self.crossing is not None:
-                self.crossing.descend(frames, rows)
+            elif self.between is not None:
+                self.between.descend(frames, rows)
         if walk.totals is not None:
             if self.is_last:
                 self._finish(layer, d, walk, walk.totals, None)
@@ -199,7 +214,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             errors = self._top_errors(d)
             if errors is None:
                 return frames, None, True
-            if sums and self.crossing is None and net.directions == 1:  # each walk begins with its own losses
+            if sums and self.segment is None and net.directions == 1:  # each walk begins with its own losses
                 return frames, errors, False
             return frames, group.errors(errors, d), True
         return frames, None if errors is None else group.turn(net.half(errors, d), d), True

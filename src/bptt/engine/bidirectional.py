@@ -6,7 +6,7 @@ Legend: as in `net`; a, b: a segment's first step, and the one after its last.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..kernels import Columns, Frames, columns_at_once
 from ..memory import Checkpoints
 from ..schedules import Action
-from .crossing import Crossing
+from .crossing import BetweenLayers
 from .net import Net
 from .records import Asked, Grads, Saved, Tensors, given
 from .segments import Checkpointed, SegmentedPass, Segments, cut
@@ -140,9 +140,11 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         if net.by_block(net.reach):
             columns = Columns.of(net.reach, net.lengths, T, B, 2)
             at_once = columns_at_once(columns.frames[0], net.weights(self.inputs)[0], sequence_fits=False)
-            self.down(columns.groups(at_once))
+            groups: Iterable[Columns | None] = columns.groups(at_once)
         else:
-            self.down([None])
+            groups = [None]
+        for _ in self.down(groups):
+            pass
         return self.grads()
 
     def back(
@@ -158,9 +160,8 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         frames = group.frames[d]
         above = None if errors is None else group.turn(net.half(errors, d), d)
         lower = x.new_zeros(frames.R, len(frames.start), x.shape[2]) if layer > 0 else None
-        columns = Columns((frames,), group.owns_losses[d : d + 1], group.span)
         source = OneDirection(net, layer, d, x, dy=self.dy if is_top else None, dx=None if layer > 0 else self.dx)
-        self._walk(layer, d, source, frames, Crossing(columns, above, lower))
+        self._walk(layer, d, source, frames, BetweenLayers(above, lower, group.owns_losses[d : d + 1]))
         if lower is None:
             return None
         turned = group.turn(lower, d)
@@ -177,7 +178,7 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         d: int,
         source: OneDirection,
         frames: Frames | None = None,
-        crossing: Crossing[Columns] | None = None,
+        between: BetweenLayers | None = None,
     ) -> None:
         """One direction of a layer: all its segments, or those that the columns of overlapping blocks cross."""
         net, needs, states, k = self.net, self.asked.needs, self.net.cell.states, 2 * layer + d
@@ -185,7 +186,7 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = self.program.one_direction(layer, d), self.program.inputs_of(self.inputs, layer, d)
         asked = Asked(d_finals, needs, self.asked.adjoints)
-        back = SegmentedPass(one, inputs, source, asked, crossing)
+        back = SegmentedPass(one, inputs, source, asked, frames, between)
         actions = one.schedule.backward if frames is None else one.schedule.only(*segments_crossed(frames, one.starts))
         found = back.run(self.kept[k], actions)
         end = 1 + states + net.per_layer

@@ -50,7 +50,9 @@ class PlainSteps:
             return None
         core = plan.stage(False, True).core, plan.stage(True, True).core
         constants = plan.constants_forward, plan.constants_back
-        request = StepRequest(step, plan.T, plan.B, plan.frames, core, constants, plan.early, plan.late)
+        request = StepRequest(
+            step, plan.T, plan.B, plan.blocks.within(0, plan.T), core, constants, plan.early, plan.late
+        )
         passes = plan.kernel.whole(request)
         return None if passes is None else cls(plan, passes, again)
 

@@ -8,7 +8,7 @@ Legend: as in `net`; a, b: a segment's first step, and the one after its last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -17,11 +17,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..kernels import Blocks, Columns
+from ..kernels import Blocks, Columns, Frames
 from ..memory import Checkpoints, Tapes
-from ..policies import EVERYTHING, Reach
+from ..policies import Reach
 from ..schedules import Action, Schedule, binomial
-from .crossing import Crossing
+from .backward import BackwardPass
+from .boundary import own_precision
+from .crossing import BetweenLayers, SegmentColumns, block_sweep
 from .net import Net, States
 from .records import Asked, Grads, Saved, Tensors, given
 from .rerun import reversals
@@ -152,14 +154,12 @@ class Checkpointed(Segments):
     def part(self, a: int, b: int, tape: Tapes) -> Stack:
         """The steps a to b-1 as a program of their own. A lane that ended before has one step, which nobody reads."""
         net = self.net
-        reach, lengths = net.reach, net.lengths
-        if reach.every is not None and reach.stops_at_start and b - a <= reach.every:
-            reach = EVERYTHING
+        lengths = net.lengths
         if lengths is not None:
             lengths = (lengths - a).clamp(min=1, max=b - a)
             lengths = None if bool((lengths == b - a).all()) else lengths
         masks, xi, resets = (tuple(t[a:b] for t in of_steps) for of_steps in (net.masks, net.xi, net.resets))
-        return Stack(replace(net, reach=reach, lengths=lengths, masks=masks, xi=xi, resets=resets), tape)
+        return Stack(replace(net, lengths=lengths, masks=masks, xi=xi, resets=resets), tape)
 
     def part_inputs(self, inputs: Tensors, x: Tensor, state: States, a: int, b: int) -> Tensors:
         """The inputs of that program: x and the initial states as given."""
@@ -194,7 +194,8 @@ class Checkpointed(Segments):
 class SegmentedPass:
     """One backward call of a one-directional net: segments from the last to the first, gradients summed over them.
 
-    asked: its cotangents are those of the final state.
+    asked: its cotangents are those of the final state. group: the columns to sweep, where they are some of the policy's
+    alone; between: the errors that these exchange with the layers above and below.
     """
 
     def __init__(
@@ -203,18 +204,16 @@ class SegmentedPass:
         inputs: Tensors,
         source: Source,
         asked: Asked,
-        crossing: Crossing[Columns] | None = None,
+        group: Frames | None = None,
+        between: BetweenLayers | None = None,
     ) -> None:
-        self.program, self.inputs, self.asked, self.source = program, inputs, asked, source
+        self.program, self.inputs, self.asked, self.source, self.between = program, inputs, asked, source, between
         self.net, self.starts = net, starts = program.net, program.starts
         self.initial = states_of(net, inputs)
-        self.T, self.B = starts[-1], self.initial[0].shape[1]
-        self.states = net.cell.states
-        if crossing is None and net.reach.overlaps:
-            crossing = Crossing(Blocks(net.reach, net.lengths, self.T, self.B))
-        self.crossing = crossing
-        self.carry: tuple[Tensor | None, ...] = (None,) * self.states
+        self.T, self.states = starts[-1], net.cell.states
+        self.columns = Blocks(net.reach, net.lengths, self.T, self.initial[0].shape[1], group)
         self.sums: list[Tensor | None] = [None] * (len(inputs) - 1 - self.states)
+        self.before: States = ()  # the state before the segment that is swept next
         self.final: States = ()  # the state after the segment that was run last
         self.adjoints: list[Tensor] = []
 
@@ -223,34 +222,49 @@ class SegmentedPass:
 
         stored: what gives a state of the tape, by segment. actions: of `schedules`, none on the way forward.
         """
-        for a, b, state in reversals(self.starts, actions, self.initial, stored, self._advance):
-            self._reverse(a, b, state)
-            del state  # before the next one is run again
-        initial = [g if need else None for g, need in zip(self.carry, self.asked.needs[1:], strict=False)]
+        finals = self.asked.cotangents
+        leaves = tuple([None if f is None else f[k] for k in range(len(self.initial[0])) for f in finals])
+        with own_precision(self.initial[0].device):
+            first = block_sweep(self.columns, self._segments(stored, actions), leaves, self._sweep)
+        of_state = [[g for g in first[i :: self.states] if g is not None] for i in range(self.states)]
+        initial = [torch.stack(grads) if grads else None for grads in of_state]
         return Grads((None, *initial, *self.sums), self.adjoints)
+
+    def _segments(
+        self, stored: Mapping[int, Callable[[], States]], actions: Iterable[Action]
+    ) -> Iterator[tuple[int, int]]:
+        for a, b, self.before in reversals(self.starts, actions, self.initial, stored, self._advance):  # noqa: B020
+            yield a, b
 
     def _advance(self, a: int, b: int, state: States) -> States:
         """The state after the steps a to b-1."""
         return self.program.advance(self.inputs, self.source, state, a, b)[1]
 
-    def _reverse(self, a: int, b: int, state: States) -> None:
-        """Run a segment again with its tape, then backward."""
-        columns = None if self.crossing is None else self.crossing.within(a, b)
-        if columns is not None and not len(columns.span):
-            return  # between the columns of two directions
-        part = self.program.part(a, b, "gates")
+    def _sweep(self, a: int, b: int, part: Frames, arriving: Tensors) -> Iterator[tuple[Frames, Tensors]]:
+        """Run a segment again with its tape, then sweep columns through it: see `block_sweep`."""
+        state, self.before = self.before, ()
+        if part.number is not None and not len(part.start):
+            return  # between the columns of two blocks
+        S, net, program = self.states, self.net, self.program.part(a, b, "gates")
         inputs = self.program.part_inputs(self.inputs, self.source.x(a, b), state, a, b)
-        outputs, tape = part.forward(inputs, keep=True)
+        outputs, tape = program.forward(inputs, keep=True)
         self.final = outputs[1:]
-        cotangents = (self.source.error(a, b, outputs[0]), *self._final(a, b))
-        needs = (self.asked.needs[0], *(True,) * self.states, *self.asked.needs[1 + self.states :])
-        saved, asked = Saved(inputs, outputs, tape), Asked(cotangents, needs, self.asked.adjoints)
-        found = part.backward(saved, asked, columns=columns, crossing=self.crossing)
+        columns: Frames | Columns = part
+        if self.between is not None:
+            columns = self.between.columns(part)
+        elif net.by_block(net.reach):
+            columns = Columns.alone(part)
+        needs = self.asked.needs
+        asked = Asked((self.source.error(a, b, outputs[0]),), needs, self.asked.adjoints)
+        by_layer = [arriving[k : k + S] for k in range(0, len(arriving), S)]
+        segment = SegmentColumns(columns, by_layer, a > 0 or any(needs[1 : 1 + S]), self.between)
+        kept = program.kept(Saved(inputs, outputs, tape))
+        back = BackwardPass(program.net, inputs, kept, asked, segment=segment)
+        yield from back.groups_swept()
+        found = back.grads()
         dx, *rest = found.inputs
-        cut = a > 0 and (self.crossing is not None or self._cut_at(a))  # a column's adjoint crosses by itself
-        self.carry = (None,) * self.states if cut else tuple(rest[: self.states])
         self.source.put(a, b, dx)
-        self._add(a, b, rest[self.states :], found.adjoints)
+        self._add(a, b, rest[S:], found.adjoints)
 
     def _add(self, a: int, b: int, grads: Sequence[Tensor | None], adjoints: Sequence[Tensor]) -> None:
         """What a segment gives to the weights, and to the state that resets restart from; its adjoints."""
@@ -265,24 +279,6 @@ class SegmentedPass:
             self.adjoints = self.adjoints or [piece.new_zeros(self.T, *piece.shape[1:]) for piece in adjoints]
             for whole, piece in zip(self.adjoints, adjoints, strict=True):
                 whole[a:b] = piece
-
-    def _final(self, a: int, b: int) -> tuple[Tensor | None, ...]:
-        """The cotangents of the state after a segment: its own where a sequence ends there, else what comes back."""
-        lengths, carry, device = self.net.lengths, self.carry, self.initial[0].device
-        if lengths is None:
-            return tuple(self.asked.cotangents) if b == self.T else carry
-        ends = ((lengths > a) & (lengths <= b)).to(device)[:, None]
-        goes_on = (lengths > b).to(device)[:, None]
-        found: list[Tensor | None] = []
-        for own, later in zip(self.asked.cotangents, carry, strict=True):
-            parts = [t.masked_fill(~m, 0) for t, m in ((own, ends), (later, goes_on)) if t is not None]
-            found.append(None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1])
-        return tuple(found)
-
-    def _cut_at(self, a: int) -> bool:
-        """Whether the edge into step a is cut by the policy."""
-        every = self.net.reach.every
-        return every is not None and a % every == 0
 
 
 def states_of(net: Net, inputs: Tensors) -> States:

@@ -17,7 +17,6 @@ from ..kernels import KERNELS, Columns, Frames, Tape, columns_at_once
 from ..memory import Tapes, keeps_gates
 from .backward import BackwardPass, KeptSteps, Observer
 from .boundary import own_precision
-from .crossing import Crossing
 from .graph import graph_gradients
 from .net import Net, States
 from .records import Asked, Grads, Saved, Tensors, given
@@ -152,26 +151,25 @@ class Stack(NetProgram):
         *,
         observer: Observer | None = None,
         columns: Columns | None = None,
-        crossing: Crossing[Columns] | None = None,
     ) -> Grads:
-        """See `Program.backward`; observer, columns and crossing: see `BackwardPass`."""
+        """See `Program.backward`; observer and columns: see `BackwardPass`."""
         if saved.tape is None:
             return Grads(graph_gradients(self.net, saved.inputs, asked, self._states))
-        return BackwardPass(self.net, saved.inputs, self._kept(saved), asked, observer, columns, crossing).run()
+        return BackwardPass(self.net, saved.inputs, self.kept(saved), asked, observer, columns).run()
 
     @torch.no_grad()
     def tapes(self, saved: Saved) -> list[Tape]:
         """The tapes of every layer and direction; gates that were not kept are rebuilt."""
         asked = Asked((None,) * self.outputs, (False,) * len(saved.inputs))
-        return BackwardPass(self.net, saved.inputs, self._kept(saved), asked).tapes()
+        return BackwardPass(self.net, saved.inputs, self.kept(saved), asked).tapes()
 
     def _states(self, inputs: Tensors) -> list[States]:
         """The states of every layer and direction, run again by operations that any tensor knows."""
         alone = Stack(replace(self.net, kernel=KERNELS["eager"]), "states")
         outputs, tape = alone.forward(inputs, keep=True)
-        return [states for states, _ in alone._kept(Saved(inputs, outputs, tape))]
+        return [states for states, _ in alone.kept(Saved(inputs, outputs, tape))]
 
-    def _kept(self, saved: Saved) -> list[KeptSteps]:
+    def kept(self, saved: Saved) -> list[KeptSteps]:
         """(states with the initial one before them, what else is kept) of every layer and direction, from a tape."""
         net, tape = self.net, saved.tape
         assert tape is not None

@@ -10,7 +10,7 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
-from ..kernels import Frames, Place, RowPart, StepKernel, StepValues, WholeStepKernel
+from ..kernels import Blocks, Place, RowPart, StepKernel, StepValues, WholeStepKernel
 from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Reach
 from ..schedules import Schedule, binomial
@@ -75,9 +75,9 @@ class StepPlan:
     _places: dict[tuple[int, bool, bool], dict[str, Place]] = field(default_factory=dict, init=False)
 
     @cached_property
-    def frames(self) -> Frames:
+    def blocks(self) -> Blocks:
         """The columns of the policy's blocks."""
-        return Frames.of(self.reach, None, self.T, self.B)
+        return Blocks(self.reach, None, self.T, self.B)
 
     @cached_property
     def known(self) -> frozenset[str]:

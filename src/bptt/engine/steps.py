@@ -168,7 +168,7 @@ class StepProgram:
     def _backward(self, inputs: _Inputs, tape: tuple[Tensor, ...], asked: Asked) -> Grads:
         tape = tuple([t.contiguous() for t in tape])  # hooks on what is saved may have laid it in another way
         back = _BackwardPass(self, inputs, asked)
-        first = block_sweep(self.plan.frames, back.segments(tape), asked.cotangents[: back.n], back.sweep)
+        first = block_sweep(self.plan.blocks, back.segments(tape), asked.cotangents[: back.n], back.sweep)
         return back.grads(first)
 
     def recomputed(self, inputs: _Inputs, tape: tuple[Tensor, ...]) -> Iterator[tuple[int, int, _Kept]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -50,8 +50,8 @@ class LayerSweep(ABC, Generic[Group]):
         self.dx: Tensor | None = None
         self.gradients: dict[int, LayerGradients] = {}
 
-    def down(self, groups: Iterable[Group]) -> None:
-        """Sweep every group through all layers and directions."""
+    def down(self, groups: Iterable[Group]) -> Iterator[Group]:
+        """Every group, when it is swept through all layers and directions."""
         waiting = iter(groups)
         group = next(waiting, _NO_MORE)
         while group is not _NO_MORE:
@@ -63,6 +63,7 @@ class LayerSweep(ABC, Generic[Group]):
                 for d in range(self.net.directions):
                     below = self.back(layer, d, group, errors, below)
                 errors = None if below is None else self.dropped(below, layer, group)
+            yield group
             group = following
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The columns of overlapping blocks: of a whole stack, in both directions' times, or of one part after the other.
+"""The columns of blocks: in both directions' times of a whole stack, or of one part of a call after the other.
 
 Legend: as in `frames`.
 """
@@ -36,8 +36,7 @@ class Columns:
         """The columns of a policy whose blocks overlap (reach.window and reach.every given)."""
         forward = Frames.of(reach, lengths, T, B)
         if directions == 1:
-            owns_losses = torch.ones(1, len(forward.start), dtype=torch.bool, device=forward.start.device)
-            return cls((forward,), owns_losses, forward.last - forward.start + 1)
+            return cls.alone(forward)
         assert reach.window is not None
         assert reach.every is not None
         first, last, lane, end = forward.first, forward.last, forward.lane, forward.end
@@ -59,10 +58,11 @@ class Columns:
         reverse = Frames(T, forward.B, R, end - high, lane, end - last, end - first, end, end - low, arrives[1])
         return cls((forward, reverse), owns_losses, span)
 
-    def within(self, a: int, b: int) -> Columns:
-        """Those of one direction that cross the steps a to b-1, in the time of that part alone: see `Frames.within`."""
-        part = self.frames[0].within(a, b)
-        return Columns((part,), self.owns_losses[:, part.number], part.top - part.start + 1)
+    @classmethod
+    def alone(cls, frames: Frames) -> Columns:
+        """Those of one direction, which own their losses."""
+        owns_losses = torch.ones(1, len(frames.start), dtype=torch.bool, device=frames.start.device)
+        return cls((frames,), owns_losses, frames.top - frames.start + 1)
 
     def pick(self, columns: slice | Tensor) -> Columns:
         """Some of the columns."""
@@ -88,21 +88,40 @@ class Columns:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The columns of a one-directional call whose blocks overlap, computed for one part of it when asked for."""
+    """The columns of a one-directional call, computed for one part of it when asked for.
+
+    group: some of them, where not all are meant.
+    """
 
     reach: Reach
     lengths: Tensor | None
     T: int
     B: int
+    group: Frames | None = None
 
-    def within(self, a: int, b: int) -> Columns:
-        """See `Columns.within`."""
-        if self.lengths is not None:
-            return self._all.within(a, b)
-        part = Frames.crossing(self.reach, self.T, self.B, a, b)
-        owns_losses = torch.ones(1, len(part.start), dtype=torch.bool, device=part.start.device)
-        return Columns((part,), owns_losses, part.top - part.start + 1)
+    def within(self, a: int, b: int) -> Frames:
+        """See `Frames.within`. They are not numbered where they are all columns of the call, nor where those of the
+        part alone are the same: then a lane has at most one column that crosses, and it begins at the last step.
+        """
+        if self.group is not None:
+            return self.group.within(a, b)
+        if (a, b) == (0, self.T):
+            return self._all
+        reach = self.reach
+        if self.lengths is None and reach.overlaps:
+            return Frames.crossing(reach, self.T, self.B, a, b)
+        of_part = reach.on(a, b) if self.lengths is None else None
+        return self._all.within(a, b) if of_part is None else Frames.of(of_part, None, b - a, self.B)
+
+    def crossing(self, t: int) -> Tensor | None:
+        """The numbers of the columns that cross the edge between the steps t-1 and t, one of each lane, of those that
+        do not overlap; None where they end there.
+        """
+        if not self.reach.crosses(t):
+            return None
+        before = 0 if self.reach.every is None else t // self.reach.every * self.B
+        return torch.arange(before, before + self.B, device="cpu")
 
     @cached_property
-    def _all(self) -> Columns:
-        return Columns.of(self.reach, self.lengths, self.T, self.B, 1)
+    def _all(self) -> Frames:
+        return Frames.of(self.reach, self.lengths, self.T, self.B)

@@ -55,7 +55,7 @@ class Frames:
 
     @classmethod
     def crossing(cls, reach: Reach, T: int, B: int, a: int, b: int) -> Frames:
-        """`Frames.of(reach, None, T, B).within(a, b)` without the columns that do not cross, for overlapping blocks."""
+        """`Frames.of(reach, None, T, B).within(a, b)` without the columns elsewhere, for blocks that leave no gap."""
         assert reach.window is not None
         assert reach.every is not None
         blocks = -(-T // reach.every)
@@ -68,9 +68,7 @@ class Frames:
         last = (first + reach.every - 1).clamp(max=T - 1)
         start, end = (last - reach.window + 1).clamp(min=0), torch.full_like(last, T - 1)
         frames = cls(T, B, reach.window, start, lane, first, last, end, last, final_rows(lane, last, end))
-        part = frames.within(a, b)
-        assert part.number is not None
-        return replace(part, number=part.number + low * B)
+        return frames._part(a, b, torch.arange(low * B, high * B, device="cpu"))
 
     @classmethod
     def _of(cls, reach: Reach, lengths: Tensor, T: int) -> Frames:
@@ -111,14 +109,28 @@ class Frames:
         there are known to the sweep of the later part alone: here there are none.
         """
         crossing = ((self.start < b) & (self.top >= a)).nonzero()[:, 0]
-        part = self.pick(crossing)
+        part = self.pick(crossing)._part(a, b, crossing)
+        return replace(part, whole=self.whole and len(crossing) == self.B)
+
+    def _part(self, a: int, b: int, number: Tensor) -> Frames:
+        """These columns, which all cross the steps a to b-1, in the time of that part alone."""
         T, high = b - a, b - 1 - a
-        start, top = (part.start - a).clamp(min=0), (part.top - a).clamp(max=high)
-        part = replace(part, number=crossing, offset=start + a - part.start)
-        first, last = (part.first - a).clamp(min=0), (part.last - a).clamp(max=high)
-        end, arrives = torch.where(part.end < b, part.end - a, T), part.arrives.where(part.end < b, -1)
-        R = int((top - start).max()) + 1 if len(start) else 0
-        return replace(part, T=T, R=R, start=start, first=first, last=last, end=end, top=top, arrives=arrives)
+        start, top = (self.start - a).clamp(min=0), (self.top - a).clamp(max=high)
+        first, last = (self.first - a).clamp(min=0), (self.last - a).clamp(max=high)
+        inside = self.end < b
+        return replace(
+            self,
+            T=T,
+            R=int((top - start).max()) + 1 if len(start) else 0,
+            start=start,
+            first=first,
+            last=last,
+            end=torch.where(inside, self.end - a, T),
+            top=top,
+            arrives=self.arrives.where(inside, -1),
+            number=number,
+            offset=start + a - self.start,
+        )
 
     def steps(self) -> Tensor:
         """The step of each position `[R, N]`."""

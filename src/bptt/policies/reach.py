@@ -42,6 +42,22 @@ class Reach:
         """
         return self if self.window is None or self.window < T else EVERYTHING
 
+    def crosses(self, t: int) -> bool:
+        """Whether one of the blocks walks over the edge between the steps t-1 and t, where they do not overlap."""
+        return self.every is None or t % self.every != 0
+
+    def on(self, a: int, b: int) -> Reach | None:
+        """The reach of the same blocks, which do not overlap, on the steps a to b-1 alone; None where there is none:
+        the part begins within one block and ends in another.
+
+        >>> chunks = Reach(4, 4, stops_at_start=True)
+        >>> chunks.on(8, 18) == chunks, chunks.on(9, 12) == EVERYTHING, chunks.on(9, 13)
+        (True, True, None)
+        """
+        if self.every is None or a // self.every == (b - 1) // self.every:
+            return EVERYTHING
+        return None if self.crosses(a) else self
+
     def blocks(self, T: int) -> list[tuple[int, int, int]]:
         """The blocks of a sequence of T steps as (earliest step reached, first loss, last loss), in order.
 

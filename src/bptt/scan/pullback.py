@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Asked, Grads, Saved, Tensors, own_precision
-from ..kernels import Frames
+from ..kernels import Blocks
 from ..policies import Policy, Reach
 from .arguments import Arguments
 from .eager import kept_eager
@@ -68,7 +68,7 @@ class ScanPullback:
                 captured = [fresh(w, True) for w in captured]
         call = ScanCall(self.replay, given[:n], given[n : n + m], captured, outputs[:n], outputs[n:], self.resets)
         dcarry, dys = asked.cotangents[:n], asked.cotangents[n:]
-        columns = Frames.of(self.reach, None, call.T, 1)
+        columns = Blocks(self.reach, None, call.T, 1)
         grads: PerLeaf | None
         surroundings, own = self.replay.surroundings, own_precision(given[0].device)
         with random_kept(self.replay.states), surroundings.on_default_device(), own, not_in_inference_mode():
@@ -89,10 +89,10 @@ class ScanPullback:
         return Grads(tuple(grad if need else None for grad, need in zip(grads, asked.needs, strict=True)))
 
     def _merged(
-        self, columns: Frames, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors
+        self, columns: Blocks, replaying: Callable[[], StepReplays], dcarry: Tensors, dys: Tensors
     ) -> PerLeaf | None:
         """The gradient from merged rows, or None where rows are coupled."""
-        if self.rows == "coupled" or len(columns.start) == 1:
+        if self.rows == "coupled" or len(columns.within(0, columns.T).start) == 1:
             return None
         replays, tested = replaying(), self.rows == "auto"
         if tested and not independent(replays):

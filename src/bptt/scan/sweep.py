@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Tensors, block_sweep, given
-from ..kernels import Frames
+from ..kernels import Blocks, Frames
 from .graph import scaled
 from .pytrees import added, beside, differentiable
 from .replay import Visit
@@ -55,7 +55,7 @@ class ReplayedSweep(ABC):
     dys: Sequence[Tensor | None]
     captured: PerLeaf = field(default_factory=list, init=False)
 
-    def grads(self, columns: Frames, dcarry: Sequence[Tensor | None]) -> PerLeaf:
+    def grads(self, columns: Blocks, dcarry: Sequence[Tensor | None]) -> PerLeaf:
         """The gradients of first carry, xs and captured tensors. dcarry: the cotangents of the final carry."""
         final = tuple([None if d is None else d[None] for d in dcarry])
         first = block_sweep(columns, self.segments, final, self.sweep)
