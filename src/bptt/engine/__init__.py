@@ -4,8 +4,8 @@
 and `bidirectional` (checkpoints); `programs` chooses. `steps` is the program of a traced step, `step_plan` what it
 decides beforehand. `backward` is stages 3 and 4 of a net over a whole tape. Over segments they come one after the other
 as `rerun` says, and `crossing` says which columns arrive in each, cross to the one before and reach the first state;
-its `block_sweep` drives steps, compiled or replayed. `source` is the places of x, y and their errors, `sweep` the
-driver through layers and directions; `parameters` is stage 4.
+its `block_sweep` drives layers, compiled steps and replayed steps. `source` is the places of x, y and their errors,
+`sweep` the driver through layers and directions; `parameters` is stage 4.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `records` are the arguments and
 results of its backward call; `plain` is the short way through it for plain calls; `graph` is the policy as a graph,

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..kernels import Blocks, Columns, Frames
 from ..memory import Checkpoints, Tapes
-from ..policies import Reach
 from ..schedules import Action, Schedule, binomial
 from .backward import BackwardPass
 from .boundary import own_precision
@@ -309,16 +308,7 @@ def cut(
     steps = memory.cut(T, first, tape, between, later).steps
     if memory == Checkpoints():
         steps = max(steps, SEGMENT_BYTES // tape)
-    starts = _starts(T, steps, net.reach)
+    starts = net.reach.segment_starts(T, steps)
     longest = max(b - a for a, b in pairwise(starts))
     slots = memory.slots(len(starts) - 1, longest, first, tape, between, later)
     return net, starts, binomial(len(starts) - 1, slots)
-
-
-def _starts(T: int, steps: int, reach: Reach) -> tuple[int, ...]:
-    """Where segments of about so many steps begin, and T: whole chunks, or parts of one, where a policy cuts chunks."""
-    chunk = reach.every if reach.stops_at_start and reach.every is not None else T
-    if chunk <= steps:
-        steps, chunk = steps // chunk * chunk, T
-    begins = [a for c in range(0, T, chunk) for a in range(c, min(c + chunk, T), steps)]
-    return (*begins, T)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -62,10 +63,9 @@ class StepPlan:
             except ValueError:
                 cut = memory.cut(T, state, state)  # the budget is for the carries alone, where there is none for more
             if cut.steps < T:
-                chunk = reach.every if reach.stops_at_start and reach.every is not None else T
-                steps = cut.steps // chunk * chunk if chunk <= cut.steps else cut.steps
-                starts = (*range(0, T, steps), T)
-                schedule = binomial(len(starts) - 1, memory.slots(len(starts) - 1, steps, state, state + kept))
+                starts = reach.segment_starts(T, cut.steps)
+                longest = max(b - a for a, b in pairwise(starts))
+                schedule = binomial(len(starts) - 1, memory.slots(len(starts) - 1, longest, state, state + kept))
         keeps = len(starts) == 2 and (isinstance(memory, Checkpoints) or keeps_gates(memory, T * kept))
         if reach.every is not None and reach.window == reach.every and T % reach.every == 0:
             reach = replace(reach, stops_at_start=True)

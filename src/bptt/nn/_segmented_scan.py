@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,19 +79,11 @@ def cut(T: int, reach: Reach, steps: int) -> list[tuple[int, int, int]]:
     >>> cut(10, Reach(4, 4, stops_at_start=True), 3)
     [(0, 0, 3), (3, 3, 4), (4, 4, 7), (7, 7, 8), (8, 8, 10)]
     """
-    every = reach.every
-    if every is None:
-        starts = [*range(0, T, steps)]
-    elif not reach.stops_at_start or steps >= every:
-        starts = [*range(0, T, max(steps // every, 1) * every)]
-    else:  # a chunk's end is a segment's
-        starts = [a for first in range(0, T, every) for a in range(first, min(first + every, T), steps)]
-    ends = [*starts[1:], T]
-    if not reach.overlaps:
-        return [(a, a, b) for a, b in zip(starts, ends, strict=True)]
-    assert every is not None
-    assert reach.window is not None
-    return [(max(0, a - reach.window + 1) // every * every, a, b) for a, b in zip(starts, ends, strict=True)]
+    every, window = reach.every or T, reach.window or T
+    if reach.overlaps:  # a block's losses are those of one run
+        steps = max(steps // every, 1) * every
+    spans = pairwise(reach.segment_starts(T, steps))
+    return [(max(0, a - window + 1) // every * every if reach.overlaps else a, a, b) for a, b in spans]
 
 
 class _Tape:
@@ -233,15 +226,12 @@ class SegmentedScan:
         if run.s == 0:
             pairs_of_first = zip(self.sent, grads_of_carry, strict=True)
             self.sent = [g if before is None else before if g is None else before + g for before, g in pairs_of_first]
-        every = self.reach.every
-        crosses = every is None or (self.reach.stops_at_start and run.a % every != 0)
+        crosses = not self.reach.overlaps and self.reach.crosses(run.a)
         self.adjoint = grads_of_carry if crosses else []
 
     def _policy(self, run: _Run) -> _OfRun:
-        factors, reach = self.factors, self.reach
-        if reach.stops_at_start and reach.every is not None and run.b - run.a <= reach.every:
-            reach = policies.EVERYTHING
-        return _OfRun(reach, None if factors is None else factors[run.s : run.b])
+        factors, reach = self.factors, None if self.reach.overlaps else self.reach.on(run.a, run.b)
+        return _OfRun(reach or self.reach, None if factors is None else factors[run.s : run.b])
 
     def _scan(self, steps: StepsOfRun, carry: Any, n: int, policy: policies.Policy) -> tuple[Any, Any]:
         return scan(

@@ -58,6 +58,20 @@ class Reach:
             return EVERYTHING
         return None if self.crosses(a) else self
 
+    def segment_starts(self, T: int, steps: int) -> tuple[int, ...]:
+        """Where segments of about so many steps begin, for whatever runs in segments, and T.
+
+        Of blocks that do not overlap a segment has some whole ones, or is a part of one. Where they do, it begins
+        anywhere.
+
+        >>> Reach(4, 4, stops_at_start=True).segment_starts(10, 3), EVERYTHING.segment_starts(10, 4)
+        ((0, 3, 4, 7, 8, 10), (0, 4, 8, 10))
+        """
+        block = T if self.every is None or self.overlaps else self.every
+        if block <= steps:
+            return (*range(0, T, steps // block * block), T)
+        return (*[a for c in range(0, T, block) for a in range(c, min(c + block, T), steps)], T)
+
     def blocks(self, T: int) -> list[tuple[int, int, int]]:
         """The blocks of a sequence of T steps as (earliest step reached, first loss, last loss), in order.
 

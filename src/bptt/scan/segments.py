@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..engine import reversals
 from ..memory import Checkpoints, parse
+from ..policies import EVERYTHING
 from ..schedules import Schedule, binomial
 from .pytrees import beside, differentiable, fresh, put, reset
 from .replay import Replay, Visit, differs
@@ -43,7 +44,7 @@ class KeptCarries:
             return whole
         steps = max(cut.steps, 2)  # a segment of one step has nothing to recompute: every carry would have to be kept
         # The first segment is the short one: the last has the two steps that tell whether rows are independent.
-        starts = (0, *range((T - 1) % steps + 1, T + 1, steps))
+        starts = tuple([T - a for a in reversed(EVERYTHING.segment_starts(T, steps))])
         segments = len(starts) - 1
         return cls(starts, binomial(segments, policy.slots(segments, steps, size, size)))
 
