@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import Columns, Frames
+from ..kernels import Columns, Frames, scaled
 from .boundary import own_precision
 from .net import Net, States
 from .records import Asked, Tensors, given
@@ -194,7 +194,7 @@ class _EdgeFactor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
-        return (adjoint * factor).masked_fill(factor == 0, 0), None
+        return scaled(adjoint, factor), None
 
 
 def _owned(frames: Frames, h: Tensor, owns_losses: Tensor | None) -> Tensor:

@@ -55,7 +55,8 @@ class StepPlan:
     ) -> StepPlan:
         """The plan of a memory policy. Raises ValueError for a budget that is too small."""
         step = step.for_operations if kernel.by_operations else step
-        starts, schedule = (0, T), binomial(1, 0)
+        starts: tuple[int, ...] = (0, T)
+        schedule = binomial(1, 0)
         state, kept = (B * step.row_bytes(names) for names in (step.carry, step.kept))
         if isinstance(memory, Checkpoints):
             try:

@@ -29,6 +29,7 @@ from .cpu import Cpu as Cpu
 from .cpu import variants as variants
 from .eager import Eager as Eager
 from .eager_steps import EagerSteps as EagerSteps
+from .edges import scaled as scaled
 from .frames import Frames as Frames
 from .fused import Fused as Fused
 from .interpreter import Interpreter as Interpreter

@@ -20,7 +20,7 @@ from .product import product
 from .row_sums import row_sums
 from .whole import WholeWalks
 
-__all__ = ["Cpu", "variants"]
+__all__ = ["Cpu", "chosen_variant", "variants"]
 
 FORWARD = {torch.float32: _walks.ForwardFloat32, torch.float64: _walks.ForwardFloat64}
 INFER = {torch.float32: _walks.InferFloat32, torch.float64: _walks.InferFloat64}
@@ -51,6 +51,14 @@ def variants() -> list[str]:
     return [name for name, runs in _walks.variants() if runs]
 
 
+def chosen_variant(variant: str | None) -> tuple[str, int]:
+    """(the name, the number) of a variant; of the best one for None. Raises ValueError for one that does not run."""
+    wanted = variants()[0] if variant is None else variant
+    if wanted not in variants():
+        raise ValueError(f"variant must be one of {', '.join(map(repr, variants()))}: got {variant!r}")
+    return wanted, [name for name, _ in _walks.variants()].index(wanted)
+
+
 class Cpu:
     """The CPU kernel: stage 1 and stage 3 in C++, float32 and float64.
 
@@ -62,12 +70,8 @@ class Cpu:
     follows_autocast = False
 
     def __init__(self, variant: str | None = None) -> None:
-        names = [name for name, _ in _walks.variants()]
-        wanted = variants()[0] if variant is None else variant
-        if wanted not in variants():
-            raise ValueError(f"variant must be one of {', '.join(map(repr, variants()))}: got {variant!r}")
-        self.variant: str | None = wanted
-        self._variant = names.index(wanted)
+        self.variant: str | None
+        self.variant, self._variant = chosen_variant(variant)
 
     def refuses(self, request: Request) -> str | None:
         if request.device.type != "cpu":

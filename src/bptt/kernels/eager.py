@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 from ..policies import Reach
+from .edges import scaled
 from .frames import Frames
 from .kernel import Request, Sweep, SweepResult
 from .sums import Sums, columns_at_once
@@ -107,7 +108,7 @@ class Eager:
             through = cell.recurrent(back.da, gate) @ w.hh
             lam = (through if back.direct is None else through + back.direct, *back.carried)
             if factors is not None:
-                lam = tuple((a * factors[r]).masked_fill(factors[r] == 0, 0) for a in lam)
+                lam = tuple(scaled(a, factors[r]) for a in lam)
             das.put(r, back.da)
         leaving = lam if request.leaving else ()
         return SweepResult(das.whole(), tuple(series.whole() for series in adjoints), leaving)

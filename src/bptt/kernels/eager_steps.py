@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..steps import Part, SplitStep
+from .edges import scaled
 from .frames import Frames
 from .step_values import Layout, StepValues
 
@@ -108,7 +109,7 @@ class EagerSteps:
                    for a, b in zip(lam, back, strict=True)]  # fmt: skip
             if given_rows.factors is not None:
                 factor = given_rows.factors[at]
-                lam = [None if a is None else _scaled(a, factor) for a in lam]
+                lam = [None if a is None else scaled(a, _beside(factor, a).to(a.dtype)) for a in lam]
             for name in step.sent:
                 kind, whole = step.values[name], sums[name]
                 rows = made[place[name]].reshape(active, kind.rows, *kind.shape)
@@ -153,7 +154,7 @@ class _Rows:
             return values
         rows = values[at]
         if dead is not None:
-            rows = rows.masked_fill(dead.view(-1, *(1,) * (rows.dim() - 1)), 0)
+            rows = rows.masked_fill(_beside(dead, rows), 0)
         return rows.flatten(0, 1)
 
 
@@ -170,9 +171,9 @@ def _by_step(step: SplitStep, part: Part, values: Mapping[str, Tensor], T: int) 
 
 
 def _reset(c: Tensor, resets: Tensor) -> Tensor:
-    return c.masked_fill(resets.view(-1, *(1,) * (c.dim() - 1)), 0)
+    return c.masked_fill(_beside(resets, c), 0)
 
 
-def _scaled(adjoint: Tensor, factor: Tensor) -> Tensor:
-    factor = factor.view(-1, *(1,) * (adjoint.dim() - 1)).to(adjoint.dtype)
-    return torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)
+def _beside(rows: Tensor, values: Tensor) -> Tensor:
+    """A number for each row `[n]`, shaped to be broadcast with values `[n, ...]`."""
+    return rows.view(-1, *(1,) * (values.dim() - 1))

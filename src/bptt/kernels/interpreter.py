@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..steps import Part, SplitStep
-from . import _walks
-from .cpu import variants
+from .cpu import chosen_variant
 from .frames import Frames
 from .heap import keep_heap
 from .joined import with_constants
@@ -43,12 +42,8 @@ class Interpreter:
     by_operations = False
 
     def __init__(self, variant: str | None = None) -> None:
-        names = [name for name, _ in _walks.variants()]
-        wanted = variants()[0] if variant is None else variant
-        if wanted not in variants():
-            raise ValueError(f"variant must be one of {', '.join(map(repr, variants()))}: got {variant!r}")
-        self.variant: str | None = wanted
-        self._variant = names.index(wanted)
+        self.variant: str | None
+        self.variant, self._variant = chosen_variant(variant)
         self._programs: WeakKeyDictionary[SplitStep, dict[tuple[str, ...] | None, Program | Refused]]
         self._programs = WeakKeyDictionary()
         self._prepared: WeakKeyDictionary[SplitStep, dict[tuple[str, ...] | None, Prepared]] = WeakKeyDictionary()

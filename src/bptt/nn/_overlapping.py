@@ -23,6 +23,7 @@ from ..policies import Policy
 from ..scan.independence import rows_are_independent
 from ..scan.pytrees import Step
 from ..scan.surroundings import generator_states
+from ._by_length import by_length
 from ._forms import CellCall
 from ._sequences import Sequences
 
@@ -260,23 +261,15 @@ def _by_length(
     gradient: Policy,
 ) -> tuple[Tensor, list[Any]]:
     """The same of sequences of unequal lengths: the policy of each is that of the same sequence alone."""
-    assert sequences.lengths is not None
-    lengths = sequences.lengths.to(sequences.x.device)
-    ys, finals, lanes = [], [], []
-    for n in sequences.lengths.unique().tolist():
-        lane = torch.nonzero(lengths == n)[:, 0]
 
-        def taken(t: Tensor, n: int = n, lane: Tensor = lane) -> Tensor:
+    def run(n: int, lane: Tensor) -> tuple[Tensor, list[Any]]:
+        def taken(t: Tensor) -> Tensor:
             return t[:n, lane]
 
         resets = None if sequences.resets is None else taken(sequences.resets)
         part = replace(sequences, x=taken(sequences.x), lengths=None, resets=resets, packed=None, padded=n)
         first = [tree_map_only(Tensor, partial(_row, n=lane), state) for state in states]
         again = None if restarts is None else [tree_map_only(Tensor, taken, state) for state in restarts]
-        y, final = overlapping(layers, part, [taken(mask) for mask in masks], first, again, gradient)
-        ys.append(torch.cat([y, y.new_zeros(sequences.T - n, *y.shape[1:])]))
-        finals.append(final)
-        lanes.append(lane)
-    order = torch.cat(lanes).argsort()
-    whole = [tree_map(lambda *t: torch.cat(t)[order], *of_cell) for of_cell in zip(*finals, strict=True)]
-    return torch.cat(ys, 1)[:, order], whole
+        return overlapping(layers, part, [taken(mask) for mask in masks], first, again, gradient)
+
+    return by_length(sequences, run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..engine import refuse_tangents
 from ..memory import Checkpoints
 from ..scan.arguments import Arguments
 from ..scan.pytrees import Step, differentiable, split
-from ._pieces import Sliceable, as_tensor, steps_of
+from ._pieces import STEPS, Sliceable, as_tensor, on_disk, steps_of
 from ._plan_scan import bytes_of_step
 from ._segmented_scan import SegmentedScan, StepsOfRun
 from ._stream_loss import StreamLoss
@@ -78,6 +79,17 @@ class ScanStream(ABC):
         """Two passes or more over leaves with slices: all segments forward, then all back."""
         self._run(leaves, T, policy)
         self._check_ends(T)
+
+    def in_pieces(self, chunks: Callable[[int], Iterable[list[Tensor]]], policy: policies.Policy) -> None:
+        """What comes in pieces: one pass under `Chunked`; else they are written to disk first. chunks: of k steps."""
+        if isinstance(policy, policies.Chunked):
+            self.in_chunks(chunks(policy.k), policy.k)
+            return
+        with ExitStack() as stack:
+            leaves = on_disk(stack, chunks(STEPS))
+            if not leaves:
+                raise ValueError("x must have at least 1 step: got 0")
+            self.in_segments(leaves, len(leaves[0]), policy)
 
     def in_chunks(self, chunks: Iterable[list[Tensor]], k: int) -> None:
         """One pass: each chunk of k steps goes forward and back before the next one is read."""

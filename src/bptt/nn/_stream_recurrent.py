@@ -6,7 +6,7 @@ Legend: T steps, B lanes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .. import policies
 from ..memory import Checkpoints
 from ..scan.pytrees import differentiable
 from ._layered import split_hidden, split_restarts
-from ._pieces import STEPS, Sliceable, is_sliceable, on_disk, rechunked
+from ._pieces import Sliceable, is_sliceable, rechunked
 from ._scan_stream import ScanStream, zeros_for_none
 from ._sequences import Sequences
 from ._stream_loss import StreamLoss
@@ -57,14 +57,8 @@ class CellStream(ScanStream):
             if len(x) < 1:
                 raise ValueError("x must have at least 1 step: got 0")
             self.in_segments([x], len(x), policy)
-        elif isinstance(policy, policies.Chunked):
-            self.in_chunks(self._rechunked(x, policy.k), policy.k)
         else:
-            with ExitStack() as stack:
-                leaves = on_disk(stack, self._rechunked(x, STEPS))
-                if not leaves:
-                    raise ValueError("x must have at least 1 step: got 0")
-                self.in_segments(leaves, len(leaves[0]), policy)
+            self.in_pieces(partial(self._rechunked, x), policy)
 
     def begin(self, first: list[Tensor], T: int) -> None:
         (x,) = first

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from .. import policies
 from ..memory import Checkpoints, parse
 from ..scan import KERNELS
 from ..scan.pytrees import Form, Step, split
-from ._pieces import STEPS, Sliceable, is_sliceable, on_disk, rechunked
+from ._pieces import Sliceable, is_sliceable, rechunked
 from ._scan_stream import ScanStream, zeros_for_none
 from ._stream_loss import StreamLoss, checked_tensors
 
@@ -109,14 +109,8 @@ def stream_scan(
         stream.in_segments(leaves, T, policy)
     elif length is not None:
         raise ValueError(f"length must be None where xs are pieces, which tell it: got {length!r}")
-    elif isinstance(policy, policies.Chunked):
-        stream.in_chunks(stream.rechunked(xs, policy.k), policy.k)
     else:
-        with ExitStack() as stack:
-            written = on_disk(stack, stream.rechunked(xs, STEPS))
-            if not written:
-                raise ValueError("x must have at least 1 step: got 0")
-            stream.in_segments(written, len(written[0]), policy)
+        stream.in_pieces(partial(stream.rechunked, xs), policy)
     return StreamedScan(
         loss=stream.loss.total,
         wrt=tuple(stream.loss.grads),

@@ -19,7 +19,7 @@ from ..scan import scan
 from ..scan.arguments import check_not_traced
 from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
-from ._by_length import by_length
+from ._by_length import scan_by_length
 from ._cell_list import cells_of, learnable_state, sample, unlike
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
@@ -317,7 +317,7 @@ class Recurrent(nn.Module):
             final, (y, _) = self._scan(*scanned)
             finals = [state if states[k] is not None else state[1] for k, state in zip(ks, final, strict=True)]
         elif gradient is None and torch.is_grad_enabled() and sequences.blocks_differ(self.gradient.reach(sequences.T)):
-            y, finals = by_length(sequences, partial(self._scan, gradient=None), *scanned[:-1])
+            y, finals = scan_by_length(sequences, partial(self._scan, gradient=None), *scanned[:-1])
         else:
             # From the outputs, so that the cotangent of a final state arrives at the sequence's last step.
             _, (y, kept) = self._scan(*scanned)

@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels import scaled
 from .pytrees import alias, beside, differentiable, reset
 from .replay import Visit
 from .segments import ScanCall
 
-__all__ = ["Block", "EdgeFactors", "TimeEdge", "all_rows", "policy_graph", "scaled"]
+__all__ = ["Block", "EdgeFactors", "TimeEdge", "after_edge", "all_rows", "policy_graph"]
 
 Block = tuple[int, int, int]
 """The earliest step that the block reaches, its first loss, its last loss."""
 
 
-def scaled(adjoint: Tensor, factor: Tensor) -> Tensor:
-    """The adjoint after a time edge with this factor. Nothing crosses an edge of factor 0, not even a NaN."""
-    factor = beside(factor, adjoint).to(adjoint.dtype)
-    return torch.where(factor == 0, torch.zeros_like(adjoint), adjoint * factor)
+def after_edge(adjoint: Tensor, factor: Tensor) -> Tensor:
+    """The adjoint of a leaf of the carry after a time edge. factor: `[B]` or `[1]`, of several blocks `[blocks, B]`."""
+    return scaled(adjoint, beside(factor, adjoint).to(adjoint.dtype))
 
 
 def all_rows(mask: Tensor) -> frozenset[int]:
@@ -65,7 +65,7 @@ class TimeEdge(torch.autograd.Function):
         if edges.factors is None or adjoint is None:
             return adjoint, None, None
         # A derivative of the zeros that would go on could be NaN.
-        return (None if ctx.t in edges.cuts else scaled(adjoint, edges.factors[ctx.t])), None, None
+        return (None if ctx.t in edges.cuts else after_edge(adjoint, edges.factors[ctx.t])), None, None
 
 
 def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor | None) -> list[list[Visit]]:

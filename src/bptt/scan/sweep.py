@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..engine import Tensors, block_sweep, given
 from ..kernels import Blocks, Frames
-from .graph import scaled
+from .graph import after_edge
 from .pytrees import added, beside, differentiable
 from .replay import Visit
 from .segments import StepReplays
@@ -77,7 +77,7 @@ class ReplayedSweep(ABC):
         if self.edge_factors is None:
             return adjoints
         factors = self.edge_factors[t]
-        return [None if adjoint is None else scaled(adjoint, factors) for adjoint in adjoints]
+        return [None if adjoint is None else after_edge(adjoint, factors) for adjoint in adjoints]
 
 
 @dataclass

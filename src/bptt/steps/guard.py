@@ -43,10 +43,9 @@ class Guard:
     dtype, device and requires_grad, but not their values, which the traced step reads as the step does. Functions that
     the code calls are read likewise, those of torch, NumPy and the standard library excepted.
 
-    captured: the tensors of the traced graph. unreached: those of them to which no path was found: whether another has
-    taken their place cannot be told. obstacle: why the step must be run itself, or None: its code changes what outlives
-    the call (a variable of its closure, a global, an attribute or an item of what it has captured), gives other values
-    at each call, or cannot be read.
+    captured: the tensors of the traced graph. obstacle: why the step must be run itself, or None: its code changes what
+    outlives the call (a variable of its closure, a global, an attribute or an item of what it has captured), gives
+    other values at each call, or cannot be read.
 
     No guard can see:
 
@@ -72,8 +71,8 @@ class Guard:
     ...     h = cell(x, h * scale[0])
     ...     return h, h
     >>> guard = Guard.of(step, list(cell.parameters()))
-    >>> print(guard.obstacle, guard.unreached, guard.changed())
-    None () None
+    >>> print(guard.obstacle, guard.paths, guard.changed())
+    None ('cell.weight_ih', 'cell.weight_hh', 'cell.bias_ih', 'cell.bias_hh') None
     >>> scale[0] = 0.25
     >>> guard.changed()
     '`scale[0]` is 0.25, and was 0.5 when the step was traced'
@@ -82,7 +81,6 @@ class Guard:
     step: Callable[..., Any]
     captured: tuple[Tensor, ...]
     obstacle: str | None
-    unreached: tuple[str, ...]
     _checks: tuple[_Check, ...]
     _empty: tuple[_Check, ...]
     _emptied: tuple[Any, ...]
@@ -111,7 +109,6 @@ class Guard:
             step=step,
             captured=tuple(captured),
             obstacle=reads.obstacle,
-            unreached=names,
             _checks=tuple(check for check in checks if check.values),
             _empty=empty,
             _emptied=tuple(check.holder for check in empty),
@@ -136,7 +133,10 @@ class Guard:
 
     @property
     def paths(self) -> tuple[str | None, ...]:
-        """Of each captured tensor the expression by which the step's code reaches it; None where none was found."""
+        """Of each captured tensor the expression by which the step's code reaches it; None where none was found.
+
+        Whether another tensor has taken the place of such a one cannot be told.
+        """
         found = {id(t): name[1:-1] if name.startswith("`") else None for name, t, _ in self._tensors}
         return tuple(found[id(t)] for t in self.captured)
 

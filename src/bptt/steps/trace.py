@@ -239,7 +239,7 @@ def _with_gradients(
     recorder.graph.output([list(part) for part in outputs])
     decided = tuple((kind, value) for _, kind, value in recorder.branches)
     return Recorded(
-        R, recorder.graph, outputs, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided
+        R, recorder.graph, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided
     )  # fmt: skip
 
 

@@ -67,11 +67,10 @@ _SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_e
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A trace with a number of rows. outputs: next, y, back, dx, dcaptured; None where there is no gradient."""
+    """A trace with a number of rows. What its graph puts out: see `trace`; None stands where there is no gradient."""
 
     R: int
     graph: Graph
-    outputs: list[list[Node | None]]
     adjoints: list[str | None]
     dys: list[str | None]
     captured: list[tuple[Tensor, str]]
