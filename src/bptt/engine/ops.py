@@ -182,7 +182,7 @@ def received(tensors: Sequence[Tensor], layout: str) -> tuple[Net, Memory, tuple
     return net, memory, tuple(tensors[:own])
 
 
-def called(net: Net, memory: Memory, inputs: tuple[Tensor, ...]) -> NetPrograms:
+def program_of_call(net: Net, memory: Memory, inputs: tuple[Tensor, ...]) -> NetPrograms:
     """The program of a call on so many steps, which a graph of any number of steps does not hold."""
     net = replace(net, reach=net.reach.within(inputs[0].shape[0]))
     return with_checkpoints(net, memory, inputs) if isinstance(memory, Checkpoints) else Stack(net, memory)
@@ -243,7 +243,7 @@ def _forward(tensors: list[Tensor], layout: str, keep: bool) -> list[Tensor]:
     refuse_onnx()
     net, memory, inputs = received(tensors, layout)
     series = has_series(net, memory)
-    program = called(net, memory if keep or isinstance(memory, Checkpoints) else "states", inputs)
+    program = program_of_call(net, memory if keep or isinstance(memory, Checkpoints) else "states", inputs)
     with torch.no_grad():
         outputs, tape = program.forward(inputs, keep=keep or series)
         return _own(_joined(series, net, outputs, tape, keep))
@@ -286,7 +286,7 @@ def _backward(
     with torch.no_grad():
         outputs, tape = _parted(series, net, results)
         arrived = _cotangents(series, net, cotangents)
-        grads = called(net, memory, inputs).backward(Saved(inputs, outputs, tape), Asked(arrived, wanted))
+        grads = program_of_call(net, memory, inputs).backward(Saved(inputs, outputs, tape), Asked(arrived, wanted))
         return _own([given(grad) for grad, need in zip(grads.inputs, wanted, strict=True) if need])
 
 
@@ -312,7 +312,7 @@ def _pull(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
         series = has_series(net, memory)
         outputs = (results[0][1:] if series else results[0], *results[1 : net.outputs])
         arrived, own = _cotangents(series, net, cotangents), tuple(needs[: len(inputs)])
-        found = called(net, memory, inputs).backward(Saved(inputs, outputs, None), Asked(arrived, own))
+        found = program_of_call(net, memory, inputs).backward(Saved(inputs, outputs, None), Asked(arrived, own))
         grads = [*found.inputs, *[None] * (len(tensors) - len(inputs))]
     else:
         if not ctx.kept:  # recorded for calls with and without a gradient
@@ -332,7 +332,7 @@ def _backward_flops(
     tensors: list[Tensor], layout: str, results: Any, cotangents: Any, needs: list[bool], out_val: Any = None
 ) -> int:
     net, memory, inputs = received(tensors, layout)
-    return backward_flops(called(net, memory, inputs), inputs, needs)
+    return backward_flops(program_of_call(net, memory, inputs), inputs, needs)
 
 
 def _draw(uniform: Tensor, policy: str) -> Tensor:

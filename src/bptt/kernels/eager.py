@@ -87,8 +87,8 @@ class Eager:
         N = prev[0].shape[1]
         lam = tuple(s.new_zeros(N, s.shape[-1]) for s in state)
         das, adjoints = _Series(frames.R), [_Series(frames.R) for _ in state[: request.adjoints]]
-        walked = (frames.top - frames.start)[:, None]
-        short = None if frames.whole or bool((walked == frames.R - 1).all()) else walked.to(lam[0].device)
+        distance = (frames.top - frames.start)[:, None]
+        short = None if frames.whole or bool((distance == frames.R - 1).all()) else distance.to(lam[0].device)
         begin = _begin(frames) if any(a is not None for a in request.arriving) else {}
         for r in reversed(range(frames.R)):
             if short is not None:  # a column that has not begun: zero, also where a weight is infinite

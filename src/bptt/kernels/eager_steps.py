@@ -50,12 +50,12 @@ class EagerSteps:
         inputs = _by_step(step, part, values, T)
         place = {name: i for i, name in enumerate(part.outputs)}
         nexts, kept = [place[n] for n in step.next], [(place[name], rows) for name, rows in found.items()]
-        walked = [step.carry.index(n) if n in step.carry else None for n in part.inputs]
+        of_carry = [step.carry.index(n) if n in step.carry else None for n in part.inputs]
         current: Sequence[Tensor] = carry
         for t in range(T):
             if resets is not None:
                 current = [_reset(c, resets[t]) for c in current]
-            made = part.function(B, *[i[t] if w is None else current[w] for i, w in zip(inputs, walked, strict=True)])
+            made = part.function(B, *[i[t] if w is None else current[w] for i, w in zip(inputs, of_carry, strict=True)])
             current = [made[i] for i in nexts]
             for rows, c in zip(states, current, strict=True):
                 rows.append(c)
@@ -165,7 +165,7 @@ def _zeros(step: SplitStep, name: str, T: int, B: int, device: torch.device) -> 
 
 
 def _by_step(step: SplitStep, part: Part, values: Mapping[str, Tensor], T: int) -> list[Sequence[Tensor]]:
-    """Of each input its value at each step; nothing for those that are walked."""
+    """Of each input its value at each step; nothing for those of the carry."""
     return [() if n in step.carry else values[n].unbind() if step.values[n].rows else [values[n]] * T
             for n in part.inputs]  # fmt: skip
 

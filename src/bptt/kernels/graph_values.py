@@ -56,12 +56,12 @@ class GraphValues:
 
     def _needed(self, ends: Sequence[Node]) -> set[Node]:
         found: set[Node] = set()
-        ahead = list(ends)
-        while ahead:
-            node = ahead.pop()
+        waiting = list(ends)
+        while waiting:
+            node = waiting.pop()
             if node not in found:
                 found.add(node)
-                ahead += [n for n in _operands(node) if self.is_value(n)]
+                waiting += [n for n in _operands(node) if self.is_value(n)]
         return found
 
     def _counts(self, ends: Sequence[Node]) -> dict[Node, int]:

@@ -123,10 +123,10 @@ class Interpreter:
         layout = run.sized.layout
         keep_heap(layout.size * ready.itemsize + sum([states.nbytes for states in carries]))
         memories: tuple[Tensor, ...] = ()
-        if run.sized.laid:
+        if run.sized.together:
             memories = (new((layout.size,)),)
             first_address = memories[0].data_ptr()
-            for at, distance in run.sized.laid:
+            for at, distance in run.sized.together:
                 run.addresses[at] = first_address + distance
         own: dict[str, Tensor] = {}
         for name, at, size in run.sized.own:
@@ -178,12 +178,12 @@ class Interpreter:
         for name, at, size in run.sized.own:
             found[name] = made = new(size)
             run.addresses[at] = made.data_ptr()
-        taken: dict[int, Tensor] = {}
+        totals: dict[int, Tensor] = {}
         for name, at in ready.summed:
-            if at not in taken:
-                taken[at] = like.new_zeros(kinds[name].shape)
-                run.addresses[at] = taken[at].data_ptr()
-            found[name] = taken[at].view(kinds[name].shape)
+            if at not in totals:
+                totals[at] = like.new_zeros(kinds[name].shape)
+                run.addresses[at] = totals[at].data_ptr()
+            found[name] = totals[at].view(kinds[name].shape)
         left: list[Tensor | None] = [None] * len(step.back)
         for i, at in ready.backs if leaving else ():
             name = step.back[i]

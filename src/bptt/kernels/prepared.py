@@ -97,13 +97,13 @@ def walk_of(program: Program, dtype: torch.dtype) -> tuple[_walks.Program, Tenso
 class Sized(NamedTuple):
     """What the numbers of steps and lanes tell of a program's values.
 
-    layout: of those that are brought back in one memory: those that are for the caller's tape alone. laid: (number,
+    layout: of those that are brought back in one memory: those that are for the caller's tape alone. together: (number,
     distance in bytes) of these; own: (name, number, size) of those brought back otherwise; carries: (name, number where
     it is read, number after the step, size of one, size of all); inputs: (name, number, size, `[T, B * k, ...]`).
     """
 
     layout: Layout
-    laid: list[tuple[int, int]]
+    together: list[tuple[int, int]]
     own: list[tuple[str, int, tuple[int, ...]]]
     carries: list[tuple[str, int, int, tuple[int, ...], tuple[int, ...]]]
     inputs: list[tuple[str, int, tuple[int, ...], tuple[int, ...]]]

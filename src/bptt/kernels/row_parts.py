@@ -72,7 +72,7 @@ class RowPart:
         divided = _Divided(in_one(parts, tuple(dict.fromkeys(wanted))), step.values)
         if divided.worth < FEWEST:
             raise Refused("hardly anything is to be computed")
-        self.programs = [_RowProgram(step, divided.walked(), divided.sums)]
+        self.programs = [_RowProgram(step, divided.by_row(), divided.sums)]
         self.same, self.after = divided.same, divided.after()
         if self.after is not None and divided.after_is_small():
             with suppress(Refused):
@@ -158,8 +158,8 @@ class _Divided:
         self.left = [name for name, n in self.results.items() if name not in self.same and name not in used]
         for node in nodes:
             if node in self.later and not (node.name in self.same and len(node.users) == 1):
-                walked = [n for n in node.all_input_nodes if n not in self.later and n not in self.fixed]
-                used |= dict.fromkeys(n.name for n in walked if packet(n) is not None)
+                operands = [n for n in node.all_input_nodes if n not in self.later and n not in self.fixed]
+                used |= dict.fromkeys(n.name for n in operands if packet(n) is not None)
         self.outputs = tuple(used)
         self.worth = sum(3 if packet(n) is aten.mm else 1 for n in nodes if n not in self.later and n not in self.fixed)
 
@@ -169,7 +169,7 @@ class _Divided:
             raise Refused(f"{node.name}: nothing says of which kind its value is")
         return known.rows
 
-    def walked(self) -> Part:
+    def by_row(self) -> Part:
         """What is computed row by row."""
         graph, made = Graph(), dict[Node, Node]()
         for node in self.part.graph.nodes:

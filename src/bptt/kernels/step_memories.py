@@ -75,7 +75,7 @@ class Memories:
         size = self.size(name)
         self.readers[name] = (lambda held: held[memory].view(size)) if flatten else lambda held: held[memory]
 
-    def laid(self, name: str, memory: int, offset: int) -> None:
+    def lies_in(self, name: str, memory: int, offset: int) -> None:
         """A value in a memory of many. offset: in numbers."""
         self.sources[name] = memory, offset * self.itemsize
         _, _, size, stride = Place.of(self.kinds[name], self.request.T, self.request.B, memory, offset)

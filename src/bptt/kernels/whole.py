@@ -46,8 +46,8 @@ class WholeWalks:
         self.walks = forward(), infer(), sweep()
         for walk in self.walks:
             walk.cell, walk.T, walk.B, walk.I, walk.H, walk.P = code, T, B, I, H, H
-        ahead, _, back = self.walks
-        ahead.stride, ahead.keeps = self.gates[2], self.keeps
+        forward_walk, _, back = self.walks
+        forward_walk.stride, forward_walk.keeps = self.gates[2], self.keeps
         order = self.frames.walks
         back.N, back.R, back.error_stride = len(self.frames.start), self.frames.R, H
         back.columns, back.counts = order.columns.data_ptr(), order.counts.data_ptr()

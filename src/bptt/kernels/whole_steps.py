@@ -49,10 +49,10 @@ class _Ahead:
             parts = parts[:1]
             for name in request.early.outputs:
                 if keep and name in step.kept:
-                    memories.laid(name, tape, end)
+                    memories.lies_in(name, tape, end)
                     end += _aligned(prod(memories.size(name)))
                 else:
-                    memories.laid(name, scratch, end_of_scratch)
+                    memories.lies_in(name, scratch, end_of_scratch)
                     end_of_scratch += _aligned(prod(memories.size(name)))
             self.early = request.early.bound(T * B, memories.sources)
         self.scratch = (end_of_scratch,)
@@ -61,14 +61,14 @@ class _Ahead:
         for i, (name, at, after) in enumerate(ready.carries):
             one = prod(self.last[i])
             bytes_of_one = one * ready.itemsize
-            memories.laid(name, tape, end)
+            memories.lies_in(name, tape, end)
             source = memories.sources[name]
             walk.at(after, source)
             if at >= 0:
                 walk.at(at, source)
             walk.moves += (*source, i, 0, bytes_of_one)
             if step.next[i] not in memories.sources:
-                memories.laid(step.next[i], tape, end + one)
+                memories.lies_in(step.next[i], tape, end + one)
             end += _aligned((T + 1) * one)
         walk.before = n
         for i in range(n):
@@ -76,7 +76,7 @@ class _Ahead:
             size = prod(self.last[i]) * ready.itemsize
             walk.moves += (tape + 1 + i, 0, tape_at, distance + T * size, size)
         for name, at in ready.kept:
-            memories.laid(name, tape, end)
+            memories.lies_in(name, tape, end)
             walk.at(at, memories.sources[name])
             end += _aligned(prod(memories.size(name)))
         memories.check((*step.carry, *step.next, *step.y))
@@ -115,7 +115,7 @@ class _Back:
         inputs = inputs_known(request, memories)
         tape, n = len(inputs), len(step.carry)
         for name, (_, distance) in ahead.places.items():
-            memories.laid(name, tape, distance // ready.itemsize)
+            memories.lies_in(name, tape, distance // ready.itemsize)
         ys = tape + 1 + n
         self.shapes = (*inputs, ahead.tape, *ahead.last, *ahead.ys)
         self.count, self.n, self.outputs = len(inputs), n, len(self.shapes) - len(inputs) - 1
@@ -141,7 +141,7 @@ class _Back:
             if at not in shared:
                 shared[at] = end
                 end += _aligned(prod(memories.size(name)))
-            memories.laid(name, work, offset)
+            memories.lies_in(name, work, offset)
             walk.at(at, memories.sources[name])
         self.work, self.covers, self.frames = (end,), request.frames.walks.covers, request.frames
         self.leaves = {leaf for leaf, _ in ready.backs}
@@ -165,7 +165,7 @@ class _Back:
                 if of in late.outputs:
                     memories.own(name, memory, flatten=True)
                 else:
-                    memories.laid(name, memory, distance // ready.itemsize)
+                    memories.lies_in(name, memory, distance // ready.itemsize)
             self.late = late.bound(request.T * request.B, memories.sources)
             after = () if late.after is None else (late.after,)
         self.last = AtOnce(after, deferred, memories)

@@ -45,11 +45,11 @@ def scan_by_length(
     """The same of a scan, in own time. scan: what its arguments give, the outputs of a step with its states."""
 
     def run(n: int, lane: Tensor) -> tuple[Tensor, list[Any]]:
-        def taken(t: Tensor) -> Tensor:
+        def of_lanes(t: Tensor) -> Tensor:
             return t[:n, lane]
 
         first = tree_map_only(Tensor, lambda t: t[lane], carry)
-        _, (y, kept) = scan(step, first, tuple(map(taken, xs)), *tree_map_only(Tensor, taken, (resets, restart)))
+        _, (y, kept) = scan(step, first, tuple(map(of_lanes, xs)), *tree_map_only(Tensor, of_lanes, (resets, restart)))
         return y, list(tree_map(lambda t: t[-1], kept))
 
     return by_length(sequences, run)

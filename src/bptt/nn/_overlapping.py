@@ -198,14 +198,14 @@ def _run(
     spans = high - low + 1
     rows = torch.minimum(low + torch.arange(int(spans.max()), device=device)[:, None], high)
 
-    def taken(t: Tensor) -> Tensor:
+    def of_spans(t: Tensor) -> Tensor:
         return t[rows].flatten(1, 2)  # [T, B, ...] -> [span, N * B, ...]
 
     lengths = spans.cpu().repeat_interleave(B)
     part = Sequences(
-        x=taken(sequences.x),
+        x=of_spans(sequences.x),
         lengths=lengths if bool((lengths != len(rows)).any()) else None,
-        resets=None if sequences.resets is None else taken(sequences.resets),
+        resets=None if sequences.resets is None else of_spans(sequences.resets),
         packed=None,
         batched=True,
         batch_first=False,
@@ -228,8 +228,8 @@ def _run(
             )
             first = _restarted(first, at(resets), own)
         firsts.append(first)
-    taken_restarts = None if restarts is None else [tree_map_only(Tensor, taken, state) for state in restarts]
-    y, finals = layers.whole(part, [taken(mask) for mask in masks], firsts, taken_restarts)
+    own_restarts = None if restarts is None else [tree_map_only(Tensor, of_spans, state) for state in restarts]
+    y, finals = layers.whole(part, [of_spans(mask) for mask in masks], firsts, own_restarts)
     finals = [tree_map_only(Tensor, lambda t: t.unflatten(0, (N, B)), state) for state in finals]
     return y.unflatten(1, (N, B)), finals, N
 
@@ -263,13 +263,13 @@ def _by_length(
     """The same of sequences of unequal lengths: the policy of each is that of the same sequence alone."""
 
     def run(n: int, lane: Tensor) -> tuple[Tensor, list[Any]]:
-        def taken(t: Tensor) -> Tensor:
+        def of_lanes(t: Tensor) -> Tensor:
             return t[:n, lane]
 
-        resets = None if sequences.resets is None else taken(sequences.resets)
-        part = replace(sequences, x=taken(sequences.x), lengths=None, resets=resets, packed=None, padded=n)
+        resets = None if sequences.resets is None else of_lanes(sequences.resets)
+        part = replace(sequences, x=of_lanes(sequences.x), lengths=None, resets=resets, packed=None, padded=n)
         first = [tree_map_only(Tensor, partial(_row, n=lane), state) for state in states]
-        again = None if restarts is None else [tree_map_only(Tensor, taken, state) for state in restarts]
-        return overlapping(layers, part, [taken(mask) for mask in masks], first, again, gradient)
+        again = None if restarts is None else [tree_map_only(Tensor, of_lanes, state) for state in restarts]
+        return overlapping(layers, part, [of_lanes(mask) for mask in masks], first, again, gradient)
 
     return by_length(sequences, run)
