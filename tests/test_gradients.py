@@ -4,6 +4,7 @@ import pytest
 import torch
 from functions import Agree, each_cell, each_net
 from reference import NETS, as_hx, as_tuple, build, case, gradients, ours
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
 
@@ -53,3 +54,45 @@ def test_adjoints_are_those_of_a_plain_loop(cell: str, agree: Agree) -> None:
     torch.autograd.backward([*hs, *state], [*(dy[None] for dy in data.dy), *data.dfinal])
     grads = bptt.gradients(ours(theirs), data.x, data.dy, as_hx(data.initial), as_hx(data.dfinal))
     agree(grads.adjoints, torch.cat([h.grad for h in hs]))
+
+
+@pytest.mark.parametrize("memory", ["gates", "checkpoints:steps=4"])
+@pytest.mark.parametrize("policy", ["full", "chunked:3", "truncated:4/3", "randomized:0.5"])
+@pytest.mark.parametrize(
+    ("cell", "net", "kernel"),
+    [("gru", "one", "cpu"), ("lstm_proj", "bi_two", "cpu"), ("tanh", "two", "eager"), ("lstm", "one", "eager")],
+)
+def test_per_sample(cell: str, net: str, kernel: str, policy: str, memory: str, agree: Agree) -> None:
+    """Those of each lane are the gradients that a cotangent of this lane alone gives; all else is what it was."""
+    theirs = build(cell, **NETS[net])
+    data, layer = case(theirs), ours(theirs, kernel=kernel, memory=memory)
+    B = data.x.shape[1]
+    lengths = torch.tensor([len(data.x) - 2 * (b % 2) for b in range(B)])
+
+    def pack(x: torch.Tensor) -> PackedSequence:
+        return pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+    for resets, packed in ((None, False), (torch.rand(len(data.x), B) < 0.2, False), (None, True)):
+        form = pack if packed else lambda x: x
+
+        def found(lane: torch.Tensor, resets=resets, form=form, **options: bool) -> bptt.nn.Gradients:
+            torch.manual_seed(1)
+            dfinal = tuple(d * lane for d in data.dfinal)
+            given = form(data.x), form(data.dy * lane), as_hx(data.initial), as_hx(dfinal)
+            return bptt.gradients(layer, *given, gradient=policy, resets=resets, **options)
+
+        everything = found(torch.ones(B, 1, dtype=data.x.dtype), per_sample=True)
+        agree(everything.adjoints, found(torch.ones(B, 1, dtype=data.x.dtype)).adjoints)
+        for b, lane in enumerate(torch.eye(B, dtype=data.x.dtype)):
+            agree({n: g[b] for n, g in everything.parameters.items()}, found(lane[:, None]).parameters)
+
+
+def test_per_sample_without_lanes_and_without_a_batch() -> None:
+    layer = bptt.nn.GRU(3, 4)
+    shapes = {n: p.shape for n, p in layer.named_parameters()}
+    none = bptt.gradients(layer, torch.ones(5, 0, 3), torch.ones(5, 0, 4), per_sample=True)
+    assert {n: g.shape for n, g in none.parameters.items()} == {n: (0, *shape) for n, shape in shapes.items()}
+    one = bptt.gradients(layer, torch.ones(5, 3), torch.ones(5, 4), per_sample=True)
+    assert {n: g.shape for n, g in one.parameters.items()} == {n: (1, *shape) for n, shape in shapes.items()}
+    with pytest.raises(RuntimeError, match="fused"):
+        bptt.gradients(bptt.nn.GRU(3, 4, kernel="fused"), torch.ones(5, 2, 3), torch.ones(5, 2, 4), per_sample=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import as_tuple, build, ours
 from torch import Tensor
-from torch.func import grad, jacrev, vjp, vmap
+from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 from transforms import CASES, like, loss, made
@@ -108,6 +108,31 @@ def test_batched_cotangents(cell: str, net: str, kernel: str) -> None:
     jacobian = torch.autograd.functional.jacobian
     own_jacobian = jacobian(lambda x: own(x, *given[1:])[0], given[0], vectorize=True)
     close(own_jacobian, jacobian(lambda x: loop(x, *given[1:])[0], given[0]))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch's own forward mode
+@pytest.mark.parametrize(("cell", "net", "kernel"), [("gru", "one", "cpu"), ("lstm", "bi_two", "eager")])
+def test_derivatives_of_the_gradients_of_samples(cell: str, net: str, kernel: str) -> None:
+    """Those of a weight for each sample, made side by side, are differentiated again and mapped again."""
+    own, loop, (x, hx, weights) = made(cell, net, kernel)
+    whole = torch.stack([x, x / 2, -x])
+
+    def of_samples(f: Any, weights: Any, scale: Tensor) -> Any:
+        return vmap(grad(lambda w, x: loss(f)(x * scale, hx, w)), (None, 0))(weights, whole)
+
+    def second(f: Any) -> Any:
+        return grad(lambda w, s: sum(g.sin().sum() for g in of_samples(f, w, s).values()), (0, 1))(weights, scale)
+
+    def forward(f: Any) -> Any:
+        return jvp(lambda w, s: of_samples(f, w, s), (weights, scale), (like(weights), torch.ones_like(scale)))[1]
+
+    scale = torch.tensor(1.5, dtype=x.dtype)
+    close(second(own), second(loop))
+    close(forward(own), forward(loop))
+    nested = [
+        vmap(lambda c, f=f: of_samples(f, weights, c))(torch.tensor([1.0, 0.5], dtype=x.dtype)) for f in (own, loop)
+    ]
+    close(*nested)
 
 
 def test_batched_cotangents_of_a_changed_output() -> None:

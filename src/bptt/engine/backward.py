@@ -130,10 +130,11 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             arriving = self.segment.arriving[k]
         elif self.has_finals:
             arriving = tuple([None if f is None else f[k] for f in self.d_finals])
-        if self.between is not None:
-            own = self.between.errors(frames, own)
-        wanted = any(walk.needs)
-        goes_down = layer > 0 or (self.between is not None and self.between.below is not None)
+        if self.crossing is not None:
+            own = self.crossing.errors(frames, own)
+            frames, arriving = self.crossing.arriving(k, frames, arriving)
+        wanted = any(walk.needs) and self.asked.lane_groups is None
+        goes_down = layer > 0 or (self.crossing is not None and self.crossing.below is not None)
         request = Sweep(
             cell=net.cell,
             w=self.weights[k],
@@ -239,7 +240,8 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         w, tape, x = self.weights[k], walk.tape, self._input(k) if walk.x is None else walk.x
         if self.observer is not None:
             self.observer.summed(k, total)
-        weights = parameter_gradients(net.cell, w, x, tape, total, walk.needs, self.present, net.kernel)
+        groups = self.asked.lane_groups
+        weights = parameter_gradients(net.cell, w, x, tape, total, walk.needs, self.present, net.kernel, groups)
         restart: States = ()
         if self.needs_restart:
             restart = restart_gradients(net.cell, w, tape, total.adjoints, self.present)

@@ -185,8 +185,8 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         needs = (source.dx is not None, *needs[1 : 1 + states], *self.needs_of(k), *needs[net.inputs :])
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = self.program.one_direction(layer, d), self.program.inputs_of(self.inputs, layer, d)
-        asked = Asked(d_finals, needs, self.asked.adjoints)
-        back = SegmentedPass(one, inputs, source, asked, frames, between)
+        asked = self.asked._replace(cotangents=d_finals, needs=needs)
+        back = SegmentedPass(one, inputs, source, asked, crossing)
         actions = one.schedule.backward if frames is None else one.schedule.only(*segments_crossed(frames, one.starts))
         found = back.run(self.kept[k], actions)
         end = 1 + states + net.per_layer

@@ -26,11 +26,12 @@ def parameter_gradients(
     needs: Sequence[bool],
     present: Tensor | None,
     kernel: Kernel | None = None,
+    lane_groups: int | None = None,
 ) -> list[Tensor | None]:
     """The gradient of each weight of one layer and direction that needs one, in torch.nn's order.
 
     result: the sums over all sweeps. needs: for each weight that there is. present: the rows of `[T * B]` that are
-    steps of a sequence; None is all. kernel: of the sweeps, which may sum over rows too.
+    steps of a sequence; None is all. kernel: of the sweeps, which may sum over rows too. lane_groups: see `Asked`.
     """
     there = [i for i, weight in enumerate(w) if weight is not None]
     found = dict(zip(w._fields, result.weights, strict=False))
@@ -38,7 +39,9 @@ def parameter_gradients(
     missing = [name for name in asked if found.get(name) is None]
     if missing:
         steps = AllSteps(x, tape, given(result.da), result.recurrent, result.adjoints)
-        if isinstance(kernel, SummingKernel):
+        if lane_groups is not None:
+            found |= {name: _by_group(cell, name, steps, present, lane_groups) for name in missing}
+        elif isinstance(kernel, SummingKernel):
             found |= _by_kernel(kernel, cell, missing, steps, present)
         for name in missing:
             if found.get(name) is None:
@@ -82,6 +85,24 @@ def _summed(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None) ->
         steps_of(e, present).sum(0) if rows is None else summed_product(steps_of(e, present), rows) for e in errors
     ]
     return _joined(parts)
+
+
+def _by_group(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None, groups: int) -> Tensor:
+    """The gradient of one weight for each group of lanes `[groups, ...]`: one batch of products over steps."""
+    errors, inputs = cell.factors(weight, steps)
+    rows = None if inputs is None else _grouped(inputs, present, groups)
+    parts = [_grouped(e, present, groups) for e in errors]
+    return torch.cat([e.sum(1) if rows is None else torch.bmm(e.transpose(1, 2), rows) for e in parts], 1)
+
+
+def _grouped(x: Tensor, present: Tensor | None, groups: int) -> Tensor:
+    """`[T, B, F]` -> `[groups, T * B / groups, F]`, zero where no step of a sequence is, which may hold anything."""
+    T, B, F = x.shape
+    if present is not None:
+        rows = x.flatten(0, 1)
+        x = rows.new_zeros(T * B, F).index_copy(0, present, rows.index_select(0, present)).view(T, B, F)
+    each = B // groups if groups else 0
+    return x.reshape(T, groups, each, F).transpose(0, 1).reshape(groups, T * each, F)
 
 
 def restart_gradients(cell: Cell, w: Weights, tape: Tape, adjoints: States, present: Tensor | None) -> States:

@@ -21,9 +21,9 @@ from .bidirectional import CheckpointedBidirectional
 from .boundary import own_precision
 from .net import Net, States
 from .records import Tensors, given
+from .rules import RULES
 from .segments import Checkpointed
 from .stack import Stack
-from .transforms import RULES
 
 __all__ = ["push"]
 
@@ -120,6 +120,9 @@ class _NetRules:
 
     def visible(self, program: Any) -> Stack:
         return Stack(replace(program.net, kernel=KERNELS["eager"]), "states")
+
+    def sums_by_group(self, program: Any) -> bool:
+        return not program.net.kernel.own_gradients
 
     def is_uncut(self, program: Any, x: Tensor) -> bool:
         net, T = program.net, x.shape[0]

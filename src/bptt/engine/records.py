@@ -32,6 +32,9 @@ class Asked(NamedTuple):
     """Whether each input needs a gradient."""
     adjoints: bool = False
     """Whether lambda_t is wanted too, of every layer and direction."""
+    lane_groups: int | None = None
+    """Into how many groups of equal size the lanes are divided, in their order, where each weight's gradient is wanted
+    apart for every group `[groups, ...]`; None is the sum over all lanes."""
 
 
 class Grads(NamedTuple):

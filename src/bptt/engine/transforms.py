@@ -8,9 +8,8 @@ of a kind of program, where its lanes lie and what its tangents are, is in `RULE
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,39 +18,13 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from .mapped import folded, lane, one_by_one, unfolded
+from .pull_request import PullRequest
 from .records import Asked, Saved, Tensors, given
+from .rules import RULES
 from .tangents import forward_mode
 from .tracing import named, seen
 
-__all__ = ["RULES", "Rules", "is_batched", "pulled", "pulled_batched", "run_transformed", "transformed"]
-
-
-class Rules(Protocol):
-    """What the transforms need to know of a kind of program."""
-
-    def weights(self, program: Any) -> range:
-        """The inputs that are weights. All other tensors have lanes, in the last dimension but one or the only one."""
-        ...
-
-    def tapes(self, program: Any) -> bool:
-        """Whether what `forward` keeps is tensors with lanes, which a backward call elsewhere may use."""
-        ...
-
-    def visible(self, program: Any) -> Any:
-        """The same program by operations of torch alone, which a tracer can see."""
-        ...
-
-    def is_uncut(self, program: Any, x: Tensor) -> bool:
-        """Whether the gradient is the full one, so that it is the transpose of the tangent."""
-        ...
-
-    def push(self, program: Any, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
-        """The tangents of the outputs from those of the inputs, None for zero, by operations that torch can record."""
-        ...
-
-
-RULES: dict[type, Rules] = {}
-"""The rules of each kind of program that can be transformed."""
+__all__ = ["is_batched", "pulled", "pulled_batched", "run_transformed", "transformed"]
 
 
 def transformed() -> bool:
@@ -71,7 +44,7 @@ def pulled(program: Any, saved: Saved, asked: Asked) -> Tensors:
         tape = ()
     flat = (*saved.inputs, *program.held, *saved.outputs, *tape)
     arrived = tuple([c for c in asked.cotangents if c is not None])
-    request = _Request(
+    request = PullRequest(
         program.holding((None,) * len(program.held)) if program.held else program,
         len(saved.inputs),
         len(program.held),
@@ -189,60 +162,11 @@ def _holding(ctx: Any, tensors: Sequence[Tensor | None]) -> tuple[Any, Tensors, 
     return ctx.program.holding(held) if held else ctx.program, inputs, len(held)
 
 
-class _Parts(NamedTuple):
-    """The tensors of a backward call, apart."""
-
-    inputs: Tensors
-    held: Tensors
-    outputs: tuple[Tensor, ...]
-    tape: tuple[Tensor, ...]
-    cotangents: Tensors
-
-
-@dataclass(frozen=True, eq=False)
-class _Request:
-    """All of a backward call but its tensors. arrived: whether each cotangent is there."""
-
-    program: Any
-    inputs: int
-    held: int
-    outputs: int
-    tape: int
-    arrived: tuple[bool, ...]
-    needs: tuple[bool, ...]
-
-    def parts(self, flat: Sequence[Any]) -> _Parts:
-        ends = [0, self.inputs, self.held, self.outputs, self.tape]
-        at = [sum(ends[: i + 1]) for i in range(5)]
-        inputs, held, outputs, tape = (tuple(flat[a:b]) for a, b in pairwise(at))
-        some = iter(flat[at[-1] :])
-        return _Parts(inputs, held, outputs, tape, tuple(next(some) if there else None for there in self.arrived))
-
-    def holding(self, held: Tensors) -> Any:
-        return self.program.holding(held) if held else self.program
-
-    def recorded(self, flat: Sequence[Any]) -> tuple[Tensor, ...]:
-        """The gradients that are needed, by operations that torch can record."""
-        inputs, held, outputs, _, cotangents = self.parts(flat)
-        asked = Asked(cotangents, self.needs)
-        found = self.holding(held).backward(Saved(inputs, outputs, None), asked)
-        return tuple(g for g, need in zip(found.inputs, self.needs, strict=True) if need)
-
-    def rules(self, what: str) -> Rules:
-        found = RULES.get(type(self.program))
-        if found is None:
-            raise NotImplementedError(
-                f"bptt has no {what} of the backward call of a {self.program.name} (bptt.scan, bptt.nn.Recurrent): use "
-                "torch.autograd.grad(..., create_graph=True) outside of transforms, or a plain loop over steps"
-            )
-        return found
-
-
 class Pulled(torch.autograd.Function):
     """The backward call of a program as an autograd function: the gradients that are needed."""
 
     @staticmethod
-    def forward(request: _Request, *flat: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(request: PullRequest, *flat: Tensor | None) -> tuple[Tensor, ...]:
         inputs, held, outputs, tape, cotangents = request.parts(flat)
         program = request.holding(held)
         with torch.no_grad(), named(program.name, "backward"):
@@ -250,10 +174,12 @@ class Pulled(torch.autograd.Function):
                 program, tape = RULES[type(program)].visible(program), ()
             if not tape:
                 outputs, tape = program.forward(inputs, keep=True)
-            found = program.backward(Saved(inputs, outputs, tape), Asked(cotangents, request.needs))
+            asked = Asked(cotangents, request.needs, lane_groups=request.lane_groups)
+            found = program.backward(Saved(inputs, outputs, tape), asked)
+        weights, groups = request.weights() or (), request.lane_groups
         grads = [
-            torch.zeros_like(t) if g is None else g
-            for g, t, need in zip(found.inputs, inputs, request.needs, strict=True)
+            g if g is not None else t.new_zeros(groups, *t.shape) if groups and i in weights else torch.zeros_like(t)
+            for i, (g, t, need) in enumerate(zip(found.inputs, inputs, request.needs, strict=True))
             if need and t is not None
         ]
         # None may be one of the arguments, which torch.func would take it for, and in a dual level none may be a view.
@@ -272,35 +198,46 @@ class Pulled(torch.autograd.Function):
         request, flat = ctx.request, list(map(_alive, ctx.saved_tensors))
         request.rules("second derivative inside a transform")
         at = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need]
-        wanted = [t for t, need in zip(flat, request.needs, strict=False) if need]
 
         def recorded(*some: Tensor) -> tuple[Tensor, ...]:
             changed = dict(zip(at, some, strict=True))
             return request.recorded([changed.get(i, t) for i, t in enumerate(flat)])
 
-        _, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore[misc]
-        filled = [torch.zeros_like(t) if a is None else a for a, t in zip(adjoints, wanted, strict=True)]  # type: ignore[arg-type]
+        grads, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore[misc]
+        filled = [torch.zeros_like(g) if a is None else a for a, g in zip(adjoints, grads, strict=True)]
         found = dict(zip(at, back(tuple(filled)), strict=True))
         return (None, *[found.get(i) for i in range(len(flat))])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         def push(flat: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
+            if ctx.request.lane_groups is not None:
+                return ctx.request.by_group(_tangents_of_gradients, flat, moving)
             return _tangents_of_gradients(ctx.request, flat, moving)
 
         return _below(push, tuple(map(_alive, ctx.saved_tensors)), tangents[1:])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], request: _Request, *flat: Tensor | None) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], request: PullRequest, *flat: Tensor | None) -> Any:
         dims, V = in_dims[1:], info.batch_size
-        weights = RULES[type(request.program)].weights(request.program) if type(request.program) in RULES else None
-        if weights is None or any(dims[i] is not None or request.needs[i] for i in weights):
+        weights = request.weights()
+        if weights is None or any(dims[i] is not None for i in weights):
             return one_by_one(Pulled, (request,), dims, flat, V)
+        wanted, groups = [i for i, need in enumerate(request.needs) if need], request.lane_groups
+        if any(i in weights for i in wanted):
+            if not RULES[type(request.program)].sums_by_group(request.program):
+                return one_by_one(Pulled, (request,), dims, flat, V)
+            request = replace(request, lane_groups=V * (1 if groups is None else groups))
         results = Pulled.apply(request, *[t if i in weights else folded(t, dims[i], V) for i, t in enumerate(flat)])
-        return tuple(unfolded(r, V) for r in results), tuple(map(lane, results))
+        of_weights = [i in weights for i in wanted]
+        apart = [
+            unfolded(r, V) if not of else r if groups is None else r.unflatten(0, (V, groups))
+            for of, r in zip(of_weights, results, strict=True)
+        ]
+        return tuple(apart), tuple(0 if of else lane(r) for of, r in zip(of_weights, results, strict=True))
 
 
-def _tangents_of_gradients(request: _Request, flat: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
+def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
     """The tangents of the gradients that are needed, from those of everything that a backward call is given.
 
     The full gradient is the transpose of the tangent: its own tangent is the gradient of <cotangents, tangent>, and the

@@ -21,7 +21,7 @@ class Gradients:
     """The gradients of one call of a layer, as `gradients` returns them."""
 
     parameters: dict[str, Tensor]
-    """dL/dw by the layer's parameter names, each of the parameter's shape."""
+    """dL/dw by the layer's parameter names, each of the parameter's shape; with per_sample `[B, ...]`, of each lane."""
     x: Tensor | PackedSequence
     """dL/dx, in the layout of the input."""
     hx: Hidden
@@ -48,12 +48,15 @@ def gradients(
     *,
     resets: Tensor | None = None,
     reset_state: Hidden | None = None,
+    per_sample: bool = False,
 ) -> Gradients:
     """Every gradient of L = <dy, y> + <dh_n, h_n>, and the adjoints lambda_t, without autograd.
 
     layer: a `bptt.nn` layer. x, hx, resets, reset_state: as for its forward. dy: dL/dy, of y's shape, or None for none.
     dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
     gradient: a policy or its text form; None is the layer's own. The layer's dropout is drawn, as in forward.
+    per_sample: whether each parameter's gradient is wanted apart for each lane, `[B, ...]` in the order of the input's
+        lanes, whose sum over B is the gradient: (6.4) with a product for each lane. All else has lanes anyway.
 
     Raises TypeError where layer is not one of ours or a cotangent is not a tensor, ValueError where dy or dh_n has
     another shape or dtype than y or h_n; otherwise what forward raises.
@@ -63,6 +66,9 @@ def gradients(
     >>> grads = bptt.gradients(layer, x, dy=torch.ones(4, 1, 3))
     >>> grads.adjoints.shape, grads.parameters["weight_hh_l0"].shape
     (torch.Size([4, 1, 3]), torch.Size([3, 3]))
+    >>> grads = bptt.gradients(layer, torch.ones(4, 5, 2), dy=torch.ones(4, 5, 3), per_sample=True)
+    >>> grads.parameters["weight_hh_l0"].shape
+    torch.Size([5, 3, 3])
 
     Source: equations/README.md, (1.16) to (1.18), and chapter 6 for the policies.
     """
@@ -93,7 +99,9 @@ def gradients(
                 f"got {list(cotangent.shape)} {cotangent.dtype}"
             )
     needs = (True,) * len(call.tensors)
-    found = keeper.backward(Saved(call.tensors, outputs, tape), Asked(cotangents, needs, adjoints=True))
+    groups = call.x.shape[1] if per_sample else None
+    asked = Asked(cotangents, needs, adjoints=True, lane_groups=groups)
+    found = keeper.backward(Saved(call.tensors, outputs, tape), asked)
     dx, *rest = [g for g in found.inputs if g is not None]
     end = states + len(call.weights)
     return Gradients(
