@@ -133,6 +133,7 @@ FRAMEWORKS = {
     "accelerate": {"accelerate"},
     "ignite": {"ignite"},
     "lightning": {"lightning", "pytorch_lightning"},
+    "opacus": {"opacus"},
     "sb3_contrib": {"sb3_contrib", "stable_baselines3", "gymnasium"},
     "skorch": {"skorch", "sklearn"},
     "torchrl": {"torchrl", "tensordict"},

@@ -255,8 +255,8 @@ class RNN(DropInLayer):
     The transforms of torch.func (grad, vjp, jacrev, jvp, jacfwd, hessian, linearize, vmap), dual tensors and
     is_grads_batched work in any nesting. A tangent is the full one under any policy, which changes adjoints alone; so a
     tangent of a gradient, or a gradient of a tangent, raises NotImplementedError under a policy that cuts time edges.
-    vmap over x and states adds lanes; over weights, and for gradients of weights for each sample, it calls the kernel
-    once for each. Tangents and second derivatives are torch operations, a step at a time.
+    vmap over x and states adds lanes, and gradients of weights for each sample are made side by side; over weights it
+    calls the kernel once for each. Tangents and second derivatives are torch operations, a step at a time.
 
     torch.compile and torch.export take the layer as one operator of the graph, forward and backward; a graph breaks
     only at a PackedSequence, at a policy with a generator of its own, inside torch.func's transforms and, where a
