@@ -269,18 +269,6 @@ def test_a_length_of_another_integer_type() -> None:
     assert final.item() == 3
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [torch.func.grad, torch.func.jacrev, lambda f: lambda w: torch.func.vmap(f)(w[None])],
-)
-def test_functional_transforms_are_refused(transform: Callable[..., Any]) -> None:
-    def loss(w: Tensor) -> Tensor:
-        return scan(lambda h, x: (torch.sin(h * w + x), None), torch.ones(H), torch.ones(3, H))[0].sum()
-
-    with pytest.raises(RuntimeError, match=r"scan does not work inside the transforms of torch\.func"):
-        transform(loss)(torch.ones(H))
-
-
 def test_functional_transforms_without_gradients() -> None:
     def run(h: Tensor) -> Tensor:
         return scan(lambda h, x: (torch.sin(h + x), None), h, torch.ones(T, H))[0]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from bptt import Full, Truncated, scan
 from bptt.policies import Policy
@@ -149,52 +148,6 @@ def test_the_default_device_of_the_forward_is_that_of_the_backward() -> None:
     with pytest.raises(NotImplementedError, match="Meta"):  # values are compared, and meta has none
         final.sum().backward()
     assert set(devices) == {"meta"}
-
-
-# Forward mode
-
-
-def captures(w: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return lambda h, x: (torch.tanh(h * w + x), h)
-
-
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("where", ["carry", "xs", "captured", "nested", "made_of_it", "returned"])
-def test_forward_mode_is_refused(where: str, grad: bool) -> None:
-    values = {name: torch.ones(H) for name in ("carry", "captured")} | {"xs": torch.ones(T, H)}
-    with forward_ad.dual_level(), torch.set_grad_enabled(grad):
-        name = where if where in values else "captured"
-        values[name] = forward_ad.make_dual(values[name], torch.ones_like(values[name]))
-        w = 2 * values["captured"] if where == "made_of_it" else values["captured"]
-        step: Any = captures(w)
-        if where == "nested":
-            step = lambda h, x: (torch.stack([h, w, x]).sum(0), None)  # noqa: E731
-        elif where == "returned":
-            step = lambda h, x: (h + x, w)  # noqa: E731
-        with pytest.raises(NotImplementedError, match="bptt"):
-            scan(step, values["carry"], values["xs"])
-        scan(captures(torch.ones(H)), torch.ones(H), torch.ones(T, H))  # inside a level, without a tangent
-
-
-@pytest.mark.parametrize("grad", [True, False])
-@pytest.mark.parametrize("where", [0, 1, 2])
-@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "linearize"])
-def test_forward_mode_of_torch_func_is_refused(transform: str, where: int, grad: bool) -> None:
-    values = [torch.ones(H), torch.ones(T, H), torch.ones(H)]
-
-    def run(value: Tensor) -> Tensor:
-        h, xs, w = [value if i == where else v for i, v in enumerate(values)]
-        with torch.set_grad_enabled(grad):
-            return scan(captures(w), h, xs)[0]
-
-    value = values[where]
-    apply: dict[str, Callable[[], Any]] = {
-        "jvp": lambda: torch.func.jvp(run, (value,), (torch.ones_like(value),)),
-        "jacfwd": lambda: torch.func.jacfwd(run)(value),
-        "linearize": lambda: torch.func.linearize(run, value),
-    }
-    with pytest.raises(NotImplementedError, match="bptt"):
-        apply[transform]()
 
 
 # Sparse tensors

@@ -73,7 +73,7 @@ class PrivateLayer(nn.Module):
         """The layer's forward: see `bptt.nn.RNN`."""
         layer: Any = self.layer
         packed = isinstance(input, PackedSequence)
-        if not packed and input.dim() != 3:
+        if not isinstance(input, PackedSequence) and input.dim() != 3:
             raise ValueError(f"opacus needs a batch: input must be 3-D or packed, got {input.dim()}-D")
         order = [input.sorted_indices, input.unsorted_indices] if isinstance(input, PackedSequence) else []
         ordered = [i for i in order if i is not None]
@@ -212,20 +212,20 @@ def _without_layer(module: nn.Module, state: dict[str, Any], prefix: str, metada
 
 def _with_layer(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A hook of `load_state_dict`: the reverse of `_without_layer`."""
-    for name in dict(module.layer.named_parameters()):  # type: ignore[operator,union-attr]
+    for name in dict(module.layer.named_parameters()):  # type: ignore[union-attr]
         if prefix + name in state:
             state[prefix + _LAYER + name] = state.pop(prefix + name)
 
 
-class _RNN(_Lanes, RNN):
+class _RNN(_Lanes, RNN):  # type: ignore[misc]  # it is called with tensors alone
     pass
 
 
-class _GRU(_Lanes, GRU):
+class _GRU(_Lanes, GRU):  # type: ignore[misc]
     pass
 
 
-class _LSTM(_Lanes, LSTM):
+class _LSTM(_Lanes, LSTM):  # type: ignore[misc]
     pass
 
 

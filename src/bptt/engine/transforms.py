@@ -24,7 +24,15 @@ from .rules import RULES
 from .tangents import forward_mode
 from .tracing import named, seen
 
-__all__ = ["is_batched", "pulled", "pulled_batched", "run_transformed", "transformed"]
+__all__ = [
+    "is_batched",
+    "pulled",
+    "pulled_batched",
+    "run_transformed",
+    "tangent_of_a_gradient",
+    "transformed",
+    "without_reverse",
+]
 
 
 def transformed() -> bool:
@@ -139,7 +147,7 @@ class Transformed(torch.autograd.Function):
         def push(primals: Tensors, moving: Tensors) -> tuple[Tensor, ...]:
             program, inputs, _ = _holding(ctx, primals)
             moved = rules.push(program, inputs, moving)
-            return moved if rules.is_uncut(program, given(inputs[0])) else _WithoutReverse.apply(*moved)
+            return moved if rules.is_uncut(program, given(inputs[0])) else without_reverse(*moved)
 
         moved = _below(push, saved[:count], tangents[2 : 2 + ctx.inputs])
         return (*moved, *[None] * (len(saved) - count))
@@ -250,12 +258,7 @@ def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors)
     total: list[Tensor | None] = [None] * len(wanted)
     if any(t is not None for t in of.inputs):
         if not rules.is_uncut(program, inputs[0]):  # type: ignore[arg-type]
-            raise NotImplementedError(
-                "forward over reverse (a tangent of a gradient, as in jvp of grad, or torch.func.hessian) is for "
-                "the full gradient: a policy that cuts time edges changes adjoints alone, so its gradient is not "
-                "the transpose of a tangent. Use gradient='full', as by bptt.using(model, gradient='full'), or "
-                "reverse over reverse (torch.func.jacrev of grad)"
-            )
+            raise tangent_of_a_gradient()
 
         def tangent(*some: Tensor) -> tuple[Tensor, ...]:
             changed = dict(zip(wanted, some, strict=True))
@@ -270,6 +273,22 @@ def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors)
         more = pulled(program, Saved(inputs, outputs, tape), asked)
         total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore[operator]
     return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore[arg-type]
+
+
+def tangent_of_a_gradient() -> NotImplementedError:
+    """The error for a tangent of a gradient under a policy that cuts time edges."""
+    return NotImplementedError(
+        "forward over reverse (a tangent of a gradient, as in jvp of grad, or torch.func.hessian) is for the full "
+        "gradient: a policy that cuts time edges changes adjoints alone, so its gradient is not the transpose of a "
+        "tangent. Use gradient='full', as by bptt.using(model, gradient='full'), or reverse over reverse "
+        "(torch.func.jacrev of grad)"
+    )
+
+
+def without_reverse(*tangents: Tensor) -> tuple[Tensor, ...]:
+    """Tangents whose own gradient raises NotImplementedError: those that pass a time edge that a policy cuts."""
+    made: tuple[Tensor, ...] = _WithoutReverse.apply(*tangents)
+    return made
 
 
 def _below(

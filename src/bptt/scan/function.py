@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from ..engine import attach, forward_mode, named, refuse_tangents
+from ..engine import attach, named, transformed
 from ..memory import Checkpoints
 from ..memory import parse as parse_memory
 from ..policies import Policy, parse
@@ -29,6 +29,7 @@ from .first_carry import FirstCarryChanges, fitted, makes_its_own, may_fit, with
 from .forward import ForwardPass, ForwardRun
 from .leaked import refuse_gradients
 from .monitor import StepMonitor, complete, hidden
+from .plain_loop import by_plain_loop
 from .pullback import Rows, ScanPullback, edge_factors, obstacle_to_merging
 from .pytrees import Step
 from .recorded import record, recordable
@@ -149,9 +150,13 @@ def scan(
     where the step does not return a pair; for a carry with an unregistered object that holds tensors. RuntimeError
     where steps pass something to one another outside of the carry; in backward where the step gives another result than
     in forward (apart from rounding) or finds other parameters in its closure; where a named kernel cannot run the step;
-    where a later call finds that a compiled step no longer does what it did; and, where gradients are on, inside the
-    transforms of torch.func. NotImplementedError for forward-mode derivatives; and inside torch.jit.trace and torch.fx,
-    whose graph would hold this number of steps for every input.
+    where a later call finds that a compiled step no longer does what it did. NotImplementedError inside torch.jit.trace
+    and torch.fx, whose graph would hold this number of steps for every input.
+
+    Inside the transforms of torch.func, and in forward mode, the steps are a plain loop that torch transforms (vmap,
+    grad, vjp, jvp, jacrev, jacfwd, hessian, dual tensors, in any nesting): in the time of that loop, whatever memory
+    and rows say; a named kernel raises there. A tangent is the full one under any policy, which changes adjoints alone;
+    so a tangent of a gradient, or a gradient of a tangent, raises NotImplementedError under a policy that cuts edges.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand.
 
@@ -179,14 +184,11 @@ def scan(
     if torch._C._len_torch_dispatch_stack() and Recorder.active():
         raise NotTraceable("it holds a scan of its own")
     check_not_traced(carry, xs, resets)
-    if forward_mode():
-        refuse_tangents("scan", (leaf for leaf in tree_leaves((carry, xs)) if isinstance(leaf, Tensor)))
-    recording = torch.is_grad_enabled()
-    if recording and torch._C._are_functorch_transforms_active():
-        error = NotImplementedError if forward_mode() else RuntimeError
-        raise error(
-            "bptt.scan does not work inside the transforms of torch.func (grad, vjp, jvp, jacrev, vmap, ...): "
-            "use torch.autograd.grad on what it returns, or call it under torch.no_grad"
+    recording, inside = torch.is_grad_enabled(), transformed()
+    if inside and kernel not in ("auto", "replay"):
+        raise RuntimeError(
+            f"kernel={kernel!r} cannot run this step inside the transforms of torch.func or in forward mode: pass "
+            "kernel='auto', which runs it as a plain loop there"
         )
     if memory != "auto" and parse_memory(memory) == "gates":
         raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
@@ -198,7 +200,7 @@ def scan(
     elif recording and given.resets is not None:
         # Read again in backward: the caller may write the next ones into the same tensor.
         given = replace(given, resets=given.resets.clone())
-    final, ys = _scanned(given, policy, rows, memory, kernel)
+    final, ys = by_plain_loop(given, policy) if inside else _scanned(given, policy, rows, memory, kernel)
     return final, tree_map_only(Tensor, lambda y: y.flip(0), ys) if reverse else ys
 
 
@@ -240,7 +242,7 @@ def _run(
     """(the final carry, ys in the order of the steps). Raises FirstCarryChanges where that may be why it cannot be."""
     step, recording = given.step, torch.is_grad_enabled()
     reason = reason_to_replay(given, kernel)
-    if reason is None and not forward_mode():
+    if reason is None:
         found = by_compiled_step(given, policy, memory, kernel, surroundings, rows == "independent")
         if isinstance(found, Results):
             return found.carry_form.join(found.final), found.y_form.join(found.ys)
@@ -252,15 +254,15 @@ def _run(
                 return rest
         reason = found
     if kernel not in ("auto", "replay"):
-        error = RuntimeError(f"kernel={kernel!r} cannot run this step: {reason or 'forward-mode derivatives are on'}")
+        error = RuntimeError(f"kernel={kernel!r} cannot run this step: {reason}")
         raise FirstCarryChanges(error) if may_fit(given, surroundings) else error
-    monitor = StepMonitor(step, given.devices, given.xs) if recording or forward_mode() else None
+    monitor = StepMonitor(step, given.devices, given.xs) if recording else None
     with torch.no_grad(), surroundings.entered(), named("scan", "steps"):
         kept = KeptCarries.of(memory, given.T, given.carry)
         run, reach = ForwardRun(given, monitor, kept.before), policy.reach(given.T)
         recorded = None
         try:
-            if recording and not forward_mode() and recordable(memory, rows):
+            if recording and recordable(memory, rows):
                 recorded = record(run, policy, reach.blocks(given.T), rows, surroundings)
             computed = run.finish() if recorded is None else recorded
         except ValueError as error:
@@ -268,7 +270,7 @@ def _run(
                 raise FirstCarryChanges(error) from None
             raise
     outputs = (*computed.final, *computed.ys)
-    if monitor is not None and recording and isinstance(computed, ForwardPass):
+    if monitor is not None and isinstance(computed, ForwardPass):
         leaked = monitor.leaked()
         replay = monitor.replay(computed.forms, given.x_form, computed.y_form, surroundings)
         replay, fault = complete(replay, computed.last, given.xs, (*given.carry, *given.xs))
