@@ -1,10 +1,12 @@
 // The instructions of a program, each for the rows of a tile. Legend and arguments: program.hpp.
 //
 // Instructions between products are carried out for so few rows together that what one writes is in the first cache
-// when the next one reads it; a product takes all rows of the tile, for its weights to be read once.
+// when the next one reads it; a product takes all rows of the tile, for its weights to be read once, and so does a sum
+// of products over rows, for its sums.
 #pragma once
 
 #include "matrices.hpp"
+#include "narrow.hpp"
 #include "operations.hpp"
 #include "packed.hpp"
 #include "program.hpp"
@@ -40,8 +42,8 @@ template <class T> struct Machine {
         const long together = near < 1 ? 1 : near;
         for (long i = i0; i < i1;) {
             long end = i + 1;
-            if (a.code[i].op != (long)Op::product)
-                while (end < i1 && a.code[end].op != (long)Op::product) ++end;
+            if (!takes_all(a.code[i]))
+                while (end < i1 && !takes_all(a.code[end])) ++end;
             const long most = end - i > 1 && together < rows ? together : rows;
             for (first = 0; first < rows; first += most)
                 for (long j = i; j < end; ++j) one(a.code[j], rows - first < most ? rows - first : most);
@@ -49,6 +51,8 @@ template <class T> struct Machine {
             i = end;
         }
     }
+
+    static bool takes_all(const Instruction &in) { return in.op == (long)Op::product || in.op == (long)Op::add_outer; }
 
     void one(const Instruction &in, long rows) const {
         if (in.op >= (long)Op::element_wise) return element_wise(in, rows);
@@ -98,56 +102,34 @@ template <class T> struct Machine {
                 T *to = out.p + d[0] + r * out.row;
                 const T *from[3] = {x.p + d[1] + r * x.row, y.p + d[2] + r * y.row, z.p + d[3] + r * z.row};
                 if (narrow)
-                    narrow_rows(in, all, to, from);
+                    narrow_rows<T>(in, all, to, from);
                 else
                     all[in.modes](in.n[2], n, to, in.x[0].strides[2], from[0], in.x[1].strides[2], from[1],
                                   in.x[2].strides[2], from[2], in.x[3].strides[2]);
             });
     }
 
-    static constexpr long spread_most = 256; // values that are spread out at a time
-
-    // n[2] rows of so few values each that they are computed as one: what does not lie so is spread out first.
-    void narrow_rows(const Instruction &in, const Each<T> *all, T *to, const T *const *from) const {
-        alignas(BPTT_BYTES) T spread[3][spread_most + L];
-        const long n = in.n[3], most = spread_most / n;
-        for (long i = 0; i < in.n[2]; i += most) {
-            const long count = in.n[2] - i < most ? in.n[2] - i : most;
-            const T *p[3];
-            long modes = 0;
-            for (int j = 0; j < 3; ++j) {
-                const Operand &x = in.x[j + 1];
-                const long s = x.strides[2];
-                const bool same = in.modes & (1 << j);
-                p[j] = from[j] + i * s;
-                if (x.place < 0 || (!same && s == n)) continue;
-                if (same && s == 0) {
-                    modes |= 1 << j;
-                    continue;
-                }
-                T *out = spread[j]; // a register too long for a row is overwritten by the next row
-                if (same)
-                    for (long k = 0; k < count; ++k)
-                        for (long l = 0; l < n; l += L) store(out + k * n + l, broadcast(p[j][k * s]));
-                else
-                    for (long k = 0; k < count; ++k)
-                        for (long l = 0; l < n; l += L)
-                            store(out + k * n + l, load(p[j] + k * s + l, (int)(n - l < L ? n - l : L)));
-                p[j] = out;
-            }
-            all[modes](1, count * n, to + i * n, 0, p[0], 0, p[1], 0, p[2], 0);
-        }
-    }
-
     void copy(const Instruction &in, long rows) const {
         const At out = at(in.x[0]), x = at(in.x[1]);
         const long n = in.n[3], to = in.x[0].strides[3], from = in.x[1].strides[3];
-        nest<2, 3>(in, [&](const long *d) {
-            for (long r = 0; r < rows; ++r) {
-                T *p = out.p + d[0] + r * out.row;
-                const T *q = x.p + d[1] + r * x.row;
-                for (long i = 0; i < n; ++i) p[i * to] = q[i * from];
-            }
+        const auto of_each = [&](auto values) __attribute__((always_inline)) {
+            nest<2, 3>(in, [&](const long *d) __attribute__((always_inline)) {
+                T *p = out.p + d[0];
+                const T *q = x.p + d[1];
+                for (long r = 0; r < rows; ++r, p += out.row, q += x.row) values(p, q);
+            });
+        };
+        const auto few = [&]<int N>() __attribute__((always_inline)) { // a loop would cost more than the values
+            of_each([&](T *p, const T *q) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                for (int i = 0; i < N; ++i) p[i * to] = q[i * from];
+            });
+        };
+        if (n == 2) return few.template operator()<2>();
+        if (n == 3) return few.template operator()<3>();
+        if (n == 4) return few.template operator()<4>();
+        of_each([&](T *p, const T *q) __attribute__((always_inline)) {
+            for (long i = 0; i < n; ++i) p[i * to] = q[i * from];
         });
     }
 
@@ -163,24 +145,25 @@ template <class T> struct Machine {
         const At s = starts ? at(in.x[3]) : At{nullptr, 0};
         const Packing<T> packing(units, rows_packed);
         const T *panel = at(in.x[2]).p;
+        const long length = inner ? inner : k, lines = k / length;
         for (long p = 0; p < packing.panels; ++p) {
             const int vectors = packing.vectors_of(p);
             const long first = p * packing.V * L;
             const int last = (int)(units - first - (vectors - 1) * L < L ? units - first - (vectors - 1) * L : L);
             const long count = rows * k;
+            long row = 0, line = 0, place = 0; // of the next one: in the tile, and in the grid of its row
             for (long m0 = 0; m0 < count;) {
                 const long left = (count - m0 + packing.together - 1) / packing.together;
                 const int M = (int)((count - m0 + left - 1) / left);
                 const T *from[most_rows], *start[most_rows];
                 T *to[most_rows];
                 for (int m = 0; m < M; ++m) {
-                    const long row = k == 1 ? m0 + m : (m0 + m) / k, part = k == 1 ? 0 : (m0 + m) % k;
-                    const auto within = [&](const Operand &x) {
-                        return inner ? part / inner * x.strides[1] + part % inner * x.strides[2] : part * x.strides[2];
-                    };
+                    const auto within = [&](const Operand &x) { return line * x.strides[1] + place * x.strides[2]; };
                     from[m] = x.p + row * x.row + within(in.x[1]);
                     to[m] = out.p + row * out.row + within(in.x[0]) + first;
                     start[m] = starts ? s.p + row * s.row + within(in.x[3]) + first : nullptr;
+                    if (++place == length) place = 0, ++line;
+                    if (line == lines) line = 0, ++row;
                 }
                 multiplies<T>[vectors][M - 1](from, K, panel, starts ? start : nullptr, to, last);
                 m0 += M;
@@ -233,41 +216,9 @@ template <class T> struct Machine {
         }
     }
 
-    // By elimination with the largest pivots; a singular matrix gives what is not finite.
     void solve(const Instruction &in, long rows) const {
         const At out = at(in.x[0]), a = at(in.x[1]), b = at(in.x[2]);
-        const auto &so = in.x[0].strides, &sa = in.x[1].strides, &sb = in.x[2].strides;
-        const int n = (int)in.n[1];
-        T lu[most_unknowns][most_unknowns];
-        int from[most_unknowns];
-        for (long r = 0; r < rows; ++r)
-            for (long k = 0; k < in.n[0]; ++k) {
-                for (int i = 0; i < n; ++i)
-                    for (int j = 0; j < n; ++j) lu[i][j] = a.p[r * a.row + k * sa[0] + i * sa[1] + j * sa[2]];
-                factor<T>(lu, from, n);
-                const T *right = b.p + r * b.row + k * sb[0];
-                T *to = out.p + r * out.row + k * so[0];
-                for (long j = 0; j < in.n[2]; j += L) {
-                    const int count = (int)(in.n[2] - j < L ? in.n[2] - j : L);
-                    Vec<T> x[most_unknowns];
-                    for (int i = 0; i < n; ++i) {
-                        const T *row = right + from[i] * sb[1] + j * sb[2];
-                        if (sb[2] == 1)
-                            x[i] = load(row, count);
-                        else {
-                            T values[L] = {};
-                            for (int l = 0; l < count; ++l) values[l] = row[l * sb[2]];
-                            x[i] = load(values);
-                        }
-                        for (int l = 0; l < i; ++l) x[i] -= lu[i][l] * x[l];
-                    }
-                    for (int i = n - 1; i >= 0; --i) {
-                        for (int l = i + 1; l < n; ++l) x[i] -= lu[i][l] * x[l];
-                        x[i] = x[i] / lu[i][i];
-                        store(to + i * so[1] + j, x[i], count);
-                    }
-                }
-            }
+        for (long r = 0; r < rows; ++r) solve_systems<T>(in, out.p + r * out.row, a.p + r * a.row, b.p + r * b.row);
     }
 
     void reduce(const Instruction &in, long rows) const {
@@ -275,6 +226,15 @@ template <class T> struct Machine {
         const Op op = (Op)in.op;
         const long n = in.n[3], along = in.x[1].strides[3];
         if (along != 1) return reduce_across(in, rows);
+        if ((op == Op::sum || op == Op::mean) && fill_registers<T>(n) && in.x[0].strides[2] == 1 &&
+            in.x[1].strides[2] == n) {
+            for (long r = 0; r < rows; ++r)
+                nest<2, 2>(in, [&](const long *d) {
+                    sums_of_narrow_rows<T>(out.p + d[0] + r * out.row, x.p + d[1] + r * x.row, in.n[2], n,
+                                           op == Op::mean);
+                });
+            return;
+        }
         if (op != Op::sum && op != Op::mean) {
             nest<2, 3>(in, [&](const long *d) {
                 for (long r = 0; r < rows; ++r) out.p[d[0] + r * out.row] = extreme(op, x.p + d[1] + r * x.row, n);
@@ -310,7 +270,17 @@ template <class T> struct Machine {
                 for (long j = 0; j < in.n[2]; j += L) {
                     const int count = (int)(in.n[2] - j < L ? in.n[2] - j : L);
                     Vec<T> found = load(from + j, count);
-                    for (long i = 1; i < n; ++i) {
+                    long i = 1;
+                    if (op == Op::sum || op == Op::mean) { // several at once: each waits for the one before
+                        Vec<T> part[3] = {};
+                        for (; i + 4 <= n; i += 4) {
+                            found += load(from + i * along + j, count);
+#pragma GCC unroll 3
+                            for (int k = 0; k < 3; ++k) part[k] += load(from + (i + k + 1) * along + j, count);
+                        }
+                        found = (found + part[0]) + (part[1] + part[2]);
+                    }
+                    for (; i < n; ++i) {
                         const Vec<T> next = load(from + i * along + j, count);
                         found = op == Op::most    ? Maximum::of<T>(found, next)
                                 : op == Op::least ? Minimum::of<T>(found, next)
@@ -352,9 +322,10 @@ template <class T> struct Machine {
         });
     }
 
-    // Sums are of doubles: there are many rows.
+    // The rows at hand are added up as they are, and then to doubles: there are many of them in a walk.
     void add_rows(const Instruction &in, long rows) const {
         double *sums = static_cast<double *>(base[in.x[0].place]) + in.x[0].offset;
+        constexpr long most = 8;
         const At x = at(in.x[1]);
         const long to = in.x[0].strides[3], from = in.x[1].strides[3], n = in.n[3];
         nest<2, 3>(in, [&](const long *d) {
@@ -362,10 +333,12 @@ template <class T> struct Machine {
             long i = 0;
             if (to == 1 && from == 1)
                 for (; i + L <= n; i += L) {
-                    Wide<T> sum = *reinterpret_cast<const Wide<T> *>(out + i);
-                    for (long r = 0; r < rows; ++r)
-                        sum += __builtin_convertvector(load(x.p + d[1] + r * x.row + i), Wide<T>);
-                    *reinterpret_cast<Wide<T> *>(out + i) = sum;
+                    for (long r = 0; r < rows;) {
+                        const long end = rows - r < most ? rows : r + most;
+                        Vec<T> sum = load(x.p + d[1] + r * x.row + i);
+                        while (++r < end) sum += load(x.p + d[1] + r * x.row + i);
+                        *reinterpret_cast<Wide<T> *>(out + i) += __builtin_convertvector(sum, Wide<T>);
+                    }
                 }
             for (long r = 0; i < n && r < rows; ++r)
                 for (long j = i; j < n; ++j) out[j * to] += (double)x.p[d[1] + r * x.row + j * from];

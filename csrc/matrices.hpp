@@ -80,6 +80,43 @@ template <class T> void factor(T (*lu)[most_unknowns], int *from, int n) {
     }
 }
 
+// The linear systems of one row, see Op::solve, by elimination with the largest pivots; a singular matrix gives what is
+// not finite.
+template <class T> void solve_systems(const Instruction &in, T *out, const T *matrices, const T *sides) {
+    constexpr int L = lanes<T>;
+    const auto &so = in.x[0].strides, &sa = in.x[1].strides, &sb = in.x[2].strides;
+    const int n = (int)in.n[1];
+    T lu[most_unknowns][most_unknowns];
+    int from[most_unknowns];
+    for (long k = 0; k < in.n[0]; ++k) {
+        for (int i = 0; i < n; ++i)
+            for (int j = 0; j < n; ++j) lu[i][j] = matrices[k * sa[0] + i * sa[1] + j * sa[2]];
+        factor<T>(lu, from, n);
+        const T *right = sides + k * sb[0];
+        T *to = out + k * so[0];
+        for (long j = 0; j < in.n[2]; j += L) {
+            const int count = (int)(in.n[2] - j < L ? in.n[2] - j : L);
+            Vec<T> x[most_unknowns];
+            for (int i = 0; i < n; ++i) {
+                const T *row = right + from[i] * sb[1] + j * sb[2];
+                if (sb[2] == 1)
+                    x[i] = load(row, count);
+                else {
+                    T values[L] = {};
+                    for (int l = 0; l < count; ++l) values[l] = row[l * sb[2]];
+                    x[i] = load(values);
+                }
+                for (int l = 0; l < i; ++l) x[i] -= lu[i][l] * x[l];
+            }
+            for (int i = n - 1; i >= 0; --i) {
+                for (int l = i + 1; l < n; ++l) x[i] -= lu[i][l] * x[l];
+                x[i] = x[i] / lu[i][i];
+                store(to + i * so[1] + j, x[i], count);
+            }
+        }
+    }
+}
+
 template <class T> struct WideOf {
     typedef double Type __attribute__((vector_size(sizeof(double) * lanes<T>), aligned(sizeof(double)), may_alias));
 };

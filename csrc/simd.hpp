@@ -89,6 +89,23 @@ template <int D, class T> BPTT_INLINE void exchange(Vec<T> &a, Vec<T> &b) {
 #endif
 }
 
+// Lane i is that of x whose number is index(i), which is the same in all calls.
+template <class T, class Index> BPTT_INLINE Vec<T> shuffled(Vec<T> x, Index index) {
+    constexpr int L = lanes<T>;
+#if defined(__clang__)
+    Vec<T> y{};
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) y[i] = x[index(i)];
+    return y;
+#else
+    typedef typename Types<T>::UInt Numbers __attribute__((vector_size(BPTT_BYTES)));
+    Numbers from{};
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) from[i] = index(i);
+    return __builtin_shuffle(x, from);
+#endif
+}
+
 // Row i of `lanes` vectors becomes column i.
 template <class T, int D = 1> BPTT_INLINE void transpose(Vec<T> *v) {
     if constexpr (D < lanes<T>) {
@@ -110,6 +127,21 @@ template <class T, int D = 1> BPTT_INLINE Vec<T> sums_of(Vec<T> *v) {
         return sums_of<T, 2 * D>(v);
     } else {
         return v[0];
+    }
+}
+
+// The sums of `lanes` groups of N values each, which lie in N vectors one after the other, in the order of `sums_of`.
+template <class T, int N, int D = 1> BPTT_INLINE Vec<T> sums_of_groups(Vec<T> *v) {
+    constexpr int in_one = lanes<T> / N; // groups in a vector
+    if constexpr (D < N) {
+#pragma GCC unroll 16
+        for (int i = 0; i < N; i += 2 * D) {
+            exchange<D, T>(v[i], v[i + D]);
+            v[i] += v[i + D];
+        }
+        return sums_of_groups<T, N, 2 * D>(v);
+    } else {
+        return shuffled<T>(v[0], [](int i) __attribute__((always_inline)) { return i % in_one * N + i / in_one; });
     }
 }
 

@@ -68,11 +68,19 @@ FORMS: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]], Core]] = { 
     "expanded": ([(5, 1)], [(1, 7)], lambda x, w: (x[0].expand(-1, 5, 7), w[0].expand(5, 7))),
     "viewed after a turn": ([(5, 7), (35,)], [], lambda x, w: (x[0].transpose(1, 2).reshape(-1, 35), x[1])),
     "two squeezed": ([(5, 1, 7), (5, 7)], [], lambda x, w: (x[0].squeeze(2), x[1].unsqueeze(2).squeeze(2))),
+    "few": ([(37, 8), (37, 1)], [], lambda x, w: (x[0], x[1])),
+    "few, one for all": ([(37, 4), (37, 1)], [(4,)], lambda x, w: (w[0], x[1])),
+    "few, a line": ([(21, 2), (1, 2)], [], lambda x, w: (x[0], x[1])),
+    "few, many rows of them": ([(67, 8), (1, 8)], [], lambda x, w: (x[1], x[0])),
     "permuted": ([(2, 3, 5), (5, 2, 3)], [], lambda x, w: (x[0].permute(0, 3, 1, 2), x[1])),
 }  # type: ignore[dict-item]
 
 SHAPED: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]], Core]] = {
     "sum": ([(5, 37)], [], lambda x, w: x[0].sum(2)),
+    "sums of 8": ([(37, 8)], [], lambda x, w: x[0].sum(2)),
+    "sums of 4": ([(5, 13, 4)], [], lambda x, w: x[0].sum(3)),
+    "means of 2": ([(5, 7, 2)], [], lambda x, w: x[0].mean(3)),
+    "sum of many lines": ([(23, 7)], [], lambda x, w: x[0].sum(1)),
     "sum of one": ([(5, 1)], [], lambda x, w: x[0].sum(2, keepdim=True)),
     "sum keeps": ([(5, 37)], [], lambda x, w: x[0].sum(-1, keepdim=True)),
     "sum of all": ([(5, 7)], [], lambda x, w: x[0].sum((1, 2))),
