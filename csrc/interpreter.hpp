@@ -120,6 +120,8 @@ template <class T> struct Walk {
         const long b0 = a.B * worker.id / worker.count, b1 = a.B * (worker.id + 1) / worker.count;
         for (long first = b0; first < b1; first += s.rows) {
             const long rows = b1 - first < s.rows ? b1 - first : s.rows;
+            for (long p = 0; p < a.places; ++p)
+                if (a.place[p].kind == Kind::lane) s.base[p] = outside(p) + first * a.place[p].width;
             for (long t = 0; t < a.T; ++t) {
                 const long row = t * a.B + first;
                 bool resets = false;
@@ -223,6 +225,7 @@ template <class T> struct Walk {
         for (long p = 0; p < a.places; ++p) {
             const Place &place = a.place[p];
             if (place.kind == Kind::back) s.base[p] = buffer(place.at);
+            if (place.kind == Kind::lane) place_lanes(p, columns, size);
             if (place.kind != Kind::adjoint) continue;
             T *to = buffer(place.at);
             s.base[p] = to;
@@ -246,6 +249,21 @@ template <class T> struct Walk {
             for (long r = 0; r < going; ++r) s.at[r] -= a.B;
             rows = going;
         }
+    }
+
+    // What is the same at every step lies where the caller has it, or is gathered once.
+    void place_lanes(long p, const long *columns, long size) {
+        const long width = a.place[p].width, distance = size > 1 ? lane(columns[1]) - lane(columns[0]) : 1;
+        long regular = 1;
+        while (regular < size && lane(columns[regular]) - lane(columns[regular - 1]) == distance) ++regular;
+        const T *from = outside(p);
+        if (regular == size) {
+            s.base[p] = const_cast<T *>(from) + lane(columns[0]) * width, s.stride[p] = distance * width;
+            return;
+        }
+        T *to = buffer(a.place[p].at);
+        s.base[p] = to, s.stride[p] = width;
+        for (long r = 0; r < size; ++r) copy_row(to + r * width, from + lane(columns[r]) * width, width);
     }
 
     // Where the rows of the j-th step of the walk lie.

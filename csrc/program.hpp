@@ -23,6 +23,7 @@ enum class Kind : std::int64_t {
     adjoint, // the adjoint that arrives
     back,    // the adjoint that goes on to the step before
     sum,     // without rows, sums over all rows
+    lane,    // by row, the caller's [B, width], of a lane the same at every step
 };
 
 struct Place {

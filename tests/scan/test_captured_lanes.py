@@ -37,6 +37,29 @@ def test_one_trace_for_any_number_of_lanes(policy: str, monkeypatch: pytest.Monk
     assert len(entries) == 1
 
 
+def by_lane(states: Tensor, w: Tensor, bias: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = torch.softmax(torch.bmm(states, h.unsqueeze(2)).squeeze(2), 1)
+        h = torch.tanh(torch.bmm(a.unsqueeze(1), states).squeeze(1) + x @ w + bias)
+        return h, a
+
+    return step
+
+
+@pytest.mark.parametrize("kernel", ["interpreter", "eager"])
+def test_one_lane_is_a_lane(kernel: str, monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
+    monkeypatch.setattr(compiled, "_KEPT", Kept(8))
+    torch.manual_seed(0)
+    w, bias = random(X, H), random(1, H)  # one row that is the same for all lanes
+    for lanes in (1, 3):
+        states = random(lanes, 6, H)
+        case = by_lane(states, w, bias), random(lanes, H), random(T, lanes, X), [states, w, bias]
+        for policy in ("full", "truncated"):
+            agree(measured(case, POLICIES[policy], kernel=kernel), expected(case, POLICIES[policy]))
+    (entries,) = compiled._KEPT.others.values()
+    assert [entry.traced.lanes.count(True) for entry in entries] == [1]
+
+
 def test_other_sizes_need_another_trace(monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
     monkeypatch.setattr(compiled, "_KEPT", Kept(8))
     torch.manual_seed(0)

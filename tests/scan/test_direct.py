@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,50 +12,16 @@ from torch import Tensor, nn
 
 from bptt import scan
 
-function = importlib.import_module("bptt.scan.function")
+from .ways import Results, Ways, gradients
+
 T, B, H = 12, 2, 5
 
 POLICIES = "full", "chunked:5", "truncated:6/3", "truncated:4"
-Results = list[Tensor | None]
-
-
-class Ways:
-    """Which way calls take. taken: of each the short one, whether it was one that is known."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.short, self.taken, direct = True, list[bool](), function.direct_call
-
-        def call(*arguments: Any) -> Any:
-            found = direct(*arguments) if self.short else None
-            self.taken.append(found is not None)
-            return found
-
-        monkeypatch.setattr(function, "direct_call", call)
-
-    def both(self, call: Callable[[], Results]) -> None:
-        """Compare the bits of a call's results by both ways, and demand that the short one is taken."""
-        self.short = False
-        for _ in range(4):  # at some a real step is compared
-            expected = call()
-        self.short = True
-        self.taken.clear()
-        for _ in range(3):
-            got = call()
-            assert len(got) == len(expected)
-            for g, e in zip(got, expected, strict=True):
-                assert (g is None) == (e is None)
-                assert g is None or e is None or torch.equal(g, e)
-        assert sum(self.taken) >= 2, self.taken
 
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
     return Ways(monkeypatch)
-
-
-def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Results:
-    loss = torch.stack([(torch.sin(y) * (1 + i)).sum() for i, y in enumerate(outputs) if y.requires_grad]).sum()
-    return [*outputs, *torch.autograd.grad(loss, inputs, allow_unused=True)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -71,7 +36,7 @@ def test_bits(name: str, policy: str, ways: Ways) -> None:
 
     def call(inputs: Sequence[Tensor]) -> Results:
         carry, ys = scan(step, tuple(made.carry), tuple(made.xs), gradient=policy)
-        return _gradients([*carry, *ys], inputs)
+        return gradients([*carry, *ys], inputs)
 
     everything = [t for t in (*made.carry, *made.xs, *made.captured) if t.requires_grad]
     for _ in range(5):
@@ -103,7 +68,7 @@ def _by_loop(step: Any, h: Tensor, x: Tensor, inputs: Sequence[Tensor]) -> Resul
     for x_t in x:
         h, y = step(h, x_t)
         ys.append(y)
-    return _gradients([h, torch.stack(ys)], inputs)
+    return gradients([h, torch.stack(ys)], inputs)
 
 
 def _replaced(cell: nn.Linear) -> None:
@@ -133,7 +98,7 @@ def test_what_changes_is_noticed(change: str, ways: Ways) -> None:
     def compare() -> None:
         inputs = [p for p in cell.parameters() if p.requires_grad]
         final, ys = scan(step, h, x)
-        got, expected = _gradients([final, ys], inputs), _by_loop(step, h, x, inputs)
+        got, expected = gradients([final, ys], inputs), _by_loop(step, h, x, inputs)
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
     for _ in range(5):
@@ -297,7 +262,7 @@ def test_without_xs(ways: Ways) -> None:
         new = torch.tanh(h @ w)
         return new, new
 
-    ways.both(lambda: _gradients(scan(step, h, length=T), [w]))
+    ways.both(lambda: gradients(scan(step, h, length=T), [w]))
     scan(step, h, length=T + 1)
     assert not ways.taken[-1]
 
@@ -320,5 +285,5 @@ def test_the_definition() -> None:
     whole = [torch.stack(parts) for parts in zip(*outputs, strict=True)]
     inputs = [*made.carry, *made.xs, *made.captured]
     torch.testing.assert_close(
-        _gradients([*carry, *ys], inputs), _gradients([*state, *whole], inputs), rtol=1e-9, atol=1e-9
+        gradients([*carry, *ys], inputs), gradients([*state, *whole], inputs), rtol=1e-9, atol=1e-9
     )

@@ -22,8 +22,8 @@ from .steps import StepProgram
 __all__ = ["Again", "PlainSteps"]
 
 Again = Callable[[Any, Any], Callable[[], Pullback]]
-"""A function of a step and the inputs of a program, which makes what `StepProgram` takes for derivatives of higher
-order."""
+"""A function of what a caller says of a call and of the inputs of a program, which makes what `StepProgram` takes for
+derivatives of higher order."""
 
 MOST_BYTES = 2**16
 """Of all ys of a call: these are copied out of the tape, which in a large call takes longer than it saves."""
@@ -44,7 +44,7 @@ class PlainSteps:
     def of(cls, plan: StepPlan, again: Again) -> PlainSteps | None:
         """The plain calls of a plan; None where it has none."""
         step = plan.step
-        if len(plan.starts) != 2 or not plan.keeps or any(plan.lanes) or not isinstance(plan.kernel, WholeStepKernel):
+        if len(plan.starts) != 2 or not plan.keeps or not isinstance(plan.kernel, WholeStepKernel):
             return None
         if plan.T * plan.B * step.row_bytes(step.y) > MOST_BYTES:
             return None
@@ -56,10 +56,10 @@ class PlainSteps:
         passes = plan.kernel.whole(request)
         return None if passes is None else cls(plan, passes, again)
 
-    def __call__(self, step: Any, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def __call__(self, of: Any, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The outputs from the program's inputs, differentiable; None where these tensors need `boundary.run`.
 
-        step: the one of this call, for `again`.
+        of: what is said of this call, for `again`.
         """
         if has_torch_function(tensors):
             return None
@@ -67,39 +67,39 @@ class PlainSteps:
         if places is None:
             return None
         if torch.is_grad_enabled() and needs_gradient(tensors):
-            return _apply((self, step, places), *tensors)
+            return _apply((self, of, places), *tensors)
         return self.passes.infer(tensors, places)
 
-    def program(self, step: Any, tensors: tuple[Tensor, ...]) -> StepProgram:
+    def program(self, of: Any, tensors: tuple[Tensor, ...]) -> StepProgram:
         """The same computation as a program."""
-        return StepProgram(self.plan, again=self.again(step, tensors))
+        return StepProgram(self.plan, again=self.again(of, tensors))
 
 
 class _Plain(Boundary):
-    """The autograd function of a plain call. ctx.call: it, and the step."""
+    """The autograd function of a plain call. ctx.call: it, and what is said of this one."""
 
     @staticmethod
     def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        call, step, places = prepared
+        call, of, places = prepared
         made = call.passes.taped(tensors, places)
         if made is None:
-            outputs = call.program(step, tensors).forward(tensors, keep=False)[0]
+            outputs = call.program(of, tensors).forward(tensors, keep=False)[0]
             made = torch.empty(0, device="cpu"), *[t.clone() for t in outputs]
         ctx.save_for_backward(*tensors, made[0])
         ctx.set_materialize_grads(False)
-        ctx.call = call, step
+        ctx.call = call, of
         return made[1:]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
-        call, step = ctx.call
+        call, of = ctx.call
         if not (torch.is_grad_enabled() or is_observed()):
             grads = call.passes.pulled(saved, cotangents, ctx.needs_input_grad[1:])
             if grads is not None:
                 return (None, *grads)
         count = len(saved) - 1
-        ctx.program, ctx.ends, ctx.witnesses = call.program(step, saved[:count]), (count, count, count), _CHANGED
+        ctx.program, ctx.ends, ctx.witnesses = call.program(of, saved[:count]), (count, count, count), _CHANGED
         return Boundary.backward(ctx, *cotangents)
 
 

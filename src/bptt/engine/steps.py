@@ -214,6 +214,8 @@ class StepProgram:
         """Add the kept values of T steps from their carries: the core on all rows at once."""
         step, (core, late) = self.step, self.plan.stage(True, False)
         if core:
+            for name in step.lanes.intersection(step.forward.inputs):
+                values.rows(name)
             as_one = StepValues(step.values, 1, T * self.B, dict(values.flat))
             found = self.kernel.advance(step, as_one, [values.rows(n) for n in step.carry], None, 1, core)[1]
             values.flat.update(found.flat)
@@ -256,9 +258,7 @@ class _Inputs:
         flat = dict(self.fixed)
         for name, x in zip(step.x, self.xs, strict=True):
             flat[name] = (x if whole else x[a:b]).flatten(0, 1)
-        for name, t in self.lanes.items():
-            flat[name] = t.expand(T, *t.shape).flatten(0, 1)
-        values = StepValues(step.values, T, self.plan.B, flat)
+        values = StepValues(step.values, T, self.plan.B, flat, lanes=self.lanes)
         if hoisted:
             self.plan.compute(step.hoisted, values)
         return values

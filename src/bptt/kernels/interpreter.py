@@ -28,7 +28,7 @@ from .whole_steps import WholeSteps
 __all__ = ["Interpreter"]
 
 FORWARD_BUFFERS = frozenset({"carry"})
-SWEEP_BUFFERS = frozenset({"input", "owned", "output", "adjoint", "back"})
+SWEEP_BUFFERS = frozenset({"input", "owned", "output", "adjoint", "back", "lane"})
 """The kinds of slots that have a buffer beside where they lie: what is reset, gathered or scattered."""
 
 
@@ -237,7 +237,8 @@ def _spread(arriving: Sequence[Tensor | None], leaves: Sequence[int], count: int
 
 def _forward(step: SplitStep, keep: Sequence[str]) -> Program:
     ends = [*(("next", name) for name in step.next), *(("output", name) for name in keep)]
-    program = _lowered(step, step.forward, dict.fromkeys(step.carry, "carry"), ends)
+    kinds = dict.fromkeys(step.carry, "carry") | dict.fromkeys(step.lanes, "lane")
+    program = _lowered(step, step.forward, kinds, ends)
     program.lay_out(FORWARD_BUFFERS)
     return program
 
@@ -253,7 +254,8 @@ def _lowered(step: SplitStep, core: Part, kinds: Mapping[str, str], ends: Sequen
 
 
 def _adjoint(step: SplitStep) -> Program:
-    kinds = dict.fromkeys(step.owned, "owned") | {name: "adjoint" for name in step.adjoints if name is not None}
+    kinds = dict.fromkeys(step.owned, "owned") | dict.fromkeys(step.lanes, "lane")
+    kinds |= {name: "adjoint" for name in step.adjoints if name is not None}
     backs = [name for name in step.back if name is not None]
     ends = [*(("output", name) for name in step.sent), *(("sum", name) for name in step.summed)]
     ends += [("back", name) for name in backs]

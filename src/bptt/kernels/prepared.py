@@ -33,8 +33,9 @@ class Prepared:
 
     Slots are known by their numbers. carries: (name, number where it is read or -1, number of the one after the step)
     of each; inputs: (name, number, `Value.rows`, shape) of what else is given; kept, sent, summed: (name, number) of
-    what is brought back; backs: (leaf, number); exact: those brought back that
-    are truths or whole numbers; whole: the kept values that may be given as such.
+    what is brought back; backs: (leaf, number); lanes: of the inputs, those
+    that are the same at every step; exact: those brought back that are truths or whole numbers; whole: the kept values
+    that may be given as such.
     """
 
     def __init__(self, program: Program, step: SplitStep, keep: tuple[str, ...] | None) -> None:
@@ -61,6 +62,7 @@ class Prepared:
             self.carries = list(zip(step.carry, at, ends, strict=False))
             self.kept = list(zip(keep, ends[len(at) :], strict=True))
         brought = (*self.kept, *self.sent, *self.summed)
+        self.lanes = frozenset(name for name, slot in program.inputs.items() if slot.kind == "lane")
         self.exact = [n for n, _ in brought if not step.values[n].dtype.is_floating_point]
         self.whole = frozenset(step.kept)
         self.together = [n for n, _ in self.kept if n in step.kept and n not in step.y and n not in self.exact]
@@ -121,9 +123,13 @@ class Sized(NamedTuple):
             [(at, places[name].offset * ready.itemsize) for name, at in ready.kept if name in places],
             [(n, at, sizes(kinds[n], T, B)) for n, at in (*ready.kept, *ready.sent) if n not in places],
             carries,
-            [(name, at, (T * B * rows, *shape) if rows else shape, (T, B * rows, *shape) if rows else shape)
+            [(name, at, *_sizes(rows, shape, 1 if name in ready.lanes else T, B))
              for name, at, rows, shape in ready.inputs],
         )  # fmt: skip
+
+
+def _sizes(rows: int, shape: tuple[int, ...], T: int, B: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return ((T * B * rows, *shape), (T, B * rows, *shape)) if rows else (shape, shape)
 
 
 class Run:
@@ -165,11 +171,13 @@ class Run:
         addresses = self.addresses
         places: Mapping[str, Place]
         flat: Mapping[str, Tensor]
-        places, flat, starts = {}, values, []
+        lanes: Mapping[str, Tensor]
+        places, flat, lanes, starts = {}, values, {}, []
         if isinstance(values, StepValues):
-            places, flat, starts = values.places, values.flat, [m.data_ptr() for m in values.memories]
+            places, flat, lanes = values.places, values.flat, values.lanes
+            starts = [m.data_ptr() for m in values.memories]
         for name, at, size, whole in self.sized.inputs:
-            x = flat.get(name)
+            x = lanes.get(name) if name in lanes else flat.get(name)
             if x is None:
                 place = places.get(name)
                 if place is None:

@@ -14,7 +14,9 @@ from .views import Slot, View, collapse, dense_strides
 
 __all__ = ["Instruction", "Program", "Refused"]
 
-KINDS = ("outside", "once", "packed", "tile", "input", "owned", "output", "carry", "next", "adjoint", "back", "sum")
+KINDS = (
+    "outside", "once", "packed", "tile", "input", "owned", "output", "carry", "next", "adjoint", "back", "sum", "lane",
+)  # fmt: skip
 """The enum Kind of csrc/program.hpp."""
 
 OPERATIONS = {name: number for number, name in enumerate(_walks.operations())}

@@ -28,7 +28,7 @@ Reader = Callable[[Sequence[Tensor]], Tensor]
 
 
 class StepRequest(NamedTuple):
-    """A request for the passes of a step of which the values of all steps are kept, and no captured tensor has lanes.
+    """A request for the passes of a step of which the values of all steps are kept.
 
     core: what stage 1 brings back besides the carries, for the outputs alone and for the way back too. constants: what
     is computed of captured tensors alone, forward and back.
@@ -75,7 +75,13 @@ class Memories:
         size = self.size(name)
         self.readers[name] = (lambda held: held[memory].view(size)) if flatten else lambda held: held[memory]
 
-    def lies_in(self, name: str, memory: int, offset: int) -> None:
+    def by_lane(self, name: str, memory: int) -> None:
+        """A tensor with a row for each lane: programs of walks read it so, and functions as one repeated."""
+        self.sources[name] = memory, 0
+        T = self.request.T
+        self.readers[name] = lambda held: held[memory].expand(T, *held[memory].shape).flatten(0, 1)
+
+    def laid(self, name: str, memory: int, offset: int) -> None:
         """A value in a memory of many. offset: in numbers."""
         self.sources[name] = memory, offset * self.itemsize
         _, _, size, stride = Place.of(self.kinds[name], self.request.T, self.request.B, memory, offset)
@@ -170,6 +176,10 @@ def inputs_known(request: StepRequest, memories: Memories) -> list[tuple[int, ..
         memories.own(name, len(found), flatten=True)
         found.append(memories.by_step(name))
     for name in step.captured:
+        if name in step.lanes:
+            memories.by_lane(name, len(found))
+            found.append(memories.by_step(name)[1:])
+            continue
         memories.own(name, len(found))
         found.append(memories.size(name))
         if memories.kinds[name].rows:

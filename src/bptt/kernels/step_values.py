@@ -54,11 +54,12 @@ def sizes(kind: Value, T: int, B: int) -> tuple[int, ...]:
 class StepValues(Mapping[str, Tensor]):
     """The values of T steps by name: by row as `[T, B * k, ...]`, or as `[T * B * k, ...]` from `rows`.
 
-    flat: those that are tensors already, by row as `[T * B * k, ...]`. places, memories: where the others lie; they
-    become tensors when they are asked for.
+    flat: those that are tensors already, by row as `[T * B * k, ...]`. places, memories: where others lie; they become
+    tensors when they are asked for. lanes: those that are the same at every step, `[B * k, ...]`; they are repeated for
+    all steps when they are asked for.
     """
 
-    __slots__ = ("B", "T", "flat", "kinds", "memories", "places")
+    __slots__ = ("B", "T", "flat", "kinds", "lanes", "memories", "places")
 
     def __init__(
         self,
@@ -68,8 +69,9 @@ class StepValues(Mapping[str, Tensor]):
         flat: dict[str, Tensor],
         places: Mapping[str, Place] | None = None,
         memories: Sequence[Tensor] = (),
+        lanes: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.kinds, self.T, self.B, self.flat = kinds, T, B, flat
+        self.kinds, self.T, self.B, self.flat, self.lanes = kinds, T, B, flat, lanes or {}
         self.lay(places or {}, memories)
 
     def lay(self, places: Mapping[str, Place], memories: Sequence[Tensor]) -> None:
@@ -90,6 +92,9 @@ class StepValues(Mapping[str, Tensor]):
     def rows(self, name: str) -> Tensor:
         """A value, by row `[T * B * k, ...]`."""
         found = self.flat.get(name)
+        if found is None and name in self.lanes:
+            found = self.lanes[name]
+            self.flat[name] = found = found.expand(self.T, *found.shape).flatten(0, 1)
         if found is None:
             number, offset, size, stride = self.places[name]
             memory = self.memories[number]
@@ -102,10 +107,10 @@ class StepValues(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self.flat
-        yield from (name for name in self.places if name not in self.flat)
+        yield from (name for name in (*self.places, *self.lanes) if name not in self.flat)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.flat or name in self.places
+        return name in self.flat or name in self.places or name in self.lanes

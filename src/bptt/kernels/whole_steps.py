@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..steps import Part
+from ..steps import Part, SplitStep
 from . import _walks
 from .frames import Frames
 from .prepared import Prepared
+from .row_parts import RowPart
 from .step_memories import AtOnce, BoundWalk, Memories, NotWhole, Reader, StepRequest, inputs_known
 from .step_values import LINE
 
@@ -46,6 +47,7 @@ class _Ahead:
         if request.early is not None:
             if request.early.after is not None or request.early.same:
                 raise NotWhole("what is hoisted is no program alone")
+            _check_rows(request.early, step)
             parts = parts[:1]
             for name in request.early.outputs:
                 if keep and name in step.kept:
@@ -124,7 +126,8 @@ class _Back:
                 memories.own(dy, ys + j, flatten=True)
         self.zeros = [torch.zeros(size, dtype=ready.dtype, device="cpu") for size in ahead.ys]
         work = ys + len(step.y)
-        deferred = [name for name in (*step.dx, *step.dcaptured) if name is not None]
+        factors = [name for pairs in step.by_lane.values() for pair in pairs for name in pair]
+        deferred = [n for n in (*step.dx, *step.dcaptured) if n is not None and n not in step.by_lane] + factors
         left = step.deferred.inputs if request.late is None else ()
         wanted = [*(name for name, _, _, _ in ready.inputs), *left, *deferred]
         given = AtOnce((request.constants[1], step.errors), wanted, memories)
@@ -154,6 +157,7 @@ class _Back:
         self.made: list[tuple[int, ...]] = []
         if request.late is not None:
             late, at = request.late, work + 1 + n + len(given.outputs)
+            _check_rows(late, step)
             for name in late.outputs:
                 self.made.append(sizes_of.get(name, memories.size(name)))
                 memories.own(name, at, flatten=name in sizes_of)
@@ -169,17 +173,26 @@ class _Back:
             self.late = late.bound(request.T * request.B, memories.sources)
             after = () if late.after is None else (late.after,)
         self.last = AtOnce(after, deferred, memories)
-        self.gradients: list[_Gradient | None] = []
+        self.gradients: list[_Gradient | _GradientOfLanes | None] = []
         given_out: set[str] = set()  # what is given out twice is copied: autograd may add to it in place
+        of_lanes = {name for name, of in zip(step.dcaptured, step.captured, strict=True) if of in step.lanes}
         for i, wanted_name in enumerate((*step.dx, *step.dcaptured)):
             if wanted_name is None:
                 self.gradients.append(None)
+                continue
+            if i >= len(step.dx) and wanted_name in of_lanes:
+                self.gradients.append(self._of_lanes(wanted_name, memories))
                 continue
             size = sizes_of.get(wanted_name) if i < len(step.dx) else None
             found = self._gradient(wanted_name, memories, size)
             self.gradients.append(found._replace(copied=found.copied or wanted_name in given_out))
             given_out.add(wanted_name)
         walk.finish(request, back=True)
+
+    def _of_lanes(self, name: str, memories: Memories) -> _GradientOfLanes:
+        names = [n for pair in memories.request.step.by_lane.get(name, ((name,),)) for n in pair]
+        read = {n: self._gradient(n, memories, None)._replace(copied=False, size=memories.by_step(n)) for n in names}
+        return _GradientOfLanes(name, memories.request.step, read)
 
     def _gradient(self, name: str, memories: Memories, size: tuple[int, ...] | None) -> _Gradient:
         outputs = self.last.outputs
@@ -246,6 +259,23 @@ class _Gradient(NamedTuple):
         if self.size is not None:
             found = found.view(self.size)
         return found.clone() if self.copied else found
+
+
+class _GradientOfLanes(NamedTuple):
+    """The gradient of a captured tensor with a row for each lane: a sum over all steps. parts: what it is made of."""
+
+    name: str
+    step: SplitStep
+    parts: dict[str, _Gradient]
+
+    def __call__(self, results: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
+        return self.step.over_time(self.name, {name: part(results, held) for name, part in self.parts.items()})
+
+
+def _check_rows(part: RowPart, step: SplitStep) -> None:
+    """A program for all rows takes no tensor that is the same at every step."""
+    if not step.lanes.isdisjoint(part.inputs):
+        raise NotWhole("a captured tensor with lanes is needed for all rows")
 
 
 def _initial(frames: Frames, leaving: Tensor) -> Tensor:

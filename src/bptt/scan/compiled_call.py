@@ -136,7 +136,7 @@ def by_compiled_step(
         return entry.reason
     if traced.solves and not all(bool(t.isfinite().all()) for t in outputs):
         return "it solves linear systems, and a matrix may be singular: a result is not finite"
-    remember(given, policy, memory, kernel, entry, plan, _again(given, policy, entry, surroundings, states))
+    remember(given, policy, memory, kernel, entry, plan, _again(given, policy, entry, surroundings))
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
     return Results(final, given.carry_form, ys, entry.y_form)
 
@@ -190,15 +190,20 @@ def _again(
     policy: Policy,
     entry: Compiled,
     surroundings: Surroundings,
-    states: Sequence[GeneratorStates | None],
 ) -> Again:
-    """`_pullback` of a later call of the same kind. It holds no tensor of this one."""
+    """`_pullback` of a later call of the same kind, of its step and the generator states before each of its steps. It
+    holds no tensor of this one.
+    """
     forms, counts, T = (given.carry_form, given.x_form), (len(given.carry), len(given.xs)), given.T
+    draws = len(entry.traced.draws) if entry.traced is not None else 0
 
-    def again(step: Step, tensors: Sequence[Tensor]) -> Callable[[], ScanPullback | DrawsLeftOut]:
+    def again(
+        call: tuple[Step, Sequence[GeneratorStates | None]], tensors: Sequence[Tensor]
+    ) -> Callable[[], ScanPullback | DrawsLeftOut]:
         n, m = counts[0], sum(counts)
-        call = Arguments(step, list(tensors[:n]), forms[0], list(tensors[n:m]), forms[1], T, None)
-        return partial(_pullback, call, policy, entry, tensors[m:], surroundings, None, states)
+        step, states = call
+        later = Arguments(step, list(tensors[:n]), forms[0], list(tensors[n:m]), forms[1], T, None)
+        return partial(_pullback, later, policy, entry, tensors[m + draws :], surroundings, None, states)
 
     return again
 

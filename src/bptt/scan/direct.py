@@ -1,14 +1,15 @@
 """The short way of a call whose kind was met before: what an earlier one has decided is kept with its trace.
 
-It is taken where nothing is special: a compiled step that draws nothing, one segment whose values are all kept, no
-resets, no mode or transform of torch, and no comparison with the real step due. It compares what `compiled_step` would,
-and gives the same bits.
+It is taken where nothing is special: a compiled step in one segment whose values are all kept, no resets, no mode or
+transform of torch, and no comparison with the real step due. It compares what `compiled_step` would, and gives the same
+bits, of the same random numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -21,7 +22,9 @@ from ..policies import Chunked, Full, Policy, Truncated, parse
 from ..steps import origin
 from .arguments import Arguments
 from .compiled import Compiled
+from .drawn import DrawnStates, drawn
 from .pytrees import Form
+from .surroundings import set_generators
 
 __all__ = ["DirectCall", "direct_call", "remember"]
 
@@ -113,12 +116,44 @@ def _run(direct: DirectCall, step: Callable[..., Any], carry: Any, xs: Any) -> t
     captured = guard.captured_by(step)
     if isinstance(captured, str):
         return None
-    outputs = direct.call(step, (*first, *inputs, *captured))
+    outputs = _outputs(direct, step, first, inputs, captured)
     if outputs is None:
         return None
     entry.calls = calls
     n = len(first)
     return direct.carry_form.join(outputs[:n]), entry.y_form.join(outputs[n:])
+
+
+def _outputs(
+    direct: DirectCall,
+    step: Callable[..., Any],
+    carry: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    captured: Sequence[Tensor],
+) -> tuple[Tensor, ...] | None:
+    """The tensors of the final carry and of ys; None, and the generators as they were, where the call goes the other
+    way.
+    """
+    traced, call = direct.entry.traced, direct.call
+    assert traced is not None
+    if not traced.draws:
+        outputs = call((step, [None] * call.plan.T), (*carry, *xs, *captured))
+        return outputs if outputs is None or not traced.solves or all(map(_finite, outputs)) else None
+    if not all(t.is_contiguous() for t in (*carry, *xs)):
+        return None
+    given = Arguments(step, list(carry), direct.carry_form, list(xs), direct.x_form, call.plan.T, None)
+    numbers, states = drawn(traced, given, captured, call.plan.B)
+    assert isinstance(states, DrawnStates)
+    outputs = call((step, states), (*carry, *xs, *numbers, *captured))
+    if outputs is None or (traced.solves and not all(map(_finite, outputs))):
+        set_generators(states.before)
+        return None
+    return outputs
+
+
+def _finite(t: Tensor) -> bool:
+    """Whether all values are: of a finite sum they are, and else it is seen."""
+    return isfinite(t.detach().sum().item()) or bool(t.isfinite().all())
 
 
 def remember(
@@ -137,7 +172,7 @@ def remember(
     traced = entry.traced
     if entry.calls < 2 or entry.one_lane or given.resets is not None or type(policy) not in _FIXED or traced is None:
         return
-    if traced.draws or traced.branches is not None or traced.solves or is_observed():
+    if traced.probabilities is not None or traced.branches is not None or is_observed():
         return
     carry, xs = given.carry_form.join(given.carry), given.x_form.join(given.xs)
     key = _key(given.step, carry, xs, None if given.xs else given.T)

@@ -145,6 +145,7 @@ class SplitStep:
     owned: frozenset[str]  # inputs of the core of stage 3 that count only at a block's own losses: dys and errors
     sent: tuple[str, ...]  # values of the core of stage 3, by row, that `deferred` needs: sums over blocks, per step
     summed: tuple[str, ...]  # values of the core of stage 3 without rows: sums over rows, steps and blocks
+    lanes: frozenset[str] = frozenset()  # captured tensors with a row for each lane, the same at every step
     by_lane: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     # of gradients in dcaptured that are sums of products by row: what `deferred` gives in their place, the factors
     by_operations: Callable[[], SplitStep] | None = field(default=None, repr=False)

@@ -327,6 +327,7 @@ class _Splitter:
             owned=frozenset(names & set(adjoint.inputs)),
             sent=_names(sent),
             summed=_names(summed),
+            lanes=frozenset(name for name, own in zip(t.captured, t.lanes, strict=True) if own),
             by_lane={n.name: tuple((a.name, b.name) for a, b in pairs) for n, pairs in self.by_lane.items()},
         )  # fmt: skip
 

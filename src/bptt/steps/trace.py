@@ -31,6 +31,9 @@ Tensors = Sequence[Tensor]
 StepCall = Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
 """A step as a function of the tensors of carry and x to those of the new carry and y."""
 
+MOST_DOUBTFUL = 6
+"""Captured tensors of one row of which it is tried, one after the other, whether they do without lanes."""
+
 _ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 """Numbers of rows to trace with: primes, so that a size that is a multiple of one is one of rows."""
 
@@ -55,10 +58,9 @@ def trace(
     B = sizes.pop()
     assert B is not None
     first, second = _row_counts((*carry, *x))
-    lanes, blamed, reason = frozenset[int](), True, NotTraceable("")
-    while True:
+
+    def attempt(lanes: frozenset[int], seen: Seen) -> TracedStep:
         try:
-            seen = Seen(B)
             a, left = _record(step, carry, x, first, lanes, seen)
             restore()
             _check_left(left)
@@ -66,8 +68,17 @@ def trace(
             restore()
             _check_left(left)
             return merged(a, b, lanes)
-        except NotTraceable as error:
+        except NotTraceable:
             restore()
+            raise
+
+    lanes, blamed, reason = frozenset[int](), True, NotTraceable("")
+    while True:
+        seen = Seen(B)
+        try:
+            found = attempt(lanes, seen)
+            return found if blamed or B > 1 else _fewest_lanes(found, lanes, lambda some: attempt(some, Seen(B)))
+        except NotTraceable as error:
             if error.left:
                 raise
             reason = error if blamed else reason  # else it may be one of the lanes that are tried
@@ -82,6 +93,23 @@ def trace(
         if more == lanes:
             raise reason
         lanes = more
+
+
+def _fewest_lanes(
+    found: TracedStep, lanes: frozenset[int], attempt: Callable[[frozenset[int]], TracedStep]
+) -> TracedStep:
+    """A trace in which no captured tensor has lanes that can do without: one row may also be the same for all lanes.
+
+    found: one in which all of `lanes` have. attempt: a trace with some of them.
+    """
+    for t in sorted(lanes) if 1 < len(lanes) <= MOST_DOUBTFUL else ():
+        try:
+            found = attempt(lanes - {t})
+            lanes -= {t}
+        except NotTraceable as error:
+            if error.left:
+                raise
+    return found
 
 
 def _row_counts(tensors: Tensors) -> tuple[int, int]:
