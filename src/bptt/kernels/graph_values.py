@@ -13,7 +13,7 @@ from ..steps import Part, SplitStep, Value
 from .program import Refused
 from .views import dims_of
 
-__all__ = ["GraphValues", "is_part", "packet"]
+__all__ = ["GraphValues", "is_part", "is_weight_gradient", "packet"]
 
 aten = torch.ops.aten
 
@@ -35,6 +35,11 @@ def packet(node: Node) -> Any:
 def is_part(node: Node) -> bool:
     """Whether a node is one of several tensors that an operation gives."""
     return node.op == "call_function" and node.target is operator.getitem
+
+
+def is_weight_gradient(node: Node) -> bool:
+    """Whether a node is the gradient of a convolution's weights."""
+    return is_part(node) and node.args[1] == 1 and packet(node.args[0]) is aten.convolution_backward  # type: ignore[arg-type]
 
 
 class GraphValues:

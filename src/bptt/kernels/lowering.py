@@ -6,14 +6,14 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
 
 from ..steps import Part, SplitStep
 from .convolutions import Convolution
-from .graph_values import is_part, packet
+from .graph_values import is_part, is_weight_gradient, packet
 from .program import Refused
 from .solved_systems import solve
 from .viewed_values import SAME, ViewedValues
@@ -57,7 +57,7 @@ class Lowering(ViewedValues):
         self.finish()
 
     def _node(self, node: Node) -> None:
-        if packet(node) is aten._linalg_solve_ex:
+        if packet(node) in (aten._linalg_solve_ex, aten.convolution_backward):
             return  # its result is a part of what it gives
         if packet(node) is None and not is_part(node):
             if node.op == "call_function" and node.target in (operator.mul, operator.add, operator.floordiv):
@@ -372,6 +372,8 @@ class Lowering(ViewedValues):
 
     def _sum_of_products(self, node: Node) -> View | None:
         """The product of two matrices over all rows of the call, which is for the caller alone."""
+        if is_weight_gradient(node):
+            return self._sum_over_places(node)
         if packet(node) is not aten.mm or not self._moves_rows(node.args[0]):
             return None
         turned: Any = node.args[0]
@@ -384,4 +386,12 @@ class Lowering(ViewedValues):
         to = View.of(self.program.slot("sum", I * J), kind)
         strides = [[0, 0, J, 1], [0, *x.strides, 0], [0, y.strides[0], 0, 1]]
         self.program.add("add_outer", [to, x, y], [1, k, I, J], strides, work=k * I * J)
+        return to
+
+    def _sum_over_places(self, node: Node) -> View:
+        """The gradient of the weights of a convolution, over all rows of the call."""
+        whole, kind, told = cast("Any", node.args[0]), self.kind(node), self.told(node)
+        to = View.of(self.program.slot("sum", math.prod(kind.shape)), kind)
+        errors, x = (self.view(n) for n in whole.args[:2])
+        Convolution.of(whole, self, first=4).lower_weights(self.program, to, errors, x, told)
         return to

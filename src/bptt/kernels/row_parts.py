@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 
 from ..steps import Part, SplitStep, Value
 from . import _walks
-from .graph_values import packet
+from .graph_values import is_weight_gradient, packet
 from .joined import MOST_VALUES, in_one
 from .lowering import ELEMENT_WISE, Lowering
 from .prepared import BOUND, walk_of
@@ -123,6 +123,20 @@ def _size(kind: Value, R: int) -> tuple[int, ...]:
     return (R * kind.rows, *kind.shape) if kind.rows else kind.shape
 
 
+def _computes(node: Node) -> bool:
+    """Whether a value of a graph is a tensor that an operation gives."""
+    return (packet(node) is not None and packet(node) is not aten.convolution_backward) or is_weight_gradient(node)
+
+
+def _given(node: Node) -> list[Node]:
+    """What a value is computed from."""
+    return (node.args[0] if is_weight_gradient(node) else node).all_input_nodes  # type: ignore[union-attr]
+
+
+def _worth(node: Node) -> int:
+    return 3 if packet(node) in (aten.mm, aten.convolution) or is_weight_gradient(node) else 1
+
+
 class _Divided:
     """A part of a step, divided into what is computed row by row, with sums over all rows, and what follows from these.
 
@@ -133,12 +147,12 @@ class _Divided:
         self.part, self.kinds = part, kinds
         results: Any = part.graph.output_node().args[0]
         self.results: dict[str, Node] = dict(zip(part.outputs, results, strict=True))
-        nodes = [n for n in part.graph.nodes if n.op == "call_function" and packet(n) is not None]
+        nodes = [n for n in part.graph.nodes if _computes(n)]
         self.sums: set[str] = set()
         self.later: set[Node] = set()  # what depends on sums
         self.fixed: set[Node] = set()  # what is the same for all rows
         for node in nodes:
-            operands = [n for n in node.all_input_nodes if packet(n) is not None or n.op == "placeholder"]
+            operands = [n for n in _given(node) if packet(n) is not None or n.op == "placeholder"]
             if any(n.name in self.sums or n in self.later for n in operands):
                 self.later.add(node)
             elif self._rows(node) == 0 and any(self._rows(n) for n in operands):
@@ -158,10 +172,10 @@ class _Divided:
         self.left = [name for name, n in self.results.items() if name not in self.same and name not in used]
         for node in nodes:
             if node in self.later and not (node.name in self.same and len(node.users) == 1):
-                operands = [n for n in node.all_input_nodes if n not in self.later and n not in self.fixed]
-                used |= dict.fromkeys(n.name for n in operands if packet(n) is not None)
+                walked = [n for n in _given(node) if n not in self.later and n not in self.fixed]
+                used |= dict.fromkeys(n.name for n in walked if packet(n) is not None)
         self.outputs = tuple(used)
-        self.worth = sum(3 if packet(n) is aten.mm else 1 for n in nodes if n not in self.later and n not in self.fixed)
+        self.worth = sum(_worth(n) for n in nodes if n not in self.later and n not in self.fixed)
 
     def _rows(self, node: Node) -> int:
         known = self.kinds.get(node.name)
