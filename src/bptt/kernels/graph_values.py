@@ -39,7 +39,10 @@ def is_part(node: Node) -> bool:
 
 def is_weight_gradient(node: Node) -> bool:
     """Whether a node is the gradient of a convolution's weights."""
-    return is_part(node) and node.args[1] == 1 and packet(node.args[0]) is aten.convolution_backward  # type: ignore[arg-type]
+    if not is_part(node):
+        return False
+    (whole,) = node.all_input_nodes
+    return packet(whole) is aten.convolution_backward and node.args[1:] == (1,)
 
 
 class GraphValues:
