@@ -49,6 +49,25 @@ def test_bits(name: str, policy: str, ways: Ways) -> None:
         ways.both(lambda: [y for part in scan(step, tuple(made.carry), tuple(made.xs), gradient=policy) for y in part])
 
 
+def test_a_gate_of_x_on_what_is_read_out(ways: Ways) -> None:
+    """Its way back to x is a product of what arrives at y alone: made before the walk, and needed after it only."""
+    torch.manual_seed(0)
+    w, gate = nn.Linear(H, H).double(), nn.Linear(H, H).double()
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = w(x)
+        h = torch.sigmoid(z) * h + torch.tanh(z)
+        return h, torch.sigmoid(gate(x)) * h
+
+    h = torch.randn(B, H, dtype=torch.float64, requires_grad=True)
+    xs = torch.randn(T, B, H, dtype=torch.float64, requires_grad=True)
+
+    def call() -> Results:
+        return _gradients(scan(step, h, xs), [h, xs, *w.parameters(), *gate.parameters()])
+
+    ways.both(call)
+
+
 def _net() -> tuple[nn.Linear, dict[str, Any], Tensor, Tensor, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
     cell, settings = nn.Linear(2 * H, H, dtype=torch.float64), {"scale": 0.5}

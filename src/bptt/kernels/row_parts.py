@@ -85,6 +85,11 @@ class RowPart:
         self._bound: dict[int, list[_walks.Bound]] = {}
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """All that is to be given: the inputs, and what else `after` takes."""
+        return self.inputs if self.after is None else (*self.inputs, *self.after.inputs)
+
+    @property
     def row_work(self) -> float:
         """Multiplications of a row."""
         return self.programs[0].program.work
