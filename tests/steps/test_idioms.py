@@ -104,6 +104,16 @@ def attended(read: Taken) -> Made:
     return make
 
 
+def by_heads() -> Any:
+    """A layer that merges rows with the places of a memory, of as many as a trace has rows."""
+    layer, m = nn.MultiheadAttention(H, 2, batch_first=True, dtype=DOUBLE), rows(B, 5, H)
+
+    def read(h: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(h + layer(h.unsqueeze(1), m, m, need_weights=False)[0].squeeze(1) + x)
+
+    return simple(read, [m, *layer.parameters()])
+
+
 def ring() -> Any:
     """The last states in a ring of places, and whole numbers that count."""
     w = rows(H, H)
@@ -182,6 +192,7 @@ CASES: dict[str, Made] = {
     "index_select": table(lambda w, i: torch.index_select(w, 0, i)),
     "h[:, list]": columns([2, 0, 1, 3]),
     "h[:, tensor]": columns(torch.tensor([3, 0, 0, 1, -1]), 5),
+    "attended by heads": by_heads,
     "attended by gather": attended(lambda m, i: m.gather(1, i[:, None, None].expand(-1, 1, H))[:, 0]),
     "attended by index": attended(lambda m, i: m[torch.arange(len(i)), i]),
     "ring": ring,

@@ -57,9 +57,10 @@ def trace(
         raise NotTraceable(f"carry and x do not share one first dimension: {[list(t.shape) for t in (*carry, *x)]}")
     B = sizes.pop()
     assert B is not None
-    first, second = _row_counts((*carry, *x))
-
-    def attempt(lanes: frozenset[int], seen: Seen) -> TracedStep:
+    counts, distinct = _row_counts((*carry, *x)), None
+    lanes, blamed, reason = frozenset[int](), True, NotTraceable("")
+    while True:
+        first, second = counts
         try:
             a, left = _record(step, carry, x, first, lanes, seen)
             restore()
@@ -81,6 +82,10 @@ def trace(
         except NotTraceable as error:
             if error.left:
                 raise
+            distinct = distinct or _row_counts((*carry, *x, *seen.captured))
+            if counts != distinct:  # a number of rows may have been taken for a captured tensor's size
+                counts = distinct
+                continue
             reason = error if blamed else reason  # else it may be one of the lanes that are tried
         # Captured tensors of as many rows as there are lanes may have one for each: those that did not fit as they are,
         # then all. One that is not met again is another each time, which the step makes where no mode sees it.

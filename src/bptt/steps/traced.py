@@ -16,6 +16,7 @@ from .branches import Branches
 from .canonical import OF_NUMBERS, solved_again
 from .draws import Draw
 from .known import known_before
+from .merged_rows import rows_ahead
 from .parts import Part, Value
 from .recorder import NotTraceable
 from .rows import at_line, check_rows, kind_of
@@ -81,6 +82,7 @@ class Recorded:
 
 def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
     """One graph for any number of rows, from the traces with two numbers."""
+    rows_ahead(a.graph, a.R, b.graph, b.R)
     for recorded in (a, b):
         solved_again(recorded.graph)
         simplified(recorded.graph)
