@@ -159,8 +159,8 @@ template <class T> struct ForwardMemory {
     long bytes;
 
     ForwardMemory(const Forward<T> &a, int gates, void *memory, int id, int workers, Split split)
-        : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, gates * a.H * a.P, a.T * a.B)),
-          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.P * a.H, a.T * a.B)) {
+        : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, gates * a.H * a.P, a.rows())),
+          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.P * a.H, a.rows())) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));
@@ -222,20 +222,25 @@ void forward_walk(const Forward<T> &a, void *memory, const Worker &worker) {
     const long q1 = shares ? part(s.projection.count, worker.id + 1, worker.count) : s.projection.count;
     const long b0 = shares ? 0 : part(a.B, a.active, a.T, worker.id, worker.count);
     const long b1 = shares ? a.B : part(a.B, a.active, a.T, worker.id + 1, worker.count);
-    if (a.active && (!shares || worker.id == 0)) clear_padding(a, b0, b1);
+    if (a.active && !a.first && (!shares || worker.id == 0)) clear_padding(a, b0, b1);
     for (long g0 = b0; g0 < b1; g0 += s.together) {
         const long g1 = least(g0 + s.together, b1);
-        for (long t = 0; t < a.T; ++t) {
+        for (long i = 0; i < a.T; ++i) {
+            const long t = a.reverse ? a.T - 1 - i : i;
             const long n1 = a.active ? least(g1, a.active[t]) : g1;
-            if (n1 <= g0) break;
+            if (n1 <= g0) {
+                if (a.reverse) continue; // lanes begin one after the other
+                break;
+            }
             for (long n = g0; n < n1; ++n) {
-                const long row = t * a.B + (a.lane ? a.lane[n] : n);
+                const long row = a.row(t, a.lane ? a.lane[n] : n), before = a.state_before(row);
                 const bool reset = a.resets && a.resets[row];
                 s.at[n - g0] = row;
-                s.h_prev[n - g0] = reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros) : a.h + row * a.P;
+                s.h_prev[n - g0] =
+                    reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros) : a.h + before * a.P;
                 if (a.c)
                     s.c_prev[n - g0] =
-                        reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros) : a.c + row * a.H;
+                        reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros) : a.c + before * a.H;
                 if (projects) s.m_rows[n - g0] = s.m + (n - g0) * a.H;
             }
             const Step<T> step{a, s.at, s.h_prev, s.c_prev, s.m, s.zeros};

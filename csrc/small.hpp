@@ -65,19 +65,19 @@ void small_product(const Worker &worker, long count, long units, long K, Row row
 }
 
 template <class T> long small_forward_bytes(const Forward<T> &a, long G) {
-    return a.x ? small_bytes<T>(a.T * a.B, G * a.H, a.I, lying(a.w_ih, G * a.H * a.I, a.T * a.B)) : 0;
+    return a.x ? small_bytes<T>(a.rows(), G * a.H, a.I, lying(a.w_ih, G * a.H * a.I, a.rows())) : 0;
 }
 
 template <class T> void small_forward(const Forward<T> &a, long G, void *memory, const Worker &worker) {
     small_product<T>(
-        worker, a.T * a.B, G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, G * a.H * a.I, a.T * a.B),
+        worker, a.rows(), G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, G * a.H * a.I, a.rows()),
         [&](Panels<T> &w, long p) { w.pack_rows(p, a.w_ih, [](int, long) { return T(0); }); }, a.gates, a.stride,
         memory);
 }
 
 template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width) {
     if (!a.x) return 0;
-    const long rows = a.T * a.B;
+    const long rows = a.rows();
     const long inputs = small_bytes<T>(rows, a.I, G * a.H, lying(a.w_ih, G * a.H * a.I, rows, true));
     const long weights = small_bytes<T>(G * a.H, a.I > a.P ? a.I : a.P, rows);
     return (rows * width * (long)sizeof(T) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
@@ -86,7 +86,7 @@ template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width)
 // (6.4), from da [T * B, width].
 template <class T>
 void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *memory, const Worker &worker) {
-    const long rows = a.T * a.B, GH = G * a.H, skip = width - GH; // a GRU's rows begin with dm
+    const long rows = a.rows(), GH = G * a.H, skip = width - GH; // a GRU's rows begin with dm
     Scratch scratch(memory);
     T *across = scratch.take<T>(rows * width); // da [width, T * B]
     void *rest = scratch.take<char>(0);
@@ -113,7 +113,7 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
             {},
             [&](Panels<T> &w, long p) {
                 w.pack_columns(p, [&](long k) {
-                    if (!a.resets || !a.resets[k]) return a.h + k * a.P;
+                    if (!a.resets || !a.resets[k]) return a.h + (a.before ? a.before[k] : k) * a.P;
                     return restart(a.reset_h, a.reset_h_step, k, a.B, a.P, zeros);
                 });
             },

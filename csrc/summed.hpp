@@ -11,7 +11,7 @@ namespace bptt::BPTT_VARIANT {
 // The sums of da over all rows, for units u0 to u1: of b_ih, and of b_hh, which sees a GRU's dm in place of da_n.
 template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u1) {
     constexpr long block = 8; // vectors side by side
-    const long L = lanes<T>, rows = a.T * a.B;
+    const long L = lanes<T>, rows = a.rows();
     const T *all = a.sums ? a.sums : a.da;
     for (long u = u0; u < u1; u += block * L) {
         const int count = (int)least(block, (u1 - u + L - 1) / L);

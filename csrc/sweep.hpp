@@ -55,6 +55,7 @@ template <class T> struct Back {
 
     // The state before the step.
     BPTT_INLINE const T *before(const T *states, const T *reset, long step, long size, long n) const {
+        if (a.before) return states + a.before[at[n]] * size;
         if (!a.resets || !a.resets[at[n]]) return states + at[n] * size;
         return restart(reset, step, at[n], a.B, size, zeros);
     }
@@ -304,7 +305,7 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
     for (long g0 = 0; g0 < own; g0 += s.together) {
         const long size = least(s.together, own - g0), *columns = s.columns + g0;
         for (long n = 0; n < size; ++n) {
-            s.at[n] = (a.top(columns[n]) + 1) * a.B + a.lane(columns[n]);
+            s.at[n] = a.tops ? a.tops[columns[n]] : a.top(columns[n]) * a.B + a.lane(columns[n]);
             s.from[n] = nullptr;
         }
         long walked = size; // those that are longer than j; then those that are at the initial state
@@ -314,7 +315,7 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             while (left < size && a.length(columns[left]) == j && a.top(columns[left]) + 1 == j) ++left;
             const Back<T> back{a, width, j, columns, s.at, s.to, s.carried, s.lambda, s.zeros};
             for (long n = 0; n < left; ++n) {
-                s.at[n] -= a.B;
+                if (j) s.at[n] = (a.before ? a.before[s.at[n]] : s.at[n]) - a.B;
                 if (s.ring) {
                     s.from[n] = s.rows[(j + 1) % 2] + n * width, s.to[n] = s.rows[j % 2] + n * width;
                 } else {

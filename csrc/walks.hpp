@@ -2,6 +2,12 @@
 //
 // Legend: T steps, B lanes, H hidden units, P size of h (H, or an LSTM's proj_size), G gates; N columns and R positions
 // of a sweep. Tensors are dense and row-major; where a row may be part of a longer one, its stride is given, in values.
+//
+// The values of step t and lane b lie in row t * B + b of a [T, B, ...] tensor, the state after it B rows further down a
+// [T + 1, B, ...] tensor and that before it in its own row there. Packed sequences have S rows instead, none of them of
+// padding: those of step t begin at first[t], of the lanes that are as long, and the state after a step lies B rows
+// further down in [B + S, ...], where the initial states are the first B rows. A walk over them may go from the last
+// step to the first. `before` says in which row the state before each one lies.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +45,9 @@ template <class Real> struct Forward {
     bool keeps;                 // whether the gates are to be written
     const std::int64_t *lane;   // [B] lane of each column, null: column n is lane n
     const std::int64_t *active; // [T] columns whose sequence has a step t, null: all B
+    const std::int64_t *first;  // [T], null: not packed, where `lane` and `active` tell lengths and there are resets
+    const std::int64_t *before; // [S], not null where `first` is not
+    bool reverse;               // of packed sequences: whether the walk goes from the last step to the first
     Real *gates;                // [T, B, stride] in: the input product; out: the gates
     const Real *x, *w_ih;       // [T, B, I], [G H, I] for the input product to be done here; else null
     const Real *h_0, *c_0;      // [B, P], [B, H]
@@ -50,6 +59,15 @@ template <class Real> struct Forward {
     const Real *w_hr;           // [P, H] or null
     Real *h, *c;                // [T + 1, B, P], [T + 1, B, H] the initial state, then that after each step
     Real *y, *h_n, *c_n;        // [T, B, P], [B, P], [B, H] h after each step, the last state: once more, or null
+
+    // Of all steps and lanes.
+    long rows() const { return first ? first[T - 1] + active[T - 1] : T * B; }
+
+    // Of step t and lane b.
+    long row(long t, long b) const { return (first ? first[t] : t * B) + b; }
+
+    // Where the state before a row's step lies.
+    long state_before(long row) const { return before ? before[row] : row; }
 };
 
 // Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
@@ -66,6 +84,9 @@ template <class Real> struct Sweep {
     bool by_position;                    // of `da` and, where there are no `sums`, of the adjoints
     const std::int64_t *columns;         // [6, N], read by the functions below
     const std::int64_t *counts;          // [R + 1] columns longer than j, for every j
+    const std::int64_t *tops;            // [N] the row of each column's first step, null: not packed
+    const std::int64_t *before;          // [S], not null where `tops` is not; then no resets, edge factors, positions
+    long S;                              // rows of packed sequences
     const Real *gates;                   // [T, B, 4 H]; null for an RNN
     const Real *h, *c;                   // as in Forward
     const std::uint8_t *resets;          // [T, B] or null
@@ -82,6 +103,9 @@ template <class Real> struct Sweep {
     Real *leaving_h, *leaving_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
     const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null
     Real *dx, *dw_ih, *dw_hh;    // [T, B, I], [G H, I], [G H, P] these products, or null
+
+    // Of all steps and lanes.
+    long rows() const { return before ? S : T * B; }
 
     // Of column n.
     std::int64_t top(long n) const { return columns[n]; }

@@ -9,6 +9,7 @@ from ._activations import Activation as Activation
 from ._cell import AllSteps as AllSteps
 from ._cell import Cell as Cell
 from ._cell import Pullback as Pullback
+from ._cell import TapedSteps as TapedSteps
 from ._cell import Weights as Weights
 from .gru import GRU as GRU
 from .lstm import LSTM as LSTM

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["AllSteps", "Cell", "Pullback", "State", "Weights"]
+__all__ = ["AllSteps", "Cell", "Pullback", "State", "TapedSteps", "Weights"]
 
 State = tuple[Tensor, ...]
 """(h,) or (h, c): h `[..., P]`, c `[..., H]`."""

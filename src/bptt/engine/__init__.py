@@ -7,6 +7,8 @@ as `rerun` says, and `crossing` says which columns arrive in each, cross to the 
 its `block_sweep` drives layers, compiled steps and replayed steps. `source` is the places of x, y and their errors,
 `sweep` the driver through layers and directions; `parameters` is stage 4.
 
+`packed` is a net on packed sequences, whose rows lie as they were given; `rebuilt` makes gates that no tape has.
+
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `records` are the arguments and
 results of its backward call; `plain` is the short way through it for plain calls; `graph` is the policy as a graph,
 for derivatives of higher order; `ops` is the boundary for a compiler: the programs as operators of torch, `flops` their
@@ -29,6 +31,7 @@ from .onnx import onnx_decompositions as onnx_decompositions
 from .onnx import onnx_layers as onnx_layers
 from .ops import draw as draw
 from .ops import through_operators as through_operators
+from .packed import PackedStack as PackedStack
 from .plain import PlainCall as PlainCall
 from .plain import is_observed as is_observed
 from .plain_steps import Again as Again

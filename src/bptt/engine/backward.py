@@ -17,6 +17,7 @@ from .boundary import own_precision
 from .crossing import SegmentColumns
 from .net import Net, States
 from .parameters import parameter_gradients, restart_gradients, steps_of
+from .rebuilt import rebuilt_gates
 from .records import Asked, Grads, Tensors, given
 from .sweep import LayerGradients, LayerSweep
 
@@ -25,9 +26,6 @@ __all__ = ["BackwardPass", "KeptSteps", "Observer"]
 KeptSteps = tuple[States, Tensors]
 """The states of a layer and direction, with the initial one before them, and what else of it is on the tape: its gates,
 or the record of a kernel with gradients of its own."""
-
-REBUILD_VALUES = 2**20
-"""The number of gate values that are rebuilt at a time: enough for one product to be large."""
 
 
 class Observer:
@@ -300,17 +298,6 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             return Tape(states, resets, None, restart, tuple(map(given, more)))
         tape = Tape(states, resets, more[0] if more else None, restart)
         if tape.gates is None and net.cell.taped_per_unit:
-            tape.gates = self._rebuilt(x, tape.prev[0], self.weights[k])
+            rows = x.flatten(0, 1), tape.prev[0].flatten(0, 1)
+            tape.gates = rebuilt_gates(net.cell, self.weights[k], *rows, self.present).unflatten(0, x.shape[:2])
         return tape
-
-    def _rebuilt(self, x: Tensor, h: Tensor, w: Weights) -> Tensor:
-        """The gates of all steps by one product, a few steps at a time to bound what it needs besides."""
-        cell = self.net.cell
-        T, B, _ = x.shape
-        present = self.present  # past the end the gates are zero
-        gates = (x.new_empty if present is None else x.new_zeros)(T * B, cell.taped(w))
-        at_once = max(1, REBUILD_VALUES // cell.taped(w))
-        for i in range(0, T * B if present is None else len(present), at_once):
-            rows = slice(i, i + at_once) if present is None else present[i : i + at_once]
-            gates[rows] = cell.gates(cell.project(x.flatten(0, 1)[rows], w), h.flatten(0, 1)[rows], w)
-        return gates.view(T, B, cell.taped(w))

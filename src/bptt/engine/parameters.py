@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cells import AllSteps, Cell, Weights
+from ..cells import AllSteps, Cell, TapedSteps, Weights
 from ..kernels import Kernel, SummingKernel, SweepResult, Tape, summed_product
 from .net import States
 from .records import given
@@ -21,7 +21,7 @@ def parameter_gradients(
     cell: Cell,
     w: Weights,
     x: Tensor,
-    tape: Tape,
+    tape: TapedSteps,
     result: SweepResult,
     needs: Sequence[bool],
     present: Tensor | None,

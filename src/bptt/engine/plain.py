@@ -21,15 +21,18 @@ from .transforms import is_batched
 __all__ = ["PlainCall", "is_observed"]
 
 
-def is_observed() -> bool:
-    """Whether anything wants to know of a call, or changes what it computes: then `boundary.run` is the way."""
+def is_observed(*, profiled: bool = True) -> bool:
+    """Whether anything wants to know of a call, or changes what it computes: then `boundary.run` is the way.
+
+    profiled: whether a profiler counts, which asks for no more than names.
+    """
     return (
         torch.compiler.is_compiling()
         or recorder() is not None
         or modes() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_any_autocast_enabled()
-        or is_profiled()
+        or (profiled and is_profiled())
         or forward_mode()
     )
 

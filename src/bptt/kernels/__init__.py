@@ -34,6 +34,7 @@ from .frames import Frames as Frames
 from .fused import Fused as Fused
 from .interpreter import Interpreter as Interpreter
 from .kernel import Kernel as Kernel
+from .kernel import PackedKernel as PackedKernel
 from .kernel import Request as Request
 from .kernel import SummingKernel as SummingKernel
 from .kernel import Sweep as Sweep
@@ -42,6 +43,7 @@ from .kernel import Tape as Tape
 from .kernel import WholeKernel as WholeKernel
 from .kernel import WholePasses as WholePasses
 from .kernel import WholeRequest as WholeRequest
+from .packed_rows import PackedRows as PackedRows
 from .product import product as product
 from .product import summed_product as summed_product
 from .row_parts import RowPart as RowPart

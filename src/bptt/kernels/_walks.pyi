@@ -19,6 +19,9 @@ class Forward:
     keeps: bool
     lane: int
     active: int
+    first: int
+    before: int
+    reverse: bool
     gates: int
     x: int
     w_ih: int
@@ -83,6 +86,9 @@ class Sweep:
     sums: int
     columns: int
     counts: int
+    tops: int
+    before: int
+    S: int
     gates: int
     h: int
     c: int

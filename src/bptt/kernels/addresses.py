@@ -73,15 +73,17 @@ def check(
     initial: tuple[Tensor, ...],
     w: Weights,
     reset_state: tuple[Tensor, ...] = (),
+    lanes: int | None = None,
     layers: tuple[int, ...] = (),
 ) -> None:
     """Raise RuntimeError for what does not fit together: no pointer may lead beyond its tensor.
 
-    layers: the first dimension of the initial states, if they have one beside their own.
+    lanes: B, where x has another second dimension. layers: the first dimension of the initial states, if they have one
+    beside their own.
     """
     GH, P = w.hh.shape
     H = GH // cell.gates_per_unit
-    B, wide, dtype = x.shape[1], (P, H), x.dtype
+    B, wide, dtype = x.shape[1] if lanes is None else lanes, (P, H), x.dtype
     sizes, kinds = (cell.gates_per_unit * H, H if w.hr is None else P) == (GH, P), True
     shapes = ((GH, x.shape[2]), (GH, P), (GH,), (GH,), (P, H))
     for t, shape in zip(w, shapes, strict=True):

@@ -16,6 +16,7 @@ from . import _walks
 from .addresses import at, check, dense, restart, spaced_rows
 from .heap import keep_heap
 from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
+from .packed_rows import PackedRows
 from .product import product
 from .row_sums import row_sums
 from .whole import WholeWalks
@@ -99,19 +100,50 @@ class Cpu:
         lengths: Tensor | None,
         reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        check(cell, x, initial, w, reset_state)
+        return self._forward(cell, x, initial, resets, w, tape_gates, lengths, reset_state, None, 0)
+
+    def packed(
+        self,
+        cell: Cell,
+        x: Tensor,
+        initial: tuple[Tensor, ...],
+        w: Weights,
+        tape_gates: bool,
+        rows: PackedRows,
+        d: int,
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        return self._forward(cell, x[None], initial, None, w, tape_gates, None, (), rows, d)
+
+    def _forward(
+        self,
+        cell: Cell,
+        x: Tensor,
+        initial: tuple[Tensor, ...],
+        resets: Tensor | None,
+        w: Weights,
+        tape_gates: bool,
+        lengths: Tensor | None,
+        reset_state: tuple[Tensor, ...],
+        packed: PackedRows | None,
+        d: int,
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         T, B, inputs = x.shape
+        leading: tuple[int, ...] = (T + 1, B)
+        if packed is not None:
+            T, B = packed.T, packed.B
+            leading = (B + packed.S,)
+        check(cell, x, initial, w, reset_state, B)
         GH, P = w.hh.shape
         H = GH // cell.gates_per_unit
-        keep_heap(T * B * GH * x.element_size())
-        h = x.new_empty(T + 1, B, P)
-        c = x.new_empty(T + 1, B, H) if cell.states == 2 else None
+        keep_heap(len(x) * x.shape[1] * GH * x.element_size())
+        h = x.new_empty(*leading, P)
+        c = x.new_empty(*leading, H) if cell.states == 2 else None
         stride = cell.taped(w) if tape_gates else GH
         # The input product comes first, into what the walk makes gates of or, where the state is the tape, states.
-        into = None if cell.tape_names else h[1:]
+        into = None if cell.tape_names else h[1:] if packed is None else h[B:][None]
         small = lengths is None and _is_small(x, w, FEW_ROWS)
         if into is None and (small or stride > GH or lengths is not None):
-            into = x.new_empty(T, B, stride)
+            into = x.new_empty(*x.shape[:2], stride)
         gates = into if small else _input_product(x, w, into, lengths)
         lane = active = None
         if lengths is not None:
@@ -155,7 +187,14 @@ class Cpu:
             if lengths is not None:
                 walk.lane = at(lane)
                 walk.active = at(active)
+            if packed is not None:
+                walk.active = at(packed.sizes)
+                walk.first = at(packed.first)
+                walk.before = at(packed.before(d))
+                walk.reverse = d == 1
             walk.run(variant=self._variant, threads=torch.get_num_threads())
+        if packed is not None and gates is not None:
+            gates = gates[0]
         return (h,) if c is None else (h, c), gates if tape_gates else None
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
@@ -201,23 +240,23 @@ class Cpu:
         cell, w, tape, frames, by_position = request.cell, request.w, request.tape, request.frames, request.by_position
         GH, P = w.hh.shape
         N, H = frames.start.shape[0], GH // cell.gates_per_unit
-        walks = frames.walks
-        size = (frames.R, N) if by_position else (frames.T, frames.B)
-        totals = request.totals
-        covers = walks.covers and not by_position and totals is None
+        walks, packed, totals = frames.walks, request.packed, request.totals
+        size = (frames.R, N) if by_position else (frames.T, frames.B) if packed is None else (1, packed.S)
+        covers = walks.covers if packed is None else not walks.overlaps and int(walks.columns[2].sum()) == packed.S
+        covers = covers and not by_position and totals is None
         new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
         width = GH if cell.inner is None else GH + H
         sums: Tensor | None = None
         if totals is None:
             da = new(*size, width)
             sums = da if walks.overlaps and not by_position else None
-            adjoints = tuple([new(*size, s.shape[2]) for s in tape.states[: request.adjoints]])
+            adjoints = tuple([new(*size, s.shape[-1]) for s in tape.states[: request.adjoints]])
         else:
             sums, adjoints = totals.recurrent[-1] if totals.recurrent else totals.da, totals.adjoints
             da = tape.states[0].new_empty(*size if by_position else (0, 0), width)
             if by_position and len(walks.short):
                 da[:, walks.short] = 0
-        leaving = tuple([s.new_empty(N, s.shape[2]) for s in tape.states]) if request.leaving else ()
+        leaving = tuple([s.new_empty(N, s.shape[-1]) for s in tape.states]) if request.leaving else ()
         x, dx, dw_ih, dw_hh, bias = request.x, None, None, None, None
         wanted = covers and N > 0 and (request.weights or request.dx)
         if x is not None and wanted and _is_small(x, w, FEW_ROWS_BACK):
@@ -283,6 +322,11 @@ class Cpu:
             walk.reset_h = at(reset_h)
             walk.reset_c = at(reset_c)
             walk.reset_h_step, walk.reset_c_step = steps
+        if packed is not None:
+            tops, before = packed.tops(frames, request.direction), packed.before(request.direction)
+            walk.tops = at(tops)
+            walk.before = at(before)
+            walk.S = packed.S
         if request.edge_factors is not None:
             factors = dense(request.edge_factors)
             walk.edge_factors = at(factors)

@@ -20,9 +20,11 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from ..policies import Reach
 from .frames import Frames
+from .packed_rows import PackedRows
 
 __all__ = [
     "Kernel",
+    "PackedKernel",
     "Request",
     "SummingKernel",
     "Sweep",
@@ -103,6 +105,10 @@ class Sweep(NamedTuple):
     # and the adjoints in place of those of the result, which has da if by position alone.
     totals: SweepResult | None = None
     errors_by_position: bool = False  # where totals are given: see by_position
+    # Of a `PackedKernel`: where steps lie. Then values of steps are [1, S, .] in place of [T, B, .], in the order of
+    # time, states [B + S, .]; there are no resets and edge factors, and results go by step and lane.
+    packed: PackedRows | None = None
+    direction: int = 0  # in which the walk went: 1 is the reverse one
 
 
 class SweepResult(NamedTuple):
@@ -240,6 +246,28 @@ class SummingKernel(Protocol):
         """a' b `[M, K]` of each factor b `[.., K]`, and the sum of a `[.., M]` over its rows if `alone` is.
 
         rows: those that count, int64 on the CPU; None is all. None: torch's products take less time.
+        """
+        ...
+
+
+@runtime_checkable
+class PackedKernel(Protocol):
+    """A kernel that walks over packed sequences as they lie, either way, and sweeps them (`Sweep.packed`)."""
+
+    def packed(
+        self,
+        cell: Cell,
+        x: Tensor,
+        initial: tuple[Tensor, ...],
+        w: Weights,
+        tape_gates: bool,
+        rows: PackedRows,
+        d: int,
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The states h `[B + S, P]` (and c `[B + S, H]`), in which the first B are the initial ones, and the gates
+        `[S, F]` if tape_gates.
+
+        x: `[S, I]`. initial: h `[B, P]`, c `[B, H]`. d: 1 is the direction that walks from each sequence's end.
         """
         ...
 

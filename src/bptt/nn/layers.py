@@ -157,7 +157,7 @@ class DropInLayer(torch.nn.RNNBase):
         first state.
         """
         plainly = resets is None and reset_state is None and lengths is None and cu_seqlens is None
-        if plainly and type(input) is Tensor:
+        if plainly and type(input) in (Tensor, PackedSequence):
             result = plain(self, input, hx)
             if result is not None:
                 return result

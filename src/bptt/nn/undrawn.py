@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
 from .. import kernels, policies
@@ -15,6 +16,7 @@ from ..cells import Cell, Weights
 from ..engine import PlainCall, Stack, is_observed, named, needs_gradient, seen
 from ..kernels import Frames, Kernel, Request, WholeKernel, WholeRequest
 from ..memory import Checkpoints, Tapes, keeps_gates
+from ._packed import packed_call
 from .call import Call, Hidden, Layer, bare, plain_net
 
 __all__ = ["at_once", "plain", "plain_call", "undrawn"]
@@ -54,10 +56,14 @@ def _known(
     return Stack(plain_net(kernel, request, kernels_there_are, *sizes, biased, reach), memory)
 
 
-def plain(layer: Layer, input: Tensor, hx: Hidden | None) -> tuple[Tensor, Hidden] | None:
-    """The result of a call without resets, where it is plain: see `engine.plain`. None for all others, among them those
-    with something to refuse.
+def plain(
+    layer: Layer, input: Tensor | PackedSequence, hx: Hidden | None
+) -> tuple[Tensor | PackedSequence, Hidden] | None:
+    """The result of a call without resets, where it is plain: see `engine.plain`, or packed. None for all others, among
+    them those with something to refuse.
     """
+    if isinstance(input, PackedSequence):
+        return packed_call(layer, input, hx)
     if is_observed() or input.is_nested:
         return None
     parameters = layer._parameters

@@ -1,0 +1,92 @@
+"""Calls on packed sequences that run on their rows as they lie, without padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter, functional
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import kernels
+from ..engine import PackedStack, is_observed, needs_gradient, run
+from ..kernels import PackedRows, Request
+from ..memory import Checkpoints
+from .call import Hidden, Layer, bare, plain_net
+
+__all__ = ["packed_call"]
+
+
+def packed_call(layer: Layer, packed: PackedSequence, hx: Hidden | None) -> tuple[PackedSequence, Hidden] | None:
+    """The result of a call without resets on its rows, as they lie; None where it has to be padded, or refused."""
+    if is_observed(profiled=False):
+        return None
+    tensors = _fitting(layer, packed, hx)
+    if tensors is None:
+        return None
+    states, weights = tensors
+    data, sizes, order, back = packed
+    gradient, memory = layer.gradient, layer.memory
+    differentiated = torch.is_grad_enabled() and needs_gradient((data, *states, *weights))
+    if differentiated and (gradient.draws_factors or isinstance(memory, Checkpoints)):
+        return None
+    if order is not None:
+        states = tuple([state.index_select(1, order) for state in states])
+    rows = PackedRows(sizes)
+    T, B = rows.T, rows.B
+    if rows.S == T * B:  # all as long as the first: rows of a tensor
+        x = data.unflatten(0, (T, B))
+        x = x.transpose(0, 1) if layer.batch_first else x
+        y, last = layer.forward(x, bare(states), resets=None, reset_state=None)
+        y = (y.transpose(0, 1) if layer.batch_first else y).flatten(0, 1)
+        final = (last,) if isinstance(last, Tensor) else last
+    else:
+        cell, D = layer.cell(), 2 if layer.bidirectional else 1
+        request = Request(cell, data.device, data.dtype, projection=layer.proj_size > 0)
+        sizes_of_net = layer.num_layers, D, len(weights), layer.bias
+        kinds = tuple(kernels.KERNELS.values())
+        net = plain_net(layer.kernel, request, kinds, *sizes_of_net, gradient.reach(T))
+        net = replace(net, lengths=rows.lengths)
+        if not PackedStack.takes(net, T, B):
+            return None
+        if layer.dropout > 0 and layer.training:
+            ones = data.new_ones(rows.S, D * (layer.proj_size or layer.hidden_size))
+            masks = [functional.dropout(ones, layer.dropout) for _ in range(layer.num_layers - 1)]
+            net = replace(net, masks=tuple(masks))
+        program = PackedStack(net, rows, "gates" if isinstance(memory, Checkpoints) else memory)
+        y, *final = run(program, data, *states, *weights)
+    if back is not None:
+        final = [state.index_select(1, back) for state in final]
+    return packed._replace(data=y), bare(tuple(final))
+
+
+def _fitting(
+    layer: Layer, packed: PackedSequence, hx: Hidden | None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]] | None:
+    """(the initial states, the weights), all of one dtype on the CPU and of the sizes they must have; else None."""
+    data, sizes = packed.data, packed.batch_sizes
+    parameters = layer._parameters
+    try:
+        weights: Any = [parameters[name] for name in layer._flat_weights_names]
+    except KeyError:  # computed from others, as by weight_norm
+        return None
+    count = layer.cell().states
+    given: Any = () if hx is None else hx if type(hx) is tuple else (hx,)
+    if hx is not None and (len(given) != count or (type(hx) is tuple) != (count == 2)):
+        return None
+    for t in (data, *given, *weights):
+        if (type(t) is not Parameter and type(t) is not Tensor) or not t.is_cpu or t.dtype != data.dtype:
+            return None
+    if data.layout is not torch.strided or data.dim() != 2 or data.shape[1] != layer.input_size or len(data) == 0:
+        return None
+    if bool((sizes[1:] > sizes[:-1]).any()) or int(sizes[-1]) < 1 or int(sizes.sum()) != len(data):
+        return None
+    K, B, H = layer.num_layers * (2 if layer.bidirectional else 1), int(sizes[0]), layer.hidden_size
+    wide = (layer.proj_size or H, H)[:count]
+    if hx is None:
+        given = [data.new_zeros(K, B, size) for size in wide]
+    elif any(state.shape != (K, B, size) for state, size in zip(given, wide, strict=True)):
+        return None
+    return tuple(given), tuple(weights)
