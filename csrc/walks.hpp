@@ -3,9 +3,9 @@
 // Legend: T steps, B lanes, H hidden units, P size of h (H, or an LSTM's proj_size), G gates; N columns and R positions
 // of a sweep. Tensors are dense and row-major; where a row may be part of a longer one, its stride is given, in values.
 //
-// The values of step t and lane b lie in row t * B + b of a [T, B, ...] tensor, the state after it B rows further down a
-// [T + 1, B, ...] tensor and that before it in its own row there. Packed sequences have S rows instead, none of them of
-// padding: those of step t begin at first[t], of the lanes that are as long, and the state after a step lies B rows
+// The values of step t and lane b lie in row t * B + b of a [T, B, ...] tensor, the state after it B rows further down
+// a [T + 1, B, ...] tensor and that before it in its own row there. Packed sequences have S rows instead, none of them
+// of padding: those of step t begin at first[t], of the lanes that are as long, and the state after a step lies B rows
 // further down in [B + S, ...], where the initial states are the first B rows. A walk over them may go from the last
 // step to the first. `before` says in which row the state before each one lies.
 #pragma once

@@ -16,7 +16,7 @@ from bptt.kernels import Frames, PackedRows, variants
 from bptt.policies import Reach
 
 T, I, H = 9, 3, 17
-LENGTHS = (4, 9, 1, 6, 6, 2, 7)
+LENGTHS = [4, 9, 1, 6, 6, 2, 7]
 
 LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("RNN", {"gradient": "truncated:4/2", "bidirectional": True, "memory": "states"}),
@@ -160,11 +160,11 @@ def test_backward_calls_of_every_kind(kind: str, options: dict[str, Any], ran: l
 
     again = torch.autograd.grad(output(), inputs, vs[0], create_graph=True)
     torch.testing.assert_close(again, expected[0], rtol=1e-10, atol=1e-10)
-    second = torch.autograd.grad(sum((g * g).sum() for g in again), inputs, allow_unused=True)
+    second = torch.autograd.grad([(g * g).sum() for g in again], inputs, allow_unused=True)
     padded = layer_of(kind, **{**options, "kernel": "eager"})
     y = padded(PackedSequence(leaf, *packed[1:]))[0].data
     own = [leaf, *padded.parameters()]
     first = torch.autograd.grad(y, own, vs[0], create_graph=True)
-    truth = torch.autograd.grad(sum((g * g).sum() for g in first), own, allow_unused=True)
+    truth = torch.autograd.grad([(g * g).sum() for g in first], own, allow_unused=True)
     torch.testing.assert_close(second, truth, rtol=1e-9, atol=1e-9)
     assert ran
