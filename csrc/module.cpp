@@ -359,6 +359,14 @@ nb::object places(nb::tuple tensors, nb::tuple shapes, nb::handle dtype) {
     return found;
 }
 
+bool intel() {
+#ifdef BPTT_X86
+    return __builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
 std::vector<std::string> operations() {
     std::vector<std::string> result;
     for (const char *const *name = portable::interpreter.operation_names; *name; ++name) result.emplace_back(*name);
@@ -395,5 +403,6 @@ NB_MODULE(_walks, module) {
     module.def("apply_operation_float32", apply_operation<float>, Released());
     module.def("apply_operation_float64", apply_operation<double>, Released());
     module.def("operations", operations, "what an instruction of a program may do, by its number");
+    module.def("intel", intel, "whether Intel made this machine's processor");
     module.def("variants", names, "(name, whether this machine runs it), the widest first");
 }

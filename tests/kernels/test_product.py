@@ -25,6 +25,13 @@ SIZES = [
 ]
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["oneDNN", "MKL"])
+def by_mkl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether torch.mm is taken for the faster one, as it is on some processors."""
+    monkeypatch.setattr(module, "BY_MKL", request.param)
+    return bool(request.param)
+
+
 def layouts(x: Tensor) -> list[Tensor]:
     wide = torch.zeros(len(x), x.shape[1] + 5, dtype=x.dtype)
     wide[:, 3:-2] = x
@@ -54,7 +61,7 @@ def test_layouts(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
             assert out[:, [0, -1]].isnan().all()
 
 
-def test_weights_with_gaps_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_with_gaps_are_copied(by_mkl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which oneDNN's product takes a thousand times as long."""
     given: list[Tensor] = []
 
@@ -68,7 +75,7 @@ def test_weights_with_gaps_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(product(x, b), x @ w.t(), rtol=1e-4, atol=1e-4)
     for q in layouts(y):
         torch.testing.assert_close(summed_product(x, q), x.t() @ y, rtol=1e-4, atol=1e-3)
-    assert len(given) >= 8
+    assert given == [] if by_mkl else len(given) >= 8
     assert all(b.is_contiguous() or b.t().is_contiguous() for b in given)
 
 
@@ -88,7 +95,7 @@ def test_sums_over_rows(sizes: tuple[int, int, int], dtype: torch.dtype) -> None
 
 
 @pytest.mark.skipif(module.ONEDNN_LINEAR is None, reason="this build of torch has no oneDNN")
-def test_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_sizes(by_mkl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN keeps compiled code for every size: sequences of many lengths must not fill the memory with it."""
     sizes = set()
 
@@ -103,7 +110,7 @@ def test_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         y, _ = layer(torch.zeros(T, 16, 128).requires_grad_())
         y.sum().backward()
     # The input's product, its gradient and those of two weights, at most sixteen sizes an octave.
-    assert 3 <= len(sizes) <= 4 * (16 + 2)
+    assert not sizes if by_mkl else 3 <= len(sizes) <= 4 * (16 + 2)
 
 
 @pytest.mark.skipif(module.ONEDNN_LINEAR is None, reason="this build of torch has no oneDNN")
