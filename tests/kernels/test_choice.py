@@ -141,6 +141,29 @@ def test_a_step_left_to_torch_is_told_and_keeps_its_precision(kind: str, H: int)
     assert y.dtype == torch.float32
 
 
+def test_a_step_of_many_lanes_left_to_torch() -> None:
+    """With its gradient one step, without it two; in double precision none."""
+    H = 512
+    layer, other = bptt.nn.RNN(H, H, gradient="truncated:1"), bptt.nn.RNN(H, H, kernel="cpu")
+    other.load_state_dict(layer.state_dict())
+    x, h = torch.randn(2, 16, H), torch.randn(1, 16, H)
+    told = "torch's own layer"
+    assert bptt.explain(layer, x[:1]).startswith(told)
+    for sizes in ((2, 16, H), (1, 15, H)):
+        assert told not in bptt.explain(layer, torch.zeros(sizes))
+    with torch.no_grad():
+        assert bptt.explain(layer, x).startswith(told)
+        assert told not in bptt.explain(layer, torch.zeros(3, 16, H))
+        torch.testing.assert_close(layer(x, h), other(x, h), rtol=1e-5, atol=1e-5)
+    found = []
+    for each in (layer, other):
+        leaves = [x[:1].clone().requires_grad_(), h.clone().requires_grad_()]
+        y, h_n = each(*leaves)
+        found.append(torch.autograd.grad(y.square().sum() + h_n.sum(), [*leaves, *each.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert told not in bptt.explain(layer.double(), x[:1].double())
+
+
 class Narrow(Eager):
     """A kernel that walks nothing but plain sequences, and writes down what it was asked."""
 

@@ -25,7 +25,7 @@ ONEDNN_LINEAR = (
 """oneDNN's linear layer on plain tensors, where this build of torch has it."""
 
 BY_MKL = torch.backends.mkl.is_available() and _walks.intel()
-"""Whether torch.mm is the faster one whatever the size: MKL uses the widest instructions of Intel's processors alone."""
+"""Whether torch.mm is the faster one at any size: MKL uses the widest instructions of Intel's processors alone."""
 
 LARGE = 1_200_000
 """Multiplications in a product from which on oneDNN is asked: below, its call takes longer than MKL's."""

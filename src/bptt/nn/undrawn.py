@@ -153,13 +153,13 @@ def _plain(
     frames = Frames.of(stack.net.blocks(T, B), None, T, B)
     gates = keeps_gates(memory, T * B * chosen.taped_per_unit(cell, reach) * H * dtype.itemsize)
     whole = WholeRequest(cell, dtype, T, B, inputs, H, biased, frames, gates)
-    by_autograd = differentiated and kernel == "auto" and kernels.left_to_torch(call)
-    passes = kernels.WholeTorch(whole, by_autograd) if by_autograd else chosen.whole(whole)
+    by_torch = kernel == "auto" and kernels.left_to_torch(call, differentiated)
+    passes = kernels.WholeTorch(whole, differentiated) if by_torch else chosen.whole(whole)
     if passes is None:
         return None
     with torch.inference_mode(False):  # whatever the mode of the first call
         initial = tuple(torch.zeros(1, B, H, dtype=dtype, device=device) for _ in range(cell.states))
-    return PlainCall(stack, passes, initial, by_autograd)
+    return PlainCall(stack, passes, initial, by_torch and differentiated)
 
 
 def at_once(stack: Stack, call: Call) -> tuple[Tensor, ...] | None:
