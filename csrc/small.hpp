@@ -83,6 +83,27 @@ template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width)
     return (rows * width * (long)sizeof(T) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
 }
 
+// across [width, rows] = all [rows, width] with rows and columns exchanged, a register's worth of both at a time. Every
+// worker calls it, for columns of its own.
+template <class T> void turn_rows(const T *all, long rows, long width, T *across, const Worker &worker) {
+    constexpr long L = lanes<T>;
+    const long blocks = (width + L - 1) / L;
+    for (long b = blocks * worker.id / worker.count; b < blocks * (worker.id + 1) / worker.count; ++b) {
+        const long g0 = b * L, g1 = least(g0 + L, width);
+        long n = 0;
+        for (; g1 - g0 == L && n + L <= rows; n += L) {
+            Vec<T> v[L];
+#pragma GCC unroll 16
+            for (int i = 0; i < L; ++i) v[i] = load(all + (n + i) * width + g0);
+            transpose<T>(v);
+#pragma GCC unroll 16
+            for (int i = 0; i < L; ++i) store(across + (g0 + i) * rows + n, v[i]);
+        }
+        for (; n < rows; ++n)
+            for (long g = g0; g < g1; ++g) across[g * rows + n] = all[n * width + g];
+    }
+}
+
 // (6.4), from da [T * B, width].
 template <class T>
 void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *memory, const Worker &worker) {
@@ -90,9 +111,7 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
     Scratch scratch(memory);
     T *across = scratch.take<T>(rows * width); // da [width, T * B]
     void *rest = scratch.take<char>(0);
-    if (a.dw_ih || a.dw_hh)
-        for (long g = width * worker.id / worker.count; g < width * (worker.id + 1) / worker.count; ++g)
-            for (long n = 0; n < rows; ++n) across[g * rows + n] = a.da[n * width + g];
+    if (a.dw_ih || a.dw_hh) turn_rows(a.da, rows, width, across, worker);
     worker.wait();
     if (a.dx)
         small_product<T>(

@@ -17,7 +17,7 @@ from .addresses import at, check, dense, restart, spaced_rows
 from .heap import keep_heap
 from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
 from .packed_rows import PackedRows
-from .product import product
+from .product import BY_MKL, product
 from .row_sums import row_sums
 from .whole import WholeWalks
 
@@ -34,7 +34,7 @@ SMALL = 15_000_000
 """Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
 H = 128, where they took four fifths of the time of a BLAS's calls."""
 
-NEAR = 2**18, 70_000_000
+NEAR = 2**18, 40_000_000 if BY_MKL else 70_000_000
 """Weights up to which they stay in a cache of a core, and with which that holds up to so many multiplications."""
 
 FEW_ROWS, FEW_ROWS_BACK = 32, 16
