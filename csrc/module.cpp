@@ -251,10 +251,10 @@ template <class Real> struct Fields<Sweep<Real>> {
 
 template <class Real> struct Fields<RowSums<Real>> {
     using S = RowSums<Real>;
-    static constexpr auto all =
-        std::make_tuple(BPTT_FIELD(N), BPTT_FIELD(M), BPTT_FIELD(K), BPTT_FIELD(K2), BPTT_FIELD(a_stride),
-                        BPTT_FIELD(b_stride), BPTT_FIELD(b2_stride), BPTT_FIELD(rows), BPTT_FIELD(a), BPTT_FIELD(b),
-                        BPTT_FIELD(b2), BPTT_FIELD(out), BPTT_FIELD(out2), BPTT_FIELD(sums));
+    static constexpr auto all = std::make_tuple(BPTT_FIELD(N), BPTT_FIELD(M), BPTT_FIELD(K), BPTT_FIELD(K2),
+                                                BPTT_FIELD(inner), BPTT_FIELD(a_stride), BPTT_FIELD(b_stride),
+                                                BPTT_FIELD(b2_stride), BPTT_FIELD(rows), BPTT_FIELD(a), BPTT_FIELD(b),
+                                                BPTT_FIELD(b2), BPTT_FIELD(out), BPTT_FIELD(out2), BPTT_FIELD(sums));
 };
 
 template <class Real> struct Fields<Program<Real>> {

@@ -41,6 +41,8 @@ template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u
 // rows. Blocks of a and of b are packed in the order in which tiles read them: b once, a once for all of b.
 constexpr int tile_vectors = 3, tile_columns = accumulators / tile_vectors;
 
+static_assert(8 % tile_columns == 0, "a tile lies on one side of RowSums::inner");
+
 // out[m][v] = the sum over K rows of a[k][m] * b[k][v], added to what it holds where `adds`; of the last vector only
 // `last` values count.
 template <class T, int NV, int M> void outer(const T *a, const T *b, long K, T *out, long stride, int last, bool adds) {
@@ -185,10 +187,13 @@ template <class T> void row_sums(const RowSums<T> &s, void *memory, const Worker
                 for (long p = 0; p < f->panels; ++p) {
                     const long v0 = f->first(p), v1 = f->first(p + 1);
                     const int last = (int)least(f->K - (v1 - 1) * lanes<T>, lanes<T>);
-                    for (long m = m0; m < m1; m += tile_columns)
+                    for (long m = m0; m < m1; m += tile_columns) {
+                        if (f == &own.one ? m < s.inner : m >= s.M - s.inner) continue;
+                        const long row = f == &own.two && m < s.inner ? s.M - 2 * s.inner + m : m - s.inner;
                         outers<T>[v1 - v0][least(m1 - m, tile_columns) - 1](
-                            own.a + (m - m0) * K, f->packed + v0 * K * lanes<T>, K, f->out + m * f->K + v0 * lanes<T>,
+                            own.a + (m - m0) * K, f->packed + v0 * K * lanes<T>, K, f->out + row * f->K + v0 * lanes<T>,
                             f->K, last, n0 > 0);
+                    }
                 }
         }
     }

@@ -117,12 +117,17 @@ template <class Real> struct Sweep {
 };
 
 // Stage 4: the sums over N rows of the products of a's columns with b's and b2's, and of a's columns alone.
+//
+// Of a GRU's rows (dm, da_r, da_z, da_n) the input's product has the last three parts and the recurrent one the first
+// three, of which dm comes last. So the first `inner` columns are not multiplied by b and the last ones not by b2, of
+// which the result's rows for the first ones come last.
 template <class Real> struct RowSums {
     long N, M, K, K2;
+    long inner;                         // a multiple of 8, or 0
     long a_stride, b_stride, b2_stride; // from a row to the next
     const std::int64_t *rows;           // [N] which rows count, null: the first N
     const Real *a, *b, *b2;             // [.., M], [.., K], [.., K2]
-    Real *out, *out2;                   // [M, K] = a' b, [M, K2] = a' b2, or null
+    Real *out, *out2;                   // [M - inner, K] = a' b, [M - inner, K2] = a' b2, or null
     Real *sums;                         // [M] or null
 };
 

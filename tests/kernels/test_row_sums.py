@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bptt.kernels import KERNELS, SummingKernel
-from bptt.kernels.row_sums import WIDEST
+from bptt.kernels import KERNELS, Cpu, SummingKernel, variants
+from bptt.kernels.row_sums import WIDEST, row_sums
 
 SIZES = [(1, 1, 1, 1), (300, 37, 3, 70), (513, 100, 49, 17), (7, 9, 96, 48), (256, 8, 16, 33), (0, 5, 3, 2)]
 """Rows N, columns M of a, and K of each factor: less and more than a block, a tile, a vector."""
@@ -65,3 +65,17 @@ def test_torch_computes_what_it_does_better() -> None:
     assert cpu().row_sums(a, [b.requires_grad_()], None, alone=False) is None  # it would be recorded
     wide = torch.empty(1, 1).expand(1, WIDEST)
     assert cpu().row_sums(wide, [torch.randn(1, 2)], None, alone=False) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("H", [8, 24, 40])
+def test_rows_that_begin_with_the_inner_gates_error(H: int, dtype: torch.dtype) -> None:
+    """Of a GRU's (dm, da_r, da_z, da_n): the last three for the input's weight, (da_r, da_z, dm) for the other."""
+    a, x, h = (torch.randn(300, n, dtype=dtype) for n in (4 * H, 7, H))
+    for name in variants():
+        found = row_sums(Cpu(name)._variant, a, (x, h), None, True, H)
+        assert found is not None
+        recurrent = torch.cat([a[:, H:-H], a[:, :H]], 1)
+        expected = [a[:, H:].t() @ x, recurrent.t() @ h], a.sum(0)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    assert row_sums(0, a[:, : 4 * H - 4], (x, h), None, True, H - 1) is None

@@ -124,6 +124,7 @@ class RowSums:
     M: int
     K: int
     K2: int
+    inner: int
     a_stride: int
     b_stride: int
     b2_stride: int

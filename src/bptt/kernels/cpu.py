@@ -18,7 +18,7 @@ from .heap import keep_heap
 from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
 from .packed_rows import PackedRows
 from .product import BY_MKL, product
-from .row_sums import row_sums
+from .row_sums import inner_sums, row_sums
 from .whole import WholeWalks
 
 __all__ = ["Cpu", "chosen_variant", "variants"]
@@ -338,6 +338,8 @@ class Cpu:
             walk.dw_ih = at(dw_ih)
             walk.dw_hh = at(dw_hh)
         walk.run(variant=self._variant, threads=torch.get_num_threads())
+        if cell.inner is not None and request.x is not None and wanted and request.weights and dw_ih is None:
+            dw_ih, dw_hh, bias = inner_sums(self._variant, da, request, H)
         weights: tuple[Tensor | None, ...] = () if dw_ih is None else (dw_ih, dw_hh)
         if bias is not None:
             weights = (dw_ih, dw_hh, *bias.unbind(0))

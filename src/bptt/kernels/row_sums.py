@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import _walks
 from .addresses import at, dense
+from .kernel import Sweep
 
-__all__ = ["row_sums"]
+__all__ = ["inner_sums", "row_sums"]
 
 ROW_SUMS = {torch.float32: _walks.RowSumsFloat32, torch.float64: _walks.RowSumsFloat64}
 
@@ -20,16 +21,22 @@ for that."""
 
 
 def row_sums(
-    variant: int, a: Tensor, factors: Sequence[Tensor], rows: Tensor | None, alone: bool
+    variant: int, a: Tensor, factors: Sequence[Tensor], rows: Tensor | None, alone: bool, inner: int = 0
 ) -> tuple[list[Tensor], Tensor | None] | None:
     """a' b `[M, K]` of each of up to two factors b `[.., K]`, and the sum over rows of a `[.., M]` if `alone` is.
 
     variant: the instruction set, by its number. rows: those that count, int64 on the CPU; None is all. None where
-    torch's products take less time, or compiled code cannot read these tensors.
+    torch's products take less time, or compiled code cannot read these tensors. inner: of two factors, the number of
+    columns that a has first for the second one alone, whose product has them last, and last for the first one alone.
     """
     M = a.shape[1]
     tensors = (a, *factors)
-    if a.dtype not in ROW_SUMS or not 0 < len(factors) <= 2 or M * sum([b.shape[1] for b in factors]) > WIDEST:
+    if (
+        inner % 8
+        or a.dtype not in ROW_SUMS
+        or not 0 < len(factors) <= 2
+        or M * sum([b.shape[1] for b in factors]) > WIDEST
+    ):
         return None
     if any(t.dtype != a.dtype or not t.is_cpu or len(t) != len(a) for t in tensors):
         return None
@@ -37,10 +44,11 @@ def row_sums(
         return None
     count = len(a) if rows is None else len(rows)
     new = a.new_zeros if count == 0 else a.new_empty
-    products, sums = [new(M, b.shape[1]) for b in factors], new(M) if alone else None
+    products, sums = [new(M - inner, b.shape[1]) for b in factors], new(M) if alone else None
     # What is computed from lives until the call is over, as these names do. A field that is not set is none.
     (own, stride), *spaced = map(_spaced, tensors)
     walk = ROW_SUMS[a.dtype]()
+    walk.inner = inner
     walk.N, walk.M, walk.a, walk.a_stride, walk.sums = count, M, at(own), stride, at(sums)
     b, walk.b_stride = spaced[0]
     walk.K, walk.b, walk.out = factors[0].shape[1], at(b), at(products[0])
@@ -52,6 +60,25 @@ def row_sums(
         walk.rows = at(rows)
     walk.run(variant=variant, threads=torch.get_num_threads())
     return products, sums
+
+
+def inner_sums(variant: int, da: Tensor, request: Sweep, H: int) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of both weights and of the biases `[2, G * H]`, of a cell with an inner gate, each row packed once.
+
+    da: its rows have the inner gate's error for the recurrent product too, first. None for all where that does not pay.
+    """
+    tape, packed, x = request.tape, request.packed, request.x
+    assert x is not None
+    if packed is None:
+        h = tape.prev[0].flatten(0, 1)
+    else:
+        h = tape.states[0].index_select(0, packed.before(request.direction))
+    found = row_sums(variant, da.flatten(0, 1), (x.flatten(0, 1), h), None, request.bias, H)
+    if found is None:
+        return None, None, None
+    (dw_ih, dw_hh), sums = found
+    bias = None if sums is None else torch.stack([sums[H:], torch.cat([sums[H:-H], sums[:H]])])
+    return dw_ih, dw_hh, bias
 
 
 def _spaced(x: Tensor) -> tuple[Tensor | None, int]:
