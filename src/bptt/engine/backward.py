@@ -298,6 +298,10 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             return Tape(states, resets, None, restart, tuple(map(given, more)))
         tape = Tape(states, resets, more[0] if more else None, restart)
         if tape.gates is None and net.cell.taped_per_unit:
-            rows = x.flatten(0, 1), tape.prev[0].flatten(0, 1)
-            tape.gates = rebuilt_gates(net.cell, self.weights[k], *rows, self.present).unflatten(0, x.shape[:2])
+            tape.gates = self._rebuilt(x, tape.prev[0], self.weights[k])
         return tape
+
+    def _rebuilt(self, x: Tensor, h: Tensor, w: Weights) -> Tensor:
+        """The gates of all steps `[T, B, F]`, of which those past the end are zero."""
+        gates = rebuilt_gates(self.net.cell, w, x.flatten(0, 1), h.flatten(0, 1), self.present)
+        return gates.view(*x.shape[:2], gates.shape[1])
