@@ -152,6 +152,32 @@ except AttributeError as error:
     print(error)
 """
 
+WITHOUT_TORCH = """
+import sys, bptt
+from bptt import Full, Checkpoints
+assert dir(bptt) and "gradients" in dir(bptt)
+assert str(Full()) == "full" and bptt.Checkpoints is Checkpoints
+print("torch" in sys.modules, "numpy" in sys.modules)
+"""
+
+FIRST = """
+import io, sys, bptt
+{first}
+import torch
+stored = {"policy": bptt.policies.Truncated(3), "memory": bptt.memory.Checkpoints(steps=2)}
+file = io.BytesIO()
+torch.save(stored, file)
+file.seek(0)
+assert torch.load(file, weights_only=True) == stored
+assert torch.ops.bptt.stack_forward and bptt.flow.shown._DRAW
+assert callable(bptt.scan) and callable(vars(bptt)["scan"]) and vars(bptt)["convert"]
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("bptt")]
+assert type(torch.__spec__.loader).__module__ != "bptt.loading"
+assert type(bptt.nn.__loader__).__module__ != "bptt.loading"
+print("whole")
+"""
+"""Whatever is imported first: once torch is there, all of the package is, and torch knows what it must."""
+
 MISSING = """
 import sys
 sys.modules["matplotlib"] = sys.modules["plotly"] = None
@@ -165,14 +191,19 @@ except ImportError as error:
 """
 
 
+FIRSTS = ["", "import bptt.scan.function", "from bptt.flow import record", "import bptt.train.model", "bptt.Full()"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words"),
     [
+        (WITHOUT_TORCH, "False False"),
+        *((FIRST.replace("{first}", first), "whole") for first in FIRSTS),
         (LAZY, "module 'bptt' has no attribute 'nothing'"),
         (MISSING, "bptt.plots needs matplotlib: pip install 'bptt[plots]'"),
     ],
-    ids=["used", "missing"],
+    ids=["without torch", *FIRSTS, "used", "missing"],
 )
 def test_submodules_are_loaded_when_first_used(program: str, words: str) -> None:
     run = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ from bptt.nn import LAYERS
 PACKAGE = Path(bptt.__file__).parent
 
 ORDER = [
+    ["loading"],
     ["equations"],
     ["cells"],
     ["policies", "memory", "schedules"],

@@ -12,8 +12,6 @@ from math import ceil, isqrt, sqrt
 from operator import index
 from typing import Literal, get_args
 
-from torch.serialization import add_safe_globals
-
 __all__ = ["AUTO_BYTES", "Checkpoints", "Cut", "Memory", "Tapes", "keeps_gates", "parse"]
 
 Tapes = Literal["auto", "gates", "states"]
@@ -158,6 +156,3 @@ def keeps_gates(memory: Memory, gate_bytes: int) -> bool:
 def _one_level(T: int, steps: int) -> Cut:
     steps = min(steps, T)
     return Cut(steps, ceil(T / steps) - 1)
-
-
-add_safe_globals([Checkpoints])  # a checkpoint may hold one under torch.load(weights_only=True)

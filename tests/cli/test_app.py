@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from bptt.cli.app import app
+from bptt.cli.app import COMMANDS, app
+from bptt.kernels import KERNELS
+from bptt.nn import LAYERS
+from bptt.train import config
+from bptt.train.config import CELLS
 
 from .command import bptt, error_of
 
@@ -35,6 +41,58 @@ def test_options_of_training_stand_in_groups_with_their_choices():
     for group, (flag, choices) in flags.items():
         assert flag in by_name[group]
         assert choices in by_name[group]
+
+
+WITHOUT_TORCH = """
+import sys
+from bptt.cli import main
+
+for arguments in {lines}:
+    try:
+        main(arguments.split())
+    except SystemExit as exit:
+        print(exit.code, file=sys.stderr)
+print([name for name in ("torch", "numpy", "matplotlib") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
+    """What takes two seconds is loaded when something is computed, and not before."""
+    helps = ["--help", *(f"{name} --help" for name in COMMANDS if name != "bench")]
+    wrong = {
+        "tarin": "No such command",
+        "train --hiden 3": "No such option: --hiden",
+        "train --batch many": "Invalid value for '--batch'",
+        "train --cell rrn": "cell must be one of rnn, gru, lstm: got 'rrn'",
+        "train --gradient short": "gradient must be one of",
+        "train --kernel gpu": "kernel must be one of auto, cpu, fused, eager",
+        "train --text none.txt": "cannot read text none.txt: No such file",
+        "train --text none --documents files": "documents must be in a directory: none is none",
+        "train --config none.toml": "cannot read configuration none.toml",
+        "train --resume none": "none is not a run directory",
+        "train --resume none --out x": "leave out --out",
+        "sample none": "none is not a run directory",
+        "flow none": "none is not a run directory",
+        "compare none": "none is not a run directory",
+        "check --dtype float32": "--dtype is for the layer",
+    }
+    program = WITHOUT_TORCH.format(lines=[*helps, *wrong])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert lines.pop() == "[]"
+    assert lines[: len(helps)] == ["0"] * len(helps)
+    told, statuses = lines[len(helps) :: 2], lines[len(helps) + 1 :: 2]
+    assert statuses == ["2"] * len(wrong)
+    assert [said for said, words in zip(told, wrong.values(), strict=True) if words not in said] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_says_of_each_command_what_it_says_itself_and_lists_all_choices():
+    for name, summary in COMMANDS.items():
+        command = getattr(importlib.import_module(f"bptt.cli.{name}"), name)
+        assert summary.rstrip(".") in " ".join(inspect.getdoc(command).split()), name
+    assert tuple(LAYERS) == CELLS
+    assert tuple(KERNELS) == config.KERNELS
 
 
 def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]):
@@ -96,7 +154,7 @@ def test_ctrl_c_in_a_command_is_one_line(capsys: pytest.CaptureFixture[str], mon
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bptt.cli.check.compare", interrupt)
+    monkeypatch.setattr("bptt.cli.checked.compare", interrupt)
     result = bptt(capsys, "check")
     assert (result.status, result.err) == (130, "bptt: interrupted\n")
 

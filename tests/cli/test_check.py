@@ -20,7 +20,7 @@ def test_everything_agrees_on_this_machine(capsys: pytest.CaptureFixture[str], m
         rows.extend(comparison.compare())
         return rows
 
-    monkeypatch.setattr("bptt.cli.check.compare", compare)
+    monkeypatch.setattr("bptt.cli.checked.compare", compare)
     result = command.bptt(capsys, "check")
     assert result.status == 0, result.out
     assert "all agree" in result.out
@@ -59,7 +59,7 @@ def test_a_mismatch_is_shown_and_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: float
 ):
     rows = [Row("gru", "full", dict.fromkeys(comparison.sources(), 0.0) | {"eager float64": error})]
-    monkeypatch.setattr("bptt.cli.check.compare", lambda: iter(rows))
+    monkeypatch.setattr("bptt.cli.checked.compare", lambda: iter(rows))
     result = command.bptt(capsys, "check")
     assert result.status == 1
     assert f"{error:.1e} !" in result.out

@@ -7,30 +7,37 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .. import __version__
 from ..train import InputError, NonFiniteError
-from .bench import bench
-from .check import check
-from .compare import compare
-from .demo import demo
-from .flow import flow
-from .info import info
-from .sample import sample
-from .train import train
 
-__all__ = ["app", "run"]
+__all__ = ["COMMANDS", "app", "run"]
 
-app = typer.Typer(
-    name="bptt",
-    help="Backpropagation through time, made explicit.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = {
+    "train": "Train a character or word language model on a text.",
+    "sample": "Continue a prompt with the model of a run, printed token by token.",
+    "flow": "Measure how far gradients travel: a verdict on the screen, report.html and pictures in a directory.",
+    "compare": "Compare gradient policies: bias, cosine, variance, time and memory, as a table and a picture.",
+    "demo": "Train on Python's own documentation for a minute or two, sample, report how far its gradients travel.",
+    "check": "Compare kernels, equations, autograd and finite differences on small nets of every cell.",
+    "bench": "Time bptt against torch.nn, JAX and hand-written code: same inputs, in turn, medians.",
+    "info": "Show versions, processor, threads, kernels and optional packages.",
+}
+"""The commands, each in the module of its name, which is loaded when the command is given."""
+
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+app = typer.Typer(name="bptt", help="Backpropagation through time, made explicit.", **SETTINGS)
 
 
 class _Interrupted(Exception):  # noqa: N818  # not an error
@@ -48,8 +55,23 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-for command in (train, sample, flow, compare, demo, check, bench, info):
-    app.command()(_interruptible(command))
+class _Command(TyperCommand):
+    """A command by its name: what `bptt --help` needs of it. The command itself is made when its arguments are read."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        function = getattr(import_module(f".{self.name}", __package__), str(self.name))
+        alone = typer.Typer(**SETTINGS)
+        alone.command(self.name, help=_paragraphs(function))(_interruptible(function))
+        return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)
+
+
+def _paragraphs(command: Callable[..., Any]) -> str:
+    """What a command says of itself, a line each paragraph: a terminal breaks them where it ends."""
+    return "\n\n".join(" ".join(text.split()) for text in (getdoc(command) or "").split("\n\n"))
+
+
+for name, summary in COMMANDS.items():
+    app.command(name, cls=_Command, help=summary)(lambda: None)
 
 
 def _version(wanted: bool) -> None:

@@ -39,7 +39,7 @@ from ..scan import KERNELS, scan
 from ..train import InputError
 from ..train.atomic import write
 from .comparison import compare
-from .info import processor
+from .inventory import processor
 from .timings import line, show
 
 __all__ = ["bench"]

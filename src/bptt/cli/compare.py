@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from .. import policies
-from ..flow import POLICIES, Comparison, Recording, Row, Scanned, conclusion
-from ..flow import compare as compared
-from ..flow.costs import disturbance, duration, mebibytes, memory_of_all
 from ..train import InputError
 from ..train.extras import require
-from .scanned import load
-from .subject import (
+from ..train.found import found_run
+from .subject_options import (
     CellOption,
     HiddenOption,
     LanesOption,
@@ -28,8 +22,10 @@ from .subject import (
     RunArgument,
     SeedOption,
     StepsOption,
-    subject,
 )
+
+if TYPE_CHECKING:
+    from ..flow import Recording, Scanned
 
 __all__ = ["compare"]
 
@@ -40,7 +36,8 @@ def compare(
         list[str] | None, typer.Argument(metavar="[POLICY]...", help="policies to compare", show_default=False)
     ] = None,
     gradient: Annotated[
-        list[str] | None, typer.Option("--gradient", help=f"policies to compare (default: {' '.join(POLICIES)})")
+        list[str] | None,
+        typer.Option("--gradient", help=f"policies to compare (default: {' '.join(policies.COMPARED)})"),
     ] = None,
     scan: Annotated[
         str | None,
@@ -70,17 +67,26 @@ def compare(
 
     Of a run's network on its own text, of a fresh layer (--cell) on noise, or of a step of your own (--scan). Policies
     follow --gradient:
+
     bptt compare RUN --gradient full chunked:35 truncated:20 randomized:0.9
     """
-    require("matplotlib", "plots")
     named = [*(gradient or []), *(more or [])]
     alone = cell is not None or scan is not None
     if run is not None and alone and not run.exists():  # without a run, the first policy stands in its place
         run, named = None, [*(gradient or []), str(run), *(more or [])]
     try:
-        chosen = [policies.parse(text) for text in named or POLICIES]
+        chosen = [policies.parse(text) for text in named or policies.COMPARED]
     except ValueError as error:
         raise InputError(str(error)) from None
+    if run is not None and scan is None:
+        found_run(run)
+    require("matplotlib", "plots")
+
+    from ..flow import compare as compared
+    from .compared import conditions, table
+    from .scanned import load
+    from .subject import subject
+
     fresh = {"cell": cell, "hidden": hidden, "layers": layers, "nonlinearity": nonlinearity, "radius": radius}
     if scan is None:
         of = subject(run, steps, lanes, **fresh, seed=seed)
@@ -101,8 +107,8 @@ def compare(
     if not shown.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
         shown = Console(width=120)
     shown.print(f"{name}: {found.T} steps, {found.B} lanes", highlight=False, markup=False)
-    shown.print(_table(found))
-    for text in _conditions(found):
+    shown.print(table(found))
+    for text in conditions(found):
         shown.print(text, highlight=False, markup=False)
     directory = directory if out is None else out
     directory.mkdir(parents=True, exist_ok=True)
@@ -110,53 +116,3 @@ def compare(
     plots = require("bptt.plots", "plots")
     plots.comparison(found).savefig(picture)
     shown.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(found: Comparison) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD,
-        caption="bias, variance: relative to the full gradient's norm and its square; exact, or ± a standard error; "
-        "in brackets: sampled though the variance is infinite on long sequences, so that neither means much; "
-        "time: median and quartiles" + ("" if found.own is None else "; *: the network's own policy"),
-    )
-    table.add_column("gradient", no_wrap=True)
-    memory = memory_of_all(found) is None
-    for name in ("bias", "cosine", "variance", "time, ms", *(("memory, MiB",) if memory else ())):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in found.rows:
-        own = " *" if row.policy == found.own else ""
-        table.add_row(row.policy + own, *_cells(row), *((mebibytes(row),) if memory else ()))
-    return table
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    def number(value: float, error: float) -> str:
-        return f"{value:.3g}" + (f" ± {error:.1g}" if error else "")
-
-    bias, variance = number(row.bias, row.bias_error), number(row.variance, row.variance_error)
-    if not row.reliable:
-        bias, variance = f"({bias})", f"({variance})"
-    return bias, f"{row.cosine:.4f}", variance, duration(row)
-
-
-def _conditions(found: Comparison) -> Iterator[str]:
-    """What the table shows, and what it is subject to."""
-    said = conclusion(found)
-    yield said
-    memory = memory_of_all(found)
-    if memory is not None:
-        yield f"memory of one forward and backward: {memory} MiB under each"
-    if found.disturbed and disturbance(found) not in said:
-        yield f"the times are not to be trusted: {disturbance(found)}"
-    yield _condition(found)
-
-
-def _condition(found: Comparison) -> str:
-    """The condition for a finite variance, with the measured contraction: (6.18)."""
-    rate, critical = found.contraction, found.critical_p
-    if critical >= 1:
-        return f"adjoints change by {rate:.3g} per step: no keep probability bounds the variance on long sequences"
-    return (
-        f"adjoints change by {rate:.3g} per step: the variance of randomized truncation stays finite on long sequences "
-        f"for p > {rate:.3g}^2 = {critical:.3g}"
-    )

@@ -10,11 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from ..train import Config, generate, start
-from ..train.sampling import read_prompt
+from ..train import Config
 from .flow import measured, require_pictures, settled, write_report
-from .progress import train_with_progress, unigram
-from .subject import subject
 
 __all__ = ["demo"]
 
@@ -47,6 +44,12 @@ def demo(
     where everything lies.
     """
     require_pictures()
+
+    from ..train import generate, start
+    from ..train.sampling import read_prompt
+    from .progress import train_with_progress, unigram
+    from .subject import subject
+
     config = CONFIG if steps is None else CONFIG.override(steps=steps)
     trainer, run = start(config, out, overwrite=True)
     console = Console(stderr=True)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
-from ..flow import STAGES, Survey, survey
 from ..train import InputError
 from ..train.extras import require
-from .subject import (
+from ..train.found import found_run
+from .subject_options import (
     CellOption,
     HiddenOption,
     LanesOption,
@@ -24,10 +23,11 @@ from .subject import (
     RunArgument,
     SeedOption,
     StepsOption,
-    Subject,
-    subject,
 )
-from .window import LONGER, long_enough, unsettled
+
+if TYPE_CHECKING:
+    from ..flow import Survey
+    from .subject import Subject
 
 __all__ = ["flow", "measured", "require_pictures", "settled", "write_report"]
 
@@ -52,9 +52,14 @@ def flow(
     Of a run's network on its own text, or of a fresh layer (--cell) on noise. Without --steps and --lags the window is
     lengthened until the horizon settles, to 1024 steps at most.
     """
-    require_pictures()
     if lags is not None and lags < 1:
         raise InputError(f"lags must be at least 1: got {lags}")
+    if run is not None:
+        found_run(run)
+    require_pictures()
+
+    from .subject import subject
+
     console = Console(stderr=True)
 
     def make(steps: int | None) -> Subject:
@@ -78,18 +83,25 @@ def opening(found: Survey) -> str:
 
 def require_pictures() -> None:
     """Raise InputError where what draws is not installed: heard of before anything is measured."""
-    for module, extra in (("matplotlib", "plots"), ("plotly", "report")):
-        require(module, extra)
+    require("matplotlib", "plots")
+    require("plotly", "report")
 
 
 def settled(make: Callable[[int | None], Subject], console: Console) -> Subject:
     """What is measured, in a window that is long enough for its horizon, shown on the way."""
+    from .window import long_enough
+
     with console.status("looking for the horizon") as status:
         return long_enough(make, lambda steps: status.update(f"looking for the horizon in {steps} steps"))
 
 
 def measured(of: Subject, lags: int | None, console: Console) -> Survey:
     """Everything measured, shown on the way."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from ..flow import STAGES, survey
+    from .window import LONGER, unsettled
+
     with Progress(
         TextColumn("measuring {task.description}"), BarColumn(bar_width=20), console=console, transient=True
     ) as bar:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..train import Config, InputError, NonFiniteError, RunDirectory, Trainer, resume
+from ..train import Config, InputError, NonFiniteError
 from ..train.config import read_entries, shown
-from ..train.corpus import read_file
-from ..train.distributed import begin, start_or_resume
-from ..train.processes import ElsewhereError, Processes, joined, may_restart
-from ..train.textfiles import encodable
+from ..train.corpus import encodable, read_file
+from ..train.found import found_run, found_text
 from .options import with_training_options
-from .progress import train_with_progress
-from .tensorboard import board, require_tensorboard
+
+if TYPE_CHECKING:
+    from ..train import RunDirectory, Trainer
+    from ..train.processes import Processes
 
 __all__ = ["train"]
 
@@ -49,20 +50,41 @@ def train(
     -m bptt train ... (gloo on CPUs, nccl on GPUs). With --max-restarts and --out, a process that dies costs the steps
     since the last checkpoint.
     """
+    given = {name: value for name, value in options.items() if value is not None}
+
+    @cache
+    def asked() -> tuple[Config, Path | None]:
+        """The options of a new run and its directory, if one is named, as far as they can be checked without torch."""
+        directory = None if out is None else _directory("out", out)
+        config, named = _read(config_file, given)
+        if config.text is not None:
+            found_text(config.text, config.documents)
+        return config, directory or named
+
+    if resume_from is not None and (out is not None or config_file is not None or overwrite):
+        raise InputError(
+            "--resume takes its directory and options from the run: leave out --out, --config, --overwrite"
+        )
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # of several processes the first says it, once they are connected
+        if resume_from is None:
+            asked()
+        else:
+            found_run(_directory("resume", resume_from))
+
+    from rich.console import Console
+
+    from ..train import resume
+    from ..train.distributed import begin, start_or_resume
+    from ..train.processes import ElsewhereError, joined, may_restart
+    from .progress import train_with_progress
+    from .tensorboard import board, require_tensorboard
 
     def opened(processes: Processes) -> tuple[Trainer, RunDirectory]:
         if tensorboard:
             require_tensorboard()
-        given = {name: value for name, value in options.items() if value is not None}
         if resume_from is not None:
-            if out is not None or config_file is not None or overwrite:
-                raise InputError(
-                    "--resume takes its directory and options from the run: leave out --out, --config, --overwrite"
-                )
             return resume(_directory("resume", resume_from), **given)
-        directory = None if out is None else _directory("out", out)
-        config, named = _read(config_file, given)
-        directory = directory or named
+        config, directory = asked()
         if directory is None and may_restart():
             raise InputError("--max-restarts needs a directory where the run is found again: give --out DIR")
         return start_or_resume(processes, config, directory or _default_directory(config), overwrite=overwrite)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..clock import Guard, Timing, disturbed, interleaved
-from ..policies import Full, Policy, Randomized, parse
+from ..policies import COMPARED, Full, Policy, Randomized, parse
 from ._allocations import peak_bytes
 from ._comparable import Comparable, OfLayer
 from ._lags import _count
@@ -26,18 +26,8 @@ from .shown import Shown
 
 __all__ = ["POLICIES", "Comparison", "Row", "compare"]
 
-POLICIES = (
-    "full",
-    "chunked:5",
-    "chunked:20",
-    "truncated:5",
-    "truncated:20",
-    "truncated:20/5",
-    "randomized:0.5",
-    "randomized:0.9",
-    "randomized:mean=20,tail=4",
-)
-"""One or two settings of each kind."""
+POLICIES = COMPARED
+"""What is compared where nothing else is asked for."""
 
 FAR = 10**6
 """Steps from the last cut at which a keep probability has reached its limit."""

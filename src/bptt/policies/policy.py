@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
-import torch
+from typing import TYPE_CHECKING
 
 from .reach import Reach
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Policy"]
 

@@ -1,15 +1,20 @@
-"""The policy that cuts time edges at random and leaves the gradient unbiased."""
+"""The policy that cuts time edges at random and leaves the gradient unbiased.
+
+It asks for torch only where it draws, so that a text form can be read without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from .arguments import real
 from .policy import Policy
 from .reach import EVERYTHING, Reach
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PolynomialTail", "Randomized"]
 
@@ -72,10 +77,13 @@ class Randomized(Policy):
     _text: str = field(init=False, compare=False, repr=False)  # written once: a compiler cannot write a number
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator, torch.Generator | None):
-            raise TypeError(f"generator must be a torch.Generator or None: got {type(self.generator).__name__}")
-        if self.generator is not None and self.generator.device.type != "cpu":
-            raise ValueError(f"generator must be on the CPU, where xi is drawn: got {self.generator.device}")
+        if self.generator is not None:
+            import torch
+
+            if not isinstance(self.generator, torch.Generator):
+                raise TypeError(f"generator must be a torch.Generator or None: got {type(self.generator).__name__}")
+            if self.generator.device.type != "cpu":
+                raise ValueError(f"generator must be on the CPU, where xi is drawn: got {self.generator.device}")
         if not isinstance(self.p, PolynomialTail):
             object.__setattr__(self, "p", self._checked())
         object.__setattr__(self, "_text", self._written())
@@ -118,11 +126,15 @@ class Randomized(Policy):
     def draw(self, T: int, B: int) -> torch.Tensor | None:
         if self.p == 1 or T < 2:
             return None
+        import torch
+
         uniform = torch.rand(T - 1, B, dtype=torch.float64, generator=self.generator, device="cpu")
         return self.weights(uniform)
 
     def weights(self, uniform: torch.Tensor) -> torch.Tensor:
         """The factors xi `[T, B]` from numbers in [0, 1) `[T-1, B]`: edge t is kept where row t-1 is below p."""
+        import torch
+
         edges, B = uniform.shape
         xi = [torch.ones(1, B, dtype=torch.float64, device=uniform.device)]
         if isinstance(self.p, (int, float)):

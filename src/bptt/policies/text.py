@@ -8,7 +8,20 @@ from .policy import Policy
 from .randomized import Randomized
 from .windows import Adaptive, Chunked, Full, Truncated
 
-__all__ = ["parse"]
+__all__ = ["COMPARED", "parse"]
+
+COMPARED = (
+    "full",
+    "chunked:5",
+    "chunked:20",
+    "truncated:5",
+    "truncated:20",
+    "truncated:20/5",
+    "randomized:0.5",
+    "randomized:0.9",
+    "randomized:mean=20,tail=4",
+)
+"""One or two settings of each kind: what a comparison takes where nothing else is asked for."""
 
 _FORMS = (
     "full, chunked:K, truncated:WINDOW, truncated:WINDOW/EVERY, randomized:P, randomized:P1,P2,..., "

@@ -1,4 +1,7 @@
-"""Every option of a training run, its default, its meaning and its check: one table."""
+"""Every option of a training run, its default, its meaning and its check: one table.
+
+What a configuration can be refused for without torch, it is refused for without: nothing here imports it at the top.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,22 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-import torch
-
-from .. import kernels, memory, policies
-from ..nn import LAYERS
-from .corpus import CORPORA, DEFAULT, PREPROCESSORS
+from .. import memory, policies
+from .corpus import CORPORA, DEFAULT, PREPROCESSORS, encodable
 from .errors import InputError
 from .extras import require
 from .rates import SCHEDULES
-from .textfiles import encodable
 
-__all__ = ["ALIASES", "GROUPS", "Config", "read_entries", "shown"]
+__all__ = ["ALIASES", "CELLS", "GROUPS", "LANES", "Config", "read_entries", "shown"]
 
 ALIASES = {"optimizer": "optimiser"}
 """Other spellings of an option, in a file and as a flag."""
 
 GROUPS = {"corpus": "Data", "cell": "Model", "gradient": "Gradient", "steps": "Optimisation", "seed": "Run"}
 """The first option of each group, and its name; the options that follow belong to it."""
+
+LANES = 8
+"""Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
 
 EITHER = (("steps", "epochs"), ("text", "corpus"))
 """Pairs of options of which at most one is given: two answers to one question."""
@@ -41,6 +43,18 @@ class _Check:
     holds: Callable[[Any], bool]
     most: float = math.inf
     choices: tuple[str, ...] = ()
+
+
+CELLS = ("rnn", "gru", "lstm")
+"""Those of `bptt.nn.LAYERS`, for help and messages without torch."""
+KERNELS = ("cpu", "fused", "eager")
+"""Those of `bptt.kernels`, likewise."""
+
+
+def _known(names: tuple[str, ...], module: str, table: str) -> tuple[str, ...]:
+    """The names of a table of the package, where its module is loaded; nobody can have added to it before."""
+    loaded = sys.modules.get(f"bptt.{module}")
+    return tuple(getattr(loaded, table, names))
 
 
 def _one_of(*names: str) -> _Check:
@@ -57,9 +71,13 @@ _RATE = _Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in i
 )
 _NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 _FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
-_CELL = _Check(f"one of {', '.join(LAYERS)}", lambda value: value in LAYERS, choices=tuple(LAYERS))
+_CELL = _Check(f"one of {', '.join(CELLS)}", lambda value: value in _known(CELLS, "nn", "LAYERS"), choices=CELLS)
 _TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
-_KERNEL = replace(_TEXT, choices=("auto", *kernels.KERNELS))
+_KERNEL = _Check(
+    f"one of auto, {', '.join(KERNELS)}",
+    lambda value: value == "auto" or value in _known(KERNELS, "kernels", "KERNELS"),
+    choices=("auto", *KERNELS),
+)
 _SPLIT = _Check(
     "lines, paragraphs, files or jsonl:FIELD",
     lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),
@@ -157,10 +175,8 @@ class Config:
                     raise InputError(f"documents={self.documents} goes without {name}: got {getattr(self, name)}")
             if self.text is None:
                 raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
-        if self.nonlinearity is not None and not LAYERS[self.cell].nonlinearities:
-            able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
-            both = f"nonlinearity={self.nonlinearity} and cell={self.cell}"
-            raise InputError(f"nonlinearity is for cell={able}: got {both}")
+        if self.nonlinearity is not None:
+            _check_nonlinearity(self.nonlinearity, self.cell)
         if self.steps is not None and self.warmup >= self.steps:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:
@@ -192,12 +208,12 @@ class Config:
             match name:
                 case "gradient":
                     return str(policies.parse(value))
-                case "kernel":
-                    return kernels.check(value)
                 case "memory":
                     return str(memory.parse(value))
-                case "device":
-                    torch.device(value)
+                case "device" if value != "cpu":
+                    from torch import device
+
+                    device(value)
         except (ValueError, RuntimeError) as error:
             if name == "device":
                 raise bad_device(value, error) from None
@@ -269,6 +285,14 @@ def shown(value: Any) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # Python writes no number of thousands of digits, and nothing nested so deep
         return f"{type(value).__name__} too large to be shown"
+
+
+def _check_nonlinearity(nonlinearity: str, cell: str) -> None:
+    from ..nn import LAYERS
+
+    if not LAYERS[cell].nonlinearities:
+        able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
+        raise InputError(f"nonlinearity is for cell={able}: got nonlinearity={nonlinearity} and cell={cell}")
 
 
 def bad_device(device: str, error: Exception) -> InputError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import InputError
 from .extras import require
 
-__all__ = ["CORPORA", "DEFAULT", "PREPROCESSORS", "load", "read_file"]
+__all__ = ["CORPORA", "DEFAULT", "PREPROCESSORS", "encodable", "load", "read_file"]
 
 TIME_MACHINE_URL = "http://d2l-data.s3-accelerate.amazonaws.com/timemachine.txt"
 TIME_MACHINE_SHA1 = "090b5e7e70c295757f55df93cb0a180b9691891a"
@@ -62,6 +62,15 @@ def time_machine() -> str:
 CORPORA: dict[str, Callable[[], str]] = {"python-docs": python_docs, "timemachine": time_machine}
 DEFAULT = "python-docs"
 PREPROCESSORS: dict[str, Callable[[str], str]] = {"none": str, "letters": letters}
+
+
+def encodable(text: str) -> bool:
+    r"""Whether UTF-8 can hold a text: it has no half of a character.
+
+    >>> encodable("é"), encodable("\ud800")
+    (True, False)
+    """
+    return re.search("[\ud800-\udfff]", text) is None
 
 
 def read_file(path: Path, what: str = "text") -> str:

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .corpus import encodable
 from .errors import InputError
-from .textfiles import PIECE, Spans, encodable, line_of, opening, read, spans_of
+from .found import found_directory, opening
+from .textfiles import PIECE, Spans, line_of, read, spans_of
 from .vocabulary import Vocabulary, tokenize
 
 __all__ = ["Numbered", "Texts"]
@@ -65,8 +67,7 @@ class Texts:
     def directory(cls, path: str | Path, pattern: str = "**/*.txt") -> Texts:
         """A document per file of a directory that matches the pattern, in the order of their paths."""
         folder = Path(path)
-        if not folder.is_dir():
-            raise InputError(f"documents must be in a directory: {folder} is none")
+        found_directory(folder)
         files = sorted(file for file in folder.glob(pattern) if file.is_file())
         if not files:
             raise InputError(f"the directory {folder} has no file that matches {pattern}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..flow import Recording
+from .config import LANES
 from .corpus import DEFAULT
 from .dataset import in_order, prepare, token_count
 from .errors import InputError
@@ -13,13 +14,10 @@ from .model import record_window
 from .rundir import RunDirectory
 from .sampling import load
 
-__all__ = ["LANES", "record_next", "record_run", "record_text"]
+__all__ = ["record_next", "record_run", "record_text"]
 
 UNITS = {"char": "characters", "word": "words"}
 """What a text is counted in, by what a token is."""
-
-LANES = 8
-"""Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
 
 
 def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu") -> Recording:

@@ -34,6 +34,7 @@ from .config import Config
 from .corpus import read_file
 from .errors import InputError, NonFiniteError
 from .extras import require
+from .found import CONFIG, found_run
 from .records import Record
 from .vocabulary import Vocabulary
 
@@ -47,7 +48,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file = path / "config.toml"
+        self.config_file = path / CONFIG
         self.vocabulary_file = path / "vocabulary.json"
         self.metrics_file = path / "metrics.jsonl"
         self.findings_file = path / "findings.jsonl"
@@ -77,10 +78,8 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """The run in a directory. Raises InputError where there is none."""
-        run = cls(path)
-        if not run.config_file.is_file():
-            raise InputError(f"{path} is not a run directory: it has no {run.config_file.name}")
-        return run
+        found_run(path)
+        return cls(path)
 
     def acquire(self) -> None:
         """Make this process the one that writes here, until `release` or its end.

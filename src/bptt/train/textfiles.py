@@ -6,9 +6,7 @@ One pass of bounded memory for each file, besides what is found.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import InputError
+from .found import opening
 
-__all__ = ["PIECE", "Spans", "encodable", "line_of", "opening", "read", "spans_of"]
+__all__ = ["PIECE", "Spans", "line_of", "read", "spans_of"]
 
 PIECE = 1 << 20
 """Bytes read at a time."""
@@ -26,25 +25,6 @@ Spans = np.ndarray[Any, np.dtype[np.int64]]
 """`[D, 2]`: the bytes of its file at which each document begins and ends."""
 
 _BLANK = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
-
-
-def encodable(text: str) -> bool:
-    r"""Whether UTF-8 can hold a text: it has no half of a character.
-
-    >>> encodable("é"), encodable("\ud800")
-    (True, False)
-    """
-    return re.search("[\ud800-\udfff]", text) is None
-
-
-@contextmanager
-def opening(file: Path) -> Iterator[BinaryIO]:
-    """The file, open inside `with`. InputError where that fails, there or inside."""
-    try:
-        with file.open("rb") as opened:
-            yield opened
-    except OSError as error:
-        raise InputError(f"cannot read text {file}: {error.strerror}") from None
 
 
 def read(file: Path, start: int, count: int, opened: BinaryIO | None = None) -> bytes:
