@@ -42,7 +42,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 import bptt
 from bptt.bench import Machine
-from bptt.cli.info import processor
+from bptt.cli.inventory import processor
 from bptt.flow import adapted
 from bptt.policies import Adaptive
 from bptt.train import atomic

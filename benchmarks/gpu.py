@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import bptt
 from bptt.bench import Machine
 from bptt.bench.training import TOKENS
-from bptt.cli.info import processor
+from bptt.cli.inventory import processor
 from bptt.clock import Timing, interleaved
 from bptt.train import Config, Dataset, Trainer, Vocabulary, atomic
 

@@ -48,7 +48,7 @@ from torch.utils.checkpoint import checkpoint
 import bptt
 from bptt import policies
 from bptt.bench import Case, Machine
-from bptt.cli.info import processor
+from bptt.cli.inventory import processor
 from bptt.engine import Checkpointed, Stack
 from bptt.train import InputError, atomic
 

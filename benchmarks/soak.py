@@ -31,7 +31,7 @@ import torch
 import typer
 
 from bptt.bench import Machine
-from bptt.cli.info import processor
+from bptt.cli.inventory import processor
 from bptt.train import Config, Step, atomic, fit, resume, start
 from bptt.train.corpus import load
 

@@ -38,7 +38,7 @@ from rich.table import Table
 
 import bptt
 from bptt.bench import Machine
-from bptt.cli.info import processor
+from bptt.cli.inventory import processor
 from bptt.train import atomic
 
 RESULTS = Path(__file__).parent / "results" / "verdicts.json"

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bptt.bench import Machine, cores
-from bptt.cli.info import processor
+from bptt.cli.inventory import processor
 from bptt.plots.style import GREY, LINES, sparse, styled, title
 from bptt.train.atomic import write
 

@@ -191,7 +191,7 @@ except ImportError as error:
 """
 
 
-FIRSTS = ["", "import bptt.scan.function", "from bptt.flow import record", "import bptt.train.model", "bptt.Full()"]
+FIRSTS = ["", "import bptt.scan.function", "bptt.Full()"]
 
 
 @pytest.mark.slow
