@@ -4,7 +4,8 @@ In a page, outside of code:
 
     {{ equations 1.8 1.9 }}                 numbered formulas, from the equations' README
     (1.8)                                   a link to that formula, wherever such a number stands in parentheses
-    {{ readme policies }}                   a generated part of the README
+    {{ readme policies }}                   a generated part of the README; {{ readme_zh policies }} of the Chinese one
+    {{ gallery FOLDER ... }}                every picture of the pages in these folders, on a page at the top
     {{ slower OTHER | TABLE CELL POLICY }}  a peer's time over the package's, as `bptt bench` measured it on one thread
 
 Two pages have their home elsewhere: the equations, and the experiments, whose numbers their own scripts write.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import drawings  # noqa: F401  # a page's code imports it, when mkdocs has taken this folder off the path again
@@ -24,6 +26,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+import bptt
 
 ROOT = Path(__file__).parent.parent
 GIVEN = os.environ.get("BPTT_DOCS_PICTURES")
@@ -35,7 +39,14 @@ EQUATIONS = "equations.md"
 _PRINTED: dict[str, list[str]] = {}
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _BRACES = re.compile(r"\{\{ (\w+) ([^}]*?) \}\}")
+_PICTURE = re.compile(r"!\[([^\]]+)\]\((?:\.\./)?(pictures/[^)]+)\)")
 _NUMBER = re.compile(r"\((\d\.\d{1,2})\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Say on every page which version it describes."""
+    config.copyright = f"bptt {bptt.__version__}, Apache-2.0"
+    return config
 
 
 def on_pre_build(config: MkDocsConfig) -> None:
@@ -106,11 +117,11 @@ def _equations(numbers: str) -> str:
     return "\n\n".join(f"$$\n{formulas.numbered()[number]}\n$$" for number in numbers.split())
 
 
-def _readme(part: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def _readme(part: str, file: str = "README.md") -> str:
+    text = (ROOT / file).read_text(encoding="utf-8")
     found = re.search(rf"<!-- {part} -->\n(.*?)<!-- /{part} -->", text, re.DOTALL)
     if found is None:
-        raise ValueError(f"the README has no part {part!r}")
+        raise ValueError(f"{file} has no part {part!r}")
     return found[1]
 
 
@@ -124,4 +135,23 @@ def _slower(arguments: str) -> str:
     raise ValueError("no such row")
 
 
-_VERBS = {"equations": _equations, "readme": _readme, "slower": _slower}
+def _gallery(pages: str) -> str:
+    """All pictures of some folders' pages, each with its words and a link to where it is made; "." is the front."""
+    shown = []
+    for page in snippets.pages():
+        source = page.relative_to(snippets.DOCS)
+        if source.parent.as_posix() in pages.split():
+            for words, picture in _PICTURE.findall(page.read_text(encoding="utf-8")):
+                shown.append(f"- [![{words}]({picture})]({source.as_posix()})\n\n    {words}\n")
+    if not shown:
+        raise ValueError("no page there has a picture")
+    return '<div class="gallery" markdown>\n\n' + "\n".join(shown) + "\n</div>"
+
+
+_VERBS = {
+    "gallery": _gallery,
+    "equations": _equations,
+    "readme": _readme,
+    "readme_zh": partial(_readme, file="README_zh.md"),
+    "slower": _slower,
+}

@@ -1,6 +1,6 @@
-"""Write the generated parts of README.md and of pages: `python docs/readme.py`; `--check` fails if they are old.
+"""Write the generated parts of README.md, README_zh.md and of pages: `python docs/readme.py`.
 
-A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+`--check` fails if they are old. A generated part stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from statistics import median
 from textwrap import fill
 
+import chinese
 import torch
 
 from bptt import Chunked, Full, Randomized, Truncated
-from bptt.bench import Results, Row, bounds_markdown, digits, markdown, short_markdown, steps_markdown
+from bptt.bench import Machine, Results, Row, bounds_markdown, digits, markdown, short_markdown, steps_markdown
 from bptt.nn import LAYERS
 from bptt.policies import Adaptive, Policy
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+README_ZH = ROOT / "README_zh.md"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 """What `bptt bench --json` saved: the part named bench shows it, once it is there."""
 INDEX = ROOT / "docs" / "index.md"
@@ -34,6 +37,9 @@ STEPS_MEASURED = ROOT / "benchmarks" / "results" / "steps.json"
 """What `bptt bench steps --json` saved."""
 STACKS_MEASURED = ROOT / "benchmarks" / "results" / "stacks.json"
 """What `bptt bench stacks --json` saved."""
+REGULARISATION = ROOT / "docs" / "ideas" / "regularisation.md"
+REGULARISED = ROOT / "benchmarks" / "results" / "regularisation.json"
+"""What `benchmarks/regularisation.py --json` saved."""
 PLANTED = ROOT / "docs" / "verdicts.md"
 VERDICTS = ROOT / "benchmarks" / "results" / "verdicts.json"
 """What `benchmarks/verdicts.py` saved."""
@@ -120,43 +126,94 @@ def policy_table() -> str:
     return "\n".join(lines)
 
 
-def gains(layers: Results, steps: Results) -> str:
+@dataclass(frozen=True)
+class Gains:
+    """What was measured on one thread, as the READMEs tell it.
+
+    by_cell: by how many times torch.nn's layers take as long as ours, least and most. sizes: how many, first, last.
+    cells: how many steps. loops: of each shape T, B, H the median, least and most of a plain loop's time over ours.
+    """
+
+    by_cell: dict[str, tuple[str, str]]
+    sizes: tuple[int, str, str]
+    cells: int
+    loops: dict[str, tuple[str, str, str]]
+    machine: Machine
+
+    @classmethod
+    def of(cls, layers: Results, steps: Results) -> Gains:
+        rows = [row for row in layers.rows if row.table == "layers" and row.threads == 1]
+        sizes = sorted({row.case.shape for row in rows}, key=prod)
+        one, last = (", ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
+        own = [row for row in steps.rows if (row.table, row.threads, row.case.gradient) == ("steps", 1, "full")]
+        by_shape: dict[str, list[Row]] = {}
+        for row in own:
+            by_shape.setdefault(f"{row.case.T}, {row.case.B}, {row.case.H}", []).append(row)
+        return cls(
+            {cell: _extremes([row for row in rows if row.case.cell == cell], "torch.nn") for cell in LAYERS},
+            (len(sizes), one, last),
+            len({row.case.cell for row in own}),
+            {
+                shape: (digits(median(_ratios(found, "loop"))), *_extremes(found, "loop"))
+                for shape, found in by_shape.items()
+            },
+            layers.machine,
+        )
+
+
+def gains(measured: Gains) -> str:
     """What the package gives, in four bullets, with the numbers that were measured on one thread."""
-    rows = [row for row in layers.rows if row.table == "layers" and row.threads == 1]
-    sizes = sorted({row.case.shape for row in rows}, key=prod)
-    one, last = (", ".join(map(str, size)) for size in (sizes[0], sizes[-1]))
-    own = [row for row in steps.rows if (row.table, row.threads, row.case.gradient) == ("steps", 1, "full")]
-    by_cell = {cell: _extremes([row for row in rows if row.case.cell == cell], "torch.nn") for cell in LAYERS}
-    by_shape: dict[str, list[Row]] = {}
-    for row in own:
-        by_shape.setdefault(f"{row.case.T}, {row.case.B}, {row.case.H}", []).append(row)
-    loops = [
-        f"{digits(median(ratio for row in found if (ratio := row.ratio('loop')) is not None))} "
-        f"({_extremes(found, 'loop')}) at {shape}"
-        for shape, found in by_shape.items()
-    ]
-    cells = len({row.case.cell for row in own})
+    by_cell = {cell: " to ".join(ends) for cell, ends in measured.by_cell.items()}
+    count, one, last = measured.sizes
+    loops = [f"{mid} ({least} to {most}) at {shape}" for shape, (mid, least, most) in measured.loops.items()]
     bullets = (
         "**The same API, on a CPU mostly faster.** Forward and backward, torch.nn's layers take "
         f"{by_cell['rnn']} (RNN), {by_cell['gru']} (GRU) and {by_cell['lstm']} (LSTM) times as long as ours, at "
-        f"{len(sizes)} sizes T, B, I, H from {one} to {last}.",
+        f"{count} sizes T, B, I, H from {one} to {last}.",
         "**The gradient you asked for, exactly.** Full, chunked, truncated per loss, randomized and unbiased; in "
         "stacks, both directions, packed, with resets. Every kernel agrees with NumPy equations and autograd to 1e-10 "
         "in float64.",
-        f"**A cell of your own, compiled.** Of {cells} cells that people write, a plain loop over steps takes, in the "
-        f"median (and the extremes), so many times as long: {'; '.join(loops)} (T, B, H).",
+        f"**A cell of your own, compiled.** Of {measured.cells} cells that people write, a plain loop over steps "
+        f"takes, in the median (and the extremes), so many times as long: {'; '.join(loops)} (T, B, H).",
         "**Where gradients go.** How far each loss reaches, what each policy misses, which step made the first NaN: a "
         "verdict in plain words, a report, pictures.",
     )
     told = "\n".join(fill(f"- {bullet}", 120, subsequent_indent="  ") for bullet in bullets)
-    machine = layers.machine
+    machine = measured.machine
     where = f"one thread of an {machine.processor} ({machine.instructions}), float32, torch {machine.torch}"
     return f"{told}\n\n{fill(f'Measured on {where}: [all of it](docs/speed.md).', 120)}"
 
 
-def _extremes(rows: Sequence[Row], rival: str) -> str:
-    found = [ratio for row in rows if (ratio := row.ratio(rival)) is not None]
-    return f"{digits(min(found))} to {digits(max(found))}"
+def _ratios(rows: Sequence[Row], rival: str) -> list[float]:
+    return [ratio for row in rows if (ratio := row.ratio(rival)) is not None]
+
+
+def _extremes(rows: Sequence[Row], rival: str) -> tuple[str, str]:
+    found = _ratios(rows, rival)
+    return digits(min(found)), digits(max(found))
+
+
+def regularisation_table(text: str) -> str:
+    """By policy: held-out perplexity at its best, and where the training perplexity is the same, against `full`."""
+    results = json.loads(text)
+    rows = results["rows"]
+
+    def told(pair: Sequence[float], form: str) -> str:
+        return f"{pair[0]:{form}} ± {pair[1]:{form.replace('+', '')}}"
+
+    lines = [
+        f"| policy | best held-out | against `full`, % | held-out at {rows[0]['level']:.2f} in training | "
+        "against `full`, % | passes to the best | training at the end |",
+        "|---" + "|---:" * 6 + "|",
+    ]
+    for row in rows:
+        numbers = (told(row["best"], ".2f"), told(row["best against full"], "+.1f"), told(row["at the level"], ".2f"))
+        rest = (told(row["there against full"], "+.1f"), f"{row['passes to the best']:.0f}")
+        end = told(row["training at the end"], ".2f")
+        lines.append(f"| `{row['policy']}` | " + " | ".join((*numbers, *rest, end)) + " |")
+    machine = results["machine"]
+    where = f"{results['seeds']} seeds, {results['epochs']} passes; torch {machine['torch']}, {machine['date']}."
+    return "\n".join([*lines, "", f"Perplexity per character, mean ± standard deviation; {where}"])
 
 
 def verdict_table(text: str) -> str:
@@ -182,10 +239,14 @@ def verdict_table(text: str) -> str:
 
 def main() -> int:
     """Rewrite the parts, or with --check say whether they are up to date."""
-    measured = [Results.from_json(file.read_text(encoding="utf-8")) for file in (RESULTS, STEPS_MEASURED)]
-    parts = {README: {"policies": policy_table(), "gains": gains(*measured)}, INDEX: {"reach": reach_picture()}}
+    read = (Results.from_json(file.read_text(encoding="utf-8")) for file in (RESULTS, STEPS_MEASURED))
+    measured = Gains.of(*read)
+    parts = {README: {"policies": policy_table(), "gains": gains(measured)}, INDEX: {"reach": reach_picture()}}
+    parts[README_ZH] = {"policies": chinese.policy_table(), "gains": chinese.gains(measured)}
     parts |= {SPEED: {}, OWN_CELLS: {}}
     parts[PLANTED] = {"verdicts": verdict_table(VERDICTS.read_text(encoding="utf-8"))}
+    if REGULARISED.exists():
+        parts[REGULARISATION] = {"regularisation": regularisation_table(REGULARISED.read_text(encoding="utf-8"))}
     for file, name, results, form in (
         (SPEED, "bench", RESULTS, markdown),
         (SPEED, "bounds", RESULTS, bounds_markdown),

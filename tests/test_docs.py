@@ -94,6 +94,9 @@ NAMED = {
     "forget bias and chrono": "bptt.nn.init.chrono_",
     "fill in the blank": "John",
     "Jacobian products against the bound": "product.bound",
+    "the recursion in colours": "\\textcolor{#D55E00}{\\frac{d h_t}{d w}}",
+    "how frameworks do it": "## A recipe for each operation, and a record of them",
+    "truncation as regularisation, measured": "<!-- regularisation -->",
     "NaN and silence": "## Exploding is loud, vanishing is silent",
 }
 """What the notes that the project began with describe, by words of the pages."""
@@ -119,6 +122,45 @@ def test_every_slip_of_the_notes_has_its_box() -> None:
     found = re.findall(r'^!!! warning "(?:A c|C)ommon slip.*\n(?:    .*\n|\n(?=    ))+', text, re.MULTILINE)
     boxes = " ".join(" ".join(found).split())
     assert [words for words in SLIPS if words not in boxes] == []
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of a page's tables, without their heads."""
+    lines = [line for line in (DOCS / page).read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[1:]]
+
+
+def test_the_chinese_slips_are_those_of_the_equations(formulas: ModuleType) -> None:
+    """One for one, by the numbers of their formulas."""
+    table = re.findall(r"^\| 00\d.*$", formulas.HOME.read_text(encoding="utf-8"), re.MULTILINE)
+    number = re.compile(r"\((\d\.\d+)\)")
+    english = sorted(sorted(number.findall(row)) for row in table)
+    chinese = rows("zh/slips.md")
+    assert len(chinese) == len(table)
+    assert sorted(sorted(number.findall(row[3])) for row in chinese) == english
+
+
+def test_every_chinese_page_has_the_slips_of_its_subject() -> None:
+    boxes = sum(page.read_text(encoding="utf-8").count('!!! warning "常见笔误') for page in (DOCS / "zh").glob("*.md"))
+    assert boxes >= 16
+
+
+def test_the_glossary_tells_clipping_from_truncation() -> None:
+    terms = rows("zh/glossary.md")
+    assert len(terms) >= 60
+    chinese, english, meanings = zip(*terms, strict=True)
+    assert len(set(chinese)) == len(set(english)) == len(set(meanings)) == len(terms)
+    found = dict(zip(chinese, english, strict=True))
+    assert (found["梯度裁剪"], found["梯度截断"]) == ("gradient clipping", "gradient truncation")
+
+
+D2L = ["ht_ot", "partial_L_wh", "partial_ht_wh_recur", "at", "partial_ht_wh_gen"]
+D2L += ["partial_L_ot", "partial_L_hT_final_step", "partial_L_ht_recur", "partial_L_ht"]
+
+
+def test_the_chinese_pages_name_the_equations_of_d2l() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "zh").glob("*.md"))
+    assert [name for name in D2L if f"`eq_bptt_{name}`" not in text] == []
 
 
 def test_the_reference_has_every_layer_and_public_name() -> None:
@@ -151,6 +193,9 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     assert len(pages) > len(PAGES)
+    gallery = set(re.findall(r'src="?pictures/([^" >]+)', pages[site / "gallery.html"]))
+    own = [page.read_text(encoding="utf-8") for page in PAGES if page.parent.name != "zh"]
+    assert gallery == {name for text in own for name in PICTURES.findall(text)}
     for page, text in pages.items():
         assert "{{ " not in text, page
         assert "arithmatex" not in text, page

@@ -22,8 +22,12 @@ def test_generated_parts_are_up_to_date():
     assert check.returncode == 0, check.stderr
 
 
-def test_examples_run(tmp_path, capsys):
-    layer, own = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+READMES = ["README.md", "README_zh.md"]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_examples_run(readme, tmp_path, capsys):
+    layer, own = re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
     for name, code in (("layer", layer), ("own", own)):
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     torch.manual_seed(0)
@@ -35,6 +39,14 @@ def test_examples_run(tmp_path, capsys):
     assert bptt.explain(defined["layer"], torch.randn(100, 8, 64)).kernel == "interpreter"
 
 
-def test_the_readme_is_short_enough_to_be_read():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readme_is_short_enough_to_be_read(readme):
+    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_its_links_lead_somewhere(readme):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", (ROOT / readme).read_text(encoding="utf-8"))
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
