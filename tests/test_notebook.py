@@ -18,7 +18,7 @@ from bptt.flow import Survey, conclusion, survey, verdict
 
 plots = pytest.importorskip("bptt.plots", reason="pictures need the extra plots", exc_type=ImportError)
 
-NOTEBOOK = Path(__file__).parent.parent / "examples" / "verdict.ipynb"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 BIG = 400  # of a side: arrays of so many numbers must not be in a repr
 
 MEASURES = {
@@ -123,28 +123,43 @@ def test_without_matplotlib_the_repr_is_shown():
     assert (run.stdout.strip(), run.stderr) == ("None None Survey of", "")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # those of the notebook's own machinery
-def test_the_notebook_walks_from_a_layer_to_its_verdict(tmp_path):
+def executed(name, folder):
+    """A notebook, run: what each cell showed, by its last line and kind; and all that was printed."""
     nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
     pytest.importorskip("ipykernel")
-    notebook = nbformat.read(NOTEBOOK, 4)
+    notebook = nbformat.read(EXAMPLES / name, 4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs for cell in cells), "it is stored without outputs"
-    where = {"metadata": {"path": tmp_path}}
+    assert "%matplotlib" not in "".join(cell.source for cell in cells)
+    where = {"metadata": {"path": folder}}
     client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where)
     asyncio.run(client.async_execute())
     shown: dict[str, dict[str, str]] = {}
     for cell in cells:
         kinds = [out.get("data", {}) for out in cell.outputs]
         shown[cell.source.splitlines()[-1]] = {kind: data for found in kinds for kind, data in found.items()}
+    return shown, "".join(out.text for cell in cells for out in cell.outputs if out.output_type == "stream")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of the notebook's own machinery
+def test_the_notebook_makes_a_layer_of_a_cell_that_learns(tmp_path):
+    shown, printed = executed("own_cell.ipynb", tmp_path)
+    assert "kernel 'interpreter'" in printed
+    assert PNG.search(shown["lags"]["text/html"])
+    bias = {name: float(value) for name, value in re.findall(r"^(\S+) +off by ([\d.]+)%", printed, re.MULTILINE)}
+    assert bias["full"] == 0 < bias["truncated:30"] < bias["truncated:5"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # those of the notebook's own machinery
+def test_the_notebook_walks_from_a_layer_to_its_verdict(tmp_path):
+    shown, printed = executed("verdict.ipynb", tmp_path)
     for value in ("found", "found.lags", "again.verdict"):
         assert PNG.search(shown[value]["text/html"]), value
     assert base64.b64decode(shown["bptt.plots.cell_path(again.cell_path)"]["image/png"]).startswith(b"\x89PNG")
     assert "Not finite" in shown["diagnosis"]["text/html"]
     assert np.all([len(data["text/plain"].splitlines()) <= 4 for data in shown.values() if "text/plain" in data])
-    printed = "".join(out.text for cell in cells for out in cell.outputs if out.output_type == "stream")
-    assert "%matplotlib" not in "".join(cell.source for cell in cells)
     accuracy = re.search(r"as drawn: (\d+)%   chrono: (\d+)%", printed)
     assert int(accuracy[2]) > 90 > 50 > int(accuracy[1]), "the advice is worth following"
