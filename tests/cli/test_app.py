@@ -64,6 +64,7 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
         "train --hiden 3": "No such option: --hiden",
         "train --batch many": "Invalid value for '--batch'",
         "train --cell rrn": "cell must be one of rnn, gru, lstm: got 'rrn'",
+        "train --optimizer adm": "optimiser must be one of adam, sgd: got 'adm'",
         "train --gradient short": "gradient must be one of",
         "train --kernel gpu": "kernel must be one of auto, cpu, fused, eager",
         "train --text none.txt": "cannot read text none.txt: No such file",
@@ -85,6 +86,13 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
     assert statuses == ["2"] * len(wrong)
     assert [said for said, words in zip(told, wrong.values(), strict=True) if words not in said] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_word_of_help_is_cut_at_60_columns(command: str):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "60"})
+    assert max(map(len, result.output.splitlines())) == 60
+    assert "…" not in result.output
 
 
 def test_help_says_of_each_command_what_it_says_itself_and_lists_all_choices():

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from .. import __version__
 from ..train import InputError, NonFiniteError
+from ..train.config import ALIASES
 
 __all__ = ["COMMANDS", "app", "run"]
 
@@ -34,7 +35,10 @@ COMMANDS = {
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "context_settings": {
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: ALIASES.get(name, name),  # in help they would take the room of the words
+    },
 }
 
 app = typer.Typer(name="bptt", help="Backpropagation through time, made explicit.", **SETTINGS)

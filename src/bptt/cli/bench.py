@@ -66,7 +66,7 @@ def bench(
             "--cell",
             "--cells",
             metavar="CELL,...",
-            help=f"which cells (default: {','.join(nn.LAYERS)}; of steps {','.join(Plan.step_cells)})",
+            help=f"which cells (default: {', '.join(nn.LAYERS)}; of steps {', '.join(Plan.step_cells)})",
             show_default=False,
         ),
     ] = None,

@@ -37,14 +37,18 @@ def compare(
     ] = None,
     gradient: Annotated[
         list[str] | None,
-        typer.Option("--gradient", help=f"policies to compare (default: {' '.join(policies.COMPARED)})"),
+        typer.Option(
+            "--gradient",
+            metavar="POLICY",
+            help=f"policies to compare (default: {len(policies.COMPARED)}, one or two of each kind)",
+        ),
     ] = None,
     scan: Annotated[
         str | None,
         typer.Option(
             "--scan",
-            metavar="MODULE:FUNCTION",
-            help="a scan of your own instead: a function that returns bptt.flow.scanned(...)",
+            metavar="SCAN",
+            help="a scan of your own instead: MODULE:FUNCTION, which returns flow.scanned(...)",
         ),
     ] = None,
     cell: CellOption = None,

@@ -32,11 +32,11 @@ def with_training_options(command: C) -> C:
         notes = [", ".join(choices)] if choices else []
         notes += [] if option.default is None else [f"default: {option.default}"]
         note = f" ({'; '.join(notes)})" if notes else ""
+        also = "".join(f"; also --{other}" for other, name in ALIASES.items() if name == option.name)
         flag = typer.Option(
             None,
             "--" + option.name.replace("_", "-"),
-            *("--" + other for other, name in ALIASES.items() if name == option.name),
-            help=f"{option.metadata['meaning']}{note}",
+            help=f"{option.metadata['meaning']}{also}{note}",
             rich_help_panel=group,
         )
         added.append(
