@@ -21,7 +21,7 @@ from rich.table import Table
 from bptt.bench.training import TOKENS
 from bptt.clock import interleaved
 from bptt.flow import Watch
-from bptt.train import Config, Dataset, Trainer, Vocabulary
+from bptt.train import Config, Text, Trainer, Vocabulary
 
 CELLS = ["rnn", "gru", "lstm"]
 WINDOWS = 8
@@ -39,7 +39,7 @@ def trainer(cell: str, watched: bool) -> Trainer:
     vocabulary = Vocabulary.build(TOKENS, "char")
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(len(vocabulary), (WINDOWS * config.seq_length * config.batch + 1,), generator=generator)
-    result = Trainer(config, Dataset(vocabulary, ids, heldout=None, sha256=""))
+    result = Trainer(config, Text(vocabulary, ids, heldout=None, sha256=""))
     if not watched:
         result.doctor.remove()
         result.doctor = Absent(torch.nn.Identity())

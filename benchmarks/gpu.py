@@ -38,7 +38,7 @@ from bptt.bench import Machine
 from bptt.bench.training import TOKENS
 from bptt.cli.inventory import processor
 from bptt.clock import Timing, interleaved
-from bptt.train import Config, Dataset, Trainer, Vocabulary, atomic
+from bptt.train import Config, Text, Trainer, Vocabulary, atomic
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 MOST = 420.0
@@ -292,7 +292,7 @@ def training(row: Row, device: str, seconds: float) -> Measured:
     """A whole optimiser step by the trainer, with bptt's layer of two kernels and with torch.nn's in its place."""
     result, vocabulary = Measured(row), Vocabulary.build(TOKENS, "char")
     ids = torch.randint(len(vocabulary), (WINDOWS * row.T * row.B + 1,), generator=torch.Generator().manual_seed(0))
-    text, steps = Dataset(vocabulary, ids, heldout=None, sha256=""), {}
+    text, steps = Text(vocabulary, ids, heldout=None, sha256=""), {}
     for name in ("auto", "torch.nn", "eager"):
         config = Config(cell=row.cell, seq_length=row.T, batch=row.B, embedding=row.I, hidden=row.H, clip=0.0,
                         gradient=row.gradient, kernel="eager" if name == "eager" else AUTO[device], device=device,

@@ -68,7 +68,7 @@ def begin(config: Config, net: str) -> Trainer:
 def measure(run: Run, config: Config) -> Row:
     """Train, stopping at STEPS to take the gradient of a held-out batch apart."""
     trainer = begin(config.override(seed=run.seed, cell=run.net.partition(",")[0].lower()), run.net)
-    heldout = trainer.dataset.heldout
+    heldout = trainer.task.heldout
     assert heldout is not None
     probe = Sequential(heldout, config.seq_length, config.batch).window(0, 0)
 

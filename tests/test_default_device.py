@@ -312,7 +312,7 @@ def test_training_and_sampling(options: dict[str, Any], tmp_path: Path):
         recorded = record_next(trainer)
         again = Trainer(config, prepare(config))
         again.restore(state)
-        model, vocabulary = trainer.model.eval(), trainer.dataset.vocabulary
+        model, vocabulary = trainer.model.eval(), trainer.task.vocabulary
         drawn = list(generate(model, vocabulary, [1, 2], 20)) + list(generate(model, vocabulary, [], 5))
         return steps, state["optimiser"], state["carry"], recorded, record.loss, again.advance().nll, drawn
 

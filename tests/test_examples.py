@@ -148,7 +148,7 @@ def test_error_without_far_lags_is_that_of_a_truncated_gradient() -> None:
     run = share.Run("LSTM, chrono", 5)
     row = share.measure(run, config)
     trainer = share.begin(config.override(seed=5, cell="lstm"), run.net)
-    probe = Sequential(trainer.dataset.heldout, 24, 8).window(0, 0)
+    probe = Sequential(trainer.task.heldout, 24, 8).window(0, 0)
 
     def gradient(policy: bptt.policies.Policy) -> torch.Tensor:
         trainer.model.recurrent.gradient = policy

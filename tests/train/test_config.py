@@ -94,7 +94,7 @@ def test_toml_has_every_option_that_has_a_value():
     [
         ("hiden = 3", r"conf.toml: unknown option hiden \(did you mean hidden\?\)$"),
         ("learning-rat = 3", r"conf.toml: unknown option learning-rat \(did you mean learning_rate\?\)$"),
-        ("zzz = 1", "conf.toml: unknown option zzz; known are corpus, text, .*"),
+        ("zzz = 1", "conf.toml: unknown option zzz; known are task, corpus, text, .*"),
         ("learning-rate = 1\nlearning_rate = 1", "conf.toml: learning_rate is given twice"),
         ("steps = 1\nepochs = 1", "conf.toml: give steps or epochs, not both"),
         ("hidden = 'big'", "conf.toml: hidden must be a whole number of at least 1: got 'big'"),

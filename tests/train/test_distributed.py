@@ -70,7 +70,7 @@ def trained(processes: Processes, configs: list[Config]) -> list[tuple[list[Any]
             steps.append((gradient, step.nll, step.tokens, step.clipped, step.epoch))
         state = trainer.state()
         carry = None if config.batching == "random" else state["carry"]
-        steps.append((state["model"], carry, trainer.evaluate(trainer.dataset.heldout)))
+        steps.append((state["model"], carry, trainer.evaluate(trainer.task.heldout)))
         results.append((steps, state["gradient"]))
     return results
 

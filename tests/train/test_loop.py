@@ -24,7 +24,7 @@ def trainer(folder: Path, **options: object) -> Trainer:
 
 def test_held_out_text_is_read_in_one_lane_as_one_sequence(tmp_path: Path):
     t = trainer(tmp_path, batch=1, dtype="float64")
-    ids = t.dataset.heldout
+    ids = t.task.heldout
     with torch.no_grad():
         logits, _ = t.model.eval()(ids[:-1, None])
     expected = cross_entropy(logits[:, 0], ids[1:])  # the mean over len(ids) - 1 predictions
@@ -35,7 +35,7 @@ def test_evaluation_does_not_depend_on_the_window(tmp_path: Path):
     losses = []
     for length in (1, 7, 1000):
         t = trainer(tmp_path, seq_length=length, dtype="float64")
-        losses.append(t.evaluate(t.dataset.heldout))
+        losses.append(t.evaluate(t.task.heldout))
     assert math.isclose(losses[0], losses[1], rel_tol=1e-12)
     assert math.isclose(losses[0], losses[2], rel_tol=1e-12)
 
@@ -45,9 +45,9 @@ def test_an_epoch_carries_the_state_and_counts_every_token(tmp_path: Path, cell:
     t = trainer(tmp_path, epochs=1, cell=cell, **FROZEN)
     steps = list(t.run())
     tokens = sum(step.tokens for step in steps)
-    assert tokens == len(t.dataset.train) - 1
+    assert tokens == len(t.task.train) - 1
     assert len(steps) == t.total == t.step
-    assert math.isclose(sum(step.nll for step in steps) / tokens, t.evaluate(t.dataset.train), rel_tol=1e-12)
+    assert math.isclose(sum(step.nll for step in steps) / tokens, t.evaluate(t.task.train), rel_tol=1e-12)
 
 
 def test_random_windows_start_from_a_fresh_state(tmp_path: Path):
@@ -82,7 +82,7 @@ def test_a_record_is_the_token_weighted_mean_since_the_last(tmp_path: Path):
     assert (record.step, record.steps) == (5, 5)
     assert math.isclose(record.loss, sum(s.nll for s in steps) / sum(s.tokens for s in steps))
     assert record.perplexity == math.exp(record.loss)
-    assert record.heldout_loss == t.evaluate(t.dataset.heldout)
+    assert record.heldout_loss == t.evaluate(t.task.heldout)
     assert math.isclose(record.grad_norm, sum(s.grad_norm for s in steps) / 5)
     step = t.advance()
     assert math.isclose(t.record(heldout=False).loss, step.nll / step.tokens)
@@ -176,9 +176,9 @@ def test_epochs_or_steps_end_the_run(tmp_path: Path):
 @pytest.mark.parametrize("tokens", ["char", "word"])
 def test_a_repeated_sentence_is_learned(tmp_path: Path, cell: str, tokens: str):
     t = trainer(tmp_path, cell=cell, tokens=tokens, hidden=16, steps=60, learning_rate=0.02)
-    start = t.evaluate(t.dataset.heldout)
+    start = t.evaluate(t.task.heldout)
     list(t.run())
-    assert t.evaluate(t.dataset.heldout) < start / 2
+    assert t.evaluate(t.task.heldout) < start / 2
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_text_too_short_is_refused(tmp_path: Path, options: dict[str, object],
 
 def test_without_held_out_text_nothing_is_measured(tmp_path: Path):
     t = trainer(tmp_path, heldout=0, limit=300)
-    assert len(t.dataset.train) == 300
+    assert len(t.task.train) == 300
     t.advance()
     assert t.record(heldout=True).heldout_perplexity is None
 

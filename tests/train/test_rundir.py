@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 def test_what_was_written_is_read(run: RunDirectory):
     assert RunDirectory.open(run.path).config() == Config()
-    assert run.vocabulary() == VOCABULARY
+    assert run.stored() == VOCABULARY
     torch.testing.assert_close(run.weights(), {"w": torch.ones(3)})
     torch.testing.assert_close(run.state()["model"], {"w": torch.ones(3)})
     assert sorted(str(p.relative_to(run.path)) for p in run.path.rglob("*")) == [
@@ -313,7 +313,7 @@ def test_metrics_are_json_whatever_the_numbers(run: RunDirectory):
 
     written = json.loads(run.metrics_file.read_text(), parse_constant=refuse)
     assert {name for name, value in written.items() if value is None} == {
-        *("perplexity", "epoch_perplexity", "heldout_loss", "heldout_perplexity", "horizon", "window")
+        *("perplexity", "epoch_perplexity", "heldout_loss", "heldout_perplexity", "horizon", "window", "measures")
     }
     assert (written["loss"], written["step"]) == (1e6, 3)
     assert run.metrics() == [written]

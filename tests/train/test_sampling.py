@@ -8,7 +8,8 @@ import torch
 
 from bptt.cli import main
 from bptt.train import InputError, LanguageModel, RunDirectory, Vocabulary, fit, generate, start
-from bptt.train.sampling import load, read_prompt
+from bptt.train.sampling import read_prompt
+from bptt.train.trained import load
 
 from .tiny import tiny, write_text
 
@@ -95,12 +96,12 @@ def test_a_vocabulary_in_another_order_is_refused(
 ):
     other = RunDirectory(tmp_path / "other")
     shutil.copytree(run.path, other.path)
-    known = run.vocabulary()
+    known = run.stored()
     turned = Vocabulary(known.level, (known.tokens[0], *known.tokens[:0:-1]), known.counts)
-    other.vocabulary_file.write_text(turned.to_json(), encoding="utf-8")
+    other.stored_file.write_text(turned.to_json(), encoding="utf-8")
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(other.path), "--length", "5"])
-    error = f"bptt: error: {other.vocabulary_file} is not the vocabulary that weights.safetensors knows\n"
+    error = f"bptt: error: {other.stored_file} is not the vocabulary that weights.safetensors knows\n"
     assert capsys.readouterr() == ("", error)
 
 

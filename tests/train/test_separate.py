@@ -12,9 +12,9 @@ import torch
 from resident import lines_of, needs_status
 from torch.nn.functional import cross_entropy
 
-from bptt.train import Config, Dataset, InputError, Lanes, Trainer, fit, prepare, record_run, resume, start
-from bptt.train.dataset import Part
+from bptt.train import Config, InputError, Lanes, Text, Trainer, fit, prepare, record_run, resume, start
 from bptt.train.documents import Numbered
+from bptt.train.tasks.text import Part
 
 from .tiny import tiny
 
@@ -38,7 +38,7 @@ def documents(part: Part | None) -> list[torch.Tensor]:
     return [document[:] for document in part]
 
 
-def decoded(dataset: Dataset, part: Part | None) -> list[str]:
+def decoded(dataset: Text, part: Part | None) -> list[str]:
     return [dataset.vocabulary.decode(ids.tolist()) for ids in documents(part)]
 
 

@@ -236,7 +236,7 @@ def test_the_perplexity_of_an_epoch_survives_a_resume(tmp_path: Path):
 
 def test_a_vocabulary_that_was_altered_is_refused(tmp_path: Path):
     _, run = start(tiny(write_text(tmp_path)), tmp_path / "run")
-    run.vocabulary_file.write_text(run.vocabulary_file.read_text().replace('"q"', '"Q"'))
+    run.stored_file.write_text(run.stored_file.read_text().replace('"q"', '"Q"'))
     with pytest.raises(InputError, match=r"vocabulary\.json is not the vocabulary of the text"):
         resume(tmp_path / "run")
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bptt.train import InputError, RunDirectory, fit, generate, lock, resume, start
-from bptt.train.sampling import load
+from bptt.train.trained import load
 
 from .tiny import tiny, write_text
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..flow import watch
-from ..train import Config, Dataset, Trainer, Vocabulary
+from ..train import Config, Text, Trainer, Vocabulary
 from .cases import Case
 from .contest import Call, Contest
 from .loop import rival, rival_of
@@ -34,7 +34,7 @@ def training_contest(case: Case, kernel: str = "auto") -> Contest:
     """
     vocabulary = Vocabulary.build(TOKENS, "char")
     ids = torch.randint(len(vocabulary), (WINDOWS * case.T * case.B + 1,))
-    text = Dataset(vocabulary, ids, heldout=None, sha256="")
+    text = Text(vocabulary, ids, heldout=None, sha256="")
     ours = Trainer(_config(case, kernel), text)
     theirs = _on_rival(Trainer(_config(case), text))
     exact = _on_rival(Trainer(_config(case, dtype="float64"), text))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.text import Text
+from rich.text import Text as Words
 
-from ..train import Config
+from ..train import Config, LanguageModel, Text, generate, start
+from ..train.sampling import read_prompt
 from .flow import measured, require_pictures, settled, write_report
+from .progress import train_with_progress
+from .subject import subject
 
 __all__ = ["demo"]
 
@@ -51,7 +54,8 @@ def demo(
     from .subject import subject
 
     config = CONFIG if steps is None else CONFIG.override(steps=steps)
-    trainer, run = start(config, out, overwrite=True)
+    task = Text.prepare(config)
+    trainer, run = start(config, out, overwrite=True, task=task)
     console = Console(stderr=True)
     console.print(
         f"a {config.cell.upper()} of {config.hidden} units learns Python's own documentation, one character at a time: "
@@ -62,21 +66,21 @@ def demo(
     status = train_with_progress(trainer, run, console)
     if status != 0:
         return status
-    vocabulary = trainer.dataset.vocabulary
+    vocabulary = task.vocabulary
     held = run.metrics()[-1]["heldout_perplexity"]
     ids = read_prompt(PROMPT, vocabulary, config.preprocess)
-    drawn = generate(trainer.model.eval(), vocabulary, ids, 400, temperature=0.7)
+    drawn = generate(cast(LanguageModel, trainer.model.eval()), vocabulary, ids, 400, temperature=0.7)
     text = PROMPT + vocabulary.decode(drawn)
     of = settled(lambda steps: subject(run.path, steps, None), console)
     found = measured(of, of.recording.T, console)
     report = write_report(found, of.directory)
     shown = Console()
-    shown.print(Panel(Text(text), title="a sample, temperature 0.7", highlight=False))
+    shown.print(Panel(Words(text), title="a sample, temperature 0.7", highlight=False))
     shown.print(
         Panel(
-            Text(
+            Words(
                 f"held-out perplexity  {held:.2f}  per character, after {trainer.step} steps of {config.gradient}\n"
-                f"guessing by frequency {unigram(trainer):.2f}  (by character, the same held-out text)\n\n"
+                f"guessing by frequency {task.unigram():.2f}  (by character, the same held-out text)\n\n"
                 f"{found.verdict.plain or found.verdict.headline}\n"
                 f"how far gradients travel, in pictures: open {report} in a browser\n\n"
                 f"everything lies in {run.path}/\n"

@@ -30,7 +30,8 @@ def with_training_options(command: C) -> C:
         group = GROUPS.get(option.name, group)
         choices = option.metadata["check"].choices
         notes = [", ".join(choices)] if choices else []
-        notes += [] if option.default is None else [f"default: {option.default}"]
+        default = option.metadata["default"]
+        notes += [] if default is None else [f"default: {default}"]
         note = f" ({'; '.join(notes)})" if notes else ""
         also = "".join(f"; also --{other}" for other, name in ALIASES.items() if name == option.name)
         flag = typer.Option(

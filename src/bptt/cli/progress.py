@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from types import TracebackType
@@ -12,64 +13,69 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..flow import Finding
 from ..train import Record, RunDirectory, Step, Trainer, fit
-from ..train.dataset import predicted, token_count
-from ..train.model import unigram_perplexity
 
-__all__ = ["TrainingProgress", "describe", "describe_briefly", "train_with_progress", "unigram"]
+__all__ = ["TrainingProgress", "describe", "describe_briefly", "train_with_progress"]
 
 PLAIN_SECONDS = 2.0
 """Least time between two plain lines, lines with a held-out measurement excepted."""
-
-LARGE = 10_000
-"""Words in a vocabulary above which it is told how many were seen more than once."""
 
 WIDE = 110
 """Columns of a terminal that has room for a bar."""
 
 
-def describe(record: Record) -> str:
-    """One record in one line.
+def describe(record: Record, units: str = "tokens") -> str:
+    """One record in one line. units: what is predicted.
 
     >>> describe(Record(50, 1, 10, 1.0, 2.718281828, None, None, None, 0.25, 0.5, 12345.6))
     'loss 1.000  perplexity 2.72  grad norm 0.25  clipped 50%  12,346 tokens/s'
     """
-    held = "" if record.heldout_perplexity is None else f"held-out {record.heldout_perplexity:.2f}  "
+    held = _heldout(record, "  ")
+    perplexity = "" if record.perplexity is None else f"perplexity {record.perplexity:.2f}  "
     measured = (
         f"{held}all steps skipped"
         if record.loss is None
         else (
-            f"loss {record.loss:.3f}  perplexity {record.perplexity:.2f}  {held}"
-            f"grad norm {record.grad_norm:.2f}  clipped {record.clipped:.0%}"
+            f"loss {record.loss:.3f}  {perplexity}{held}grad norm {record.grad_norm:.2f}  clipped {record.clipped:.0%}"
         )
     )
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
     least = "" if record.horizon_settled else "at least "
     horizon = "" if record.horizon is None else f"  horizon {least}{record.horizon}"
     window = "" if record.window is None else f"  window {record.window}"
-    return f"{measured}{skipped}{horizon}{window}  {record.tokens_per_second:,.0f} tokens/s"
+    return f"{measured}{skipped}{horizon}{window}  {record.tokens_per_second:,.0f} {units}/s"
 
 
-def describe_briefly(record: Record, heldout: float | None) -> str:
+def _heldout(record: Record, after: str) -> str:
+    """The held-out measurement of a record, if it has one: perplexity, else the loss and the task's own measures."""
+    if record.heldout_perplexity is not None:
+        return f"held-out {record.heldout_perplexity:.2f}{after}"
+    if record.heldout_loss is None:
+        return ""
+    more = "".join(f" {name} {value:.4g}" for name, value in (record.measures or {}).items())
+    return f"held-out {record.heldout_loss:.3f}{more}{after}"
+
+
+def describe_briefly(record: Record, heldout: str, units: str = "tok") -> str:
     """The same for the live line, which must leave room for the count in 80 columns. heldout: the last measurement.
 
-    >>> describe_briefly(Record(50, 1, 50, 1.0, 2.718281828, None, None, None, 0.25, 0.5, 12345.6), heldout=3.1)
+    >>> describe_briefly(Record(50, 1, 50, 1.0, 2.718281828, None, None, None, 0.25, 0.5, 12345.6), "held-out 3.10 ")
     'loss 1.000 ppl 2.72 held-out 3.10 |g| 0.25 clip 50% 12,346 tok/s'
     """
-    held = "" if heldout is None else f"held-out {heldout:.2f} "
     if record.loss is None:
-        return f"{held}all {record.skipped} steps skipped"
+        return f"{heldout}all {record.skipped} steps skipped"
+    perplexity = "" if record.perplexity is None else f"ppl {record.perplexity:.2f} "
     return (
-        f"loss {record.loss:.3f} ppl {record.perplexity:.2f} {held}"
-        f"|g| {record.grad_norm:.2f} clip {record.clipped:.0%} {record.tokens_per_second:,.0f} tok/s"
+        f"loss {record.loss:.3f} {perplexity}{heldout}"
+        f"|g| {record.grad_norm:.2f} clip {record.clipped:.0%} {record.tokens_per_second:,.0f} {units[:3]}/s"
     )
 
 
 class TrainingProgress:
     """Inside `with`, shows steps and records on a console."""
 
-    def __init__(self, console: Console, total: int, done: int) -> None:
-        self.console, self.total = console, total
-        self.heldout: float | None = None  # the last measurement stays in the live line
+    def __init__(self, console: Console, total: int, done: int, units: str = "tokens") -> None:
+        self.console, self.total, self.units = console, total, units
+        self.heldout = ""  # the last measurement stays in the live line
         self.last = -PLAIN_SECONDS
         self.told: set[tuple[str, ...]] = set()
         bar = [BarColumn(bar_width=20)] if console.width >= WIDE else []
@@ -99,15 +105,15 @@ class TrainingProgress:
 
     def record(self, record: Record) -> None:
         """Show a record. On a terminal those with a held-out measurement also stay, as a line above the live one."""
-        measured = record.heldout_perplexity is not None
+        measured = record.heldout_loss is not None
         if measured:
-            self.heldout = record.heldout_perplexity
-        self.bar.update(self.task, text=describe_briefly(record, self.heldout))
+            self.heldout = _heldout(replace(record, measures=None), " ")
+        self.bar.update(self.task, text=describe_briefly(record, self.heldout, self.units))
         if self.console.is_terminal and not measured:
             return
         if measured or monotonic() - self.last >= PLAIN_SECONDS:
             self.last = monotonic()
-            line = f"step {record.step}/{self.total}  {describe(record)}"
+            line = f"step {record.step}/{self.total}  {describe(record, self.units)}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
     def finding(self, step: int, finding: Finding) -> None:
@@ -115,13 +121,6 @@ class TrainingProgress:
         if finding.once not in self.told:
             self.told.add(finding.once)
             self.console.print(f"step {step}: {finding.message}", highlight=False, markup=False, soft_wrap=True)
-
-
-def unigram(trainer: Trainer) -> float:
-    """The perplexity to beat, by guessing from frequencies: of the held-out text, or without one the training text."""
-    dataset = trainer.dataset
-    part = dataset.train if dataset.heldout is None else dataset.heldout
-    return unigram_perplexity(dataset.vocabulary.counts, predicted(part))
 
 
 def train_with_progress(
@@ -135,17 +134,13 @@ def train_with_progress(
         stopped_by = fit(trainer, run)
         return 0 if stopped_by is None else 128 + stopped_by
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    dataset = trainer.dataset
+    task = trainer.task
     shared = f"; {trainer.processes.world} processes" if trainer.processes.world > 1 else ""
-    say(
-        f"{run.path}: {token_count(dataset.train):,} tokens to train on, {token_count(dataset.heldout):,} held out, "
-        f"{len(dataset.vocabulary)} in the vocabulary, {sum(p.numel() for p in trainer.model.parameters()):,} weights; "
-        f"guessing by frequency has perplexity {unigram(trainer):.2f}{shared}"
-    )
-    if dataset.vocabulary.level == "word" and trainer.config.min_count == 1 and len(dataset.vocabulary) > LARGE:
-        often = sum(n > 1 for n in dataset.vocabulary.counts)
-        say(f"most of the weights belong to words: --min-count 2 would leave {often:,} of {len(dataset.vocabulary):,}")
-    with TrainingProgress(console, trainer.total, trainer.step) as progress:
+    weights = sum(p.numel() for p in trainer.model.parameters())
+    say(f"{run.path}: {task.about()}, {weights:,} weights; {task.baseline()}{shared}")
+    for hint in task.hints(trainer.config):
+        say(hint)
+    with TrainingProgress(console, trainer.total, trainer.step, task.units) as progress:
 
         def on_record(record: Record) -> None:
             progress.record(record)

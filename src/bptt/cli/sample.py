@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..train import InputError
-from ..train.found import found_run
+from ..train import InputError, RunDirectory, generate
+from ..train.sampling import read_prompt
+from ..train.trained import load
 
 __all__ = ["sample"]
 
@@ -26,12 +27,7 @@ def sample(
 
     Same run, prompt and seed: same text. An empty prompt starts from a token drawn by its frequency.
     """
-    found_run(run)
-
-    from ..train import RunDirectory, generate
-    from ..train.sampling import load, read_prompt
-
-    model, vocabulary, config = load(RunDirectory.open(run), device)
+    model, vocabulary, config = load(RunDirectory.open(run), device, "text")
     ids = read_prompt(prompt, vocabulary, config.preprocess)
     try:
         tokens = generate(model, vocabulary, ids, length, temperature=temperature, seed=seed)

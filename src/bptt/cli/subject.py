@@ -11,9 +11,8 @@ import torch
 from ..flow import Recording, record
 from ..nn import LAYERS, init
 from ..train import InputError, RunDirectory
-from ..train.config import LANES, Config
-from ..train.inspection import record_text
-from .subject_options import NAMES
+from ..train.config import Config
+from ..train.inspection import LANES, record_data
 
 __all__ = ["Subject", "subject"]
 
@@ -43,7 +42,7 @@ class Subject:
 
 
 def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any) -> Subject:
-    """A run's network on its own text, or a fresh layer on noise. fresh: cell, hidden, layers, nonlinearity, radius,
+    """A run's network on its own data, or a fresh layer on noise. fresh: cell, hidden, layers, nonlinearity, radius,
     seed, each None where it was not given.
 
     Raises InputError for both or neither, and for values that no layer can have.
@@ -54,7 +53,7 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
             names = ", ".join(f"--{name}" for name in given)
             raise InputError(f"a run has its own network: leave out {names}, or give --cell without a run")
         directory = RunDirectory.open(run)
-        recording, data = record_text(directory, steps, lanes)
+        recording, data = record_data(directory, steps, lanes)
         config = directory.config()
         name, seed = f"{run.name}: {_described(config)}", f"{config.seed}, the run's"
         return Subject(recording, name, run / "flow", directory.metrics(), data, seed)

@@ -50,6 +50,8 @@ def board(trainer: Trainer, run: RunDirectory) -> Iterator[Callable[[Record], No
                 if name in SCALARS and value is not None:
                     least = ", at least" if name == "horizon" and not record.horizon_settled else ""
                     writer.add_scalar(SCALARS[name] + least, value, record.step)
+            for name, value in (record.measures or {}).items():
+                writer.add_scalar(f"held-out/{name}", value, record.step)
             if record.horizon is not None:
                 map = lag_map(record_next(trainer).sample(LANES))
                 for i, layer in enumerate(map.layers):

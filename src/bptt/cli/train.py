@@ -128,8 +128,7 @@ def _directory(name: str, value: object) -> Path:
 
 
 def _default_directory(config: Config) -> Path:
-    name = Path(config.text).stem if config.text else config.corpus
-    return Path("runs") / f"{name}-{config.cell}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{Path(config.source).stem}-{config.cell}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _summary(run: RunDirectory, trainer: Trainer) -> str:
@@ -142,12 +141,19 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
             measured = f": training perplexity {perplexity:.4g} over the last {over}"
         elif last["loss"] is None:
             measured = ": the last ones were all skipped"
+        elif trainer.task.perplexity(0.0) is None:
+            measured = f": training loss {last['loss']:.4g}"
         else:
             measured = f": training loss {last['loss']:.4g}, a perplexity beyond all numbers"
         if last["heldout_perplexity"] is not None:
             measured += f"; held-out perplexity {last['heldout_perplexity']:.4g} at the end"
+        elif last["heldout_loss"] is not None:
+            named = {"loss": last["heldout_loss"], **(last["measures"] or {})}
+            measured += (
+                "; held-out " + ", ".join(f"{name} {value:.4g}" for name, value in named.items()) + " at the end"
+            )
     return (
         f"{trainer.step} steps{measured}\n"
-        f"{run.path}: config.toml, metrics.jsonl, vocabulary.json, weights.safetensors, checkpoints\n"
-        f"sample from it: bptt sample {run.path}; how far its gradients travel: bptt flow {run.path}"
+        f"{run.path}: config.toml, metrics.jsonl, {trainer.task.file}, weights.safetensors, checkpoints\n"
+        f"{trainer.task.use.format(run=run.path)}; how far its gradients travel: bptt flow {run.path}"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .window import IGNORE, Window
 
-__all__ = ["Batches", "RandomWindows", "Sequential", "epoch_generator"]
+__all__ = ["Batch", "Batches", "RandomWindows", "Sequential", "epoch_generator"]
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -22,20 +22,48 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
 
+class Batch(Protocol):
+    """What is read at once, such as a `Window`: several lanes, whose predictions are counted."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the state before the first step is zero rather than the last batch's."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Predictions that count, in these lanes."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Predictions that count on all processes together."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes there are."""
+        ...
+
+    def part(self, lanes: slice) -> Batch:
+        """Some of the lanes, with the `total` of all. No lanes: the first one, where nothing counts."""
+        ...
+
+
 class Batches(Protocol):
-    """Windows by (epoch, index)."""
+    """Windows, or other batches, by (epoch, index)."""
 
     @property
     def full(self) -> int:
-        """Predicted tokens of the largest window: what a step's summed loss is divided by."""
+        """Predictions of the largest batch: what a step's summed loss is divided by."""
         ...
 
     def windows(self, epoch: int) -> int:
         """Windows of an epoch (from 0)."""
         ...
 
-    def window(self, epoch: int, index: int) -> Window:
-        """One window."""
+    def window(self, epoch: int, index: int) -> Batch:
+        """One of them."""
         ...
 
 

@@ -5,11 +5,10 @@ What a configuration can be refused for without torch, it is refused for without
 
 from __future__ import annotations
 
-import math
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_args, get_type_hints
@@ -18,76 +17,41 @@ from .. import memory, policies
 from .corpus import CORPORA, DEFAULT, PREPROCESSORS, encodable
 from .errors import InputError
 from .extras import require
+from .options import (
+    CELL,
+    FILE,
+    FRACTION,
+    KERNEL,
+    NOT_NEGATIVE,
+    RATE,
+    SEED,
+    SIDE,
+    SPLIT,
+    TEXT,
+    THREADS,
+    Check,
+    at_least,
+    one_of,
+    option,
+)
 from .rates import SCHEDULES
 
-__all__ = ["ALIASES", "CELLS", "GROUPS", "LANES", "Config", "read_entries", "shown"]
+__all__ = ["ALIASES", "FILES", "GROUPS", "TASKS", "Config", "read_entries", "shown"]
 
 ALIASES = {"optimizer": "optimiser"}
 """Other spellings of an option, in a file and as a flag."""
 
-GROUPS = {"corpus": "Data", "cell": "Model", "gradient": "Gradient", "steps": "Optimisation", "seed": "Run"}
+GROUPS = {"task": "Data", "cell": "Model", "gradient": "Gradient", "steps": "Optimisation", "seed": "Run"}
 """The first option of each group, and its name; the options that follow belong to it."""
 
-LANES = 8
-"""Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
+TASKS = ("text",)
+"""The names of the tasks."""
+
+TELLING = {"text": "text", "corpus": "text"}
+"""The options that name data, each with the task that they are for."""
 
 EITHER = (("steps", "epochs"), ("text", "corpus"))
 """Pairs of options of which at most one is given: two answers to one question."""
-
-
-@dataclass(frozen=True)
-class _Check:
-    """What a value must be, in words and as a predicate. most: the largest number it may be. choices: all there are."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-    most: float = math.inf
-    choices: tuple[str, ...] = ()
-
-
-CELLS = ("rnn", "gru", "lstm")
-"""Those of `bptt.nn.LAYERS`, for help and messages without torch."""
-KERNELS = ("cpu", "fused", "eager")
-"""Those of `bptt.kernels`, likewise."""
-
-
-def _known(names: tuple[str, ...], module: str, table: str) -> tuple[str, ...]:
-    """The names of a table of the package, where its module is loaded; nobody can have added to it before."""
-    loaded = sys.modules.get(f"bptt.{module}")
-    return tuple(getattr(loaded, table, names))
-
-
-def _one_of(*names: str) -> _Check:
-    return _Check(f"one of {', '.join(names)}", lambda value: value in names, choices=names)
-
-
-def _at_least(least: int, most: int = 2**63 - 1) -> _Check:
-    return _Check(f"a whole number of at least {least}", lambda value: value >= least, most)
-
-
-_SIDE = 2**31 - 1  # of a side of a tensor
-_RATE = _Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in its first step
-    "a finite number above 0", lambda value: 0 < value < math.inf, most=1e37
-)
-_NOT_NEGATIVE = _Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
-_FRACTION = _Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
-_CELL = _Check(f"one of {', '.join(CELLS)}", lambda value: value in _known(CELLS, "nn", "LAYERS"), choices=CELLS)
-_TEXT = _Check("text", lambda value: True)  # what it may say is checked where it is read
-_KERNEL = _Check(
-    f"one of auto, {', '.join(KERNELS)}",
-    lambda value: value == "auto" or value in _known(KERNELS, "kernels", "KERNELS"),
-    choices=("auto", *KERNELS),
-)
-_SPLIT = _Check(
-    "lines, paragraphs, files or jsonl:FIELD",
-    lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),
-)
-_FILE = _Check("a file name", lambda value: bool(value) and "\0" not in value)
-_THREADS = 1024  # with very many more, OpenMP does not report that it cannot start them: it crashes
-
-
-def _option(default: Any, check: _Check, meaning: str) -> Any:
-    return field(default=default, metadata={"check": check, "meaning": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +59,8 @@ class Config:
     """The options of a run. Immutable; every value is checked, and a bad one raises InputError.
 
     At most one of `steps` and `epochs` is given; with neither, 10 epochs. At most one of `text` and `corpus` is given;
-    with neither, the corpus python-docs. `nonlinearity` is for the rnn cell alone.
+    with neither, the corpus python-docs. `nonlinearity` is for the rnn cell alone. An option that is for another task
+    than `task` is None, and refused where it is given.
 
     >>> Config(cell="gru", gradient="chunked:16").gradient
     'chunked:16'
@@ -104,63 +69,65 @@ class Config:
     bptt.train.errors.InputError: batch must be a whole number of at least 1: got 0
     """
 
-    corpus: str | None = _option(None, _one_of(*CORPORA), f"named corpus to read (or give text); default {DEFAULT}")
-    text: str | None = _option(None, _FILE, "UTF-8 file to read (or give corpus)")
-    documents: str | None = _option(
+    task: str = option(None, one_of(*TASKS), "what is learned; default: what the data are for, else text")
+    corpus: str | None = option(
+        None, one_of(*CORPORA), f"named corpus to read (or give text); default {DEFAULT}", "text"
+    )
+    text: str | None = option(None, FILE, "UTF-8 file to read (or give corpus)", "text")
+    documents: str | None = option(
         None,
-        _SPLIT,
+        SPLIT,
         "what is a document, with a state of its own: lines, paragraphs, files (text: a directory), jsonl:KEY",
+        "text",
     )
-    preprocess: str = _option("none", _one_of(*PREPROCESSORS), "letters: keep lower-case letters and single spaces")
-    tokens: str = _option("char", _one_of("char", "word"), "what a token is; words are what white space separates")
-    min_count: int = _option(1, _at_least(1), "tokens seen less often in the training text become <unk>")
-    limit: int = _option(0, _at_least(0), "use the first so many tokens only; 0: all")
-    heldout: float = _option(0.1, _FRACTION, "fraction held out, the end of the text; 0: none")
+    preprocess: str = option(
+        "none", one_of(*PREPROCESSORS), "letters: keep lower-case letters and single spaces", "text"
+    )
+    tokens: str = option("char", one_of("char", "word"), "what a token is; white space separates words", "text")
+    min_count: int = option(1, at_least(1), "tokens seen less often in the training text become <unk>", "text")
+    limit: int = option(0, at_least(0), "use the first so many tokens only; 0: all", "text")
+    heldout: float = option(0.1, FRACTION, "fraction held out, the end of the data; 0: none")
 
-    cell: str = _option("lstm", _CELL, "what recurs")
-    nonlinearity: str | None = _option(None, _one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
-    layers: int = _option(1, _at_least(1, 1000), "recurrent layers")
-    hidden: int = _option(256, _at_least(1, _SIDE), "units per recurrent layer")
-    embedding: int = _option(64, _at_least(0, _SIDE), "size of the token embedding; 0: one-hot")
-    dropout: float = _option(0.0, _FRACTION, "probability, on the embedding, between layers and before the output")
-    gradient: str = _option("full", _TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
-    adapt_every: int = _option(50, _at_least(1), "steps between measurements of the window of gradient=adaptive:...")
-    memory: str = _option(
-        "auto", _TEXT, "what the forward pass keeps: auto, gates, states, checkpoints[:steps=S or :bytes=N]"
+    cell: str = option("lstm", CELL, "what recurs")
+    nonlinearity: str | None = option(None, one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
+    layers: int = option(1, at_least(1, 1000), "recurrent layers")
+    hidden: int = option(256, at_least(1, SIDE), "units per recurrent layer")
+    embedding: int = option(64, at_least(0, SIDE), "size of the token embedding; 0: one-hot", "text")
+    dropout: float = option(0.0, FRACTION, "probability, on the embedding, between layers and before the output")
+    gradient: str = option("full", TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
+    adapt_every: int = option(50, at_least(1), "steps between measurements of the window of gradient=adaptive:...")
+    memory: str = option(
+        "auto", TEXT, "what the forward pass keeps: auto, gates, states, checkpoints[:steps=S or :bytes=N]"
     )
-    kernel: str = _option("auto", _KERNEL, "who computes the recurrence")
+    kernel: str = option("auto", KERNEL, "who computes the recurrence")
 
-    steps: int | None = _option(None, _at_least(1), "optimiser steps in all (or give epochs)")
-    epochs: int | None = _option(None, _at_least(1), "passes over the training text (or give steps); default 10")
-    batch: int = _option(32, _at_least(1, 2**20), "lanes B")
-    accumulate: int = _option(1, _at_least(1), "windows per optimiser step, one after another")
-    seq_length: int = _option(64, _at_least(1, _SIDE), "steps T of a window; no gradient crosses into the last window")
-    batching: str = _option(
-        "sequential", _one_of("sequential", "random"), "contiguous lanes and carried state, or random windows"
+    steps: int | None = option(None, at_least(1), "optimiser steps in all (or give epochs)")
+    epochs: int | None = option(None, at_least(1), "passes over the training data (or give steps); default 10")
+    batch: int = option(32, at_least(1, 2**20), "lanes B")
+    accumulate: int = option(1, at_least(1), "windows per optimiser step, one after another")
+    seq_length: int = option(64, at_least(1, SIDE), "steps T of a window; no gradient crosses into the last window")
+    batching: str = option(
+        "sequential", one_of("sequential", "random"), "contiguous lanes and carried state, or random windows", "text"
     )
-    optimiser: str = _option("adam", _one_of("adam", "sgd"), "update rule")
-    learning_rate: float = _option(0.002, _RATE, "step size")
-    schedule: str = _option(
-        "constant", _one_of(*SCHEDULES), "of the learning rate: constant, or falling to 0 at the end of the run"
+    optimiser: str = option("adam", one_of("adam", "sgd"), "update rule")
+    learning_rate: float = option(0.002, RATE, "step size")
+    schedule: str = option(
+        "constant", one_of(*SCHEDULES), "of the learning rate: constant, or falling to 0 at the end of the run"
     )
-    warmup: int = _option(0, _at_least(0), "steps over which the learning rate rises before that")
-    clip: float = _option(1.0, _NOT_NEGATIVE, "largest global norm of the gradient; 0: no clipping")
-    on_nonfinite: str = _option(
-        "stop", _one_of("stop", "skip"), "a step that is not finite: stop with the diagnosis, or skip it and go on"
+    warmup: int = option(0, at_least(0), "steps over which the learning rate rises before that")
+    clip: float = option(1.0, NOT_NEGATIVE, "largest global norm of the gradient; 0: no clipping")
+    on_nonfinite: str = option(
+        "stop", one_of("stop", "skip"), "a step that is not finite: stop with the diagnosis, or skip it and go on"
     )
 
-    seed: int = _option(0, _Check("a whole number in [0, 2**63)", lambda value: 0 <= value < 2**63), "random seed")
-    dtype: str = _option("float32", _one_of("float32", "float64"), "of weights and states")
-    device: str = _option("cpu", _TEXT, "torch device")
-    threads: int = _option(
-        0,
-        _Check(f"a whole number in [0, {_THREADS}]", lambda value: 0 <= value <= _THREADS),
-        "CPU threads; 0: torch's choice",
-    )
-    log_every: int = _option(50, _at_least(1), "steps between lines of metrics.jsonl")
-    eval_every: int = _option(500, _at_least(1), "steps between measurements on the held-out text")
-    save_every: int = _option(500, _at_least(1), "steps between checkpoints")
-    keep: int = _option(3, _at_least(1), "checkpoints that stay; the older ones are removed")
+    seed: int = option(0, SEED, "random seed")
+    dtype: str = option("float32", one_of("float32", "float64"), "of weights and states")
+    device: str = option("cpu", TEXT, "torch device")
+    threads: int = option(0, THREADS, "CPU threads; 0: torch's choice")
+    log_every: int = option(50, at_least(1), "steps between lines of metrics.jsonl")
+    eval_every: int = option(500, at_least(1), "steps between measurements on the held-out data")
+    save_every: int = option(500, at_least(1), "steps between checkpoints")
+    keep: int = option(3, at_least(1), "checkpoints that stay; the older ones are removed")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -169,6 +136,7 @@ class Config:
             first, second = getattr(self, one), getattr(self, other)
             if first is not None and second is not None:
                 raise InputError(f"give {one} or {other}, not both: got {one}={first} and {other}={second}")
+        self._choose_task()
         if self.documents is not None:
             for name, only in (("corpus", None), ("limit", 0), ("batching", "sequential")):
                 if getattr(self, name) != only:
@@ -181,8 +149,31 @@ class Config:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 10)
-        if self.text is None and self.corpus is None:
+        if self.task == "text" and self.text is None and self.corpus is None:
             object.__setattr__(self, "corpus", DEFAULT)
+
+    def _choose_task(self) -> None:
+        """Say which task it is, refuse the options of others, and fill in the defaults of its own."""
+        told = [name for name in TELLING if getattr(self, name) is not None]
+        if self.task is None:
+            object.__setattr__(self, "task", TELLING[told[0]] if told else TASKS[0])
+        for entry in fields(self):
+            tasks, value = entry.metadata["tasks"], getattr(self, entry.name)
+            if not tasks:
+                continue
+            if self.task in tasks:
+                object.__setattr__(self, entry.name, entry.metadata["default"] if value is None else value)
+            elif value is not None:
+                why = f" with {told[0]}={getattr(self, told[0])}" if told and TELLING[told[0]] == self.task else ""
+                raise InputError(
+                    f"{entry.name} is for task={' or '.join(tasks)}: got {entry.name}={shown(value)} "
+                    f"and task={self.task}{why}"
+                )
+
+    @property
+    def source(self) -> str:
+        """The data's name, as given."""
+        return next((getattr(self, name) for name in TELLING if getattr(self, name) is not None), self.task)
 
     @classmethod
     def check(cls, name: str, value: Any) -> Any:
@@ -192,9 +183,9 @@ class Config:
         5.0
         """
         entry = cls.__dataclass_fields__[name]
-        check: _Check = entry.metadata["check"]
+        check: Check = entry.metadata["check"]
         allowed = _types()[name]
-        if value is None and type(None) in allowed:
+        if value is None and (type(None) in allowed or entry.default is None):
             return value
         if float in allowed and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
@@ -245,6 +236,10 @@ class Config:
         tomli_w = require("tomli_w", "cli")
         text: str = tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
         return text
+
+
+FILES = tuple(entry.name for entry in fields(Config) if entry.metadata["check"] is FILE)
+"""The options that name a file of data, which may move."""
 
 
 def read_entries(text: str, source: str, also: Sequence[str] = ()) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .config import Config
-from .dataset import prepare
 from .loop import Trainer
 from .processes import Processes
 from .rundir import RunDirectory
 from .session import located, postponed, resume, start
+from .tasks import prepare
 
 __all__ = ["begin", "start_or_resume"]
 
@@ -20,9 +20,9 @@ def begin(processes: Processes, opening: Callable[[], tuple[Trainer, RunDirector
     """Open a run for all processes, which then `fit` it together.
 
     opening: `start` or `resume` with their arguments; called by the first process alone, so that no other needs the run
-    directory. All need the text. It is written to once every process is ready.
+    directory. All need the data. It is written to once every process is ready.
 
-    Raises what `opening` raises; InputError for a text that is not the first one's, or options for fewer processes;
+    Raises what `opening` raises; InputError for data that are not the first one's, or options for fewer processes;
     ElsewhereError on the processes that are not to blame.
     """
     opened = None

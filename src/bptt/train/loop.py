@@ -11,23 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ..flow import Diagnosis, Finding, adapt, watch
 from ..nn import plan
 from ..policies import Adaptive
 from . import generators
-from .batches import Batches
+from .batches import Batch, Batches
 from .carried import finite, gathered, lanes_of, to
 from .config import Config
-from .dataset import Dataset, Part, in_order, token_count
 from .errors import InputError, NonFiniteError
-from .model import State, detach, record_window
-from .network import build_model, on_cpu
+from .model import State, detach
+from .network import build_model, on_cpu, trial
 from .processes import ALONE, Processes, first_cause, quiet
 from .rates import factor
-from .records import Meter, Record, Step, perplexity
-from .window import IGNORE, Window
+from .records import Meter, Record, Step
+from .tasks import Task, record_window
 
 __all__ = ["TOO_MANY", "Trainer"]
 
@@ -36,13 +34,13 @@ TOO_MANY = 10
 
 
 class Trainer:
-    """A model, its optimiser, and the place in the text.
+    """A task's model, its optimiser, and the place in the data.
 
     Seeds torch's generator with `config.seed`, and sets torch's thread count where `config.threads` is not 0: both
     are the process's, not this object's.
 
-    A step reads `accumulate` windows; the last step of an epoch may have fewer. Its loss is the summed NLL divided by
-    the number of tokens of as many *full* windows, so that every token weighs the same, those of a shorter last window
+    A step reads `accumulate` windows; the last step of an epoch may have fewer. Its loss is the summed loss divided by
+    the number of predictions in as many *full* windows, so that each weighs the same, those of a shorter last window
     or step included.
 
     One process alone, until `join`: then several read the lanes of the same windows, and a step is the same step.
@@ -52,15 +50,15 @@ class Trainer:
     in all and since the last one that was.
     """
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
+    def __init__(self, config: Config, task: Task) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.config, self.dataset = config, dataset
-        self.model = build_model(config, len(dataset.vocabulary))
+        self.config, self.task = config, task
+        self.model = build_model(config, task.stored)
         if config.memory.startswith("checkpoints:bytes"):
             try:
-                plan(self.model, min(config.seq_length, token_count(dataset.train)), config.batch)
+                plan(self.model, task.longest(config), config.batch)
             except ValueError as error:
                 raise InputError(f"memory={config.memory}: {error}") from None
         optimiser = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
@@ -68,7 +66,7 @@ class Trainer:
         self.processes = ALONE
         self.replica: torch.nn.Module = self.model  # what a training step calls in the model's place
         self._others: list[dict[str, Any]] = []  # generators of the other processes in the checkpoint
-        self.batches: Batches = dataset.batches(config)
+        self.batches: Batches = task.batches(config)
         self.whole = self.batches  # of all processes
         self.step = self.epoch = self.index = 0  # index: windows of this epoch that are done
         self.carry: State = None
@@ -79,7 +77,7 @@ class Trainer:
         self._findings: list[Finding] = []
         windows = self.batches.windows(0)
         self.several = min(config.accumulate, windows)  # windows of a full step
-        carries = config.batching == "sequential" and windows > 1
+        carries = task.carries(config) and windows > 1
         self.doctor = watch(self.model, carries=carries, tell=self._findings.append)
 
     @property
@@ -118,7 +116,7 @@ class Trainer:
         processes.check(self.config)
         self.processes, self.batches = processes, processes.share(self.batches)
         self.carry = lanes_of(self.carry, processes)
-        self.replica = processes.replica(self.model)
+        self.replica = processes.replica(self.model, trial(self.task, self.task.stored, self.model))
         if not processes.first:
             torch.manual_seed(self.config.seed + processes.rank)
 
@@ -172,14 +170,14 @@ class Trainer:
         self.epoch_meter.add(step)
         if self.index == 0:
             loss = self.epoch_meter.loss
-            self.epoch_perplexity = None if loss is None else perplexity(loss)
+            self.epoch_perplexity = None if loss is None else self.task.perplexity(loss)
             self.epoch_meter = Meter()
         return step
 
-    def _accumulate(self, windows: list[Window], state: State) -> tuple[float, State, Diagnosis | None]:
+    def _accumulate(self, windows: list[Batch], state: State) -> tuple[float, State, Diagnosis | None]:
         """Add up the gradients of windows that follow one another.
 
-        Returns the summed NLL of this process's lanes, the state after them, and what is not finite in a window before
+        Returns the summed loss of this process's lanes, the state after them, and what is not finite in a window before
         the last, which the doctor would not see any more after it. The processes add up their gradients once, with the
         last window's.
         """
@@ -188,9 +186,10 @@ class Trainer:
         for number, window in enumerate(windows, start=1):
             last = number == len(windows)
             with nullcontext() if last else quiet(self.replica):
-                nll, state = self._nll(self.replica, window, None if window.fresh else state)
-                (nll / full).backward()
-            value, state = float(nll.detach()), detach(state)
+                output = self._call(self.replica, window, None if window.fresh else state)
+                loss = self.task.loss(output, window)
+                (loss / full).backward()
+            value, state = float(loss.detach()), detach(output[1])
             total += value
             if not last and diagnosis is None and not (math.isfinite(value) and finite(state)):
                 diagnosis = self.doctor.check(value)
@@ -200,7 +199,7 @@ class Trainer:
         """Measure anew how far the gradient must reach, on all lanes, with dropout off, so that nothing is drawn."""
         self.model.eval()
         window = self.whole.window(self.epoch, self.index)
-        adapt(record_window(self.model, window, to(self._whole(start), self.config.device)))
+        adapt(record_window(self.task, self.model, window, to(self._whole(start), self.config.device)))
         if self.processes.world > 1:  # machines that round differently must not go different ways
             self.model.recurrent.gradient = self.processes.of_first(str(self.model.recurrent.gradient))
 
@@ -218,39 +217,51 @@ class Trainer:
         self._findings.clear()
         return taken
 
-    def evaluate(self, part: Part) -> float:
-        """Mean NLL in nats per predicted token of ids `[N]` or documents, every one but each first predicted once.
+    def evaluate(self, part: Any) -> float:
+        """Mean loss per prediction of a part of the task's data, each predicted once.
 
-        Read in at most `batch` contiguous lanes, each with a fresh state at its start, carried through to its end.
+        Of a text: in nats per token, all but each first one, read in at most `batch` contiguous lanes, each with a
+        fresh state at its start, carried through to its end.
         """
-        windows = self.processes.share(in_order(part, self.config.batch, self.config.seq_length))
+        return self.measure(part)[0]
+
+    def measure(self, part: Any) -> tuple[float, dict[str, float]]:
+        """(what `evaluate` gives, the task's own measures of the part by name)."""
+        windows = self.processes.share(self.task.in_order(part, self.config))
         total, tokens, state = 0.0, 0, None
+        counts: Tensor | None = None
         self.model.eval()
         with torch.no_grad():
             for index in range(windows.windows(0)):
                 window = windows.window(0, index)
-                nll, state = self._nll(self.model, window, state)
-                total, tokens = total + float(nll), tokens + window.total
-        return self.processes.sums(total)[0] / tokens
+                output = self._call(self.model, window, None if window.fresh else state)
+                state = output[1]
+                total, tokens = total + float(self.task.loss(output, window)), tokens + window.total
+                found = self.task.counts(output, window).cpu()
+                counts = found if counts is None else counts + found
+        total, *sums = self.processes.sums(total, *([] if counts is None else counts.tolist()))
+        return total / tokens, self.task.measures(sums)
 
     def record(self, heldout: bool) -> Record:
         """Means since the last record, which start anew.
 
-        heldout: measure too: the held-out text, if there is one, and the horizon of the gradient.
+        heldout: measure too: the held-out data, if there are any, and the horizon of the gradient.
         """
         meter, self.meter = self.meter, Meter()
         loss, steps = meter.loss, meter.steps
         examined = self.doctor.examine() if heldout else None
-        held = self.evaluate(self.dataset.heldout) if heldout and self.dataset.heldout is not None else None
+        held, measures = None, None
+        if heldout and self.task.heldout is not None:
+            held, measures = self.measure(self.task.heldout)
         return Record(
             step=self.step,
             epoch=self.epoch,
             steps=steps,
             loss=loss,
-            perplexity=None if loss is None else perplexity(loss),
+            perplexity=None if loss is None else self.task.perplexity(loss),
             epoch_perplexity=self.epoch_perplexity,
             heldout_loss=held,
-            heldout_perplexity=None if held is None else perplexity(held),
+            heldout_perplexity=None if held is None else self.task.perplexity(held),
             grad_norm=meter.grad_norm / steps if steps else None,
             clipped=meter.clipped / steps if steps else None,
             tokens_per_second=meter.tokens / meter.seconds,
@@ -258,6 +269,7 @@ class Trainer:
             horizon=None if examined is None else examined.horizon,
             horizon_settled=examined is not None and bool(examined.settled),
             window=self.model.recurrent.gradient.window if self.adapts else None,
+            measures=measures or None,
         )
 
     def state(self) -> dict[str, Any]:
@@ -276,7 +288,7 @@ class Trainer:
             "meter": asdict(self.meter),
             "epoch_meter": asdict(self.epoch_meter),
             "epoch_perplexity": self.epoch_perplexity,
-            "sha256": self.dataset.sha256,
+            "sha256": self.task.sha256,
             **self._generators(),
         }
         if self.processes.world > 1:
@@ -286,7 +298,7 @@ class Trainer:
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to where `state` was taken. Raises InputError when it belongs to another text or network."""
+        """Go to where `state` was taken. Raises InputError when it belongs to other data or another network."""
         try:
             self._restore(state)
         except InputError:
@@ -296,8 +308,8 @@ class Trainer:
             raise InputError(f"the checkpoint is not one of this program: {what}") from None
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["sha256"] != self.dataset.sha256:
-            raise InputError("the text is not the one this run began with")
+        if state["sha256"] != self.task.sha256:
+            raise InputError(f"the {self.task.data} is not the one this run began with")
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
@@ -317,26 +329,27 @@ class Trainer:
             drawn = every[self.processes.rank]
             torch.set_rng_state(drawn["generator"])
             generators.restore(drawn.get("generators", {}))
-            if "device_generator" in drawn and self.model.output.weight.is_cuda:
+            if "device_generator" in drawn and self._weight.is_cuda:
                 torch.cuda.set_rng_state(drawn["device_generator"], self.config.device)
 
     def _generators(self) -> dict[str, Any]:
         """Where this process's random generators stand: torch's, Python's and NumPy's."""
         states: dict[str, Any] = {"generator": torch.get_rng_state(), "generators": generators.state()}
-        if self.model.output.weight.is_cuda:
+        if self._weight.is_cuda:
             states["device_generator"] = torch.cuda.get_rng_state(self.config.device)
         return states
 
     def _whole(self, carry: State) -> State:
         """The state of all processes' lanes, from this process's."""
-        if self.processes.world > 1 and self.config.batching == "random":
+        if self.processes.world > 1 and not self.task.carries(self.config):
             return None  # not carried; and a last batch may leave a process without a lane
         return gathered(carry, self.processes)
 
-    def _nll(self, model: torch.nn.Module, window: Window, state: State) -> tuple[Tensor, State]:
-        """Summed NLL `[]` of a window, and the state after it. model: the model or its replica."""
-        device = self.config.device
-        resets = () if window.resets is None else (window.resets.to(device),)
-        logits, state = model(window.inputs.to(device), state, *resets)
-        targets = window.targets.to(device).flatten()
-        return cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"), state
+    def _call(self, model: torch.nn.Module, window: Batch, state: State) -> Any:
+        """(predictions, the state after them). model: the model or its replica."""
+        return model(*self.task.arguments(window, state, self._weight))
+
+    @property
+    def _weight(self) -> Tensor:
+        """One of the model's, which tells its device and dtype."""
+        return next(self.model.parameters())

@@ -8,19 +8,52 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from .. import nn
-from ..flow import Recording, record
 from ..policies import Policy
-from .window import IGNORE, Window
 
-__all__ = ["LanguageModel", "State", "detach", "record_window", "unigram_perplexity"]
+__all__ = ["LanguageModel", "Network", "State", "detach", "recurrent_layers", "unigram_perplexity"]
 
 State = Tensor | tuple[Tensor, Tensor] | None
 
 
-class LanguageModel(torch.nn.Module):
+class Network(torch.nn.Module):
+    """What a task trains: called with its `arguments`, it returns (predictions, the state after the last step).
+
+    recurrent: its recurrent layers, from `recurrent_layers`.
+    """
+
+    recurrent: Any
+
+
+def recurrent_layers(
+    cell: str,
+    inputs: int,
+    hidden: int,
+    *,
+    nonlinearity: str | None = None,
+    layers: int = 1,
+    dropout: float = 0.0,
+    gradient: str | Policy = "full",
+    memory: str = "auto",
+    kernel: str = "auto",
+) -> Any:
+    """The recurrent layers of a network. cell: a name in `bptt.nn.LAYERS`. dropout: between layers."""
+    kind: Any = nn.LAYERS[cell]
+    return kind(
+        inputs,
+        hidden,
+        num_layers=layers,
+        dropout=dropout if layers > 1 else 0.0,  # torch warns of dropout without a layer above
+        gradient=gradient,
+        memory=memory,
+        kernel=kernel,
+        **({"nonlinearity": nonlinearity} if nonlinearity is not None else {}),
+    )
+
+
+class LanguageModel(Network):
     """o_t = V dropout(h_t) + c, with h_t from recurrent layers over an embedding (or the one-hot code) of token t.
 
     size: tokens in the vocabulary. cell: a name in `bptt.nn.LAYERS`. nonlinearity: of the rnn cell; None: tanh.
@@ -47,16 +80,16 @@ class LanguageModel(torch.nn.Module):
         self.size = size
         self.embedding = torch.nn.Embedding(size, embedding) if embedding else None
         self.dropout = torch.nn.Dropout(dropout)
-        kind: Any = nn.LAYERS[cell]
-        self.recurrent = kind(
+        self.recurrent = recurrent_layers(
+            cell,
             embedding or size,
             hidden,
-            num_layers=layers,
-            dropout=dropout if layers > 1 else 0.0,  # torch warns of dropout without a layer above
+            nonlinearity=nonlinearity,
+            layers=layers,
+            dropout=dropout,
             gradient=gradient,
             memory=memory,
             kernel=kernel,
-            **({"nonlinearity": nonlinearity} if nonlinearity is not None else {}),
         )
         self.output = torch.nn.Linear(hidden, size)
 
@@ -79,17 +112,6 @@ def detach(state: State) -> State:
     if state is None:
         return None
     return state.detach() if isinstance(state, Tensor) else (state[0].detach(), state[1].detach())
-
-
-def record_window(model: LanguageModel, window: Window, state: State) -> Recording:
-    """The recurrent layers' part in the mean loss per token of a window. state: before it, None for zero."""
-    device = model.output.weight.device
-    targets = window.targets.to(device).flatten()
-    return record(
-        model,
-        (window.inputs.to(device), state, None if window.resets is None else window.resets.to(device)),
-        lambda output: cross_entropy(output[0].flatten(0, 1), targets, ignore_index=IGNORE),
-    )
 
 
 def unigram_perplexity(counts: Sequence[int], predicted: Iterable[Tensor]) -> float:

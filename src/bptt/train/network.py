@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from ..engine import default_device
 from .config import Config, bad_device
 from .errors import InputError
-from .model import LanguageModel
+from .model import Network
+from .tasks import Task, task_of
 
-__all__ = ["build_model", "on_cpu"]
+__all__ = ["build_model", "on_cpu", "trial"]
 
 
 def on_cpu() -> AbstractContextManager[object]:
@@ -19,35 +21,32 @@ def on_cpu() -> AbstractContextManager[object]:
     return nullcontext() if default_device().type == "cpu" else torch.device("cpu")
 
 
-def build_model(config: Config, size: int) -> LanguageModel:
-    """The network of a run over `size` tokens. Raises InputError for options that do not go together."""
+def build_model(config: Config, stored: Any) -> Network:
+    """The network of a run whose data left `stored`. Raises InputError for options that do not go together."""
     _try_device(config)
+    task = task_of(config)
     try:
         with on_cpu():  # where the first weights are drawn, for any device
-            model = LanguageModel(
-                size,
-                cell=config.cell,
-                nonlinearity=config.nonlinearity,
-                layers=config.layers,
-                hidden=config.hidden,
-                embedding=config.embedding,
-                dropout=config.dropout,
-                gradient=config.gradient,
-                memory=config.memory,
-                kernel=config.kernel,
-            )
+            model = task.network(config, stored)
         model = model.to(device=config.device, dtype=getattr(torch, config.dtype)).eval()
     except (TypeError, RuntimeError) as error:  # sizes that no tensor has, or no memory
-        sizes = ", ".join(f"{name}={getattr(config, name)}" for name in ("layers", "hidden", "embedding"))
+        names = ("layers", "hidden", "embedding")
+        sizes = ", ".join(f"{name}={getattr(config, name)}" for name in names if getattr(config, name) is not None)
         raise InputError(f"no network of {sizes} can be made: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise InputError(str(error).splitlines()[0]) from error
     try:
         with torch.no_grad():  # a kernel that refuses: heard of before anything is written
-            model(torch.zeros(1, 1, dtype=torch.int64, device=config.device))
+            model(*trial(task, stored, model))
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error).splitlines()[0]) from error
     return model
+
+
+def trial(task: type[Task] | Task, stored: Any, model: Network) -> tuple[Any, ...]:
+    """Arguments for the model's shortest call, on its device and in its dtype."""
+    like = next(model.parameters())
+    return tuple(t.to(like) if t.is_floating_point() else t.to(like.device) for t in task.trial(stored))
 
 
 def _try_device(config: Config) -> None:

@@ -23,10 +23,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..flow import Diagnosis, Stage
-from .batches import Batches
+from .batches import Batch, Batches
 from .config import Config
 from .errors import InputError
-from .window import IGNORE, Window
 
 __all__ = [
     "ALONE",
@@ -161,8 +160,10 @@ class Processes:
         if self.any(False):
             raise ElsewhereError("another process of this run could not go on: it says why")
 
-    def replica(self, model: torch.nn.Module) -> torch.nn.Module:
+    def replica(self, model: torch.nn.Module, trial: tuple[Any, ...]) -> torch.nn.Module:
         """What to call in the model's place, so that a backward pass leaves the mean gradient over all processes.
+
+        trial: arguments to call it with.
 
         DistributedDataParallel lays its buckets out anew after the first backward pass, and a sum of three or more
         floating-point numbers depends on where in a bucket they stand. One pass without any effect is made here, so
@@ -174,8 +175,8 @@ class Processes:
         weight = next(model.parameters())
         training = model.training
         with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
-            logits, _ = replica.eval()(torch.zeros(1, 1, dtype=torch.int64, device=weight.device), None)
-            (0 * logits.sum()).backward()
+            predicted, _ = replica.eval()(*trial)
+            (0 * predicted.sum()).backward()
         model.zero_grad()
         replica.train(training)
         self._replicas.append(replica)
@@ -230,19 +231,10 @@ class Shared:
     def windows(self, epoch: int) -> int:
         return self.whole.windows(epoch)
 
-    def window(self, epoch: int, index: int) -> Window:
+    def window(self, epoch: int, index: int) -> Batch:
         """The lanes of this process; `total` counts the targets of all."""
         window = self.whole.window(epoch, index)
-        lanes = self.processes.lanes(window.inputs.shape[1])
-        idle = lanes.start == lanes.stop
-        lanes = slice(0, 1) if idle else lanes
-        targets = torch.full_like(window.targets[:, lanes], IGNORE) if idle else window.targets[:, lanes]
-        resets = None if window.resets is None else window.resets[:, lanes]
-        mine = int((targets != IGNORE).sum())
-        parts = window.inputs[:, lanes], targets
-        return Window.of(
-            *parts, fresh=window.fresh, tokens=mine, resets=resets, total=window.tokens, place=window.place
-        )
+        return window.part(self.processes.lanes(window.lanes))
 
 
 @contextmanager

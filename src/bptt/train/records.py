@@ -12,8 +12,8 @@ __all__ = ["Meter", "Record", "Step", "perplexity"]
 class Step:
     """One optimiser step.
 
-    step: steps so far, this one included. epoch: passes finished. nll: summed over the window, in nats.
-    tokens: predicted. grad_norm: global norm before clipping. clipped: whether it was above `clip`.
+    step: steps so far, this one included. epoch: passes finished. nll: the loss summed over the window, of a text in
+    nats. tokens: predictions. grad_norm: global norm before clipping. clipped: whether it was above `clip`.
     seconds: of this step. skipped: whether loss, gradient or state were not finite, so that it was not applied.
     """
 
@@ -53,7 +53,7 @@ class Meter:
 
     @property
     def loss(self) -> float | None:
-        """Nats per predicted token; None where nothing was applied."""
+        """The mean per prediction, of a text in nats; None where nothing was applied."""
         return self.nll / self.tokens if self.tokens else None
 
 
@@ -61,14 +61,15 @@ class Meter:
 class Record:
     """What is logged: means over the steps applied since the last record, None where all were skipped.
 
-    step, epoch: as in `Step`. steps: how many the means are over. loss: nats per predicted token. perplexity:
-    exp(loss). epoch_perplexity: exp(total NLL / predicted tokens) over the steps of the last epoch that is finished,
-    each with the weights of its time; None before one is. heldout_*: measured at this step, or None. grad_norm: mean
-    norm before clipping. clipped: fraction of steps. tokens_per_second: training alone. skipped: steps not applied
-    since the last record. horizon: steps back within which 90 % of the gradient arises (`bptt.flow.Lags`), in the layer
-    that reaches farthest, on the last window, where the held-out text is measured; else None. horizon_settled: whether
-    it is that of the network; where not, the window cut it short, and it is at least so far (`bptt.flow.Lags.settled`).
-    window: the one in use by an adaptive gradient policy; else None.
+    step, epoch: as in `Step`. steps: how many the means are over. loss: per prediction, of a text in nats per token.
+    perplexity: exp(loss), None where a task has none. epoch_perplexity: exp(total NLL / predicted tokens) over the
+    steps of the last epoch that is finished, each with the weights of its time; None before one is. heldout_*: measured
+    at this step, or None. grad_norm: mean norm before clipping. clipped: fraction of steps. tokens_per_second: training
+    alone. skipped: steps not applied since the last record. horizon: steps back within which 90 % of the gradient
+    arises (`bptt.flow.Lags`), in the layer that reaches farthest, on the last window, where the held-out text is
+    measured; else None. horizon_settled: whether it is that of the network; where not, the window cut it short, and it
+    is at least so far (`bptt.flow.Lags.settled`). window: the one in use by an adaptive gradient policy; else None.
+    measures: the task's own, of the held-out data, by name, where they are measured and it has any.
     """
 
     step: int
@@ -86,6 +87,7 @@ class Record:
     horizon: int | None = None
     horizon_settled: bool = False
     window: int | None = None
+    measures: dict[str, float] | None = None
 
 
 def perplexity(loss: float) -> float:

@@ -1,7 +1,8 @@
 """The run directory: what a training run leaves on disk.
 
 config.toml           every option
-vocabulary.json       tokens by index, with their counts in the training text
+vocabulary.json       of a text: tokens by index, with their counts in the training text; another task has a file of its
+                      own in this place (`Task.file`)
 metrics.jsonl         one JSON object per record
 findings.jsonl        one per finding of the doctor, with its step; not there where nothing was found
 checkpoints/          all that resuming needs, weights included, a file for each of the last steps saved
@@ -36,7 +37,8 @@ from .errors import InputError, NonFiniteError
 from .extras import require
 from .found import CONFIG, found_run
 from .records import Record
-from .vocabulary import Vocabulary
+from .tasks import TASKS, Task, task_of
+from .tasks.task import Stored
 
 __all__ = ["RunDirectory"]
 
@@ -48,8 +50,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file = path / CONFIG
-        self.vocabulary_file = path / "vocabulary.json"
+        self.config_file = path / "config.toml"
         self.metrics_file = path / "metrics.jsonl"
         self.findings_file = path / "findings.jsonl"
         self.checkpoints = path / "checkpoints"
@@ -126,16 +127,17 @@ class RunDirectory:
             with suppress(OSError):  # somebody else's files are in it
                 self._made.pop().rmdir()
 
-    def begin(self, config: Config, vocabulary: Vocabulary, state: dict[str, Any], keep: int = 3) -> None:
+    def begin(self, config: Config, stored: Stored, state: dict[str, Any], keep: int = 3) -> None:
         """Begin a run here with its first checkpoint. An earlier run goes once the new one is on disk whole.
 
-        On an error before, an earlier run is as it was; without one nothing is left.
+        stored: what the task keeps of its data. On an error before, an earlier run is as it was; without one nothing is
+        left.
         """
         earlier, new = self.config_file.exists(), RunDirectory(self.beginning)
         try:
             new.path.mkdir()
             new.write_config(config.to_toml())
-            atomic.write(new.vocabulary_file, vocabulary.to_json().encode())
+            atomic.write(new.path / task_of(config).file, stored.to_json().encode())
             new.save(state, keep)
             os.replace(self.beginning, self.begun)  # from here on it is the run of this directory
             atomic.flush_directory(self.path)
@@ -145,7 +147,8 @@ class RunDirectory:
             if not earlier:
                 self._clear()
             raise
-        self.vocabulary_digest = new.vocabulary_digest
+        self.__dict__.pop("task", None)  # of an earlier run
+        self.digest = new.digest
 
     def settle(self) -> None:
         """Finish what a process killed inside `begin` left undone: a run that was whole takes its place."""
@@ -158,13 +161,16 @@ class RunDirectory:
     def _take_place(self) -> None:
         """Put the new run's files where an earlier run's are. Each step may be the last, and all may be done again."""
         new = RunDirectory(self.begun)
+        names = {task.file for task in TASKS.values()}
         for here, there in (
             (new.config_file, self.config_file),  # the first: what is in `begun` counts only beside it
-            (new.vocabulary_file, self.vocabulary_file),
+            *((new.path / name, self.path / name) for name in sorted(names)),
             (new.weights_file, self.weights_file),
         ):
             if here.exists():
                 os.replace(here, there)
+        for name in names - {self.task.file}:  # an earlier run's of another task
+            (self.path / name).unlink(missing_ok=True)
         for file in (self.old_state_file, self.metrics_file, self.findings_file):
             file.unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
@@ -180,7 +186,8 @@ class RunDirectory:
         """Remove all that `begin` writes."""
         for folder in (self.begun, self.checkpoints):
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.config_file, self.vocabulary_file, self.weights_file):
+        data = (self.path / task.file for task in TASKS.values())
+        for file in (self.config_file, *data, self.weights_file):
             file.unlink(missing_ok=True)
 
     def tidy(self, step: int, keep: int) -> None:
@@ -201,20 +208,30 @@ class RunDirectory:
         """The run's options."""
         return Config.from_toml(read_file(self.config_file, "configuration"), str(self.config_file))
 
-    def vocabulary(self) -> Vocabulary:
-        """The run's vocabulary."""
-        return Vocabulary.from_json(read_file(self.vocabulary_file, "vocabulary"))
+    @cached_property
+    def task(self) -> type[Task]:
+        """What the run learns."""
+        return task_of(self.config())
+
+    @property
+    def stored_file(self) -> Path:
+        """Where the run keeps what its task stores of the data."""
+        return self.path / self.task.file
+
+    def stored(self) -> Any:
+        """What the run keeps of its data: of a text the `Vocabulary`."""
+        return self.task.read(read_file(self.stored_file, self.task.what))
 
     @cached_property
-    def vocabulary_digest(self) -> str:
-        """What tells the run's vocabulary from others."""
-        return _digest(self.vocabulary())
+    def digest(self) -> str:
+        """What tells the run's stored data from others."""
+        return _digest(self.stored())
 
     def append(self, record: Record) -> None:
         """Add one line to the metrics. A number that JSON has not (the perplexity of a large loss) is null."""
-        entries = asdict(record).items()
-        lacking = {name: None for name, n in entries if isinstance(n, float) and not math.isfinite(n)}
-        _append(self.metrics_file, {**dict(entries), **lacking})
+        entries = asdict(record)
+        measures = entries["measures"]
+        _append(self.metrics_file, {**_finite(entries), "measures": None if measures is None else _finite(measures)})
 
     def append_finding(self, step: int, finding: Finding) -> None:
         """Add one line to the findings. A value that JSON has no number for is written as text: "nan", "inf"."""
@@ -271,7 +288,7 @@ class RunDirectory:
         """Make weights.safetensors those of a state; the file is left alone where it holds them already."""
         weights: dict[str, Tensor] = state["model"]
         flat = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        about = {"step": state["position"]["step"], "vocabulary": self.vocabulary_digest}
+        about = {"step": state["position"]["step"], "vocabulary": self.digest}
         metadata = {"bptt": json.dumps(about)}  # one entry: safetensors writes several in any order
         data: bytes = require("safetensors.torch", "cli").save(flat, metadata=metadata)
         if not self.weights_file.is_file() or self.weights_file.read_bytes() != data:
@@ -289,11 +306,11 @@ class RunDirectory:
             raise InputError(f"{self.path} has no checkpoint: begin it again with --overwrite")
         return state
 
-    def weights(self, vocabulary: Vocabulary | None = None) -> dict[str, Tensor]:
-        """The weights of the last checkpoint. vocabulary: the one to use them with.
+    def weights(self, stored: Stored | None = None) -> dict[str, Tensor]:
+        """The weights of the last checkpoint. stored: what `stored` gave, to use them with.
 
-        Raises InputError where there are none that can be read, and where they were trained with another vocabulary
-        (which weights of version 0.1 do not tell).
+        Raises InputError where there are none that can be read, and where they were trained with another vocabulary, or
+        what stands in its place (which weights of version 0.1 do not tell).
         """
         safetensors = require("safetensors", "cli")
         if not self.weights_file.exists():
@@ -304,8 +321,8 @@ class RunDirectory:
                 weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         except (safetensors.SafetensorError, ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{self.weights_file} cannot be read: {error}") from None
-        if vocabulary is not None and trained_with not in (None, _digest(vocabulary)):
-            raise InputError(f"{self.vocabulary_file} is not the vocabulary that {self.weights_file.name} knows")
+        if stored is not None and trained_with not in (None, _digest(stored)):
+            raise InputError(f"{self.stored_file} is not the {self.task.what} that {self.weights_file.name} knows")
         return weights
 
     def _left_over(self, path: Path) -> bool:
@@ -313,8 +330,13 @@ class RunDirectory:
         return path in (self.beginning, self.begun, self.path / lock.NAME) or path.name.endswith(atomic.SUFFIX)
 
 
-def _digest(vocabulary: Vocabulary) -> str:
-    return hashlib.sha256(vocabulary.to_json().encode("utf-8", "surrogatepass")).hexdigest()
+def _digest(stored: Stored) -> str:
+    return hashlib.sha256(stored.to_json().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _finite(entries: dict[str, Any]) -> dict[str, Any]:
+    """The same with None for numbers that JSON has not."""
+    return {name: None if isinstance(n, float) and not math.isfinite(n) else n for name, n in entries.items()}
 
 
 def _append(file: Path, entry: dict[str, Any]) -> None:

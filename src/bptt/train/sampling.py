@@ -11,24 +11,9 @@ from .config import Config
 from .corpus import PREPROCESSORS
 from .errors import InputError
 from .model import LanguageModel, State
-from .network import build_model
-from .rundir import RunDirectory
 from .vocabulary import UNKNOWN, Vocabulary, tokenize
 
-__all__ = ["generate", "load", "read_prompt"]
-
-
-def load(run: RunDirectory, device: str = "cpu") -> tuple[LanguageModel, Vocabulary, Config]:
-    """The model of a run, ready to sample from. Raises InputError when its files do not belong together."""
-    config = run.config().override(device=device)
-    vocabulary = run.vocabulary()
-    model = build_model(config, len(vocabulary))
-    try:
-        model.load_state_dict(run.weights(vocabulary))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{run.weights_file} does not fit its configuration and vocabulary: {reason}") from None
-    return model.eval(), vocabulary, config
+__all__ = ["generate", "read_prompt"]
 
 
 def read_prompt(prompt: str, vocabulary: Vocabulary, preprocess: str) -> Sequence[int]:

@@ -8,21 +8,21 @@ from contextvars import ContextVar
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ..flow import Finding
-from .config import Config
-from .dataset import prepare
+from .config import FILES, Config
 from .errors import InputError, NonFiniteError
 from .interrupt import StopRequest
 from .loop import Trainer
 from .records import Record, Step
 from .rundir import RunDirectory
+from .tasks import Task, prepare
 
 __all__ = ["CHANGEABLE", "fit", "located", "postponed", "resume", "start"]
 
 CHANGEABLE = (
-    *("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "keep", "text", "corpus"),
+    *("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "keep", *FILES, "corpus"),
     "on_nonfinite",
 )
 """Options that may change when a run is resumed; the others would make it another run."""
@@ -31,23 +31,27 @@ _waiting: ContextVar[list[tuple[RunDirectory, Callable[[], None]]] | None] = Con
 """The directories that wait inside `postponed`, each with what writes to it."""
 
 
-def start(config: Config, path: Path, *, overwrite: bool = False) -> tuple[Trainer, RunDirectory]:
+def start(
+    config: Config, path: Path, *, overwrite: bool = False, task: Task | None = None
+) -> tuple[Trainer, RunDirectory]:
     """A new run in a directory. Everything is checked before the directory is touched; step 0 is saved at once.
+
+    task: data that are read already; None: what the configuration names is read.
 
     This process then is the only one that may write there, until `fit` or the process ends. An earlier run that is to
     be overwritten stays as it was until step 0 of the new one is saved, whatever fails before.
 
-    Raises InputError for a text, an option or a directory that cannot be used.
+    Raises InputError for data, an option or a directory that cannot be used.
     """
     run = RunDirectory.vacant(path, overwrite)
-    trainer = Trainer(located(config), prepare(config))
+    trainer = Trainer(located(config), prepare(config) if task is None else task)
     run.occupy(overwrite)
-    _write(run, partial(run.begin, trainer.config, trainer.dataset.vocabulary, trainer.state(), config.keep))
+    _write(run, partial(run.begin, trainer.config, trainer.task.stored, trainer.state(), config.keep))
     return trainer, run
 
 
-def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
-    """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`.
+def resume(path: Path, *, task: Task | None = None, **changes: Any) -> tuple[Trainer, RunDirectory]:
+    """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`. task: as for `start`.
 
     A damaged checkpoint is passed over for the one before it, which is logged. This process then is the only one that
     may write there, until `fit` or the process ends.
@@ -59,7 +63,7 @@ def resume(path: Path, **changes: Any) -> tuple[Trainer, RunDirectory]:
     run.acquire()
     try:
         run.settle()
-        trainer, write = _resume(run, changes)
+        trainer, write = _resume(run, changes, task)
     except BaseException:
         run.release()
         raise
@@ -103,7 +107,7 @@ def _write(run: RunDirectory, write: Callable[[], None]) -> None:
         raise
 
 
-def _resume(run: RunDirectory, changes: dict[str, Any]) -> tuple[Trainer, Callable[[], None]]:
+def _resume(run: RunDirectory, changes: dict[str, Any], task: Task | None) -> tuple[Trainer, Callable[[], None]]:
     """The trainer, and what writes to the directory that the run goes on."""
     old = run.config()
     config = old.override(**changes)
@@ -115,11 +119,11 @@ def _resume(run: RunDirectory, changes: dict[str, Any]) -> tuple[Trainer, Callab
                 f"only {', '.join(CHANGEABLE)} can"
             )
     state = run.state()
-    dataset = prepare(config)
-    trainer = Trainer(located(config), dataset)
+    task = prepare(config) if task is None else task
+    trainer = Trainer(located(config), task)
     trainer.restore(state)
-    if dataset.vocabulary != run.vocabulary():
-        raise InputError(f"{run.vocabulary_file} is not the vocabulary of the text this run began with")
+    if task.stored != run.stored():
+        raise InputError(f"{run.stored_file} is not the {task.what} of the {task.data} this run began with")
     if trainer.step >= trainer.total and (config.steps, config.epochs) != (old.steps, old.epochs):
         name = "epochs" if config.steps is None else "steps"
         raise InputError(
@@ -137,37 +141,109 @@ def _resume(run: RunDirectory, changes: dict[str, Any]) -> tuple[Trainer, Callab
     return trainer, write
 
 
+@overload
 def fit(
-    trainer: Trainer,
-    run: RunDirectory,
+    subject: Trainer,
+    where: RunDirectory,
     *,
+    on_step: Callable[[Step], None] = ...,
+    on_record: Callable[[Record], None] = ...,
+    on_finding: Callable[[int, Finding], None] = ...,
+) -> int | None: ...
+
+
+@overload
+def fit(
+    subject: Task,
+    where: Config,
+    *,
+    out: Path | str | None = ...,
+    overwrite: bool = ...,
+    on_step: Callable[[Step], None] = ...,
+    on_record: Callable[[Record], None] = ...,
+    on_finding: Callable[[int, Finding], None] = ...,
+) -> Trainer: ...
+
+
+def fit(
+    subject: Trainer | Task,
+    where: RunDirectory | Config,
+    *,
+    out: Path | str | None = None,
+    overwrite: bool = False,
     on_step: Callable[[Step], None] = lambda step: None,
     on_record: Callable[[Record], None] = lambda record: None,
     on_finding: Callable[[int, Finding], None] = lambda step, finding: None,
-) -> int | None:
-    """Train to the end, logging and saving on the way. on_finding: what the doctor finds, with the step.
+) -> Trainer | int | None:
+    """Train to the end: `fit(task, config)`, or `fit(trainer, run)` for what `start` and `resume` open.
 
-    The directory is this process's alone meanwhile, and given up at the end, whatever the end is. Of several processes
-    that train together all call this, and only the first touches the directory.
+    on_step, on_record, on_finding: called with each step, with what is logged, and with what the doctor finds and its
+    step.
 
-    Returns None, or the number of the signal (SIGINT, SIGTERM) after which it saved and stopped. Raises
-    NonFiniteError, the last checkpoint kept; InputError where another process has the directory.
+    Of a task and its options it makes a trainer, trains it and returns it; out: the run directory, for what a run
+    leaves; None: nothing is written. overwrite: whether a run that is there is replaced.
+
+    A trainer's directory is this process's alone meanwhile, and given up at the end, whatever the end is. It returns
+    None, or the number of the signal (SIGINT, SIGTERM) after which it saved and stopped. Of several processes that
+    train together all call this, and only the first touches the directory.
+
+    Raises NonFiniteError, the last checkpoint kept; InputError where another process has the directory, and for a task
+    that is not the one of the options; TypeError for anything else.
+
+    >>> from bptt.train import Config, fit, prepare
+    >>> config = Config(cell="gru", hidden=8, limit=2000, batch=4, steps=3)
+    >>> fit(prepare(config), config, on_step=lambda step: print(step.step)).step
+    1
+    2
+    3
+    3
     """
+    told = on_step, on_record, on_finding
+    if isinstance(subject, Trainer) and isinstance(where, RunDirectory):
+        if out is not None or overwrite:
+            raise TypeError("a trainer has its run directory: leave out `out` and `overwrite`")
+        return _fit(subject, where, *told)
+    if isinstance(subject, Trainer) or not isinstance(where, Config):
+        raise TypeError(
+            "fit takes a task and a Config, or a Trainer and its RunDirectory: "
+            f"got {type(subject).__name__} and {type(where).__name__}"
+        )
+    if subject.name != where.task:
+        raise InputError(f"the options are for task={where.task}: got the task {subject.name}")
+    if out is None:
+        trainer = Trainer(where, subject)
+        _fit(trainer, None, *told)
+    else:
+        trainer, run = start(where, Path(out), overwrite=overwrite, task=subject)
+        _fit(trainer, run, *told)
+    return trainer
+
+
+def _fit(
+    trainer: Trainer,
+    run: RunDirectory | None,
+    on_step: Callable[[Step], None],
+    on_record: Callable[[Record], None],
+    on_finding: Callable[[int, Finding], None],
+) -> int | None:
+    """Train to the end, logging and saving on the way where there is a directory."""
     config, processes = trainer.config, trainer.processes
 
     def note(step: int, tell: Callable[[int, Finding], None] = on_finding) -> None:
         for finding in trainer.take_findings():
-            if processes.first:
+            if run is not None and processes.first:
                 run.append_finding(step, finding)
             tell(step, finding)
 
-    with run.held() if processes.first else nullcontext(), StopRequest() as request:
+    held = run.held() if run is not None and processes.first else nullcontext()
+    with held, StopRequest() as request:
         while not trainer.finished:
             try:
                 step = trainer.advance()
             except NonFiniteError as error:
                 note(trainer.step + 1, tell=lambda step, finding: None)  # the error says it
-                raise NonFiniteError(f"{error} (the last checkpoint in {run.path} is kept)") from error
+                kept = "" if run is None else f" (the last checkpoint in {run.path} is kept)"
+                raise NonFiniteError(f"{error}{kept}") from error
             on_step(step)
             note(step.step)
             measure = trainer.finished or step.step % config.eval_every == 0
@@ -175,11 +251,11 @@ def fit(
                 record = trainer.record(heldout=measure)
                 note(step.step)
                 with processes.together():
-                    if processes.first:
+                    if run is not None and processes.first:
                         run.append(record)
                 on_record(record)
             signal = processes.largest(request.signal or 0)  # all stop at the same step
-            if trainer.finished or signal or step.step % config.save_every == 0:
+            if run is not None and (trainer.finished or signal or step.step % config.save_every == 0):
                 state = trainer.state()
                 with processes.together():
                     if processes.first:
@@ -190,5 +266,7 @@ def fit(
 
 
 def located(config: Config) -> Config:
-    """The text's place made absolute, so that the run can be resumed from another directory."""
-    return config if config.text is None else config.override(text=str(Path(config.text).absolute()))
+    """The data's place made absolute, so that the run can be resumed from another directory."""
+    places = {name: getattr(config, name) for name in FILES}
+    given = {name: str(Path(place).absolute()) for name, place in places.items() if place is not None}
+    return config.override(**given) if given else config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ class _Tensors(NamedTuple):
 class Window(_Tensors):
     """Inputs and targets of one training step: a named tuple of tensors.
 
-    inputs, targets: int64 `[T, B]`, targets one token ahead, `IGNORE` where there is none.
+    inputs, targets: int64 `[T, B]`, targets one token ahead, `IGNORE` where there is none; or, of a series, numbers
+    `[T, B, I]` and `[T, B, K]`, NaN where there is no target.
     resets: bool `[T, B]`, where the state is zeroed before a step; None: nowhere.
     numbers: int64 `[1, 5]`, on the CPU, what the attributes `fresh`, `tokens`, `total` and `place` read.
 
@@ -42,7 +44,7 @@ class Window(_Tensors):
 
     def __new__(cls, inputs: Tensor, targets: Tensor, resets: Tensor | None, numbers: Tensor) -> Window:
         # What is no tensor is a loader's note of a tensor's size, or the like, in the shape of a window.
-        stacked = isinstance(inputs, Tensor) and inputs.dim() != 2
+        stacked = isinstance(inputs, Tensor) and inputs.dim() not in ((2, 3) if inputs.is_floating_point() else (2,))
         if stacked or (isinstance(numbers, Tensor) and numbers.shape != (1, len(_NUMBERS))):
             got = " and ".join(str(list(t.shape)) for t in (inputs, numbers) if isinstance(t, Tensor))
             raise ValueError(f"a window must be inputs [T, B] and numbers [1, {len(_NUMBERS)}]: got {got}; {_ALONE}")
@@ -85,6 +87,27 @@ class Window(_Tensors):
         """(epoch, index) of the window; None: it was asked for by these."""
         epoch = self._number("epoch")
         return None if epoch < 0 else (epoch, self._number("index"))
+
+    @property
+    def lanes(self) -> int:
+        """How many there are, B."""
+        return self.inputs.shape[1]
+
+    def part(self, lanes: slice) -> Window:
+        """Some of the lanes, with the `total` of all. No lanes: the first one, without a target.
+
+        >>> window = Window.of(torch.zeros(3, 2), torch.ones(3, 2).long(), fresh=True, tokens=6)
+        >>> window.part(slice(1, 2)).tokens, window.part(slice(2, 2)).tokens
+        (3, 0)
+        """
+        idle = lanes.start == lanes.stop
+        lanes = slice(0, 1) if idle else lanes
+        targets, resets = self.targets[:, lanes], None if self.resets is None else self.resets[:, lanes]
+        missing = math.nan if targets.is_floating_point() else IGNORE
+        targets = torch.full_like(targets, missing) if idle else targets
+        mine = int((~targets.isnan() if targets.is_floating_point() else targets != IGNORE).sum())
+        parts = self.inputs[:, lanes], targets
+        return Window.of(*parts, fresh=self.fresh, tokens=mine, resets=resets, total=self.tokens, place=self.place)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Window:
         """The same window with its tensors on a device; its numbers stay where they are."""
