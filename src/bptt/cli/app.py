@@ -16,7 +16,15 @@ from typer.core import TyperCommand
 
 from .. import __version__
 from ..train import InputError, NonFiniteError
-from ..train.config import ALIASES
+from .bench import bench
+from .check import check
+from .compare import compare
+from .demo import demo
+from .flow import flow
+from .info import info
+from .predict import predict
+from .sample import sample
+from .train import train
 
 __all__ = ["COMMANDS", "app", "run"]
 
@@ -59,23 +67,8 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class _Command(TyperCommand):
-    """A command by its name: what `bptt --help` needs of it. The command itself is made when its arguments are read."""
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        function = getattr(import_module(f".{self.name}", __package__), str(self.name))
-        alone = typer.Typer(**SETTINGS)
-        alone.command(self.name, help=_paragraphs(function))(_interruptible(function))
-        return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)
-
-
-def _paragraphs(command: Callable[..., Any]) -> str:
-    """What a command says of itself, a line each paragraph: a terminal breaks them where it ends."""
-    return "\n\n".join(" ".join(text.split()) for text in (getdoc(command) or "").split("\n\n"))
-
-
-for name, summary in COMMANDS.items():
-    app.command(name, cls=_Command, help=summary)(lambda: None)
+for command in (train, sample, predict, flow, compare, demo, check, bench, info):
+    app.command()(_interruptible(command))
 
 
 def _version(wanted: bool) -> None:
@@ -90,7 +83,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Backpropagation through time, made explicit: train, sample, flow, compare, check, bench."""
+    """Backpropagation through time, made explicit: train, sample, predict, flow, compare, check, bench."""
 
 
 def run(arguments: Sequence[str]) -> int:

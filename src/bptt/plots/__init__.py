@@ -11,6 +11,7 @@ try:
     from ._decay import decay as decay
     from ._eigenvalues import eigenvalues as eigenvalues
     from ._figures import figures as figures
+    from ._forecast import forecast as forecast
     from ._gates import gates as gates
     from ._graph import graph as graph
     from ._html import html as html

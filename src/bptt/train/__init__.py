@@ -2,8 +2,9 @@
 
     data -> task -> batches -> model -> loop -> run directory -> sampling
 
-A `Task` is what is learned: `Text` is a language model. `Config` holds every option, `prepare` reads the task it is
-for; `start` and `resume` open a run, `fit` trains it, `generate` samples from it. Nothing here prints.
+A `Task` is what is learned: `Text` is a language model, `Series` a forecast. `Config` holds every option, `prepare`
+reads the task it is for; `start` and `resume` open a run, `fit` trains it; `generate` samples from a language model,
+`forecast` says how a series goes on. Nothing here prints.
 """
 
 from .batches import RandomWindows as RandomWindows
@@ -13,6 +14,7 @@ from .documents import Numbered as Numbered
 from .documents import Texts as Texts
 from .errors import InputError as InputError
 from .errors import NonFiniteError as NonFiniteError
+from .forecasting import forecast as forecast
 from .inspection import record_run as record_run
 from .lanes import Lanes as Lanes
 from .loop import Trainer as Trainer
@@ -24,6 +26,7 @@ from .sampling import generate as generate
 from .session import fit as fit
 from .session import resume as resume
 from .session import start as start
+from .tasks import Series as Series
 from .tasks import Task as Task
 from .tasks import Text as Text
 from .tasks import prepare as prepare

@@ -41,13 +41,20 @@ __all__ = ["ALIASES", "FILES", "GROUPS", "TASKS", "Config", "read_entries", "sho
 ALIASES = {"optimizer": "optimiser"}
 """Other spellings of an option, in a file and as a flag."""
 
-GROUPS = {"task": "Data", "cell": "Model", "gradient": "Gradient", "steps": "Optimisation", "seed": "Run"}
+GROUPS = {
+    "task": "Data",
+    "series": "Series",
+    "cell": "Model",
+    "gradient": "Gradient",
+    "steps": "Optimisation",
+    "seed": "Run",
+}
 """The first option of each group, and its name; the options that follow belong to it."""
 
-TASKS = ("text",)
+TASKS = ("text", "series")
 """The names of the tasks."""
 
-TELLING = {"text": "text", "corpus": "text"}
+TELLING = {"text": "text", "corpus": "text", "series": "series"}
 """The options that name data, each with the task that they are for."""
 
 EITHER = (("steps", "epochs"), ("text", "corpus"))
@@ -87,6 +94,16 @@ class Config:
     min_count: int = option(1, at_least(1), "tokens seen less often in the training text become <unk>", "text")
     limit: int = option(0, at_least(0), "use the first so many tokens only; 0: all", "text")
     heldout: float = option(0.1, FRACTION, "fraction held out, the end of the data; 0: none")
+
+    series: str | None = option(None, FILE, "table to read: .csv, .parquet, .npy or .npz", "series")
+    target: str | None = option(
+        None, TEXT, "columns to predict, with commas between; default: all that have no other use", "series"
+    )
+    inputs: str | None = option(None, TEXT, "further columns to predict from, with commas between", "series")
+    time: str | None = option(None, TEXT, "column of times, numbers or ISO dates, which must rise", "series")
+    group: str | None = option(None, TEXT, "column that tells series apart, each with a state of its own", "series")
+    horizon: int = option(1, at_least(0, 10_000), "steps ahead to forecast; 0: the same step, from inputs", "series")
+    season: int = option(1, at_least(1, SIDE), "steps of a season, for the seasonal-naive forecast", "series")
 
     cell: str = option("lstm", CELL, "what recurs")
     nonlinearity: str | None = option(None, one_of("tanh", "relu"), "activation of the rnn cell; default tanh")

@@ -159,7 +159,7 @@ class Trainer:
         else:
             cause, where = first_cause(diagnosis, self.processes)
             self._findings += cause.findings
-            self._refuse(f"loss {total / tokens:g}, gradient norm {grad_norm:g}: not finite{where}; {cause}")
+            self._refuse(f"loss {total / max(1, tokens):g}, gradient norm {grad_norm:g}: not finite{where}; {cause}")
             self.carry = start if self.processes.any(not finite(carry)) else carry
         self.step, self.index = self.step + 1, end
         if self.index == self.batches.windows(self.epoch):

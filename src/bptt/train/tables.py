@@ -1,0 +1,157 @@
+"""Tables of numbers from files: CSV, Parquet and NumPy's own, as named columns."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError
+
+__all__ = ["Numbers", "Table", "number_of_time", "read_table"]
+
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+"""What stands for a missing value, in any case."""
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal lengths by name, as they were read. path: for messages. first: the line of the first row."""
+
+    path: Path
+    columns: dict[str, list[Any]]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def column(self, name: str, option: str) -> list[Any]:
+        """A column as it was read. option: what names it, for the message."""
+        if name not in self.columns:
+            raise InputError(
+                f"{option} must be a column of {self.path}: got {name!r}; it has {', '.join(self.columns)}"
+            )
+        return self.columns[name]
+
+    def numbers(self, name: str, option: str) -> Numbers:
+        """A column as float64, NaN where a value is missing. Raises InputError for what is no finite number."""
+        values = self.column(name, option)
+        result = np.empty(len(values))
+        for i, value in enumerate(values):
+            text = value.strip() if isinstance(value, str) else value
+            if text is None or (isinstance(text, str) and text.lower() in MISSING):
+                result[i] = np.nan
+                continue
+            try:
+                result[i] = float(text)
+            except (TypeError, ValueError):
+                result[i] = np.inf
+            if np.isinf(result[i]):
+                raise InputError(
+                    f"{option} {name} of {self.path} must be finite numbers: {self.place(i)} has {value!r}"
+                )
+        return result
+
+    def place(self, row: int) -> str:
+        """Where a row stands, in words."""
+        return f"line {self.first + row}" if self.first else f"row {row}"
+
+
+def read_table(path: Path) -> Table:
+    """The table in a file: `.csv` (also `.tsv`), `.parquet`, `.npy` or `.npz`, by its ending; any other is CSV.
+
+    A CSV file's first line names its columns. The columns of a `.npy` file of one or two dimensions are 0, 1, ...; each
+    array `[n]` of a `.npz` file is one. Raises InputError for a file that cannot be read, is empty or has ragged rows.
+    """
+    read = {".parquet": _parquet, ".npy": _numpy, ".npz": _numpy}.get(path.suffix.lower(), _csv)
+    try:
+        table = read(path)
+    except OSError as error:
+        raise InputError(f"cannot read table {path}: {error.strerror or error}") from None
+    if not len(table):
+        raise InputError(f"table {path} is empty: it must have at least one row")
+    return table
+
+
+def number_of_time(value: Any) -> float | None:
+    """A time as a number, in seconds where it is a date; None where it is neither.
+
+    >>> number_of_time("1958.5"), number_of_time("1970-01-02"), number_of_time("soon")
+    (1958.5, 86400.0, None)
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        pass
+    try:
+        when = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        return None
+    return (when.replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds()
+
+
+def _csv(path: Path) -> Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            names = [name.strip() for name in next(rows, [])]
+            if len(set(names)) < len(names):
+                raise InputError(f"table {path} must have columns of different names: got {', '.join(names)}")
+            columns: list[list[Any]] = [[] for _ in names]
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise InputError(
+                        f"table {path} must have {len(names)} values in every row: line {rows.line_num} has {len(row)}"
+                    )
+                for column, value in zip(columns, row, strict=True):
+                    column.append(value)
+    except UnicodeDecodeError as error:
+        raise InputError(f"table {path} is not UTF-8: byte {error.start} cannot be decoded") from None
+    except csv.Error as error:
+        raise InputError(f"table {path} is no CSV: {error}") from None
+    return Table(path, dict(zip(names, columns, strict=True)), first=2)
+
+
+def _parquet(path: Path) -> Table:
+    if not path.is_file():
+        raise InputError(f"cannot read table {path}: No such file")
+    try:
+        try:
+            from pyarrow import parquet
+
+            return Table(path, parquet.read_table(path).to_pydict())
+        except ModuleNotFoundError:
+            import polars
+
+            return Table(path, polars.read_parquet(path).to_dict(as_series=False))
+    except ModuleNotFoundError:
+        raise InputError("neither pyarrow nor polars is installed: pip install 'bptt[parquet]'") from None
+    except Exception as error:  # each library has errors of its own
+        raise InputError(f"table {path} is no Parquet: {' '.join(str(error).split())}") from None
+
+
+def _numpy(path: Path) -> Table:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = dict(loaded.items()) if hasattr(loaded, "items") else {"": loaded}
+    except (ValueError, EOFError) as error:
+        raise InputError(f"table {path} is no array of NumPy's: {str(error).splitlines()[0]}") from None
+    if list(arrays) == [""]:
+        array = arrays[""]
+        if array.ndim not in (1, 2):
+            raise InputError(f"table {path} must be an array [n] or [n, columns]: got {list(array.shape)}")
+        array = array.reshape(len(array), -1)
+        return Table(path, {str(i): array[:, i].tolist() for i in range(array.shape[1])})
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    if len({tuple(shape) for shape in shapes.values()}) != 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise InputError(f"table {path} must hold arrays [n] of one length: got {shapes}")
+    return Table(path, {name: array.tolist() for name, array in arrays.items()})
