@@ -14,7 +14,7 @@ from ..train import InputError, RunDirectory, atomic
 from ..train.extras import require
 from ..train.forecasting import Forecast, forecast
 from ..train.scaling import Scaling
-from ..train.tables import read_table
+from ..train.tables import Numbers, read_table
 from ..train.trained import load
 
 __all__ = ["predict"]
@@ -67,7 +67,7 @@ def _table(found: list[Forecast], scaling: Scaling) -> str:
     return text.getvalue()
 
 
-def _drawn(found: list[Forecast], scaling: Scaling) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # type: ignore[type-arg]
+def _drawn(found: list[Forecast], scaling: Scaling) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
     """(what was known, what is predicted), by group and target."""
     known, predicted = {}, {}
     alone = len(scaling.targets) == 1

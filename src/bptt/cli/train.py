@@ -94,7 +94,7 @@ def train(
         try:
             with console.status("reading the text") if processes.first else nullcontext():
                 trainer, run = begin(processes, lambda: opened(processes))
-            finished = resume_from is not None and trainer.step >= trainer.total
+            finished = resume_from is not None and trainer.finished
             with board(trainer, run) if tensorboard and processes.first else nullcontext() as also:
                 status = train_with_progress(trainer, run, console, also)
         except ElsewhereError:  # that process says it
@@ -106,7 +106,10 @@ def train(
         if status == 0 and processes.first:
             if finished:
                 more = "--steps" if trainer.config.epochs is None else "--epochs"
-                typer.echo(f"{run.path} had taken all of its {trainer.step} steps: to go on longer, give more {more}")
+                had = f"had taken all of its {trainer.step} steps"
+                if trainer.out_of_patience:
+                    more, had = "--patience", f"had run out of patience at step {trainer.step}"
+                typer.echo(f"{run.path} {had}: to go on longer, give more {more}")
             typer.echo(_summary(run, trainer))
     return status
 
@@ -152,6 +155,8 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
             measured += (
                 "; held-out " + ", ".join(f"{name} {value:.4g}" for name, value in named.items()) + " at the end"
             )
+    if trainer.best is not None:
+        measured += f"; kept: the weights of step {trainer.best['step']}, the best"
     return (
         f"{trainer.step} steps{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, {trainer.task.file}, weights.safetensors, checkpoints\n"

@@ -143,6 +143,9 @@ class Config:
     threads: int = option(0, THREADS, "CPU threads; 0: torch's choice")
     log_every: int = option(50, at_least(1), "steps between lines of metrics.jsonl")
     eval_every: int = option(500, at_least(1), "steps between measurements on the held-out data")
+    patience: int = option(
+        0, at_least(0), "measurements in a row without a better held-out loss, after which it stops; 0: never"
+    )
     save_every: int = option(500, at_least(1), "steps between checkpoints")
     keep: int = option(3, at_least(1), "checkpoints that stay; the older ones are removed")
 
@@ -160,8 +163,12 @@ class Config:
                     raise InputError(f"documents={self.documents} goes without {name}: got {getattr(self, name)}")
             if self.text is None:
                 raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
-        if self.nonlinearity is not None:
-            _check_nonlinearity(self.nonlinearity, self.cell)
+        if self.patience and not self.heldout:
+            raise InputError(f"patience={self.patience} needs held-out data: got heldout={self.heldout:g}")
+        if self.nonlinearity is not None and not LAYERS[self.cell].nonlinearities:
+            able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
+            both = f"nonlinearity={self.nonlinearity} and cell={self.cell}"
+            raise InputError(f"nonlinearity is for cell={able}: got {both}")
         if self.steps is not None and self.warmup >= self.steps:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:

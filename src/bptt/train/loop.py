@@ -73,6 +73,8 @@ class Trainer:
         self.meter, self.epoch_meter = Meter(), Meter()
         self.epoch_perplexity: float | None = None  # of the last finished epoch
         self.skipped = self.in_a_row = 0
+        self.best: dict[str, Any] | None = None  # with patience: loss, step and weights of the best measurement
+        self.worse = 0  # measurements since
         self.adapts = isinstance(self.model.recurrent.gradient, Adaptive)
         self._findings: list[Finding] = []
         windows = self.batches.windows(0)
@@ -96,10 +98,17 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has had all its steps."""
+        """Whether the run has had all its steps, or has run out of patience."""
+        if self.out_of_patience:
+            return True
         if self.config.steps is not None:
             return self.step >= self.config.steps
         return self.epoch >= (self.config.epochs or 0)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` held-out measurements were no better than one before."""
+        return 0 < self.config.patience <= self.worse
 
     @property
     def learning_rate(self) -> float:
@@ -253,6 +262,7 @@ class Trainer:
         held, measures = None, None
         if heldout and self.task.heldout is not None:
             held, measures = self.measure(self.task.heldout)
+            self._compare_with_best(held)
         return Record(
             step=self.step,
             epoch=self.epoch,
@@ -271,6 +281,16 @@ class Trainer:
             window=self.model.recurrent.gradient.window if self.adapts else None,
             measures=measures or None,
         )
+
+    def _compare_with_best(self, loss: float) -> None:
+        """Keep the weights of the best held-out loss, and count how many measurements were no better."""
+        if not self.config.patience or (self.best is not None and self.best["step"] == self.step):
+            return
+        if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
+            weights = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
+            self.best, self.worse = {"loss": loss, "step": self.step, "model": weights}, 0
+        else:
+            self.worse += 1
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on bit for bit: tensors, numbers and text only.
@@ -295,6 +315,8 @@ class Trainer:
             self._others = self.processes.gather(self._generators())[1:]
         if self._others:
             state["other_processes"] = self._others
+        if self.config.patience:
+            state["best"], state["worse"] = self.best, self.worse
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -323,6 +345,7 @@ class Trainer:
             self.model.recurrent.gradient = state["gradient"]
             self.skipped, self.in_a_row = state["skipped"]["in_all"], state["skipped"]["in_a_row"]
             self.doctor.restore(state["doctor"])
+        self.best, self.worse = state.get("best"), state.get("worse", 0)
         self._others = state.get("other_processes", [])
         every = [state, *self._others]
         if self.processes.rank < len(every):

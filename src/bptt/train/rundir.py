@@ -285,10 +285,11 @@ class RunDirectory:
         self.publish(state)
 
     def publish(self, state: dict[str, Any]) -> None:
-        """Make weights.safetensors those of a state; the file is left alone where it holds them already."""
-        weights: dict[str, Tensor] = state["model"]
+        """Make weights.safetensors those of a state, with patience the best ones; left alone if it holds them."""
+        best = state.get("best")
+        weights: dict[str, Tensor] = state["model"] if best is None else best["model"]
         flat = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        about = {"step": state["position"]["step"], "vocabulary": self.digest}
+        about = {"step": state["position"]["step"] if best is None else best["step"], "vocabulary": self.digest}
         metadata = {"bptt": json.dumps(about)}  # one entry: safetensors writes several in any order
         data: bytes = require("safetensors.torch", "cli").save(flat, metadata=metadata)
         if not self.weights_file.is_file() or self.weights_file.read_bytes() != data:

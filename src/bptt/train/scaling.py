@@ -99,7 +99,9 @@ class Scaling:
         """The inverse of `to_json`. Raises InputError for anything else."""
         try:
             entries = json.loads(text)
-            given = {f.name: tuple(v) if isinstance(v := entries[f.name], list) else v for f in fields(cls)}
+            given: dict[str, Any] = {
+                f.name: tuple(v) if isinstance(v := entries[f.name], list) else v for f in fields(cls)
+            }
             result = cls(**given)
             for name in ("mean", "scale", "gaps", "step", "middle", "naive", "seasonal"):
                 of = result.inputs if name in ("mean", "scale", "gaps") else result.targets

@@ -23,7 +23,7 @@ __all__ = ["CHANGEABLE", "fit", "located", "postponed", "resume", "start"]
 
 CHANGEABLE = (
     *("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "keep", *FILES, "corpus"),
-    "on_nonfinite",
+    *("on_nonfinite", "patience"),
 )
 """Options that may change when a run is resumed; the others would make it another run."""
 

@@ -188,7 +188,7 @@ class Series:
     def measures(self, counts: list[float]) -> dict[str, float]:
         """MAE and RMSE of each target, MASE over all: by the naive and, with a season, the seasonal-naive forecast."""
         absolute, squared, there = np.asarray(counts).reshape(3, -1)
-        many, found = len(self.scaling.targets) > 1, {}
+        many, found = len(self.scaling.targets) > 1, dict[str, float]()
         with np.errstate(invalid="ignore", divide="ignore"):
             mae, rmse = absolute / there, np.sqrt(squared / there)
             for i, target in enumerate(self.scaling.targets):
@@ -305,16 +305,12 @@ def _scaling(
     config: Config, groups: list[Group], cuts: list[int], targets: tuple[str, ...], inputs: tuple[str, ...]
 ) -> Scaling:
     x = np.concatenate([g.inputs[:cut] for g, cut in zip(groups, cuts, strict=True)])
-    for values, names, option in ((x, inputs, "inputs"),):
-        for i, name in enumerate(names):
-            if np.isnan(values[:, i]).all():
-                which = "target" if name in targets else option
-                raise InputError(f"{which} {name} of {config.series} has no value to train on: all are missing")
     series = [g.targets[:cut] for g, cut in zip(groups, cuts, strict=True)]
     y = np.concatenate(series)
-    if np.isnan(y).all(0).any():
-        missing = [name for name, none in zip(targets, np.isnan(y).all(0), strict=True) if none]
-        raise InputError(f"target {missing[0]} of {config.series} has no value to train on: all are missing")
+    for option, names, values in (("target", targets, y), ("inputs", inputs, x)):
+        for i, name in enumerate(names):
+            if np.isnan(values[:, i]).all():
+                raise InputError(f"{option} {name} of {config.series} has no value to train on: all are missing")
     changes = np.concatenate([np.diff(each, axis=0) for each in series]) if config.horizon else y - np.nanmean(y, 0)
     step = np.sqrt(np.nansum(changes**2, 0) / np.maximum(1, (~np.isnan(changes)).sum(0)))
     scale = np.nanstd(x, 0)

@@ -1,0 +1,59 @@
+"""`bptt train --series` and `bptt predict`."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+
+from .command import bptt, error_of
+
+SMALL = ["--cell", "gru", "--hidden", 6, "--batch", 2, "--seq-length", 8, "--steps", 4, "--threads", 1]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "data.csv"
+    path.write_text("day,y\n" + "".join(f"2024-01-{d:02d},{math.sin(d):.4f}\n" for d in range(1, 31)))
+    return path
+
+
+def test_from_a_table_to_a_forecast(capsys: pytest.CaptureFixture[str], table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    series = ["--series", table, "--time", "day", "--horizon", 3, "--season", 2]
+    made = bptt(capsys, "train", *series, *SMALL, "--out", out)
+    assert made.status == 0, made.err
+    assert "the naive forecast has mase" in made.err
+    assert "; held-out loss " in made.out
+    assert f"bptt predict {out} DATA.csv" in made.out
+    result = bptt(capsys, "predict", out, table)
+    assert result.status == 0, result.err
+    written = list(csv.reader((out / "forecast.csv").read_text().splitlines()))
+    assert [row[0] for row in written] == ["day", "2024-01-31", "2024-02-01", "2024-02-02"]
+    assert all(math.isfinite(float(row[1])) for row in written[1:])
+    assert (out / "forecast.png").stat().st_size > 5000
+    compared = bptt(capsys, "compare", out, "full", "chunked:3", "--repeats", 5, "--steps", 6, "--lanes", 2)
+    assert compared.status == 0, compared.err
+    assert "must be a run with task=text: got task=series; forecast" in error_of(bptt(capsys, "sample", out))
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], table: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 30)
+    run = tmp_path / "text"
+    assert bptt(capsys, "train", "--text", text, *SMALL, "--out", run).status == 0
+    before = sorted(run.iterdir())
+    assert "must be a run with task=series: got task=text; sample" in error_of(bptt(capsys, "predict", run, table))
+    assert sorted(run.iterdir()) == before
+    for flags, message in (
+        (["--target", "w"], "target must be a column of"),
+        (["--time", "day", "--tokens", "word"], "tokens is for task=text: got tokens='word' and task=series"),
+        (["--seq-length", 64, "--target", "y"], "is too short: 27 rows are left to train on"),
+        (["--horizon", 0, "--target", "y", "--time", "day"], "horizon=0 predicts y from other columns"),
+    ):
+        assert message in error_of(bptt(capsys, "train", "--series", table, *SMALL, *flags, "--out", tmp_path / "no"))
+        assert not (tmp_path / "no").exists()
