@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bptt.flow import conclusion
+
 from .command import bptt, error_of
 
 SMALL = ["--cell", "gru", "--hidden", 6, "--batch", 2, "--seq-length", 8, "--steps", 4, "--threads", 1]
@@ -57,3 +59,9 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     ):
         assert message in error_of(bptt(capsys, "train", "--series", table, *SMALL, *flags, "--out", tmp_path / "no"))
         assert not (tmp_path / "no").exists()
+
+
+def test_the_course_of_a_run_without_perplexity_is_told_by_its_loss() -> None:
+    record = {"step": 5, "steps": 5, "perplexity": None, "heldout_perplexity": None, "clipped": 0.0, "loss": 2.0}
+    last = record | {"step": 9, "loss": 1.0, "heldout_loss": 1.5}
+    assert conclusion([record, last]).startswith("Loss went from 2 to 1 in 9 steps; held-out 1.5")

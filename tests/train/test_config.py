@@ -83,7 +83,7 @@ def test_toml_there_and_back():
 
 
 def test_toml_has_every_option_that_has_a_value():
-    names = {field.name for field in dataclasses.fields(Config)}
+    names = {f.name for f in dataclasses.fields(Config) if not f.metadata["tasks"] or "text" in f.metadata["tasks"]}
     assert set(tomllib.loads(Config(text="x").to_toml())) == names - {"steps", "corpus", "documents", "nonlinearity"}
     rnn = Config(cell="rnn", nonlinearity="relu", steps=1)
     assert set(tomllib.loads(rnn.to_toml())) == names - {"epochs", "documents", "text"}

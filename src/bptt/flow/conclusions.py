@@ -357,13 +357,14 @@ def _(measure: Comparison, layer: int | None = None) -> str:
 @conclusion.register(list)
 @conclusion.register(tuple)
 def _(measure: Sequence[Mapping[str, Any]], layer: int | None = None) -> str:
-    measure = [record for record in measure if record["perplexity"] is not None]  # not all of its steps skipped
+    kind = "perplexity" if any(record["perplexity"] is not None for record in measure) else "loss"
+    measure = [record for record in measure if record.get(kind) is not None]  # not all of its steps skipped
     if not measure:
         return "Nothing was recorded"
     first, last = measure[0], measure[-1]
-    fell = f"Perplexity went from {number(first['perplexity'])} to {number(last['perplexity'])}"
+    fell = f"{kind.capitalize()} went from {number(first[kind])} to {number(last[kind])}"
     parts = [f"{fell} in {last['step']} steps"]
-    held = [(r["heldout_perplexity"], r["step"]) for r in measure if r.get("heldout_perplexity") is not None]
+    held = [(r[f"heldout_{kind}"], r["step"]) for r in measure if r.get(f"heldout_{kind}") is not None]
     if held:
         best, at = min(held)
         turned = held[-1][0] > 1.05 * best

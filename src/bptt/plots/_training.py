@@ -18,7 +18,8 @@ __all__ = ["training"]
 
 @styled
 def training(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Perplexity, gradient norm with clipping, and the horizon where it was measured, against the step.
+    """Perplexity (the loss, of a task without one), gradient norm with clipping, and the horizon where it was measured,
+    against the step.
 
     A horizon that the window may have cut short is an open mark: it is at least so far.
 
@@ -38,13 +39,14 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
     rows = 2 + bool(np.any(np.isfinite(horizon)))
     figure = Picture(figsize=(8.0, 1.0 + 1.75 * rows), layout="constrained")
     loss, norm, *more = figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1, 0.9][:rows])
-    curves = {"training": _column(records, "perplexity"), "held out": _column(records, "heldout_perplexity")}
+    kind = "perplexity" if any(record.get("perplexity") is not None for record in records) else "loss"
+    curves = {"training": _column(records, kind), "held out": _column(records, f"heldout_{kind}")}
     for line, (name, values) in zip(LINES, curves.items(), strict=False):
         there = np.isfinite(values)
         if there.any():
             loss.plot(step[there], values[there], **line, **sparse(int(there.sum()), 15), label=name)
     logarithmic(loss, list(curves.values()), least=2.0)
-    loss.set_ylabel("perplexity (log)")
+    loss.set_ylabel(f"{kind} (log)")
     if loss.get_legend_handles_labels()[0]:
         loss.legend(loc="best")
     size = _column(records, "grad_norm")

@@ -161,9 +161,10 @@ def gates(measure: Gates) -> Panels:
 
 
 def training(records: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Perplexity, gradient norm, clipping, and the horizon where it was measured."""
+    """Perplexity (the loss, of a task without one), gradient norm, clipping, and the horizon where it was measured."""
+    kind = "perplexity" if any(record.get("perplexity") is not None for record in records) else "loss"
     panels = {
-        "perplexity": ("perplexity", "heldout_perplexity"),
+        kind: (kind, f"heldout_{kind}"),
         "gradient norm": ("grad_norm",),
         "steps clipped": ("clipped",),
     }
@@ -171,7 +172,7 @@ def training(records: Sequence[Mapping[str, Any]]) -> go.Figure:
         panels["horizon, steps"] = ("horizon",)
     figure = chart(len(panels), 1, shared_xaxes=True, vertical_spacing=0.05)
     step = [record["step"] for record in records]
-    names = {"perplexity": "training", "heldout_perplexity": "held out"}
+    names = {kind: "training", f"heldout_{kind}": "held out"}
     for row, (title, keys) in enumerate(panels.items(), 1):
         for look, key in zip(LINES, keys, strict=False):
             values = drawable([np.nan if record.get(key) is None else record[key] for record in records])
