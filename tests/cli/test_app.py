@@ -31,7 +31,7 @@ def test_options_of_training_stand_in_groups_with_their_choices():
     result = CliRunner().invoke(app, ["train", "-h"], terminal_width=200)
     groups = re.split(r"[─╭╮╰╯]{2,} (\w+) ─+", result.output)
     by_name = dict(zip(groups[1::2], groups[2::2], strict=True))
-    assert list(by_name) == ["Options", "Data", "Model", "Gradient", "Optimisation", "Run"]
+    assert list(by_name) == ["Options", "Data", "Series", "Model", "Gradient", "Optimisation", "Run"]
     flags = {
         "Data": ("--tokens", "char, word"),
         "Model": ("--cell", "rnn, gru, lstm"),
