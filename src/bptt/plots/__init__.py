@@ -8,6 +8,7 @@ No pyplot state is touched: `figure.savefig("map.png")` writes a picture, a note
 try:
     from ._cell_path import cell_path as cell_path
     from ._comparison import comparison as comparison
+    from ._confusion import confusion as confusion
     from ._decay import decay as decay
     from ._eigenvalues import eigenvalues as eigenvalues
     from ._figures import figures as figures
