@@ -1,4 +1,4 @@
-"""`bptt predict`: how a series goes on, by a trained model."""
+"""`bptt predict`: how a series goes on, or which class sequences are of, by a trained model."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ..train import InputError, RunDirectory, atomic
+from ..train import RunDirectory, atomic
 from ..train.extras import require
 from ..train.forecasting import Forecast, forecast
 from ..train.scaling import Scaling
 from ..train.tables import Numbers, read_table
 from ..train.trained import load
+from .classes import classify, target_of
 
 __all__ = ["predict"]
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory of bptt train --series")],
-    data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="table with the run's columns: .csv, .parquet, .npy, .npz")
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run directory of bptt train --series or --classify")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="data with the columns, or features, of the run's own")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="CSV to write, with its picture beside (default: RUN/forecast.csv)"),
+        typer.Option(
+            metavar="FILE", help="CSV to write, with its picture beside (default: RUN/forecast.csv or RUN/classes.csv)"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
 ) -> None:
     """Forecast the steps behind the last row of a table, for each of its groups; a regression predicts every row.
 
-    Writes a CSV file and a picture.
+    Of sequences, the likeliest class of each and the probability of every class; where they have labels, also how many
+    are right. Writes a CSV file and a picture.
     """
+    if RunDirectory.open(run).config().task == "classify":
+        typer.echo(classify(run, data, target_of(run / "classes.csv" if out is None else out), device))
+        return
     plots = require("bptt.plots", "plots") if require("matplotlib", "plots") else None
     directory = RunDirectory.open(run)
     model, scaling, _ = load(directory, device, "series")
     found = forecast(model, scaling, read_table(data))
-    target = run / "forecast.csv" if out is None else out
-    if target.suffix.lower() != ".csv" or target.is_dir():
-        raise InputError(f"out must be the name of a .csv file: got {target}")
-    if not target.parent.is_dir():
-        raise InputError(f"out {target} must lie in a directory that is there: {target.parent} is none")
+    target = target_of(run / "forecast.csv" if out is None else out)
     atomic.write(target, _table(found, scaling).encode())
     picture = target.with_suffix(".png")
     known, predicted = _drawn(found, scaling)

@@ -51,7 +51,7 @@ def _heldout(record: Record, after: str) -> str:
         return f"held-out {record.heldout_perplexity:.2f}{after}"
     if record.heldout_loss is None:
         return ""
-    more = "".join(f" {name} {value:.4g}" for name, value in (record.measures or {}).items())
+    more = "".join(f" {name} {value:.4g}" for name, value in (record.measures or {}).items() if "/" not in name)
     return f"held-out {record.heldout_loss:.3f}{more}{after}"
 
 

@@ -16,10 +16,9 @@ from ..train.config import read_entries, shown
 from ..train.corpus import encodable, read_file
 from ..train.found import found_run, found_text
 from .options import with_training_options
-
-if TYPE_CHECKING:
-    from ..train import RunDirectory, Trainer
-    from ..train.processes import Processes
+from .pictures import write_pictures
+from .progress import train_with_progress
+from .tensorboard import board, require_tensorboard
 
 __all__ = ["train"]
 
@@ -111,6 +110,8 @@ def train(
                     more, had = "--patience", f"had run out of patience at step {trainer.step}"
                 typer.echo(f"{run.path} {had}: to go on longer, give more {more}")
             typer.echo(_summary(run, trainer))
+            for picture in write_pictures(trainer.task, trainer.counts, run.path):
+                typer.echo(f"{picture}")
     return status
 
 
@@ -152,9 +153,8 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
             measured += f"; held-out perplexity {last['heldout_perplexity']:.4g} at the end"
         elif last["heldout_loss"] is not None:
             named = {"loss": last["heldout_loss"], **(last["measures"] or {})}
-            measured += (
-                "; held-out " + ", ".join(f"{name} {value:.4g}" for name, value in named.items()) + " at the end"
-            )
+            told = ", ".join(f"{name} {value:.4g}" for name, value in named.items() if "/" not in name)
+            measured += f"; held-out {told} at the end"
     if trainer.best is not None:
         measured += f"; kept: the weights of step {trainer.best['step']}, the best"
     return (

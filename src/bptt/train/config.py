@@ -23,6 +23,7 @@ from .options import (
     FRACTION,
     KERNEL,
     NOT_NEGATIVE,
+    POOLS,
     RATE,
     SEED,
     SIDE,
@@ -43,7 +44,7 @@ ALIASES = {"optimizer": "optimiser"}
 
 GROUPS = {
     "task": "Data",
-    "series": "Series",
+    "series": "Series and sequences",
     "cell": "Model",
     "gradient": "Gradient",
     "steps": "Optimisation",
@@ -51,10 +52,13 @@ GROUPS = {
 }
 """The first option of each group, and its name; the options that follow belong to it."""
 
-TASKS = ("text", "series")
+TASKS = ("text", "series", "classify")
 """The names of the tasks."""
 
-TELLING = {"text": "text", "corpus": "text", "series": "series"}
+COLUMNS = ("series", "classify")
+"""The tasks that read columns of a table."""
+
+TELLING = {"text": "text", "corpus": "text", "series": "series", "classify": "classify"}
 """The options that name data, each with the task that they are for."""
 
 EITHER = (("steps", "epochs"), ("text", "corpus"))
@@ -93,15 +97,26 @@ class Config:
     tokens: str = option("char", one_of("char", "word"), "what a token is; white space separates words", "text")
     min_count: int = option(1, at_least(1), "tokens seen less often in the training text become <unk>", "text")
     limit: int = option(0, at_least(0), "use the first so many tokens only; 0: all", "text")
-    heldout: float = option(0.1, FRACTION, "fraction held out, the end of the data; 0: none")
+    heldout: float = option(0.1, FRACTION, "fraction held out, the end of the data or of each class; 0: none")
 
     series: str | None = option(None, FILE, "table to read: .csv, .parquet, .npy or .npz", "series")
-    target: str | None = option(
-        None, TEXT, "columns to predict, with commas between; default: all that have no other use", "series"
+    classify: str | None = option(
+        None, FILE, "sequences with a label each: .csv (a step a row), .npz or .ts (aeon's)", "classify"
     )
-    inputs: str | None = option(None, TEXT, "further columns to predict from, with commas between", "series")
-    time: str | None = option(None, TEXT, "column of times, numbers or ISO dates, which must rise", "series")
-    group: str | None = option(None, TEXT, "column that tells series apart, each with a state of its own", "series")
+    heldout_file: str | None = option(None, FILE, "sequences to measure on, in place of a fraction", "classify")
+    target: str | None = option(
+        None,
+        TEXT,
+        "columns to predict, with commas between; default: all that have no other use; of sequences label",
+        *COLUMNS,
+    )
+    inputs: str | None = option(
+        None, TEXT, "further columns to predict from, with commas between; of sequences all others", *COLUMNS
+    )
+    time: str | None = option(None, TEXT, "column of times, numbers or ISO dates, which must rise", *COLUMNS)
+    group: str | None = option(
+        None, TEXT, "column that tells series apart, each with a state of its own; of sequences id", *COLUMNS
+    )
     horizon: int = option(1, at_least(0, 10_000), "steps ahead to forecast; 0: the same step, from inputs", "series")
     season: int = option(1, at_least(1, SIDE), "steps of a season, for the seasonal-naive forecast", "series")
 
@@ -110,6 +125,7 @@ class Config:
     layers: int = option(1, at_least(1, 1000), "recurrent layers")
     hidden: int = option(256, at_least(1, SIDE), "units per recurrent layer")
     embedding: int = option(64, at_least(0, SIDE), "size of the token embedding; 0: one-hot", "text")
+    pool: str = option("last", one_of(*POOLS), "which state is classified: the last, or the mean of all", "classify")
     dropout: float = option(0.0, FRACTION, "probability, on the embedding, between layers and before the output")
     gradient: str = option("full", TEXT, "how far gradients reach inside a window: full, chunked:K, truncated:K, ...")
     adapt_every: int = option(50, at_least(1), "steps between measurements of the window of gradient=adaptive:...")
@@ -122,7 +138,9 @@ class Config:
     epochs: int | None = option(None, at_least(1), "passes over the training data (or give steps); default 10")
     batch: int = option(32, at_least(1, 2**20), "lanes B")
     accumulate: int = option(1, at_least(1), "windows per optimiser step, one after another")
-    seq_length: int = option(64, at_least(1, SIDE), "steps T of a window; no gradient crosses into the last window")
+    seq_length: int = option(
+        64, at_least(1, SIDE), "steps T of a window; no gradient crosses into the last window", "text", "series"
+    )
     batching: str = option(
         "sequential", one_of("sequential", "random"), "contiguous lanes and carried state, or random windows", "text"
     )
@@ -173,6 +191,12 @@ class Config:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 10)
+        if self.task == "classify":
+            if self.classify is None:
+                raise InputError("task=classify needs classify, the file of sequences with labels: got none")
+            share, given = self.__dataclass_fields__["heldout"].default, self.heldout_file
+            if given is not None and self.heldout != share:
+                raise InputError(f"give heldout or heldout_file, not both: got {self.heldout:g} and {given}")
         if self.task == "text" and self.text is None and self.corpus is None:
             object.__setattr__(self, "corpus", DEFAULT)
 

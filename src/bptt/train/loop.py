@@ -72,6 +72,7 @@ class Trainer:
         self.carry: State = None
         self.meter, self.epoch_meter = Meter(), Meter()
         self.epoch_perplexity: float | None = None  # of the last finished epoch
+        self.counts: list[float] = []  # of the task, at the latest measurement
         self.skipped = self.in_a_row = 0
         self.best: dict[str, Any] | None = None  # with patience: loss, step and weights of the best measurement
         self.worse = 0  # measurements since
@@ -249,6 +250,7 @@ class Trainer:
                 found = self.task.counts(output, window).cpu()
                 counts = found if counts is None else counts + found
         total, *sums = self.processes.sums(total, *([] if counts is None else counts.tolist()))
+        self.counts = sums
         return total / tokens, self.task.measures(sums)
 
     def record(self, heldout: bool) -> Record:

@@ -16,6 +16,7 @@ __all__ = [
     "FRACTION",
     "KERNEL",
     "NOT_NEGATIVE",
+    "POOLS",
     "RATE",
     "SEED",
     "SIDE",
@@ -63,6 +64,8 @@ SPLIT = Check(
     lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),
 )
 FILE = Check("a file name", lambda value: bool(value) and "\0" not in value)
+POOLS = ("last", "mean")
+"""Which of a sequence's states a classifier reads: the last one, or the mean of all."""
 SEED = Check("a whole number in [0, 2**63)", lambda value: 0 <= value < 2**63)
 _MOST = 1024  # with very many more, OpenMP does not report that it cannot start them: it crashes
 THREADS = Check(f"a whole number in [0, {_MOST}]", lambda value: 0 <= value <= _MOST)

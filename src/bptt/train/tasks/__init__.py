@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ..config import Config
+from .classification import Classification as Classification
 from .series import Series as Series
 from .task import Task as Task
 from .task import record_window as record_window
 from .text import Text as Text
 
-__all__ = ["TASKS", "Series", "Task", "Text", "prepare", "record_window", "task_of"]
+__all__ = ["TASKS", "Classification", "Series", "Task", "Text", "prepare", "record_window", "task_of"]
 
-TASKS: dict[str, type[Task]] = {"text": Text, "series": Series}
+TASKS: dict[str, type[Task]] = {"text": Text, "series": Series, "classify": Classification}
 """Every task there is: the one registry."""
 
 

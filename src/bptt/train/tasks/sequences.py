@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -120,8 +119,3 @@ class Sequences:
         for texts in (self.labels or (), self.features):
             digest.update(repr(texts).encode())
         return digest.hexdigest()
-
-
-def whole_numbers(values: Any) -> bool:
-    """Whether all texts are whole numbers as Python writes them."""
-    return all(text.removeprefix("-").isdecimal() and str(int(text)) == text for text in values)

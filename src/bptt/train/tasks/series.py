@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -198,6 +199,9 @@ class Series:
             if self.scaling.season > 1:
                 found["mase_seasonal"] = float(np.nanmean(mae / self.scaling.seasonal))
         return found
+
+    def pictures(self, counts: list[float]) -> Iterator[tuple[str, Any]]:
+        return iter(())
 
     def perplexity(self, loss: float) -> None:
         return None

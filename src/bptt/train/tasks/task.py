@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -104,6 +105,13 @@ class Task(Protocol):
 
     def measures(self, counts: list[float]) -> dict[str, float]:
         """The task's own measures beside the loss, by name; {} where there are none."""
+        ...
+
+    def pictures(self, counts: list[float]) -> Iterator[tuple[str, Any]]:
+        """(name, figure) of what such counts show, for the run directory; none where there is nothing to see.
+
+        Raises ImportError where there is, and matplotlib is missing.
+        """
         ...
 
     def perplexity(self, loss: float) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -128,6 +128,9 @@ class Text:
 
     def measures(self, counts: list[float]) -> dict[str, float]:
         return {}
+
+    def pictures(self, counts: list[float]) -> Iterator[tuple[str, Any]]:
+        return iter(())
 
     def perplexity(self, loss: float) -> float:
         return perplexity(loss)

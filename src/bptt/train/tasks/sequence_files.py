@@ -1,0 +1,49 @@
+"""Sequences in a file, by its ending."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import Config
+from ..errors import InputError
+from .sequence_arrays import read_npz
+from .sequence_tables import read_csv
+from .sequences import Sequences
+from .ts_files import read_ts
+
+__all__ = ["read_sequences"]
+
+FORMS = {
+    ".csv": "a table of long form",
+    ".npz": "arrays x, y and lengths or offsets",
+    ".ts": "aeon's and sktime's form",
+}
+COLUMNS = ("group", "time", "target", "inputs")
+"""The options that name columns, which only a table has."""
+
+
+def read_sequences(path: Path, config: Config, labelled: bool = True) -> Sequences:
+    """The sequences of a file, with the columns that a configuration names.
+
+    labelled: whether each must have a label. Raises InputError for another ending, and for what the readers refuse.
+    """
+    ending = path.suffix.lower()
+    if ending not in FORMS:
+        forms = ", ".join(f"{end} ({what})" for end, what in FORMS.items())
+        raise InputError(f"classify must be a file of one of the forms {forms}: got {path}")
+    if ending == ".csv":
+        inputs = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
+        found = read_csv(
+            path, group=config.group, time=config.time, target=config.target, inputs=inputs, labelled=labelled
+        )
+    else:
+        if given := [name for name in COLUMNS if getattr(config, name) is not None]:
+            raise InputError(
+                f"{given[0]} names a column of a CSV file: got {given[0]}={getattr(config, given[0])} and {path}"
+            )
+        found = read_npz(path) if ending == ".npz" else read_ts(path)
+    if labelled and found.labels is None:
+        raise InputError(
+            f"{path} has no labels: it must have {'an array y' if ending == '.npz' else 'a @classLabel true'}"
+        )
+    return found
