@@ -91,6 +91,8 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "training without horizon": lambda: plots.training(made.records(horizon=False)),
     "training once": lambda: plots.training(made.records(1)),
     "training diverged": lambda: plots.training([r | {"perplexity": INF, "grad_norm": NAN} for r in made.records(3)]),
+    "confusion": lambda: plots.confusion([[9, 1], [0, 5]], ["low", "high"]),
+    "confusion of many, one unseen": lambda: plots.confusion(np.diag([0, *[3] * 39]), [f"word {i}" for i in range(40)]),
     "graph": lambda: plots.graph(),
     "graph lstm": lambda: plots.graph(2, "lstm"),
     "graph of one step": lambda: plots.graph(1, "gru"),
