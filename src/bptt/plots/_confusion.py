@@ -51,7 +51,7 @@ def confusion(counts: npt.ArrayLike, classes: Sequence[str]) -> Figure:
     ax.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=ax, label="share of the true class", fraction=0.05, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bar.outline.set_visible(False)  # type: ignore[operator]  # a spine
+    bar.outline.set_visible(False)
     if C <= WRITTEN:
         colours = mpl.colormaps[HEAT]([1.0, 0.0])
         for (i, j), count in np.ndenumerate(n):
@@ -78,5 +78,5 @@ def _sentence(n: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
     wrong = n - np.diag(np.diag(n))
     if not wrong.any():
         return said
-    i, j = np.unravel_index(int(wrong.argmax()), n.shape)
+    i, j = divmod(int(wrong.argmax()), len(classes))
     return f"{said}; most often {classes[i]} is taken for {classes[j]} ({n[i, j]:,} of {n[i].sum():,})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,7 +89,10 @@ class Classes:
         """The inverse of `to_json`. Raises InputError for anything else."""
         try:
             entries = json.loads(text)
-            made = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()})
+            parts: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()
+            }
+            made = cls(**parts)
             whole = len(made.features) == len(made.mean) == len(made.scale) and len(made.names) > 1
             if not whole or not all(isinstance(x, float) for x in (*made.mean, *made.scale)):
                 raise ValueError("parts that do not belong together")
