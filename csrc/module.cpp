@@ -331,8 +331,7 @@ nb::object places(nb::tuple tensors, nb::tuple shapes, nb::handle dtype) {
         PyUnicode_InternFromString("data_ptr")};
     const auto attribute = [](nb::handle of, int name) { return nb::steal(PyObject_GetAttr(of.ptr(), names[name])); };
     const auto call = [](nb::handle of, int name) {
-        PyObject *self = of.ptr();
-        return nb::steal(PyObject_VectorcallMethod(names[name], &self, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+        return nb::steal(PyObject_CallMethodObjArgs(of.ptr(), names[name], nullptr));
     };
     const auto count = static_cast<Py_ssize_t>(tensors.size());
     nb::object found = nb::steal(PyTuple_New(count));
