@@ -88,8 +88,7 @@ SIGNATURES = {
     "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
     "explain": "(subject, carry=Ellipsis, x=Ellipsis)",
     "onnx_decompositions": "()",
-    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, resets=None, reset_state=None, "
-    "per_sample=False)",
+    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, cu_seqlens=None, resets=None, reset_state=None)",
     "plan": "(model, T, B, memory=None, x=None)",
     "plan_scan": ("(step, carry, xs=None, *, gradient='full', resets=None, length=None, memory='auto', kernel='auto')"),
     "revert": "(model, *, subclasses=None)",
@@ -232,7 +231,7 @@ def test_recurrent_signature() -> None:
         "(cell, num_layers=None, *, batch_first=False, dropout=0.0, reverse=False, bidirectional=False, form='auto', "
         "learn_initial_state=False, gradient='full', memory='auto', kernel='auto')"
     )
-    expected = "(self, input, hx=None, *, lengths=None, resets=None, reset_state=None)"
+    expected = "(self, input, hx=None, *, lengths=None, cu_seqlens=None, resets=None, reset_state=None)"
     assert bare_signature(bptt.nn.Recurrent.forward) == expected
     assert ">>>" in (inspect.getdoc(bptt.nn.Recurrent) or "")
 

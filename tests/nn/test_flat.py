@@ -146,6 +146,62 @@ def test_resets_of_flat_sequences() -> None:
                 torch.testing.assert_close(tuple(s[:, i] for s in as_tuple(final)), as_tuple(last))
 
 
+@pytest.mark.parametrize("name", ["rnn", "gru", "gru_first", "lstm_projected", "lstm_checkpoints"])
+def test_gradients_of_flat_sequences_are_those_of_autograd(name: str) -> None:
+    layer = layer_of(name)
+    sequences, hx = batch(layer)
+    x, offsets = torch.cat(sequences).requires_grad_(), offsets_of(LENGTHS)
+    out = (y := layer(x, bare(hx), cu_seqlens=offsets))[0], *as_tuple(y[1])
+    dy, *dh_n = (torch.randn_like(t) for t in out)
+    expected = torch.autograd.grad(out, [x, *hx, *layer.parameters()], [dy, *dh_n])
+    plain, given = x.detach(), bare(tuple(h.detach() for h in hx))
+    grads = bptt.gradients(layer, plain, dy, given, bare(tuple(dh_n)), cu_seqlens=offsets)
+    torch.testing.assert_close((grads.x, *as_tuple(grads.hx), *grads.parameters.values()), expected)
+    long = LENGTHS.index(max(LENGTHS))
+    lane = x.detach().split(list(LENGTHS))[long], dy.split(list(LENGTHS))[long]
+    own = (bare(tuple(s[:, long].detach() for s in part)) for part in (hx, dh_n))
+    alone = bptt.gradients(layer, *lane, *own)
+    torch.testing.assert_close(grads.adjoints[:, long], alone.adjoints[:, 0])
+    assert grads.adjoints.shape == (max(LENGTHS), len(LENGTHS), dy.shape[1])
+    assert not grads.adjoints[:, LENGTHS.index(0)].any()
+    if grads.x.shape[1] == I and name == "gru":
+        jagged = [torch.nested.nested_tensor_from_jagged(t, offsets=offsets) for t in (plain, dy)]
+        found = bptt.gradients(layer, *jagged, given, bare(tuple(dh_n)))
+        assert found.x.layout is torch.jagged
+        torch.testing.assert_close(found.x.values(), grads.x)
+        other = torch.nested.nested_tensor_from_jagged(dy, offsets=torch.tensor([0, len(dy)]))
+        with pytest.raises(ValueError, match="dy must have the offsets of the input"):
+            bptt.gradients(layer, jagged[0], other, given)
+        with pytest.raises(TypeError, match="dy must be a jagged nested tensor"):
+            bptt.gradients(layer, jagged[0], dy, given)
+
+
+def test_gradients_of_flat_sequences_without_a_step_and_of_resets() -> None:
+    layer = layer_of("lstm")
+    _, hx = batch(layer, (0, 0))
+    none = torch.zeros(3, dtype=torch.int32)
+    grads = bptt.gradients(layer, torch.zeros(0, I).double(), None, hx, (None, hx[1].detach()), cu_seqlens=none)
+    assert grads.x.shape == (0, I)
+    assert grads.adjoints.shape == (0, 2, H)
+    torch.testing.assert_close(grads.hx, (torch.zeros_like(hx[0]), hx[1].detach()))
+    assert not any(g.any() for g in grads.parameters.values())
+    layer, (sequences, hx) = layer_of("gru"), batch(layer_of("gru"))
+    resets, restart = torch.rand(sum(LENGTHS)) < 0.3, torch.randn_like(hx[0]).requires_grad_()
+    x, keywords = torch.cat(sequences), {"cu_seqlens": offsets_of(LENGTHS), "resets": resets}
+    y, _ = layer(x, *hx, reset_state=restart, **keywords)
+    expected = torch.autograd.grad(y, [*hx, restart], torch.ones_like(y))
+    found = bptt.gradients(layer, x, torch.ones_like(y).detach(), *hx, reset_state=restart, **keywords)
+    torch.testing.assert_close((found.hx, found.reset_state), expected)
+    for wrong, error, said in (
+        ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, "cu_seqlens must rise from 0 to input's 23 rows"),
+        ({"cu_seqlens": [0, 23]}, TypeError, "cu_seqlens must be a tensor of whole numbers: got list"),
+        ({"dy": torch.ones(22, 8).double()}, ValueError, r"dy must have shape \[23, D\*P\]"),
+        ({"dh_n": torch.ones(4, 2, H).double()}, ValueError, "dh_n must hold a state for each of 7 sequences"),
+    ):
+        with pytest.raises(error, match=said):
+            bptt.gradients(layer, **{"x": x, "dy": None, "cu_seqlens": offsets_of(LENGTHS), **wrong})
+
+
 def test_no_sequence_with_a_step() -> None:
     layer = layer_of("lstm")
     _, hx = batch(layer, (0, 0))

@@ -49,13 +49,28 @@ def flat_call(
 def _called(
     layer: Layer, input: Any, hx: Hidden | None, resets: Any, reset_state: Any, cu_seqlens: Any
 ) -> tuple[Tensor, Hidden]:
-    flat = Flat.of(layer, input, cu_seqlens)
+    flat = Flat.of(type(layer).__name__, input, cu_seqlens)
     states, restarts = flat.states("hx", hx), flat.states("reset_state", reset_state)
     if flat.packed is None:
-        return flat.empty(hx)
+        D = 2 if layer.bidirectional else 1
+        rows = flat.values.new_zeros(0, D * (layer.proj_size or layer.hidden_size)) + flat.values.sum()  # as ever in
+        return flat.as_given(rows), bare(_first_states(layer, flat, hx))  # the graph of its input
     packed: Any = flat.packed
-    y, final = layer.forward(packed, states, resets=flat.resets(resets), reset_state=restarts)
-    return flat.restored(y, final, hx)
+    y, final = layer.forward(packed, states, resets=flat.resets(resets, layer.batch_first), reset_state=restarts)
+    if flat.present is not None:  # sequences without a step keep their first state
+        finals = (final,) if isinstance(final, Tensor) else final
+        firsts = _first_states(layer, flat, hx)
+        final = bare(tuple(flat.among_all(own, first) for own, first in zip(finals, firsts, strict=True)))
+    return flat.restored(y), final
+
+
+def _first_states(layer: Layer, flat: Flat, hx: Hidden | None) -> tuple[Tensor, ...]:
+    """The first states of all sequences."""
+    if hx is not None:
+        return (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    K = layer.num_layers * (2 if layer.bidirectional else 1)
+    sizes = (layer.proj_size or layer.hidden_size, layer.hidden_size)[: CELLS[layer.mode].states]
+    return tuple(flat.values.new_zeros(K, flat.count, size) for size in sizes)
 
 
 @dataclass(eq=False, slots=True)
@@ -66,8 +81,8 @@ class Flat:
     a step; None where all have. order: the row `[S]` of the flat input that each packed row is.
     """
 
-    layer: Layer
-    values: Tensor  # [S, I]
+    name: str  # of the layer, for messages
+    values: Tensor  # [S, ...]
     jagged: Tensor | None
     count: int
     packed: PackedSequence | None  # None where no sequence has a step
@@ -76,10 +91,12 @@ class Flat:
     steps: tuple[Tensor, Tensor]  # of each row of the flat input: its step, and its lane among the present
 
     @classmethod
-    def of(cls, layer: Layer, input: Any, cu_seqlens: Any) -> Flat:
-        """The sequences of a flat input, or of a jagged one. Raises TypeError and ValueError for what does not fit."""
-        name = type(layer).__name__
-        values, offsets, jagged = _flattened(name, input, cu_seqlens)
+    def of(cls, name: str, input: Any, cu_seqlens: Any, any_features: bool = False) -> Flat:
+        """The sequences of a flat input, or of a jagged one. Raises TypeError and ValueError for what does not fit.
+
+        any_features: whether a step may be any tensor, or a token, and not `[I]` alone.
+        """
+        values, offsets, jagged = _flattened(name, input, cu_seqlens, any_features)
         ends = _checked(name, offsets, values)
         lengths, device = ends.diff(), values.device
         there = lengths > 0
@@ -98,65 +115,75 @@ class Flat:
             sizes = torch.bincount(t.cpu())
             packed = PackedSequence(values.index_select(0, order), sizes, to, rank.to(device))
         present = None if present is None else present.to(device)
-        return cls(layer, values, jagged, len(lengths), packed, present, order, (t, lane))
+        return cls(name, values, jagged, len(lengths), packed, present, order, (t, lane))
 
     def states(self, name: str, given: Hidden | None) -> Hidden | None:
         """The states `[L*D, N, .]` of the sequences that have a step."""
         if given is None:
             return None
         states = (given,) if isinstance(given, Tensor) else given
-        for state in states:
+        for state in states if isinstance(states, tuple | list) else ():
             if isinstance(state, Tensor) and (state.dim() != 3 or state.shape[1] != self.count):
                 raise ValueError(
-                    f"{type(self.layer).__name__}: {name} must hold a state for each of {self.count} sequences, "
+                    f"{self.name}: {name} must hold a state for each of {self.count} sequences, "
                     f"[L*D, {self.count}, .]: got shape {tuple(state.shape)}"
                 )
-        if self.present is None or not all(isinstance(state, Tensor) for state in states):
+        if self.present is None or not isinstance(states, tuple | list):
             return given
-        return bare(tuple(state.index_select(1, self.present) for state in states))
+        return bare(tuple(self.among_present(state) if isinstance(state, Tensor) else state for state in states))
 
-    def resets(self, given: Tensor | None) -> Tensor | None:
-        """The resets, one for each row, as `[T, M]`."""
+    def among_present(self, state: Tensor, dim: int = 1) -> Tensor:
+        """The entries, along a dimension of N, of the sequences that have a step."""
+        return state if self.present is None else state.index_select(dim, self.present)
+
+    def among_all(self, state: Tensor, others: Tensor, dim: int = 1) -> Tensor:
+        """The entries of all sequences: those of the others, which have no step, are taken from `others`."""
+        if self.present is None:
+            return state
+        return others.to(state.dtype).index_copy(dim, self.present, state)
+
+    def resets(self, given: Tensor | None, batch_first: bool) -> Tensor | None:
+        """The resets, one for each row, as a layer takes them for the sequences that have a step."""
         if given is None or self.packed is None:
             return None
         if not isinstance(given, Tensor) or given.dtype != torch.bool or given.shape != self.values.shape[:1]:
             got = f"{given.dtype} of {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(
-                f"{type(self.layer).__name__}: resets must be a bool tensor of shape ({len(self.values)},), one for "
-                f"each row: got {got}"
+                f"{self.name}: resets must be a bool tensor of shape ({len(self.values)},), one for each row: got {got}"
             )
         t, lane = self.steps
         padded = given.new_zeros(len(self.packed.batch_sizes), int(self.packed.batch_sizes[0]))
         padded[t, lane] = given
-        return padded.t() if self.layer.batch_first else padded
+        return padded.t() if batch_first else padded
 
-    def restored(self, y: PackedSequence, final: Hidden, hx: Hidden | None) -> tuple[Tensor, Hidden]:
-        """(y, final states) of all sequences: those without a step keep their first state."""
-        rows = y.data.index_select(0, self.order.argsort())
-        if self.present is None:
-            return self._as_given(rows), final
-        finals = (final,) if isinstance(final, Tensor) else final
-        states = self._first(hx)
-        return self._as_given(rows), bare(
-            tuple(s.index_copy(1, self.present, f.to(s.dtype)) for s, f in zip(states, finals, strict=True))
-        )
+    def restored(self, y: PackedSequence) -> Tensor:
+        """The rows of all sequences in the form of the input."""
+        return self.as_given(y.data.index_select(0, self.order.argsort()))
 
-    def empty(self, hx: Hidden | None) -> tuple[Tensor, Hidden]:
-        """(y, final states) where no sequence has a step."""
-        layer = self.layer
-        features = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
-        rows = self.values.new_zeros(0, features) + self.values.sum()  # in the graph of its input, as ever
-        return self._as_given(rows), bare(self._first(hx))
+    def like_packed(self, name: str, rows: Any) -> PackedSequence | None:
+        """Rows in the form of the input as a PackedSequence; None for None, and where no sequence has a step."""
+        if rows is None:
+            return None
+        if not isinstance(rows, Tensor) or rows.is_nested != (self.jagged is not None):
+            form = (
+                "jagged nested tensor, as the input is" if self.jagged is not None else "tensor, one row for each step"
+            )
+            got = "one that is nested" if isinstance(rows, Tensor) and rows.is_nested else type(rows).__name__
+            raise TypeError(f"{self.name}: {name} must be a {form}: got {got}")
+        values = rows
+        if self.jagged is not None:
+            values, offsets, _ = _flattened(self.name, rows, None, True)
+            given: Any = self.jagged
+            if not torch.equal(offsets, given.offsets()):
+                raise ValueError(f"{self.name}: {name} must have the offsets of the input: got {offsets}")
+        if values.dim() < 2 or len(values) != len(self.values):
+            raise ValueError(
+                f"{self.name}: {name} must have shape [{len(self.values)}, D*P], one row for each step: "
+                f"got {list(values.shape)}"
+            )
+        return None if self.packed is None else self.packed._replace(data=values.index_select(0, self.order))
 
-    def _first(self, hx: Hidden | None) -> tuple[Tensor, ...]:
-        """The first states of all sequences."""
-        if hx is not None:
-            return (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        layer, K = self.layer, self.layer.num_layers * (2 if self.layer.bidirectional else 1)
-        sizes = (layer.proj_size or layer.hidden_size, layer.hidden_size)[: CELLS[layer.mode].states]
-        return tuple(self.values.new_zeros(K, self.count, size) for size in sizes)
-
-    def _as_given(self, rows: Tensor) -> Tensor:
+    def as_given(self, rows: Tensor) -> Tensor:
         """Rows `[S, D*P]` in the form of the input."""
         if self.jagged is None:
             return rows
@@ -165,7 +192,7 @@ class Flat:
         return jagged
 
 
-def _flattened(name: str, input: Any, cu_seqlens: Any) -> tuple[Tensor, Any, Tensor | None]:
+def _flattened(name: str, input: Any, cu_seqlens: Any, any_features: bool) -> tuple[Tensor, Any, Tensor | None]:
     """(the rows of all sequences, their offsets, the nested tensor if it is one)."""
     if isinstance(input, Tensor) and input.is_nested:
         if cu_seqlens is not None:
@@ -176,8 +203,9 @@ def _flattened(name: str, input: Any, cu_seqlens: Any) -> tuple[Tensor, Any, Ten
                 "torch.nested.as_nested_tensor(list(input.unbind()), layout=torch.jagged) turns into it"
             )
         given: Any = input
-        if given.dim() != 3 or getattr(given, "_ragged_idx", 1) != 1:
-            raise ValueError(f"{name}: a jagged input must have shape [N, j, I], ragged in j: got {tuple(given.shape)}")
+        if (given.dim() != 3 and not any_features) or getattr(given, "_ragged_idx", 1) != 1:
+            shape = "[N, j, ...]" if any_features else "[N, j, I]"
+            raise ValueError(f"{name}: a jagged input must have shape {shape}, ragged in j: got {tuple(given.shape)}")
         if given.lengths() is not None:
             raise ValueError(
                 f"{name}: a jagged input must have no holes between its sequences: call contiguous() on it"
@@ -187,7 +215,7 @@ def _flattened(name: str, input: Any, cu_seqlens: Any) -> tuple[Tensor, Any, Ten
         raise ValueError(f"{name}: cu_seqlens must be None for a PackedSequence, which has its own lengths")
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input must be a Tensor [S, I] beside cu_seqlens: got {type(input).__name__}")
-    if input.dim() != 2:
+    if input.dim() != 2 and not any_features:
         raise ValueError(
             f"{name}: input must have shape [S, I] beside cu_seqlens, the steps of all sequences one after the other: "
             f"got {tuple(input.shape)}"

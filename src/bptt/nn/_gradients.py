@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from .. import policies
 from ..engine import Asked, Saved, refuse_tangents
-from .call import Call, Hidden, net_of, program
+from ._flat import Flat, is_flat
+from .call import Call, Hidden, bare, net_of, program
 from .layers import DropInLayer
 
 __all__ = ["Gradients", "gradients"]
@@ -23,7 +26,7 @@ class Gradients:
     parameters: dict[str, Tensor]
     """dL/dw by the layer's parameter names, each of the parameter's shape; with per_sample `[B, ...]`, of each lane."""
     x: Tensor | PackedSequence
-    """dL/dx, in the layout of the input."""
+    """dL/dx, in the form and layout of the input."""
     hx: Hidden
     """dL/dh_0, for an LSTM of (h_0, c_0), in torch.nn's layout."""
     layer_adjoints: tuple[Tensor, ...]
@@ -46,17 +49,22 @@ def gradients(
     dh_n: Hidden | None = None,
     gradient: str | policies.Policy | None = None,
     *,
+    cu_seqlens: Tensor | None = None,
     resets: Tensor | None = None,
     reset_state: Hidden | None = None,
     per_sample: bool = False,
 ) -> Gradients:
     """Every gradient of L = <dy, y> + <dh_n, h_n>, and the adjoints lambda_t, without autograd.
 
-    layer: a `bptt.nn` layer. x, hx, resets, reset_state: as for its forward. dy: dL/dy, of y's shape, or None for none.
-    dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
+    layer: a `bptt.nn` layer. x, hx, cu_seqlens, resets, reset_state: as for its forward. dy: dL/dy, of y's shape, or
+    None for none. dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.
     gradient: a policy or its text form; None is the layer's own. The layer's dropout is drawn, as in forward.
     per_sample: whether each parameter's gradient is wanted apart for each lane, `[B, ...]` in the order of the input's
         lanes, whose sum over B is the gradient: (6.4) with a product for each lane. All else has lanes anyway.
+
+    Of sequences one after the other, flat with cu_seqlens or a jagged nested tensor, dy and the gradient of x have the
+    form of y and x; the adjoints are padded, `[T, N, D*P]`, T the steps of the longest. The gradient of hx is dh_n for
+    a sequence without a step, whose final state is its first.
 
     Raises TypeError where layer is not one of ours or a cotangent is not a tensor, ValueError where dy or dh_n has
     another shape or dtype than y or h_n; otherwise what forward raises.
@@ -76,6 +84,8 @@ def gradients(
         raise TypeError(
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )
+    if is_flat(x, cu_seqlens):
+        return _flat_gradients(layer, x, dy, hx, dh_n, gradient, cu_seqlens, resets, reset_state)
     call = Call.of(layer, x, hx, resets, reset_state)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     net = net_of(layer, call, policy, differentiated=True, adjoints=True)
@@ -110,6 +120,54 @@ def gradients(
         hx=call.restore_hidden(tuple(rest[:states])),
         layer_adjoints=net.join(found.adjoints),
         reset_state=call.restore_hidden(tuple(rest[end:])) if call.reset_state else None,
+    )
+
+
+def _flat_gradients(
+    layer: DropInLayer,
+    x: Any,
+    dy: Any,
+    hx: Any,
+    dh_n: Any,
+    gradient: Any,
+    cu_seqlens: Any,
+    resets: Any,
+    reset_state: Any,
+) -> Gradients:
+    """The gradients of a call on sequences one after the other: those of the PackedSequence that they run as."""
+    flat = Flat.of(type(layer).__name__, x, cu_seqlens)
+    states, errors, restarts = (
+        flat.states(name, s) for name, s in (("hx", hx), ("dh_n", dh_n), ("reset_state", reset_state))
+    )
+    own_dy, own_resets, own = flat.like_packed("dy", dy), flat.resets(resets, layer.batch_first), slice(None)
+    if flat.packed is None:  # the gradients of a step of zeros, none of which is kept
+        own = slice(0)
+        found = gradients(layer, flat.values.new_zeros(1, 1, layer.input_size), None, gradient=gradient)
+        dx = flat.as_given(torch.zeros_like(flat.values))
+    else:
+        found = gradients(layer, flat.packed, own_dy, states, errors, gradient, resets=own_resets, reset_state=restarts)
+        packed_dx: Any = found.x
+        dx = flat.restored(packed_dx)
+
+    def among_all(gradient: Tensor, others: Tensor | None = None) -> Tensor:
+        gradient = gradient[:, own]
+        none = gradient.new_zeros(gradient.shape[0], flat.count, *gradient.shape[2:])
+        return flat.among_all(gradient, none if others is None else others)
+
+    dhx = found.hx if isinstance(found.hx, tuple) else (found.hx,)
+    given = (dh_n,) if isinstance(dh_n, Tensor) else (None,) * len(dhx) if dh_n is None else tuple(dh_n)
+    restart = None
+    if found.reset_state is not None:
+        ours = found.reset_state if isinstance(found.reset_state, tuple) else (found.reset_state,)
+        restart = bare(tuple(among_all(g) for g in ours))
+    elif reset_state is not None:
+        restart = tree_map(torch.zeros_like, reset_state)
+    return Gradients(
+        parameters=found.parameters,
+        x=dx,
+        hx=bare(tuple(among_all(g, others) for g, others in zip(dhx, given, strict=True))),
+        layer_adjoints=tuple(among_all(adjoint[own]) for adjoint in found.layer_adjoints),
+        reset_state=restart,
     )
 
 

@@ -6,7 +6,7 @@ Legend: B lanes; a state is a pytree of tensors `[B, ...]`, in which Python valu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..scan.surroundings import Surroundings, generator_states, random_kept, set_generators
 from ._forms import CallForm, CellCall, Form, Start, broadcast, equal, is_tensor, shown, zeros_like
 
-__all__ = ["declared_starts", "try_cell"]
+__all__ = ["declared_starts", "try_cells"]
 
 _RESULTS = {
     "auto": "its new state or the pair (output, new state)",
@@ -60,6 +60,29 @@ def declared_starts(cell: nn.Module, x: Tensor) -> tuple[list[Start], bool]:
 
             return [zeros, lambda B: (zeros(B), zeros(B))], False
     return [], False
+
+
+def try_cells(
+    cells: Sequence[nn.Module],
+    D: int,
+    x: Tensor,
+    starts_of: Callable[[int, nn.Module, Tensor], tuple[list[Start], bool]],
+    form: Form,
+) -> list[CellCall]:
+    """How the cells of a stack of D directions are called, each on what the layer below it puts out: see `try_cell`.
+
+    starts_of: from the number of a cell, the cell and its input, the states to try and whether one of them has to fit.
+    """
+    calls: list[CellCall] = []
+    for k, cell in enumerate(cells):
+        if k and k % D == 0:
+            x = torch.cat([call.output for call in calls[k - D : k]], 1) if D == 2 else calls[-1].output
+        starts, named = starts_of(k, cell, x)
+        name = f"cell {k}, a {type(cell).__name__}," if len(cells) > 1 else f"cell, a {type(cell).__name__},"
+        calls.append(try_cell(cell, x, starts, named, form, name))
+        if D == 2 and calls[-1].output.dim() < 2:
+            raise TypeError(f"{name} must put out [B, F, ...] in a bidirectional layer: got one number a lane")
+    return calls
 
 
 def try_cell(cell: nn.Module, x: Tensor, starts: Sequence[Start], named: bool, form: Form, name: str) -> CellCall:

@@ -21,12 +21,14 @@ from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
 from ._by_length import scan_by_length
 from ._cell_list import cells_of, learnable_state, sample, unlike
+from ._flat import is_flat
+from ._flat_recurrent import flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
 from ._overlapping import Layers, overlapping
 from ._sequences import Sequences
 from ._settings import checked_kernel, checked_memory
-from ._trial import declared_starts, try_cell
+from ._trial import declared_starts, try_cells
 
 __all__ = ["Recurrent"]
 
@@ -61,7 +63,7 @@ class Recurrent(nn.Module):
     makes where it is given no state. If that gives another result than zeros (found out likewise), the first
     step is called so, and under a policy of several blocks rows are coupled (see `bptt.scan`), which is slower.
 
-    Call: `y, state = layer(input, hx=None, *, lengths=None, resets=None, reset_state=None)`.
+    Call: `y, state = layer(input, hx=None, *, lengths=None, cu_seqlens=None, resets=None, reset_state=None)`.
 
     input: `[T, B, ...]` (`[B, T, ...]` with batch_first), `[T, F]` unbatched, or a PackedSequence. Integers are tokens:
         `[T, B]`, `[T]` unbatched.
@@ -70,6 +72,9 @@ class Recurrent(nn.Module):
         alike or hold something else than tensors with a row for each lane, a list of K states.
     lengths: whole numbers `[B]` from 1 to T: the sequences' lengths. y is zero beyond them, and the final state is that
         after each sequence's last step. The same as for a PackedSequence.
+    cu_seqlens: the ends `[N + 1]` of N sequences, after a 0, in an input `[S, ...]` that holds one after the other; or
+        none for a jagged nested tensor `[N, j, ...]`. y has the form of the input, states are `[K, N, ...]`, resets
+        `[S]`, reset_state like hx; a sequence without a step keeps its first state.
     resets: bool `[T, B]` (`[B, T]` with batch_first, `[T]` unbatched): all tensors of the state are zeroed before step
         t of a lane, so nothing passes the edge between t-1 and t in either direction.
     reset_state: the state that a reset restarts from instead of zero: in the form of hx, the same for all resets, or
@@ -187,11 +192,14 @@ class Recurrent(nn.Module):
         hx: Any = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
+        cu_seqlens: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """(y, final state) of the sequences: see the class."""
         check_not_traced(input, hx, lengths, resets, reset_state)
+        if is_flat(input, cu_seqlens):
+            return flat_recurrent(self, input, hx, lengths, cu_seqlens, resets, reset_state)
         sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
         restarts = None if reset_state is None else split_restarts(reset_state, sequences, calls, states)
         if not self.bidirectional:
@@ -375,19 +383,11 @@ class Recurrent(nn.Module):
         return self._trials[1]
 
     def _tried(self, x: Tensor, given: Sequence[Any] | None) -> list[CellCall]:
-        D, calls = 2 if self.bidirectional else 1, list[CellCall]()
         x = sample(x, unlike(self.cells, x, given))
-        for k, cell in enumerate(self.cells):
-            if k and k % D == 0:
-                x = torch.cat([call.output for call in calls[k - D : k]], 1) if D == 2 else calls[-1].output
-            starts, named = self._starts(k, cell, x, given)
-            name = f"cell {k}, a {type(cell).__name__}," if len(self.cells) > 1 else f"cell, a {type(cell).__name__},"
-            call = try_cell(cell, x, starts, named, self.form, name)
-            if D == 2 and call.output.dim() < 2:
-                raise TypeError(f"{name} must put out [B, F, ...] in a bidirectional layer: got one number a lane")
-            # Nothing is held of a state that was given, and no layer by itself.
-            calls.append(call if given is None and not self._learned else replace(call, start=None))
-        return calls
+        D, starts = 2 if self.bidirectional else 1, partial(self._starts, given=given)
+        calls = try_cells(list(self.cells), D, x, starts, self.form)
+        # Nothing is held of a state that was given, and no layer by itself.
+        return calls if given is None and not self._learned else [replace(call, start=None) for call in calls]
 
     def _starts(self, k: int, cell: nn.Module, x: Tensor, given: Sequence[Any] | None) -> tuple[list[Start], bool]:
         """The states to try with cell k, and whether one of them has to fit."""

@@ -1,0 +1,77 @@
+"""A layer of any cell on sequences of several lengths that lie one after the other.
+
+Legend: N sequences, M of them with a step, S the sum of their lengths, K cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
+
+from ._flat import Flat
+from ._layered import split_hidden, stack_hidden
+from ._sequences import Sequences
+
+__all__ = ["flat_recurrent"]
+
+
+def flat_recurrent(
+    layer: Any, input: Any, hx: Any, lengths: Any, cu_seqlens: Any, resets: Any, reset_state: Any
+) -> tuple[Tensor, Any]:
+    """(y in the form of the input, final state of all N sequences) of a call of a `Recurrent`.
+
+    Raises ValueError for a sequence without a step whose first state only its cell knows.
+    """
+    name, K = type(layer).__name__, len(layer.cells)
+    if lengths is not None:
+        raise ValueError(f"{name}: lengths must be None for sequences one after the other, which have their own")
+    flat = Flat.of(name, input, cu_seqlens, any_features=True)
+    N = flat.count
+    given = None if hx is None else split_hidden(hx, K, N, True)
+    if flat.packed is None:
+        return _without_steps(layer, flat, given)
+
+    def present(state: Any) -> Any:
+        if state is None or flat.present is None:
+            return state
+        own = tree_map_only(Tensor, lambda t: flat.among_present(t, 0), split_hidden(state, K, N, True))
+        return stack_hidden(own, int(flat.packed.batch_sizes[0]), True) if flat.packed else state
+
+    own_resets = flat.resets(resets, layer.batch_first)
+    y, final = layer.forward(flat.packed, present(hx), resets=own_resets, reset_state=present(reset_state))
+    if flat.present is None:
+        return flat.restored(y), final
+    M = int(flat.packed.batch_sizes[0])
+    firsts = _first_states(layer, Sequences.of(flat.packed, None, None, layer.batch_first), given, N)
+    finals = [
+        tree_map(lambda t, other: flat.among_all(t, other, 0) if isinstance(t, Tensor) else t, own, first)
+        for own, first in zip(split_hidden(final, K, M, True), firsts, strict=True)
+    ]
+    return flat.restored(y), stack_hidden(finals, N, True)
+
+
+def _without_steps(layer: Any, flat: Flat, given: Sequence[Any] | None) -> tuple[Tensor, Any]:
+    """The result of a call in which no sequence has a step."""
+    one = Sequences.of(flat.values.new_zeros(1, 1, *flat.values.shape[1:]), None, None, False)
+    D = 2 if layer.bidirectional else 1
+    outputs = [call.output[:0] for call in layer._calls(one, given)[-D:]]
+    rows = torch.cat(outputs, 1) if D == 2 else outputs[0]
+    if flat.values.is_floating_point() or flat.values.is_complex():
+        rows = rows + flat.values.sum()  # in the graph of its input, as ever
+    return flat.as_given(rows), stack_hidden(_first_states(layer, one, given, flat.count), flat.count, True)
+
+
+def _first_states(layer: Any, sequences: Sequences, given: Sequence[Any] | None, N: int) -> list[Any]:
+    """The first states of K cells for N lanes, in the form that the cells return."""
+    calls = layer._calls(sequences, given)
+    states = given or [layer._start(k, call, N) for k, call in enumerate(calls)]
+    if any(state is None for state in states):
+        raise ValueError(
+            f"{type(layer).__name__}: cu_seqlens must give every sequence a step where the cell makes its first state "
+            "itself: pass hx, or give the cell an initial_state(batch_size)"
+        )
+    return [call.whole(state, N) for call, state in zip(calls, states, strict=True)]
