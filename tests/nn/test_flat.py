@@ -185,6 +185,8 @@ def test_gradients_of_flat_sequences_without_a_step_and_of_resets() -> None:
     assert grads.adjoints.shape == (0, 2, H)
     torch.testing.assert_close(grads.hx, (torch.zeros_like(hx[0]), hx[1].detach()))
     assert not any(g.any() for g in grads.parameters.values())
+    with pytest.raises(ValueError, match=r"dh_n must have 2 tensor\(s\), one per final state: got 1"):
+        bptt.gradients(layer, torch.zeros(0, I).double(), None, None, (hx[0].detach(),), cu_seqlens=none)
     layer, (sequences, hx) = layer_of("gru"), batch(layer_of("gru"))
     resets, restart = torch.rand(sum(LENGTHS)) < 0.3, torch.randn_like(hx[0]).requires_grad_()
     x, keywords = torch.cat(sequences), {"cu_seqlens": offsets_of(LENGTHS), "resets": resets}

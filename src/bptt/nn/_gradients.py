@@ -92,13 +92,8 @@ def gradients(
     keeper = program(layer, call, net)
     outputs, tape = keeper.forward(call.tensors, keep=True)
     states = len(outputs) - 1
-    given: tuple[Tensor | None, ...] = (None,) * states
-    if dh_n is not None:
-        given = (dh_n,) if isinstance(dh_n, Tensor) else tuple(dh_n)
-        _check_tensors("dh_n", given)
-        given = given if call.batched else tuple(None if g is None else g.unsqueeze(1) for g in given)
-        if len(given) != states:
-            raise ValueError(f"dh_n must have {states} tensor(s), one per final state: got {len(given)}")
+    given = _of_each_state(dh_n, states)
+    given = given if call.batched else tuple(None if g is None else g.unsqueeze(1) for g in given)
     _check_tensors("dy", (dy,))
     cotangents = (None if dy is None else call.engine_layout(dy), *given)
     refuse_tangents("gradients", cotangents)
@@ -155,7 +150,7 @@ def _flat_gradients(
         return flat.among_all(gradient, none if others is None else others)
 
     dhx = found.hx if isinstance(found.hx, tuple) else (found.hx,)
-    given = (dh_n,) if isinstance(dh_n, Tensor) else (None,) * len(dhx) if dh_n is None else tuple(dh_n)
+    given = _of_each_state(dh_n, len(dhx))
     restart = None
     if found.reset_state is not None:
         ours = found.reset_state if isinstance(found.reset_state, tuple) else (found.reset_state,)
@@ -169,6 +164,17 @@ def _flat_gradients(
         layer_adjoints=tuple(among_all(adjoint[own]) for adjoint in found.layer_adjoints),
         reset_state=restart,
     )
+
+
+def _of_each_state(dh_n: Hidden | None, states: int) -> tuple[Tensor | None, ...]:
+    """The cotangents of the final states, h or h and c; None for none."""
+    if dh_n is None:
+        return (None,) * states
+    given = (dh_n,) if isinstance(dh_n, Tensor) else tuple(dh_n)
+    _check_tensors("dh_n", given)
+    if len(given) != states:
+        raise ValueError(f"dh_n must have {states} tensor(s), one per final state: got {len(given)}")
+    return given
 
 
 def _check_tensors(name: str, given: tuple[object, ...]) -> None:
