@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from bptt.train import Config, RunDirectory, Trainer, fit, prepare, record_run, resume, start
 from bptt.train.processes import Processes
 from bptt.train.tasks.sequence_arrays import read_npz
-from bptt.train.tasks.sequence_tables import read_csv
+from bptt.train.tasks.sequence_tables import sequences_of_table
 from bptt.train.tasks.ts_files import read_ts
 
 from .forked import forked
@@ -67,7 +67,7 @@ def test_every_form_gives_the_same_sequences(tmp_path: Path):
     others = [
         read_npz(offsets),
         read_npz(npz(tmp_path, x=padded)),
-        read_csv(write(tmp_path, csv(values), "data.csv")),
+        sequences_of_table(write(tmp_path, csv(values), "data.csv")),
         read_ts(write(tmp_path, ts(values), "data.ts")),
     ]
     assert {each.sha256() for each in others} == {expected.sha256()}
@@ -127,11 +127,15 @@ def test_several_processes_take_the_steps_of_one(tmp_path: Path):
 
 GOOD = csv(drawn())
 BAD: dict[str, tuple[str, str | dict[str, Any], str]] = {
-    "missing column": ("a.csv", GOOD.replace("label", "class"), "has no column 'label' \\(target\\)"),
-    "not numeric": ("a.csv", GOOD.replace("-0", "x"), "line .*: column .* must be numbers: got 'x"),
-    "ragged": ("a.csv", GOOD + ",7", "line 48, must have 5 columns: got 6"),
+    "missing column": (
+        "a.csv",
+        GOOD.replace("label", "class"),
+        "target must be a column of .*: got 'label'; it has id",
+    ),
+    "not numeric": ("a.csv", GOOD.replace("-0", "x"), "inputs .* must be finite numbers: line .* has 'x"),
+    "ragged": ("a.csv", GOOD + ",7", "must have 5 values in every row: line 48 has 6"),
     "empty": ("a.csv", "", "is empty"),
-    "time twice": ("a.csv", GOOD.replace("\n1,2,", "\n1,1,"), "line 7: column 'time' must rise .* stands twice"),
+    "time twice": ("a.csv", GOOD.replace("\n1,2,", "\n1,1,"), "time time of group 1 of .* is twice: line 7 has '1'"),
     "two labels": ("a.csv", GOOD + "\n0,9,1,1,b", "sequence 0 must have one label: got a and b"),
     "one class": ("a.npz", {"y": ["a"] * 11}, "must have at least two classes: got 1, a"),
     "labels without sequences": ("a.npz", {"y": [*LABELS, "a"]}, "one label for each sequence: got 12 for 11"),

@@ -1,32 +1,35 @@
-"""Tables of numbers from files: CSV, Parquet and NumPy's own, as named columns."""
+"""Tables from files: CSV, Parquet and NumPy's own, as named columns, and which rows of one belong together."""
 
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from .errors import InputError
 
-__all__ = ["Numbers", "Table", "number_of_time", "read_table"]
+__all__ = ["MISSING", "Numbers", "Table", "number_of_time", "read_table"]
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-"""What stands for a missing value, in any case."""
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+"""What stands for a missing value, in small letters."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal lengths by name, as they were read. path: for messages. first: the line of the first row."""
+    """Columns of equal lengths by name, as they were read. path: for messages. lines: of rows in a file of text."""
 
     path: Path
     columns: dict[str, list[Any]]
-    first: int = 0
+    lines: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
@@ -58,9 +61,39 @@ class Table:
                 )
         return result
 
+    def texts(self, name: str, option: str) -> list[str]:
+        """A column as text, "" where a value is missing."""
+        return ["" if value is None else str(value).strip() for value in self.column(name, option)]
+
+    def rows_of(self, group: str | None, time: str | None) -> dict[str, list[int]]:
+        """The rows of each group, by its name, in the order in which they first appear; "" has all if group is None.
+
+        Raises InputError where the times of a group do not rise, or are neither numbers nor dates.
+        """
+        rows: dict[str, list[int]] = {}
+        for i, key in enumerate([""] * len(self) if group is None else self.texts(group, "group")):
+            rows.setdefault(key, []).append(i)
+        if time is None:
+            return rows
+        times = self.column(time, "time")
+        numbers = [number_of_time(value) for value in times]
+        for i, number in enumerate(numbers):
+            if number is None or math.isnan(number):
+                raise InputError(
+                    f"time {time} of {self.path} must be numbers or ISO dates: {self.place(i)} has {times[i]!r}"
+                )
+        for key, own in rows.items():
+            for before, i in pairwise(own):
+                now, then = cast(float, numbers[i]), cast(float, numbers[before])
+                if now <= then:
+                    of = "" if group is None else f" of group {key}"
+                    what = "twice" if now == then else "out of order"
+                    raise InputError(f"time {time}{of} of {self.path} is {what}: {self.place(i)} has {times[i]!r}")
+        return rows
+
     def place(self, row: int) -> str:
         """Where a row stands, in words."""
-        return f"line {self.first + row}" if self.first else f"row {row}"
+        return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
 
 def read_table(path: Path) -> Table:
@@ -101,9 +134,10 @@ def _csv(path: Path) -> Table:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             names = [name.strip() for name in next(rows, [])]
-            if len(set(names)) < len(names):
-                raise InputError(f"table {path} must have columns of different names: got {', '.join(names)}")
+            if not all(names) or len(set(names)) < len(names):
+                raise InputError(f"table {path} must begin with a name of each column, each once: got {names}")
             columns: list[list[Any]] = [[] for _ in names]
+            lines = []
             for row in rows:
                 if not row:
                     continue
@@ -111,13 +145,14 @@ def _csv(path: Path) -> Table:
                     raise InputError(
                         f"table {path} must have {len(names)} values in every row: line {rows.line_num} has {len(row)}"
                     )
+                lines.append(rows.line_num)
                 for column, value in zip(columns, row, strict=True):
                     column.append(value)
     except UnicodeDecodeError as error:
         raise InputError(f"table {path} is not UTF-8: byte {error.start} cannot be decoded") from None
     except csv.Error as error:
         raise InputError(f"table {path} is no CSV: {error}") from None
-    return Table(path, dict(zip(names, columns, strict=True)), first=2)
+    return Table(path, dict(zip(names, columns, strict=True)), lines)
 
 
 def _parquet(path: Path) -> Table:

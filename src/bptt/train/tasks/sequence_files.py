@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import InputError
 from .sequence_arrays import read_npz
-from .sequence_tables import read_csv
+from .sequence_tables import sequences_of_table
 from .sequences import Sequences
 from .ts_files import read_ts
 
@@ -15,11 +15,14 @@ __all__ = ["read_sequences"]
 
 FORMS = {
     ".csv": "a table of long form",
+    ".tsv": "likewise",
+    ".parquet": "likewise",
     ".npz": "arrays x, y and lengths or offsets",
     ".ts": "aeon's and sktime's form",
 }
 COLUMNS = ("group", "time", "target", "inputs")
 """The options that name columns, which only a table has."""
+TABLES = (".csv", ".tsv", ".parquet")
 
 
 def read_sequences(path: Path, config: Config, labelled: bool = True) -> Sequences:
@@ -31,15 +34,15 @@ def read_sequences(path: Path, config: Config, labelled: bool = True) -> Sequenc
     if ending not in FORMS:
         forms = ", ".join(f"{end} ({what})" for end, what in FORMS.items())
         raise InputError(f"classify must be a file of one of the forms {forms}: got {path}")
-    if ending == ".csv":
+    if ending in TABLES:
         inputs = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
-        found = read_csv(
+        found = sequences_of_table(
             path, group=config.group, time=config.time, target=config.target, inputs=inputs, labelled=labelled
         )
     else:
         if given := [name for name in COLUMNS if getattr(config, name) is not None]:
             raise InputError(
-                f"{given[0]} names a column of a CSV file: got {given[0]}={getattr(config, given[0])} and {path}"
+                f"{given[0]} names a column of a table: got {given[0]}={getattr(config, given[0])} and {path}"
             )
         found = read_npz(path) if ending == ".npz" else read_ts(path)
     if labelled and found.labels is None:

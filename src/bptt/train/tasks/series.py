@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..model import Network, State, recurrent_layers
 from ..scaling import Scaling, naive_errors
 from ..streams import Stream, Streams
-from ..tables import Numbers, Table, number_of_time, read_table
+from ..tables import Numbers, Table, read_table
 from ..window import Window
 from .stream import inspected
 
@@ -247,24 +247,7 @@ def groups_of(
     """The groups of a table, in the order in which they first appear. Raises InputError for times out of order."""
     read = {name: table.numbers(name, "target") for name in targets}
     read |= {name: table.numbers(name, "inputs") for name in inputs if name not in read}
-    keys = [""] * len(table) if group is None else [str(key) for key in table.column(group, "group")]
-    times = None if time is None else table.column(time, "time")
-    rows: dict[str, list[int]] = {}
-    for i, key in enumerate(keys):
-        rows.setdefault(key, []).append(i)
-    if times is not None:
-        numbers = [number_of_time(value) for value in times]
-        for key, own in rows.items():
-            for before, i in zip([None, *own], own, strict=False):
-                now, then = numbers[i], None if before is None else numbers[before]
-                of = f" of group {key}" if group else ""
-                if now is None or math.isnan(now):
-                    raise InputError(
-                        f"time {time} of {table.path} must be numbers or ISO dates: {table.place(i)} has {times[i]!r}"
-                    )
-                if then is not None and now <= then:
-                    what = "twice" if now == then else "out of order"
-                    raise InputError(f"time {time}{of} of {table.path} is {what}: {table.place(i)} has {times[i]!r}")
+    rows, times = table.rows_of(group, time), None if time is None else table.column(time, "time")
     made = []
     for key, own in rows.items():
         x, y = (np.stack([read[name][own] for name in names], axis=1) for names in (inputs, targets))
