@@ -30,7 +30,7 @@ from rich.table import Table
 
 from bptt.bench import Machine
 from bptt.cli.inventory import processor
-from bptt.train import Config, Trainer, atomic, fit, start
+from bptt.train import Config, Text, Trainer, atomic, fit, start
 
 POLICIES = ("full", "chunked:16", "chunked:4", "truncated:16/4", "truncated:4", "truncated:1", "randomized:0.9")
 LEVEL = 0.75
@@ -95,7 +95,9 @@ def trained(policy: str, seed: int, epochs: int) -> Run:
 
 def perplexity(trainer: Trainer, *, held: bool) -> float:
     """Of the whole training or held-out text, read once from its beginning."""
-    part = trainer.dataset.heldout if held else trainer.dataset.train
+    task = trainer.task
+    assert isinstance(task, Text)
+    part = task.heldout if held else task.train
     assert isinstance(part, torch.Tensor)
     model = trainer.model
     training = model.training

@@ -286,6 +286,7 @@ TELL_CELLS_APART = {
     "kernels/torch_layers.py": "torch's own functions",
     "kernels/__init__.py": "torch's own functions",
     "train/config.py": "a default",
+    "train/options.py": "the layers' names, for help without torch",
     "bench/jax_layers.py": "JAX's layers",
     "bench/reach.py": "the speeds to reach",
     "bench/tables.py": "the cases of each table",

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from bptt.cli.app import COMMANDS, app
 from bptt.kernels import KERNELS
 from bptt.nn import LAYERS
-from bptt.train import config
-from bptt.train.config import CELLS
+from bptt.train.options import CELLS
+from bptt.train.options import KERNELS as NAMES_OF_KERNELS
 
 from .command import bptt, error_of
 
@@ -29,9 +29,9 @@ def test_help_names_the_commands():
 
 def test_options_of_training_stand_in_groups_with_their_choices():
     result = CliRunner().invoke(app, ["train", "-h"], terminal_width=200)
-    groups = re.split(r"[─╭╮╰╯]{2,} (\w+) ─+", result.output)
+    groups = re.split(r"[─╭╮╰╯]{2,} ([\w ]+) ─+", result.output)
     by_name = dict(zip(groups[1::2], groups[2::2], strict=True))
-    assert list(by_name) == ["Options", "Data", "Series", "Model", "Gradient", "Optimisation", "Run"]
+    assert list(by_name) == ["Options", "Data", "Series and sequences", "Model", "Gradient", "Optimisation", "Run"]
     flags = {
         "Data": ("--tokens", "char, word"),
         "Model": ("--cell", "rnn, gru, lstm"),
@@ -100,7 +100,7 @@ def test_help_says_of_each_command_what_it_says_itself_and_lists_all_choices():
         command = getattr(importlib.import_module(f"bptt.cli.{name}"), name)
         assert summary.rstrip(".") in " ".join(inspect.getdoc(command).split()), name
     assert tuple(LAYERS) == CELLS
-    assert tuple(KERNELS) == config.KERNELS
+    assert tuple(KERNELS) == NAMES_OF_KERNELS
 
 
 def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]):

@@ -16,21 +16,14 @@ from typer.core import TyperCommand
 
 from .. import __version__
 from ..train import InputError, NonFiniteError
-from .bench import bench
-from .check import check
-from .compare import compare
-from .demo import demo
-from .flow import flow
-from .info import info
-from .predict import predict
-from .sample import sample
-from .train import train
+from ..train.config import ALIASES
 
 __all__ = ["COMMANDS", "app", "run"]
 
 COMMANDS = {
-    "train": "Train a character or word language model on a text.",
+    "train": "Train a language model on a text, a forecast on a series, or a classifier of sequences.",
     "sample": "Continue a prompt with the model of a run, printed token by token.",
+    "predict": "Forecast how a series goes on, or say which class sequences are of, by the model of a run.",
     "flow": "Measure how far gradients travel: a verdict on the screen, report.html and pictures in a directory.",
     "compare": "Compare gradient policies: bias, cosine, variance, time and memory, as a table and a picture.",
     "demo": "Train on Python's own documentation for a minute or two, sample, report how far its gradients travel.",
@@ -67,8 +60,23 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-for command in (train, sample, predict, flow, compare, demo, check, bench, info):
-    app.command()(_interruptible(command))
+class _Command(TyperCommand):
+    """A command by its name: what `bptt --help` needs of it. The command itself is made when its arguments are read."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        function = getattr(import_module(f".{self.name}", __package__), str(self.name))
+        alone = typer.Typer(**SETTINGS)
+        alone.command(self.name, help=_paragraphs(function))(_interruptible(function))
+        return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)
+
+
+def _paragraphs(command: Callable[..., Any]) -> str:
+    """What a command says of itself, a line each paragraph: a terminal breaks them where it ends."""
+    return "\n\n".join(" ".join(text.split()) for text in (getdoc(command) or "").split("\n\n"))
+
+
+for name, summary in COMMANDS.items():
+    app.command(name, cls=_Command, help=summary)(lambda: None)
 
 
 def _version(wanted: bool) -> None:

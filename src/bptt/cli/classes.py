@@ -8,24 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..train import InputError, RunDirectory, atomic
+from ..train import RunDirectory, atomic
 from ..train.extras import require
 from ..train.tasks.classification import predictions
 from ..train.trained import load
 
-__all__ = ["classify", "target_of"]
+__all__ = ["write_classes"]
 
 
-def target_of(out: Path) -> Path:
-    """The file to write. Raises InputError for one that is no CSV, or lies nowhere."""
-    if out.suffix.lower() != ".csv" or out.is_dir():
-        raise InputError(f"out must be the name of a .csv file: got {out}")
-    if not out.parent.is_dir():
-        raise InputError(f"out {out} must lie in a directory that is there: {out.parent} is none")
-    return out
-
-
-def classify(run: Path, data: Path, target: Path, device: str) -> str:
+def write_classes(run: Path, data: Path, target: Path, device: str) -> str:
     """Write the class of each sequence, and the confusion matrix of those with known labels; says what was written."""
     model, stored, config = load(RunDirectory.open(run), device, "classify")
     found = predictions(model, stored, config, data)

@@ -10,11 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text as Words
 
-from ..train import Config, LanguageModel, Text, generate, start
-from ..train.sampling import read_prompt
+from ..train import Config
 from .flow import measured, require_pictures, settled, write_report
-from .progress import train_with_progress
-from .subject import subject
 
 __all__ = ["demo"]
 
@@ -48,9 +45,9 @@ def demo(
     """
     require_pictures()
 
-    from ..train import generate, start
+    from ..train import LanguageModel, Text, generate, start
     from ..train.sampling import read_prompt
-    from .progress import train_with_progress, unigram
+    from .progress import train_with_progress
     from .subject import subject
 
     config = CONFIG if steps is None else CONFIG.override(steps=steps)
@@ -69,7 +66,7 @@ def demo(
     vocabulary = task.vocabulary
     held = run.metrics()[-1]["heldout_perplexity"]
     ids = read_prompt(PROMPT, vocabulary, config.preprocess)
-    drawn = generate(cast(LanguageModel, trainer.model.eval()), vocabulary, ids, 400, temperature=0.7)
+    drawn = generate(cast("LanguageModel", trainer.model.eval()), vocabulary, ids, 400, temperature=0.7)
     text = PROMPT + vocabulary.decode(drawn)
     of = settled(lambda steps: subject(run.path, steps, None), console)
     found = measured(of, of.recording.T, console)

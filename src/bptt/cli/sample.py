@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..train import InputError, RunDirectory, generate
-from ..train.sampling import read_prompt
-from ..train.trained import load
+from ..train import InputError
+from ..train.found import found_run
 
 __all__ = ["sample"]
 
@@ -27,6 +26,12 @@ def sample(
 
     Same run, prompt and seed: same text. An empty prompt starts from a token drawn by its frequency.
     """
+    found_run(run)
+
+    from ..train import RunDirectory, generate
+    from ..train.sampling import read_prompt
+    from ..train.trained import load
+
     model, vocabulary, config = load(RunDirectory.open(run), device, "text")
     ids = read_prompt(prompt, vocabulary, config.preprocess)
     try:

@@ -12,7 +12,9 @@ from ..flow import Recording, record
 from ..nn import LAYERS, init
 from ..train import InputError, RunDirectory
 from ..train.config import Config
-from ..train.inspection import LANES, record_data
+from ..train.inspection import record_data
+from ..train.options import LANES
+from .subject_options import NAMES
 
 __all__ = ["Subject", "subject"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..train.config import CELLS, LANES
+from ..train.options import CELLS, LANES
 
 __all__ = [
     "NAMES",

@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 from ..flow import lag_map
 from ..train import Record, RunDirectory, Trainer
-from ..train.config import LANES
 from ..train.extras import require
 from ..train.inspection import record_next
+from ..train.options import LANES
 
 __all__ = ["board", "require_tensorboard"]
 

@@ -16,9 +16,10 @@ from ..train.config import read_entries, shown
 from ..train.corpus import encodable, read_file
 from ..train.found import found_run, found_text
 from .options import with_training_options
-from .pictures import write_pictures
-from .progress import train_with_progress
-from .tensorboard import board, require_tensorboard
+
+if TYPE_CHECKING:
+    from ..train import RunDirectory, Trainer
+    from ..train.processes import Processes
 
 __all__ = ["train"]
 
@@ -30,7 +31,7 @@ def train(
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="run directory (default: runs/TEXT-CELL-TIME)", show_default=False),
+        typer.Option(metavar="DIR", help="run directory (default: runs/DATA-CELL-TIME)", show_default=False),
     ] = None,
     resume_from: Annotated[
         str | None, typer.Option("--resume", metavar="DIR", help="go on with a run, exactly where it was saved")
@@ -41,7 +42,7 @@ def train(
     ] = False,
     **options: Any,
 ) -> int:
-    """Train a character or word language model on a text.
+    """Train a language model on a text, a forecast on a series, or a classifier of sequences.
 
     Perplexity is exp(total NLL / predicted tokens). Ctrl-C finishes the step, saves, and says how to go on.
 
@@ -75,6 +76,7 @@ def train(
     from ..train import resume
     from ..train.distributed import begin, start_or_resume
     from ..train.processes import ElsewhereError, joined, may_restart
+    from .pictures import write_pictures
     from .progress import train_with_progress
     from .tensorboard import board, require_tensorboard
 
@@ -91,7 +93,7 @@ def train(
     console = Console(stderr=True)
     with joined() as processes:
         try:
-            with console.status("reading the text") if processes.first else nullcontext():
+            with console.status("reading the data") if processes.first else nullcontext():
                 trainer, run = begin(processes, lambda: opened(processes))
             finished = resume_from is not None and trainer.finished
             with board(trainer, run) if tensorboard and processes.first else nullcontext() as also:

@@ -34,8 +34,8 @@ def long_enough(make: Callable[[int | None], Subject], show: Callable[[int], Non
             return _noted(of, first, f"the most that is tried; measure longer: --steps {LONGER * of.recording.T}")
         try:
             of = make(min(2 * of.recording.T, LONGEST))
-        except InputError:  # of a run whose text ends
-            return _noted(of, first, "the most that the text has for so many lanes; fewer --lanes leave more")
+        except InputError:  # of a run whose data end
+            return _noted(of, first, "the most that the data have for so many lanes; fewer --lanes leave more")
     if first == of.recording.T:
         return of
     note = f"The window was lengthened from {first} to {of.recording.T} steps, until the horizon settled"

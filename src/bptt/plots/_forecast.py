@@ -33,7 +33,7 @@ def forecast(
 
     >>> import numpy as np, bptt.plots
     >>> figure = bptt.plots.forecast({"y": np.arange(5.0)}, {"y": np.array([5.0, 6.0])})
-    >>> [line.get_label() for line in figure.axes[0].get_lines()]
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     ['known', 'predicted']
     """
     if not predicted:

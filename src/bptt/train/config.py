@@ -94,14 +94,16 @@ class Config:
     preprocess: str = option(
         "none", one_of(*PREPROCESSORS), "letters: keep lower-case letters and single spaces", "text"
     )
-    tokens: str = option("char", one_of("char", "word"), "what a token is; white space separates words", "text")
+    tokens: str = option(
+        "char", one_of("char", "word"), "what a token is; words are what white space separates", "text"
+    )
     min_count: int = option(1, at_least(1), "tokens seen less often in the training text become <unk>", "text")
     limit: int = option(0, at_least(0), "use the first so many tokens only; 0: all", "text")
     heldout: float = option(0.1, FRACTION, "fraction held out, the end of the data or of each class; 0: none")
 
     series: str | None = option(None, FILE, "table to read: .csv, .parquet, .npy or .npz", "series")
     classify: str | None = option(
-        None, FILE, "sequences with a label each: .csv (a step a row), .npz or .ts (aeon's)", "classify"
+        None, FILE, "sequences with a label each: a table with a step a row, .npz, or .ts (aeon's)", "classify"
     )
     heldout_file: str | None = option(None, FILE, "sequences to measure on, in place of a fraction", "classify")
     target: str | None = option(
@@ -181,12 +183,10 @@ class Config:
                     raise InputError(f"documents={self.documents} goes without {name}: got {getattr(self, name)}")
             if self.text is None:
                 raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
-        if self.patience and not self.heldout:
+        if self.patience and not self.heldout and self.heldout_file is None:
             raise InputError(f"patience={self.patience} needs held-out data: got heldout={self.heldout:g}")
-        if self.nonlinearity is not None and not LAYERS[self.cell].nonlinearities:
-            able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
-            both = f"nonlinearity={self.nonlinearity} and cell={self.cell}"
-            raise InputError(f"nonlinearity is for cell={able}: got {both}")
+        if self.nonlinearity is not None:
+            _check_nonlinearity(self.nonlinearity, self.cell)
         if self.steps is not None and self.warmup >= self.steps:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:

@@ -9,10 +9,9 @@ from .errors import InputError
 from .loop import Trainer
 from .rundir import RunDirectory
 from .tasks import prepare, record_window
-from .tasks.stream import LANES
 from .trained import load
 
-__all__ = ["LANES", "record_data", "record_next", "record_run"]
+__all__ = ["record_data", "record_next", "record_run"]
 
 
 def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu") -> Recording:

@@ -1,20 +1,24 @@
-"""What an option may be: its check, in words and as a predicate, its default, and the tasks that it is for."""
+"""What an option may be: its check, in words and as a predicate, its default, and the tasks that it is for.
+
+Nothing here imports torch: what a configuration can be refused for without it, it is refused for without.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-from .. import kernels
-from ..nn import LAYERS
 
 __all__ = [
     "CELL",
+    "CELLS",
     "FILE",
     "FRACTION",
     "KERNEL",
+    "KERNELS",
+    "LANES",
     "NOT_NEGATIVE",
     "POOLS",
     "RATE",
@@ -40,6 +44,20 @@ class Check:
     choices: tuple[str, ...] = ()
 
 
+CELLS = ("rnn", "gru", "lstm")
+"""Those of `bptt.nn.LAYERS`, for help and messages without torch."""
+KERNELS = ("cpu", "fused", "eager")
+"""Those of `bptt.kernels`, likewise."""
+LANES = 8
+"""Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
+
+
+def _known(names: tuple[str, ...], module: str, table: str) -> tuple[str, ...]:
+    """The names of a table of the package, where its module is loaded; nobody can have added to it before."""
+    loaded = sys.modules.get(f"bptt.{module}")
+    return tuple(getattr(loaded, table, names))
+
+
 def one_of(*names: str) -> Check:
     """One of some names."""
     return Check(f"one of {', '.join(names)}", lambda value: value in names, choices=names)
@@ -56,9 +74,13 @@ RATE = Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in its
 )
 NOT_NEGATIVE = Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 FRACTION = Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
-CELL = Check(f"one of {', '.join(LAYERS)}", lambda value: value in LAYERS, choices=tuple(LAYERS))
+CELL = Check(f"one of {', '.join(CELLS)}", lambda value: value in _known(CELLS, "nn", "LAYERS"), choices=CELLS)
 TEXT = Check("text", lambda value: True)  # what it may say is checked where it is read
-KERNEL = replace(TEXT, choices=("auto", *kernels.KERNELS))
+KERNEL = Check(
+    f"one of auto, {', '.join(KERNELS)}",
+    lambda value: value == "auto" or value in _known(KERNELS, "kernels", "KERNELS"),
+    choices=("auto", *KERNELS),
+)
 SPLIT = Check(
     "lines, paragraphs, files or jsonl:FIELD",
     lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),

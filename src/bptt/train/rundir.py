@@ -50,7 +50,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file = path / "config.toml"
+        self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self.findings_file = path / "findings.jsonl"
         self.checkpoints = path / "checkpoints"

@@ -14,13 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from ..config import Config
 from ..errors import InputError
+from ..model import State
+from ..options import LANES
 from ..window import IGNORE
 from .classes import Classes
 from .classifier import Classifier, Labelled, Part, Shuffled
 from .sequence_files import read_sequences
 from .sequences import Sequences
 from .stratified import stratified
-from .stream import LANES
 
 __all__ = ["Classification", "Prediction", "predictions"]
 
@@ -97,7 +98,7 @@ class Classification:
     def longest(self, config: Config) -> int:
         return int(self.train.lengths.max())
 
-    def arguments(self, batch: Labelled, state: None, like: Tensor) -> tuple[Any, ...]:
+    def arguments(self, batch: Labelled, state: State, like: Tensor) -> tuple[Any, ...]:
         return batch.x.to(like), batch.lengths
 
     def loss(self, output: Any, batch: Labelled) -> Tensor:

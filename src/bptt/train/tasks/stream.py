@@ -8,12 +8,10 @@ from typing import Any
 from ..batches import Batches
 from ..config import Config
 from ..errors import InputError
+from ..options import LANES
 from .task import Task
 
-__all__ = ["LANES", "inspected"]
-
-LANES = 8
-"""Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
+__all__ = ["inspected"]
 
 
 def inspected(
