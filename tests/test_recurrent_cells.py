@@ -376,11 +376,9 @@ def test_under_a_compiler_and_autocast(agree: Agree) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
-def test_tracers_and_transforms_are_refused() -> None:
+def test_tracers_are_refused() -> None:
     layer, x = bptt.nn.Recurrent(nn.GRUCell(I, H)), torch.randn(T, B, I)
     with pytest.raises(NotImplementedError, match=r"torch.jit.trace cannot trace"):
         torch.jit.trace(layer, (x,))
     with pytest.raises(NotImplementedError, match=r"torch.fx cannot trace"):
         torch.fx.symbolic_trace(nn.Sequential(layer))
-    with pytest.raises(RuntimeError, match="does not work inside the transforms"):
-        torch.func.vmap(lambda x: layer(x)[0])(x[None])

@@ -63,7 +63,7 @@ def test_a_gate_of_x_on_what_is_read_out(ways: Ways) -> None:
     xs = torch.randn(T, B, H, dtype=torch.float64, requires_grad=True)
 
     def call() -> Results:
-        return _gradients(scan(step, h, xs), [h, xs, *w.parameters(), *gate.parameters()])
+        return gradients(scan(step, h, xs), [h, xs, *w.parameters(), *gate.parameters()])
 
     ways.both(call)
 

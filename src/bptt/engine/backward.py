@@ -128,11 +128,10 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             arriving = self.segment.arriving[k]
         elif self.has_finals:
             arriving = tuple([None if f is None else f[k] for f in self.d_finals])
-        if self.crossing is not None:
-            own = self.crossing.errors(frames, own)
-            frames, arriving = self.crossing.arriving(k, frames, arriving)
+        if self.between is not None:
+            own = self.between.errors(frames, own)
         wanted = any(walk.needs) and self.asked.lane_groups is None
-        goes_down = layer > 0 or (self.crossing is not None and self.crossing.below is not None)
+        goes_down = layer > 0 or (self.between is not None and self.between.below is not None)
         request = Sweep(
             cell=net.cell,
             w=self.weights[k],

@@ -186,7 +186,7 @@ class _BidirectionalPass(LayerSweep["Columns | None"]):
         d_finals = tuple(None if d_final is None else d_final[k : k + 1] for d_final in self.d_finals)
         one, inputs = self.program.one_direction(layer, d), self.program.inputs_of(self.inputs, layer, d)
         asked = self.asked._replace(cotangents=d_finals, needs=needs)
-        back = SegmentedPass(one, inputs, source, asked, crossing)
+        back = SegmentedPass(one, inputs, source, asked, frames, between)
         actions = one.schedule.backward if frames is None else one.schedule.only(*segments_crossed(frames, one.starts))
         found = back.run(self.kept[k], actions)
         end = 1 + states + net.per_layer

@@ -19,9 +19,9 @@ from .net import Net, States
 from .parameters import parameter_gradients
 from .rebuilt import rebuilt_gates
 from .records import Asked, Grads, Saved, Tensors, given
+from .rules import RULES
 from .stack import Stack
 from .sweep import LayerGradients, LayerSweep
-from .transforms import RULES
 
 __all__ = ["PackedStack"]
 
@@ -175,7 +175,8 @@ class _PackedPass(LayerSweep[Frames]):
         """The gradient of every input that needs one."""
         T, B = self.rows.T, self.rows.B
         with own_precision(self.x.device):
-            self.down([Frames.of(self.net.blocks(T, B), self.net.lengths, T, B)])
+            for _ in self.down([Frames.of(self.net.blocks(T, B), self.net.lengths, T, B)]):
+                pass
         return self.grads()
 
     def back(self, layer: int, d: int, group: Frames, errors: Tensor | None, below: Tensor | None) -> Tensor | None:
@@ -256,6 +257,9 @@ class _PackedRules:
 
     def visible(self, program: PackedStack) -> Any:
         return _ByPadding(program, RULES[Stack].visible(program.stack))
+
+    def sums_by_group(self, program: PackedStack) -> bool:
+        return False
 
     def is_uncut(self, program: PackedStack, x: Tensor) -> bool:
         return RULES[Stack].is_uncut(program.stack, given(program.pad(x)))

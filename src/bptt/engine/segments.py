@@ -248,10 +248,19 @@ class SegmentedPass:
         inputs = self.program.part_inputs(self.inputs, self.source.x(a, b), state, a, b)
         outputs, tape = program.forward(inputs, keep=True)
         self.final = outputs[1:]
-        cotangents = (self.source.error(a, b, outputs[0]), *self._final(a, b))
-        needs = (self.asked.needs[0], *(True,) * self.states, *self.asked.needs[1 + self.states :])
-        saved, asked = Saved(inputs, outputs, tape), self.asked._replace(cotangents=cotangents, needs=needs)
-        found = part.backward(saved, asked, columns=columns, crossing=self.crossing)
+        columns: Frames | Columns = part
+        if self.between is not None:
+            columns = self.between.columns(part)
+        elif net.by_block(net.reach):
+            columns = Columns.alone(part)
+        needs = self.asked.needs
+        asked = self.asked._replace(cotangents=(self.source.error(a, b, outputs[0]),), needs=needs)
+        by_layer = [arriving[k : k + S] for k in range(0, len(arriving), S)]
+        segment = SegmentColumns(columns, by_layer, a > 0 or any(needs[1 : 1 + S]), self.between)
+        kept = program.kept(Saved(inputs, outputs, tape))
+        back = BackwardPass(program.net, inputs, kept, asked, segment=segment)
+        yield from back.groups_swept()
+        found = back.grads()
         dx, *rest = found.inputs
         self.source.put(a, b, dx)
         self._add(a, b, rest[S:], found.adjoints)

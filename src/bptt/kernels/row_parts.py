@@ -177,8 +177,8 @@ class _Divided:
         self.left = [name for name, n in self.results.items() if name not in self.same and name not in used]
         for node in nodes:
             if node in self.later and not (node.name in self.same and len(node.users) == 1):
-                walked = [n for n in _given(node) if n not in self.later and n not in self.fixed]
-                used |= dict.fromkeys(n.name for n in walked if packet(n) is not None)
+                operands = [n for n in _given(node) if n not in self.later and n not in self.fixed]
+                used |= dict.fromkeys(n.name for n in operands if packet(n) is not None)
         self.outputs = tuple(used)
         self.worth = sum(_worth(n) for n in nodes if n not in self.later and n not in self.fixed)
 

@@ -81,7 +81,7 @@ class Memories:
         T = self.request.T
         self.readers[name] = lambda held: held[memory].expand(T, *held[memory].shape).flatten(0, 1)
 
-    def laid(self, name: str, memory: int, offset: int) -> None:
+    def lies_in(self, name: str, memory: int, offset: int) -> None:
         """A value in a memory of many. offset: in numbers."""
         self.sources[name] = memory, offset * self.itemsize
         _, _, size, stride = Place.of(self.kinds[name], self.request.T, self.request.B, memory, offset)

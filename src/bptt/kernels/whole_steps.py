@@ -126,7 +126,8 @@ class _Back:
                 memories.own(dy, ys + j, flatten=True)
         self.zeros = [torch.zeros(size, dtype=ready.dtype, device="cpu") for size in ahead.ys]
         work = ys + len(step.y)
-        deferred = [name for name in (*step.dx, *step.dcaptured) if name is not None]
+        factors = [name for pairs in step.by_lane.values() for pair in pairs for name in pair]
+        deferred = [n for n in (*step.dx, *step.dcaptured) if n is not None and n not in step.by_lane] + factors
         left = step.deferred.inputs if request.late is None else request.late.needs
         wanted = [*(name for name, _, _, _ in ready.inputs), *left, *deferred]
         given = AtOnce((request.constants[1], step.errors), wanted, memories)

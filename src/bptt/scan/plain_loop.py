@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..engine import tangent_of_a_gradient, without_reverse
+from ..kernels import scaled
 from ..policies import Policy
 from .arguments import Arguments
 from .forward import Results
-from .graph import scaled
 from .pytrees import Form, beside, differentiable, reset
 
 __all__ = ["by_plain_loop"]

@@ -58,8 +58,8 @@ def trace(
     B = sizes.pop()
     assert B is not None
     counts, distinct = _row_counts((*carry, *x)), None
-    lanes, blamed, reason = frozenset[int](), True, NotTraceable("")
-    while True:
+
+    def attempt(lanes: frozenset[int], seen: Seen) -> TracedStep:
         first, second = counts
         try:
             a, left = _record(step, carry, x, first, lanes, seen)
