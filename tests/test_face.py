@@ -88,7 +88,8 @@ SIGNATURES = {
     "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
     "explain": "(subject, carry=Ellipsis, x=Ellipsis)",
     "onnx_decompositions": "()",
-    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, cu_seqlens=None, resets=None, reset_state=None)",
+    "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, cu_seqlens=None, resets=None, reset_state=None, "
+    "per_sample=False)",
     "plan": "(model, T, B, memory=None, x=None)",
     "plan_scan": ("(step, carry, xs=None, *, gradient='full', resets=None, length=None, memory='auto', kernel='auto')"),
     "revert": "(model, *, subclasses=None)",

@@ -162,6 +162,12 @@ def test_gradients_of_flat_sequences_are_those_of_autograd(name: str) -> None:
     own = (bare(tuple(s[:, long].detach() for s in part)) for part in (hx, dh_n))
     alone = bptt.gradients(layer, *lane, *own)
     torch.testing.assert_close(grads.adjoints[:, long], alone.adjoints[:, 0])
+    given_all = (layer, plain, dy, given, bare(tuple(dh_n)))
+    of_each = bptt.gradients(*given_all, cu_seqlens=offsets, per_sample=True).parameters
+    for weight, each in of_each.items():
+        torch.testing.assert_close(each.sum(0), grads.parameters[weight])
+        torch.testing.assert_close(each[long], alone.parameters[weight])
+        assert not each[LENGTHS.index(0)].any()
     assert grads.adjoints.shape == (max(LENGTHS), len(LENGTHS), dy.shape[1])
     assert not grads.adjoints[:, LENGTHS.index(0)].any()
     if grads.x.shape[1] == I and name == "gru":
@@ -185,6 +191,8 @@ def test_gradients_of_flat_sequences_without_a_step_and_of_resets() -> None:
     assert grads.adjoints.shape == (0, 2, H)
     torch.testing.assert_close(grads.hx, (torch.zeros_like(hx[0]), hx[1].detach()))
     assert not any(g.any() for g in grads.parameters.values())
+    of_each = bptt.gradients(layer, torch.zeros(0, I).double(), None, hx, None, cu_seqlens=none, per_sample=True)
+    assert of_each.parameters["bias_hh_l0"].shape == (2, 4 * H)
     with pytest.raises(ValueError, match=r"dh_n must have 2 tensor\(s\), one per final state: got 1"):
         bptt.gradients(layer, torch.zeros(0, I).double(), None, None, (hx[0].detach(),), cu_seqlens=none)
     layer, (sequences, hx) = layer_of("gru"), batch(layer_of("gru"))

@@ -85,7 +85,7 @@ def gradients(
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )
     if is_flat(x, cu_seqlens):
-        return _flat_gradients(layer, x, dy, hx, dh_n, gradient, cu_seqlens, resets, reset_state)
+        return _flat_gradients(layer, x, dy, hx, dh_n, gradient, cu_seqlens, resets, reset_state, per_sample)
     call = Call.of(layer, x, hx, resets, reset_state)
     policy = layer.gradient if gradient is None else policies.parse(gradient)
     net = net_of(layer, call, policy, differentiated=True, adjoints=True)
@@ -128,6 +128,7 @@ def _flat_gradients(
     cu_seqlens: Any,
     resets: Any,
     reset_state: Any,
+    per_sample: bool,
 ) -> Gradients:
     """The gradients of a call on sequences one after the other: those of the PackedSequence that they run as."""
     flat = Flat.of(type(layer).__name__, x, cu_seqlens)
@@ -137,10 +138,12 @@ def _flat_gradients(
     own_dy, own_resets, own = flat.like_packed("dy", dy), flat.resets(resets, layer.batch_first), slice(None)
     if flat.packed is None:  # the gradients of a step of zeros, none of which is kept
         own = slice(0)
-        found = gradients(layer, flat.values.new_zeros(1, 1, layer.input_size), None, gradient=gradient)
+        step = flat.values.new_zeros(1, 1, layer.input_size)
+        found = gradients(layer, step, None, gradient=gradient, per_sample=per_sample)
         dx = flat.as_given(torch.zeros_like(flat.values))
     else:
-        found = gradients(layer, flat.packed, own_dy, states, errors, gradient, resets=own_resets, reset_state=restarts)
+        restarting: dict[str, Any] = {"resets": own_resets, "reset_state": restarts}
+        found = gradients(layer, flat.packed, own_dy, states, errors, gradient, **restarting, per_sample=per_sample)
         packed_dx: Any = found.x
         dx = flat.restored(packed_dx)
 
@@ -149,6 +152,12 @@ def _flat_gradients(
         none = gradient.new_zeros(gradient.shape[0], flat.count, *gradient.shape[2:])
         return flat.among_all(gradient, none if others is None else others)
 
+    parameters = found.parameters
+    if per_sample:
+        parameters = {
+            name: flat.among_all(each[own], each.new_zeros(flat.count, *each.shape[1:]), dim=0)
+            for name, each in parameters.items()
+        }
     dhx = found.hx if isinstance(found.hx, tuple) else (found.hx,)
     given = _of_each_state(dh_n, len(dhx))
     restart = None
@@ -158,7 +167,7 @@ def _flat_gradients(
     elif reset_state is not None:
         restart = tree_map(torch.zeros_like, reset_state)
     return Gradients(
-        parameters=found.parameters,
+        parameters=parameters,
         x=dx,
         hx=bare(tuple(among_all(g, others) for g, others in zip(dhx, given, strict=True))),
         layer_adjoints=tuple(among_all(adjoint[own]) for adjoint in found.layer_adjoints),
