@@ -193,6 +193,9 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     assert len(pages) > len(PAGES)
+    gallery = set(re.findall(r'src="?pictures/([^" >]+)', pages[site / "gallery.html"]))
+    own = [page.read_text(encoding="utf-8") for page in PAGES if page.parent.name != "zh"]
+    assert gallery == {name for text in own for name in PICTURES.findall(text)}
     listed = re.findall(r"^- \[.+\]\(([^)]+)\)", (site / "llms.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(page.relative_to(site).as_posix() for page in pages if page.name != "404.html")
     for page, text in pages.items():

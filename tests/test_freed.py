@@ -40,7 +40,7 @@ class Storages(TorchDispatchMode):
     def alive(self, but: Any) -> int:
         """Bytes of those that are still there, except for those of some tensors and of addresses kept by design."""
         kept = [getattr(f, name) for f in frames._KEPT.values() for name in ("start", "lane", "first", "last", "end")]
-        kept += [t for f in frames._KEPT.values() for t in (f.top, f.arrives, *f.walks[:2])]
+        kept += [t for f in frames._KEPT.values() for t in (f.top, f.arrives, *f.walks[:3])]
         held = {t.untyped_storage()._cdata for t in tree_leaves((but, kept)) if isinstance(t, Tensor)}
         return sum(size for at, (ref, size) in self.seen.items() if at not in held and not ref.expired())
 
