@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bptt.bench import Case, Plan, Results, bounds_markdown, measure
+from bptt.bench import Case, Results, Selection, bounds_markdown, measure
 from bptt.bench.bounds import PARTS, layer_parts
 from bptt.cells import of_name
 from bptt.nn import LAYERS
@@ -26,8 +26,8 @@ def test_parts_have_the_sizes_of_the_layer(cell: str):
 
 
 def test_measured_rows_keep_them_and_their_text_form_too():
-    plan = Plan(("layers",), ("gru",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
-    [found] = measure(plan, threads=1)
+    selection = Selection(("layers",), ("gru",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
+    [found] = measure(selection, threads=1)
     assert set(found.parts) == set(PARTS)
     assert set(found.times) == {"bptt", "torch.nn"}
     results = Results(MACHINE, "auto", (found,))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bptt.bench import NAMES, PEERS, TABLES, Case, Plan, Problem, Row, largest_error, layer_call, measure
+from bptt.bench import NAMES, PEERS, TABLES, Case, Problem, Row, Selection, largest_error, layer_call, measure
 from bptt.bench.contest import Contest
 from bptt.bench.layers import layer_contest
 from bptt.bench.short import inference_contest
@@ -159,8 +159,10 @@ def test_a_compiled_step():
 def test_a_step_that_takes_too_long_to_compile(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", lambda step, dynamic: lambda carry, x: sleep(9))
     monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 1.0))
-    plan = Plan(("steps",), step_cells=("leaky",), step_shapes=((6, 2, 8),), policies=False, peers=(), seconds=0.0)
-    [row] = measure(replace(plan, compiled=True, compile_seconds=0.01), threads=1)
+    selection = Selection(
+        ("steps",), step_cells=("leaky",), step_shapes=((6, 2, 8),), policies=False, peers=(), seconds=0.0
+    )
+    [row] = measure(replace(selection, compiled=True, compile_seconds=0.01), threads=1)
     assert row.missing == {"compiled": "torch.compile took longer than 0.01 s"}
     assert "compiled" not in (*row.errors, *row.times)
     assert contenders(Case("leaky", 6, 2, 8, 8, "chunked:2"), compiled=True) == scans()
@@ -194,17 +196,19 @@ def test_layers_in_onnx(cell: str):
 
 
 def test_what_is_known_is_not_measured_again():
-    plan = Plan(("steps",), step_cells=("leaky",), step_shapes=((6, 2, 8), (5, 2, 8)), policies=False, peers=())
-    first, second = plan.cases()
+    selection = Selection(
+        ("steps",), step_cells=("leaky",), step_shapes=((6, 2, 8), (5, 2, 8)), policies=False, peers=()
+    )
+    first, second = selection.cases()
     known = Row("steps", first[1], 1, dict.fromkeys(("scan", "loop", "replay"), 0.0), {}, 1.0, 1.0)
-    assert replace(plan, known=(known,)).left(1) == [first, second]  # one of its contenders was not there
+    assert replace(selection, known=(known,)).left(1) == [first, second]  # one of its contenders was not there
     known = replace(known, missing={"eager": "a reason"})
-    assert replace(plan, known=(known,)).left(1) == [second]
-    assert replace(plan, known=(known,)).left(2) == [first, second]
-    assert replace(plan, known=(known,), compiled=True).left(1) == [first, second]
-    plan = Plan(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),), peers=("torch.nn",))
-    rows = [Row(table, case, 1, {"bptt": 0.0}, {}, 1.0, 1.0) for table, case in plan.cases()]
-    assert [table for table, _ in replace(plan, known=tuple(rows)).left(1)] == ["layers"]
+    assert replace(selection, known=(known,)).left(1) == [second]
+    assert replace(selection, known=(known,)).left(2) == [first, second]
+    assert replace(selection, known=(known,), compiled=True).left(1) == [first, second]
+    selection = Selection(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),), peers=("torch.nn",))
+    rows = [Row(table, case, 1, {"bptt": 0.0}, {}, 1.0, 1.0) for table, case in selection.cases()]
+    assert [table for table, _ in replace(selection, known=tuple(rows)).left(1)] == ["layers"]
 
 
 @pytest.mark.parametrize(
@@ -242,8 +246,8 @@ def test_which_steps_are_timed():
     assert len(cases) == len(STEP_SHAPES) * (17 + 3 * len(POLICIES))
     assert len(step_cases(USUAL_STEPS, STEP_SHAPES[:1], policies=False)) == 7
     assert [case.gradient for case in step_cases(["gru"], [(15, 1, 4)])] == ["full", "chunked:10"]
-    assert len(Plan(("steps",), step_cells=("gru",), policies=False).cases()) == 2
-    assert Plan(("layers", "steps"), cells=("rnn",), shapes=((5, 2, 3, 4),), step_cells=()).cases() == [
+    assert len(Selection(("steps",), step_cells=("gru",), policies=False).cases()) == 2
+    assert Selection(("layers", "steps"), cells=("rnn",), shapes=((5, 2, 3, 4),), step_cells=()).cases() == [
         ("layers", Case("rnn", 5, 2, 3, 4))
     ]
 
@@ -286,8 +290,8 @@ def broken(problem: Problem):
 @pytest.mark.usefixtures("machine")
 def test_who_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(PEERS, "broken", broken)
-    plan = Plan(("layers",), ("gru",), ((5, 2, 3, 4),), ("torch.nn", "broken"), seconds=0.0, least=2)
-    [row] = measure(plan, threads=3)
+    selection = Selection(("layers",), ("gru",), ((5, 2, 3, 4),), ("torch.nn", "broken"), seconds=0.0, least=2)
+    [row] = measure(selection, threads=3)
     assert row.wrong == ["broken"]
     assert row.errors["broken"] == pytest.approx(2e-5, rel=0.1)
     assert list(row.times) == ["bptt", "torch.nn"]
@@ -304,8 +308,8 @@ def test_steps_are_checked_before_they_are_timed(monkeypatch: pytest.MonkeyPatch
         return off(step, carry, xs)
 
     monkeypatch.setattr("bptt.bench.steps.scan", wrong)
-    plan = Plan(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
-    [row] = measure(plan, threads=1)
+    selection = Selection(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
+    [row] = measure(selection, threads=1)
     assert (row.table, row.case, row.wrong) == ("steps", Case("leaky", 5, 2, 4, 4), ["scan", "replay", "eager"])
     assert row.errors["scan"] == pytest.approx(2e-5, rel=0.1)
     assert list(row.times) == list(row.first) == ["loop"]
@@ -322,8 +326,8 @@ def test_the_first_call_is_told_from_later_ones(monkeypatch: pytest.MonkeyPatch)
         return scan(step, carry, xs, gradient=gradient, kernel=kernel)
 
     monkeypatch.setattr("bptt.bench.steps.scan", slow_at_first)
-    plan = Plan(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
-    [row] = measure(plan, threads=1)
+    selection = Selection(("steps",), seconds=0.0, least=2, peers=(), step_cells=("leaky",), step_shapes=((5, 2, 4),))
+    [row] = measure(selection, threads=1)
     assert 0.25 < row.first["scan"] < 5
     assert 0 <= row.first["loop"] < 0.2
 
@@ -333,8 +337,8 @@ def test_the_random_numbers_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     table = replace(TABLES["train"], cases=(Case("gru", 5, 2, 3, 4),))
     monkeypatch.setitem(TABLES, "train", table)
     state = torch.get_rng_state()
-    plan = Plan(("layers", "train"), ("gru",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
-    assert [row.table for row in measure(plan, threads=1)] == ["layers", "train"]
+    selection = Selection(("layers", "train"), ("gru",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
+    assert [row.table for row in measure(selection, threads=1)] == ["layers", "train"]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -345,4 +349,4 @@ def test_jax_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(InputError, match=r"jax is not installed: pip install 'bptt\[bench\]'"):
-        next(measure(Plan(("layers",)), threads=1))
+        next(measure(Selection(("layers",)), threads=1))

@@ -9,15 +9,15 @@ from contextlib import closing
 
 import pytest
 
-from bptt.bench import Case, Plan, measured
+from bptt.bench import Case, Selection, measured
 from bptt.bench.process import THREADS, _inherited
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_row_comes_back():
-    plan = Plan(("layers",), ("rnn",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
-    with closing(measured(plan, 1)) as measurement:
+    selection = Selection(("layers",), ("rnn",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
+    with closing(measured(selection, 1)) as measurement:
         [row] = measurement
     assert (row.case, row.threads, row.wrong) == (Case("rnn", 5, 2, 3, 4), 1, [])
     assert sorted(row.times) == ["bptt", "torch.nn"]
@@ -32,7 +32,7 @@ class Deadly:
 
 def test_a_process_that_dies_is_reported():
     with pytest.raises(RuntimeError, match="the measuring process died, exit status 3"):
-        next(measured(Plan(tables=Deadly()), 1))
+        next(measured(Selection(tables=Deadly()), 1))
 
 
 def test_what_the_process_finds_is_put_back(monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.bench import PEERS, Plan, Results, Row, measure
+from bptt.bench import PEERS, Results, Row, Selection, measure
 from bptt.bench.layers import layer_call
 from bptt.cli import bench as command
 from bptt.clock import Product
@@ -45,8 +45,8 @@ def test_measurements_are_added_and_not_made_twice(
     file = tmp_path / "results.json"
     seen: list[str] = []
 
-    def noted(plan: Plan, threads: int) -> Iterator[Row]:
-        for row in measure(plan, threads):
+    def noted(selection: Selection, threads: int) -> Iterator[Row]:
+        for row in measure(selection, threads):
             seen.append(str(row.case))
             yield row
             if len(seen) == 2:
@@ -74,10 +74,10 @@ def test_measurements_are_added_and_not_made_twice(
 
 
 def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    seen: list[tuple[Plan, int]] = []
+    seen: list[tuple[Selection, int]] = []
 
-    def nothing(plan: Plan, threads: int) -> Iterator[Row]:
-        seen.append((plan, threads))
+    def nothing(selection: Selection, threads: int) -> Iterator[Row]:
+        seen.append((selection, threads))
         yield from ()
 
     monkeypatch.setattr("bptt.cli.bench.measured", nothing)
@@ -85,7 +85,7 @@ def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert bptt(capsys, "bench", "--threads", "4,1").status == 0
     assert bptt(capsys, "bench", "--quick").status == 0
     assert bptt(capsys, "bench", "scan", "train", "--cell", "lstm,rnn").status == 0
-    whole, _, quick, _, some, _ = (plan for plan, _ in seen)
+    whole, _, quick, _, some, _ = (selection for selection, _ in seen)
     assert [threads for _, threads in seen] == [4, 1, 1, 2, 1, 2]
     assert (whole.tables, len(whole.cases()), whole.least) == (
         ("layers", "windows", "scan", "train"),
@@ -132,10 +132,10 @@ def test_steps(capsys: pytest.CaptureFixture[str], tmp_path: Path):
 
 
 def test_which_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    seen: list[Plan] = []
+    seen: list[Selection] = []
 
-    def nothing(plan: Plan, threads: int) -> Iterator[Row]:
-        seen.append(plan)
+    def nothing(selection: Selection, threads: int) -> Iterator[Row]:
+        seen.append(selection)
         yield from ()
 
     monkeypatch.setattr("bptt.cli.bench.measured", nothing)
@@ -212,8 +212,8 @@ def test_nothing_is_timed_where_the_equations_disagree(
 def test_ctrl_c_shows_what_is_done_and_keeps_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    def interrupted(plan: Plan, threads: int) -> Iterator[Row]:
-        yield from measure(plan, threads)
+    def interrupted(selection: Selection, threads: int) -> Iterator[Row]:
+        yield from measure(selection, threads)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bptt.cli.bench.measured", interrupted)

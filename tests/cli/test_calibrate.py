@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.bench import CALIBRATED, Plan, Row, measure
+from bptt.bench import CALIBRATED, Row, Selection, measure
 from bptt.clock import Product
 from bptt.kernels import Calibration
 
@@ -40,16 +40,16 @@ def test_what_is_measured_by_default(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The LSTM alone, which torch leaves to a library on a CPU."""
-    plans: list[Plan] = []
+    selections: list[Selection] = []
 
-    def noted(plan: Plan, threads: int) -> Iterator[Row]:
-        plans.append(plan)
+    def noted(selection: Selection, threads: int) -> Iterator[Row]:
+        selections.append(selection)
         yield from ()
 
     monkeypatch.setattr("bptt.cli.bench.measured", noted)
     assert bptt(capsys, "bench", "--calibrate", "--json", tmp_path / "calibration.json").status == 0
-    assert {plan.cells for plan in plans} == {("lstm",)}
-    assert {plan.shapes for plan in plans} == {CALIBRATED}
+    assert {selection.cells for selection in selections} == {("lstm",)}
+    assert {selection.shapes for selection in selections} == {CALIBRATED}
 
 
 @pytest.mark.parametrize(

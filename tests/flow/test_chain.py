@@ -29,7 +29,7 @@ def recorded(layer: bptt.nn.RNN, x: Tensor, initial: tuple[Tensor, ...], loss=No
 
 
 def all_jacobians(chain) -> Tensor:
-    return torch.stack([jacobian(chain, t) for t in chain.edges])
+    return torch.stack([jacobian(chain, t) for t in chain.transitions])
 
 
 @each_layer
@@ -38,7 +38,7 @@ def test_jacobians_of_a_layer(name: str) -> None:
     initial = states(layer)
     chain = LayerChain(recorded(layer, x, initial))
     expected = explicit.jacobians(layer, x, torch.cat(initial, -1)[0])
-    assert (chain.name, chain.T, chain.B, chain.S, chain.edges) == ("layer 0", T, B, expected.shape[-1], range(T))
+    assert (chain.name, chain.T, chain.B, chain.S, chain.transitions) == ("layer 0", T, B, expected.shape[-1], range(T))
     torch.testing.assert_close(all_jacobians(chain), expected, rtol=1e-12, atol=1e-14)
     rows = torch.randn(N, B, chain.S, dtype=DOUBLE)
     for t in range(T):
@@ -145,7 +145,7 @@ def test_steps_against_the_layer(rows: str) -> None:
     )
     got = all_jacobians(chain)
     if rows == "coupled":
-        assert (chain.T, chain.B, chain.S, chain.edges) == (T, 1, B * 8, range(1, T + 1))
+        assert (chain.T, chain.B, chain.S, chain.transitions) == (T, 1, B * 8, range(1, T + 1))
         J = got[:, 0].reshape(T, 2, B, 4, 2, B, 4).permute(0, 2, 5, 1, 3, 4, 6).reshape(T, B, B, 8, 8)
         for a in range(B):
             for b in range(B):
@@ -186,7 +186,7 @@ def test_steps_with_resets_and_leaves_of_any_shape() -> None:
     for rows in ("independent", "coupled"):
         chain = bptt.flow.steps(step, carry, length=4, resets=resets, rows=rows)
         s = carry["m"]
-        for t in chain.edges:
+        for t in chain.transitions:
             J = jacrev(lambda m: step({"m": m, "k": 0}, None)[0]["m"])(s).reshape(3, 4, 3, 4)
             s = step({"m": s, "k": 0}, None)[0]["m"]
             if t < 4:

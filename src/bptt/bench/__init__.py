@@ -4,7 +4,7 @@
 
 `STEP_CELLS` are the steps that the table of steps times.
 
-`measure` runs a `Plan` in this process, `measured` in one that is held to some cores. Nothing here prints.
+`measure` runs a `Selection` in this process, `measured` in one that is held to some cores. Nothing here prints.
 """
 
 from .calibrating import CALIBRATED as CALIBRATED
@@ -38,6 +38,6 @@ from .step_cells import StepCell as StepCell
 from .step_cells import StepProblem as StepProblem
 from .steps import STEP_SHAPES as STEP_SHAPES
 from .tables import TABLES as TABLES
-from .tables import Plan as Plan
+from .tables import Selection as Selection
 from .tables import measure as measure
 from .words import digits as digits

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from .results import Row
-from .tables import Plan, measure
+from .tables import Selection, measure
 
 __all__ = ["can_hold", "cores", "measured"]
 
@@ -35,8 +35,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def measured(plan: Plan, threads: int) -> Generator[Row]:
-    """Every row of a plan, as it is measured. Closing the iterator ends the process.
+def measured(selection: Selection, threads: int) -> Generator[Row]:
+    """Every row of a selection, as it is measured. Closing the iterator ends the process.
 
     threads: at most `cores()`. Must be called from the main thread.
 
@@ -44,7 +44,7 @@ def measured(plan: Plan, threads: int) -> Generator[Row]:
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(plan, threads, sender), daemon=True)
+    process = context.Process(target=_work, args=(selection, threads, sender), daemon=True)
     with _inherited(threads):
         process.start()
     sender.close()
@@ -91,10 +91,10 @@ def _inherited(threads: int) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _work(plan: Plan, threads: int, sender: Connection) -> None:
+def _work(selection: Selection, threads: int, sender: Connection) -> None:
     torch.set_num_threads(threads)
     try:
-        for row in measure(plan, threads):
+        for row in measure(selection, threads):
             sender.send(row)
         sender.send(None)
     except Exception:

@@ -24,11 +24,11 @@ from .steps import STEP_SHAPES, USUAL_STEPS, cell_contest, contenders, step_case
 from .training import training_contest
 from .windows import window_contest
 
-__all__ = ["TABLES", "Plan", "Table", "measure"]
+__all__ = ["TABLES", "Selection", "Table", "measure"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Selection:
     """What to measure, and for how long.
 
     tables: names in `TABLES`. cells: of all tables but "steps". shapes: T, B, I, H of the layers; the other tables have
@@ -58,7 +58,7 @@ class Plan:
     def cases(self) -> list[tuple[str, Case]]:
         """Every row's table and case, in order.
 
-        >>> [str(case) for _, case in Plan(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),)).cases()]
+        >>> [str(case) for _, case in Selection(("layers", "scan"), ("lstm",), shapes=((7, 1, 2, 3),)).cases()]
         ['LSTM (7, 1, 2, 3)', 'LSTM (100, 1, 32, 32)', 'LSTM (100, 32, 128, 128)']
         """
         made = {
@@ -87,25 +87,27 @@ class Plan:
 
 @dataclass(frozen=True)
 class Table:
-    """A kind of contest. cases: of the table, where the plan does not make them. parts: what is timed beside it."""
+    """A kind of contest. cases: of the table, where a selection has none. parts: what is timed beside it."""
 
     title: str
-    contest: Callable[[Case, Plan], Contest]
+    contest: Callable[[Case, Selection], Contest]
     cases: tuple[Case, ...] = ()
     parts: Callable[[Case], dict[str, Call]] | None = None
 
 
-def _steps(case: Case, plan: Plan) -> Contest:
-    return cell_contest(case, plan.kernel, "JAX" in plan.peers, plan.compiled, plan.compile_seconds)
+def _steps(case: Case, selection: Selection) -> Contest:
+    return cell_contest(case, selection.kernel, "JAX" in selection.peers, selection.compiled, selection.compile_seconds)
 
 
 _WITH_GRADIENT, _INFERENCE = CALIBRATION_TABLES
 
 TABLES = {
-    "layers": Table("layers", lambda case, plan: layer_contest(case, plan.peers, plan.kernel), parts=layer_parts),
+    "layers": Table(
+        "layers", lambda case, selection: layer_contest(case, selection.peers, selection.kernel), parts=layer_parts
+    ),
     "windows": Table(
         "truncation",
-        lambda case, plan: window_contest(case, plan.kernel),
+        lambda case, selection: window_contest(case, selection.kernel),
         (
             Case("rnn", 1000, 1, 64, 64, "truncated:32"),
             *(Case(cell, 1000, 8, 64, 64, "chunked:35") for cell in ("rnn", "lstm")),
@@ -113,39 +115,44 @@ TABLES = {
     ),
     "scan": Table(
         "scan",
-        lambda case, plan: step_contest(case, plan.kernel),
+        lambda case, selection: step_contest(case, selection.kernel),
         (Case("lstm", 100, 1, 32, 32), Case("lstm", 100, 32, 128, 128)),
     ),
     "train": Table(
         "training step",
-        lambda case, plan: training_contest(case, plan.kernel),
+        lambda case, selection: training_contest(case, selection.kernel),
         tuple(Case(cell, 64, 32, 64, 256) for cell in LAYERS),
     ),
     "steps": Table("steps", _steps),
-    "inference": Table("a few steps, no_grad", lambda case, plan: inference_contest(case, plan.kernel), SHORT),
-    "short": Table("a few steps, forward + backward", lambda case, plan: short_contest(case, plan.kernel), SHORT),
-    _WITH_GRADIENT: Table("forward + backward by kernel", lambda case, plan: calibration_contest(case, True)),
-    _INFERENCE: Table("no_grad by kernel", lambda case, plan: calibration_contest(case, False)),
-    "stacks": Table("layers, both ways, packed", lambda case, plan: stack_contest(case, plan.kernel), STACKS),
+    "inference": Table(
+        "a few steps, no_grad", lambda case, selection: inference_contest(case, selection.kernel), SHORT
+    ),
+    "short": Table(
+        "a few steps, forward + backward", lambda case, selection: short_contest(case, selection.kernel), SHORT
+    ),
+    _WITH_GRADIENT: Table("forward + backward by kernel", lambda case, selection: calibration_contest(case, True)),
+    _INFERENCE: Table("no_grad by kernel", lambda case, selection: calibration_contest(case, False)),
+    "stacks": Table("layers, both ways, packed", lambda case, selection: stack_contest(case, selection.kernel), STACKS),
 }
 
 
-def measure(plan: Plan, threads: int) -> Iterator[Row]:
-    """Every row of a plan that is not known yet, in this process, as it is: threads is only noted.
+def measure(selection: Selection, threads: int) -> Iterator[Row]:
+    """Every row of a selection that is not known yet, in this process, as it is: threads is only noted.
 
     A contender that fails its check is not timed.
 
     Raises InputError for the peer JAX where it is not installed, RuntimeError where a named kernel cannot run a layer.
 
-    >>> [row] = measure(Plan(("layers",), ("rnn",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2), threads=1)
+    >>> few = Selection(("layers",), ("rnn",), ((5, 2, 3, 4),), ("torch.nn",), seconds=0.0, least=2)
+    >>> [row] = measure(few, threads=1)
     >>> sorted(row.times), row.wrong
     (['bptt', 'torch.nn'], [])
     """
     products = [product()]
-    for name, case in plan.left(threads):
+    for name, case in selection.left(threads):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            contest = TABLES[name].contest(case, plan)
+            contest = TABLES[name].contest(case, selection)
         checks = contest.checked()
         errors = {contender: check.error for contender, check in checks.items()}
         right = {
@@ -153,7 +160,7 @@ def measure(plan: Plan, threads: int) -> Iterator[Row]:
         }
         parts = TABLES[name].parts
         beside = {} if parts is None else parts(case)
-        timed = interleaved(right | beside, plan.seconds, plan.least)
+        timed = interleaved(right | beside, selection.seconds, selection.least)
         times = {contender: timed[contender] for contender in right}
         products.append(product())
         rate, got = (statistics.median(values) for values in zip(*products, strict=True))

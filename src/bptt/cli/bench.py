@@ -27,9 +27,9 @@ from ..bench import (
     STEP_SHAPES,
     TABLES,
     Machine,
-    Plan,
     Results,
     Row,
+    Selection,
     calibration_of,
     can_hold,
     cores,
@@ -66,7 +66,7 @@ def bench(
             "--cell",
             "--cells",
             metavar="CELL,...",
-            help=f"which cells (default: {', '.join(nn.LAYERS)}; of steps {', '.join(Plan.step_cells)})",
+            help=f"which cells (default: {', '.join(nn.LAYERS)}; of steps {', '.join(Selection.step_cells)})",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +77,7 @@ def bench(
             "--shapes",
             metavar="T,B,I,H",
             help=f"shape of the layers, or T,B,H of the steps; may be given again (default: {len(SHAPES)} and "
-            f"{len(Plan.step_shapes)} of them)",
+            f"{len(Selection.step_shapes)} of them)",
         ),
     ] = None,
     threads: Annotated[
@@ -133,7 +133,7 @@ def bench(
     console = Console()
     if not console.is_terminal:  # a log has no width of its own; rich would assume 80 and cut columns off
         console = Console(width=140)
-    chosen = _names("table", tables, SHOWN) if tables else ("layers",) if quick else Plan.tables
+    chosen = _names("table", tables, SHOWN) if tables else ("layers",) if quick else Selection.tables
     if calibrate:
         given = {"a table": tables, "--peers": peers, "--quick": quick, "--add": add, "--kernel": kernel != "auto"}
         if excluded := [name for name, value in given.items() if value]:
@@ -156,7 +156,7 @@ def bench(
         raise InputError(f"compile needs a C++ compiler, one of {', '.join(COMPILERS)}: found none")
     cells, step_cells = _cells(chosen, cell or (",".join(CALIBRATED_CELLS) if calibrate else None), everything)
     shapes, step_shapes = _shapes(("layers",) if calibrate else chosen, shape or [])
-    plan = Plan(
+    selection = Selection(
         tables=chosen,
         cells=cells,
         shapes=shapes or (CALIBRATED if calibrate else QUICK if quick else SHAPES),
@@ -165,25 +165,25 @@ def bench(
         seconds=(0.3 if quick or calibrate else 2.0) if seconds is None else seconds,
         least=3 if quick else 5,
         step_cells=step_cells,
-        step_shapes=step_shapes or STEP_SHAPES[: None if everything else 1 if quick else len(Plan.step_shapes)],
+        step_shapes=step_shapes or STEP_SHAPES[: None if everything else 1 if quick else len(Selection.step_shapes)],
         policies=not quick,
         compiled=compiled,
         compile_seconds=compile_seconds,
     )
-    _check(plan)
+    _check(selection)
     counts = _threads(threads)
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise InputError(f"json must be a file in a directory that is there: got {str(json)!r}")
     results = _begun(json, add, Results(Machine.here(processor(), cores()), kernel, ()))
-    plan = replace(plan, known=results.rows)
+    selection = replace(selection, known=results.rows)
     if wrong := [f"{row.net} {row.policy}" for row in compare() if not row.agrees]:
         console.print(f"not timed: these disagree with the equations, see bptt check: {'; '.join(wrong)}", style="red")
         return 1
     rows: list[Row] = []
     try:
-        with _progress(sum(len(plan.left(count)) for count in counts)) as progress:
-            for count in filter(plan.left, counts):
-                with closing(measured(plan, count)) as measurement:
+        with _progress(sum(len(selection.left(count)) for count in counts)) as progress:
+            for count in filter(selection.left, counts):
+                with closing(measured(selection, count)) as measurement:
                     for row in measurement:
                         rows.append(replace(row, commit=results.machine.commit))
                         progress(row)
@@ -236,7 +236,7 @@ def _names(option: str, given: Sequence[str], allowed: Collection[str]) -> tuple
 def _cells(tables: Collection[str], text: str | None, everything: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The cells of the layers, and those of the steps."""
     if text is None:
-        return tuple(nn.LAYERS), tuple(STEP_CELLS) if everything else Plan.step_cells
+        return tuple(nn.LAYERS), tuple(STEP_CELLS) if everything else Selection.step_cells
     known = (nn.LAYERS if {*tables} - {"steps"} else {}) | (STEP_CELLS if "steps" in tables else {})
     given = _names("cell", text.split(","), known)
     return tuple(name for name in given if name in nn.LAYERS), tuple(name for name in given if name in STEP_CELLS)
@@ -288,31 +288,31 @@ def _peers(text: str | None, console: Console) -> tuple[str, ...]:
     return tuple(FLAGS[name] for name in given)
 
 
-def _check(plan: Plan) -> None:
-    if not 0 <= plan.seconds < math.inf:
-        raise InputError(f"seconds must be a finite number of at least 0: got {plan.seconds}")
-    if not 0 < plan.compile_seconds < math.inf:
-        raise InputError(f"compile-seconds must be a finite number above 0: got {plan.compile_seconds}")
-    if not plan.cases():
-        raise InputError(f"cell must be one that {', '.join(plan.tables)} has: got {','.join(plan.cells)!r}")
-    if {*plan.tables} - {"steps"}:
-        for cell in plan.cells:
+def _check(selection: Selection) -> None:
+    if not 0 <= selection.seconds < math.inf:
+        raise InputError(f"seconds must be a finite number of at least 0: got {selection.seconds}")
+    if not 0 < selection.compile_seconds < math.inf:
+        raise InputError(f"compile-seconds must be a finite number above 0: got {selection.compile_seconds}")
+    if not selection.cases():
+        raise InputError(f"cell must be one that {', '.join(selection.tables)} has: got {','.join(selection.cells)!r}")
+    if {*selection.tables} - {"steps"}:
+        for cell in selection.cells:
             try:
-                kernels.explain(getattr(nn, cell.upper())(1, 1, kernel=plan.kernel), torch.zeros(1, 1, 1))
+                kernels.explain(getattr(nn, cell.upper())(1, 1, kernel=selection.kernel), torch.zeros(1, 1, 1))
             except (ValueError, RuntimeError) as error:
                 raise InputError(str(error)) from None
-    if "steps" in plan.tables and plan.kernel != "auto":
-        _check_steps(plan)
+    if "steps" in selection.tables and selection.kernel != "auto":
+        _check_steps(selection)
 
 
-def _check_steps(plan: Plan) -> None:
+def _check_steps(selection: Selection) -> None:
     """An InputError where the kernel is not one of scan's, or cannot run one of the steps."""
-    if plan.kernel not in KERNELS:
-        raise InputError(f"kernel must be one of {', '.join(KERNELS)} for steps: got {plan.kernel!r}")
-    for cell in plan.step_cells:
+    if selection.kernel not in KERNELS:
+        raise InputError(f"kernel must be one of {', '.join(KERNELS)} for steps: got {selection.kernel!r}")
+    for cell in selection.step_cells:
         step, carry, xs, _ = STEP_CELLS[cell].make(2, 8, T=2)
         try:
-            scan(step, carry, xs, kernel=plan.kernel)
+            scan(step, carry, xs, kernel=selection.kernel)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{cell}: {error}") from None
 

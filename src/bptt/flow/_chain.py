@@ -25,14 +25,14 @@ class Chain(Protocol):
     """A chain: states s_t, the Jacobians between them, and a local error at each state.
 
     name: whose states these are ("layer 0", "carry"). T: the number of states that bear a loss, 0..T-1. B, S: the
-    number of lanes, and of numbers in a lane's state. edges: the steps t that have a J_t.
+    number of lanes, and of numbers in a lane's state. transitions: the steps t that have a J_t.
     """
 
     name: str
     T: int
     B: int
     S: int
-    edges: range
+    transitions: range
     dtype: torch.dtype
     device: torch.device
 
@@ -73,7 +73,7 @@ class LayerChain:
             raise ValueError(f"layer must be one of 0..{len(recording.names) - 1}: got {k}")
         self.recording, self.k = recording, k
         self.name, self.cell, self.T, self.B = recording.names[k], recording.cell, recording.T, recording.B
-        self.edges = range(self.T)
+        self.transitions = range(self.T)
         self.tape = recording.tapes()[k]
         self.w = Weights(*(None if w is None else w.detach() for w in recording.weights[k]))  # type: ignore[arg-type]  # ih and hh are always given
         self.sizes = [s.shape[-1] for s in self.tape.states]
@@ -129,4 +129,8 @@ def lengths_of(chain: Chain) -> Tensor:
     if isinstance(chain, LayerChain):
         return chain.recording.lengths
     lengths: Tensor | None = getattr(chain, "lengths", None)
-    return torch.full((chain.B,), chain.edges[-1] + 1, device="cpu") if lengths is None else lengths + chain.edges[0]
+    return (
+        torch.full((chain.B,), chain.transitions[-1] + 1, device="cpu")
+        if lengths is None
+        else lengths + chain.transitions[0]
+    )

@@ -118,7 +118,7 @@ def jacobians(
     for name, value in (("every", every), ("lanes", lanes)):
         if value is not None and index(value) < 1:
             raise ValueError(f"{name} must be at least 1: got {value}")
-    t = chain.edges[::every]
+    t = chain.transitions[::every]
     singular = torch.stack([singular_values(jacobian(chain, i)[:lanes].double()) for i in t]).cpu().numpy()
     bound = stretch(chain)
     ended = (torch.tensor(list(t), device="cpu")[:, None] >= lengths_of(chain)).numpy()[:, :lanes]

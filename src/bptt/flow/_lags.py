@@ -256,9 +256,9 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
         lane_before[0][:, at_lag[2]] += earlier.where(own, 0).T.cpu().numpy()
         lane_sends[0][:, at_lag[2]] += own.T.cpu().numpy()
         earlier = size
-        if t in chain.edges and walking:
+        if t in chain.transitions and walking:
             rows, open = chain.pull(t, rows), open & chain.open(t)
-    lengths = np.minimum((lengths_of(chain) - chain.edges[0]).numpy()[:B], chain.T)
+    lengths = np.minimum((lengths_of(chain) - chain.transitions[0]).numpy()[:B], chain.T)
     present = _present(lengths, last, np.arange(K), chain.name)[None]
     norm /= np.where(present > 0, present, np.nan)
     lane_norm = followed(_mean(lane_norm, lane_sends), _mean(lane_before, lane_sends))

@@ -94,7 +94,7 @@ def lyapunov(
     2023 (arXiv 2006.02427) and Vogt et al. 2022 (arXiv 2006.14123).
     """
     chain = chain_of(subject, batch, loss, layer)
-    total = len(chain.edges)
+    total = len(chain.transitions)
     n = chain.S if count is None else index(count)
     if not 1 <= n <= chain.S:
         raise ValueError(f"count must be 1..{chain.S}, the numbers in a state: got {count}")
@@ -125,7 +125,7 @@ def _growth(chain: Chain, n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[
     frame = torch.linalg.qr(drawn(n))[0].to(chain.device)
     rounding = chain.S * torch.finfo(torch.float64).eps
     grown, counted = [], []
-    for t in chain.edges:
+    for t in chain.transitions:
         probe = torch.nn.functional.normalize(drawn(1), dim=1).to(
             chain.device
         )  # how much J takes what is not the frame

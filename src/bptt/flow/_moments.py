@@ -25,7 +25,7 @@ PATTERNS = 2**11
 class Gradient(Protocol):
     """The gradient under any policy, one vector `[N]`: a sum over parts whose cuts are drawn independently.
 
-    draws: independent draws of xi for a part. edges: that are cut independently in one.
+    draws: independent draws of xi for a part. cuts: edges that are cut independently in one.
     """
 
     @property
@@ -38,7 +38,7 @@ class Gradient(Protocol):
     def draws(self) -> int: ...
 
     @property
-    def edges(self) -> int: ...
+    def cuts(self) -> int: ...
 
     def part(self, i: int) -> Gradient:
         """That of one part alone."""
@@ -63,10 +63,10 @@ class Moments:
 
 def moments(gradient: Gradient, policy: Policy, full: Tensor, norm: float, draws: int, seed: int) -> Moments:
     """The moments of g under a policy: exact ones, or from a sample of cuts. full: the full gradient at norm 1."""
-    if not isinstance(policy, Randomized) or policy.p == 1 or gradient.edges == 0:
+    if not isinstance(policy, Randomized) or policy.p == 1 or gradient.cuts == 0:
         g = gradient(policy) / norm
         return Moments(g, float((g - full).square().sum()), 0.0, 0.0, exact=True, draws=1)
-    if gradient.parts * 2**gradient.edges <= PATTERNS:
+    if gradient.parts * 2**gradient.cuts <= PATTERNS:
         mean, variance = torch.zeros_like(full), 0.0
         for i in range(gradient.parts):
             one, first, second = gradient.part(i), torch.zeros_like(full), 0.0
@@ -77,7 +77,7 @@ def moments(gradient: Gradient, policy: Policy, full: Tensor, norm: float, draws
             mean += first
             variance += second - float(first.square().sum())
         square = float((mean - full).square().sum())
-        return Moments(mean, square, max(variance, 0.0), 0.0, exact=True, draws=gradient.parts * 2**gradient.edges)
+        return Moments(mean, square, max(variance, 0.0), 0.0, exact=True, draws=gradient.parts * 2**gradient.cuts)
     drawn = seeded(policy, seed)
     total, squares = torch.zeros_like(full), np.zeros(draws)
     for i in range(draws):

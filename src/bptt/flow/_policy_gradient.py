@@ -31,7 +31,7 @@ class PolicyGradient:
         return self.net.layers * 2 if self.net.directions == 2 else 1
 
     @property
-    def edges(self) -> int:
+    def cuts(self) -> int:
         """Edges of a lane that are cut independently."""
         return (self.T - 1) * self.draws
 

@@ -108,7 +108,7 @@ class Scanned:
             rows, began = rows[torch.from_numpy(near).to(rows.device)], began[near]
             np.add.at(norms, began - t, rows.flatten(1).double().norm(dim=1).cpu().numpy())
             np.add.at(counts, began - t, 1)
-            if t in chain.edges:
+            if t in chain.transitions:
                 rows = chain.pull(t, rows)
         far = int(np.count_nonzero(counts))
         return fit_decay(norms[:far] / counts[:far], counts[:far])[0]
@@ -136,7 +136,7 @@ class ScanGradient:
         return self.scanned.B
 
     @property
-    def edges(self) -> int:
+    def cuts(self) -> int:
         """Edges that are cut independently."""
         return (self.T - 1) * self.draws
 

@@ -72,7 +72,7 @@ class StepChain:
         if self.lengths is not None and self._resets is not None:  # a lane that ends passes its state on to its end
             ends = torch.arange(self.T, device="cpu")[:, None] == self.lengths
             self._resets = self._resets & ~ends.to(self._resets.device)
-        self.edges = range(1, self.T + 1)
+        self.transitions = range(1, self.T + 1)
         self._loss = loss
         self._latest: tuple[int, Visit] | None = None  # of the step that was asked for last
         self._steps = StepVisits.of(given)
@@ -172,7 +172,7 @@ class StepChain:
         return torch.cat([g.reshape(N, self.B, -1).to(self.dtype) for g in filled], -1)
 
     def _check_edge(self, t: int) -> None:
-        if t not in self.edges:
+        if t not in self.transitions:
             raise IndexError(f"t must be in 1..{self.T}, no state comes before the first carry: got {t}")
 
     def _check_independent(self) -> None:
@@ -181,7 +181,7 @@ class StepChain:
         noise = torch.randn(self.B, self.S, generator=generator, device="cpu").to(self.device, self.dtype)
         own = torch.eye(self.B, dtype=torch.bool, device=self.device)[..., None]
         with torch.no_grad():
-            back = self.pull(self.edges[0], torch.where(own, noise, 0))
+            back = self.pull(self.transitions[0], torch.where(own, noise, 0))
         if back.masked_fill(own, 0).any():
             raise RowsMix("rows='independent' does not hold: the step mixes the rows of its carry")
 
