@@ -317,7 +317,7 @@ def test_the_bench_times_it_against_a_loop(cell: str):
     assert case.flop == 6 * 5 * 2 * len(CELLS[cell.upper()].gate_names) * 4 * 7
     for contest in (layer_contest(case), short_contest(case), inference_contest(case), training_contest(case)):
         assert {name: error < 1e-5 for name, (error, _) in contest.errors().items()} == {"bptt": True, "loop": True}
-    [row] = bench.measure(bench.Plan(("layers",), (cell,), ((5, 2, 3, 4),), seconds=0.0, least=2), threads=1)
+    [row] = bench.measure(bench.Selection(("layers",), (cell,), ((5, 2, 3, 4),), seconds=0.0, least=2), threads=1)
     assert row.wrong == []
     with pytest.raises(ValueError, match="case must be of a cell that the equations have"):
         window_contest(bench.Case(cell, 9, 1, 3, 4, "chunked:4"))
