@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -109,7 +109,7 @@ def perplexity(trainer: Trainer, *, held: bool) -> float:
     return float(loss.exp())
 
 
-def summary(runs: list[Run]) -> Iterator[dict[str, object]]:
+def summary(runs: list[Run]) -> Iterator[dict[str, Any]]:
     """By policy: mean and standard deviation over seeds, and the paired difference from the full gradient."""
     reached = max(min(run.training) for run in runs)
     first = max(run.training[0] for run in runs)
@@ -151,9 +151,9 @@ def main(
         table.add_column(name, justify="right")
     for row in rows:
         pairs = [row[name] for name in ("best", "best against full", "at the level", "there against full")]
-        shown = [f"{middle:.3f} ± {spread:.3f}" for middle, spread in pairs]  # type: ignore[misc]
+        shown = [f"{middle:.3f} ± {spread:.3f}" for middle, spread in pairs]
         end = row["training at the end"]
-        table.add_row(str(row["policy"]), *shown, f"{row['passes to the best']:.1f}", f"{end[0]:.2f} ± {end[1]:.2f}")  # type: ignore[index]
+        table.add_row(str(row["policy"]), *shown, f"{row['passes to the best']:.1f}", f"{end[0]:.2f} ± {end[1]:.2f}")
     console.print(table)
     if file is not None:
         machine = asdict(Machine.here(processor(), 1))

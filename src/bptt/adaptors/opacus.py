@@ -96,7 +96,7 @@ class _Lanes:
     def forward(self, *tensors: Tensor) -> Tensor:
         form, *given = tensors[:-2]
         input, keywords = _arguments(form, given)
-        y, final = super().forward(input, **keywords)  # type: ignore[misc]
+        y, final = super().forward(input, **keywords)  # type: ignore[misc]  # of the layer that it is mixed with
         layer: Any = self
         if isinstance(y, PackedSequence):  # every row, at a place of its own
             y = nn.utils.rnn.pad_packed_sequence(y)[0]
@@ -212,7 +212,7 @@ def _without_layer(module: nn.Module, state: dict[str, Any], prefix: str, metada
 
 def _with_layer(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """A hook of `load_state_dict`: the reverse of `_without_layer`."""
-    for name in dict(module.layer.named_parameters()):  # type: ignore[union-attr]
+    for name in dict(module.layer.named_parameters()):  # type: ignore[union-attr]  # a layer, as the class says
         if prefix + name in state:
             state[prefix + _LAYER + name] = state.pop(prefix + name)
 
@@ -221,11 +221,11 @@ class _RNN(_Lanes, RNN):  # type: ignore[misc]  # it is called with tensors alon
     pass
 
 
-class _GRU(_Lanes, GRU):  # type: ignore[misc]
+class _GRU(_Lanes, GRU):  # type: ignore[misc]  # likewise
     pass
 
 
-class _LSTM(_Lanes, LSTM):  # type: ignore[misc]
+class _LSTM(_Lanes, LSTM):  # type: ignore[misc]  # likewise
     pass
 
 

@@ -232,6 +232,7 @@ class SegmentedPass:
     def _segments(
         self, stored: Mapping[int, Callable[[], States]], actions: Iterable[Action]
     ) -> Iterator[tuple[int, int]]:
+        # The state before the part is a field of its own, not `self`.
         for a, b, self.before in reversals(self.starts, actions, self.initial, stored, self._advance):  # noqa: B020
             yield a, b
 
