@@ -42,7 +42,7 @@ from bptt.train import Config, InputError, Sequential, Trainer, prepare
 NAME = "long_range_share"
 NETS = ("RNN", "RNN, orthogonal", "LSTM", "LSTM, chrono")
 STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-EDGES = (0, 1, 2, 4, 8, 16, 32)  # lags, in steps
+BIN_EDGES = (0, 1, 2, 4, 8, 16, 32)  # lags, in steps
 FAR = 8
 
 
@@ -79,16 +79,16 @@ def measure(run: Run, config: Config) -> Row:
     for step in (s for s in STEPS if s <= trainer.total):
         while trainer.step < step:
             trainer.advance()
-        found = bptt.flow.shares(trainer.model.eval(), (probe.inputs,), loss, edges=EDGES)
+        found = bptt.flow.shares(trainer.model.eval(), (probe.inputs,), loss, bin_edges=BIN_EDGES)
         row["step"].append(step)
-        row["error"].append([round(float(e), 5) for e in found.bias[0][:-1]])  # of keeping lags below EDGES[1:]
+        row["error"].append([round(float(e), 5) for e in found.bias[0][:-1]])  # of keeping lags below BIN_EDGES[1:]
         row["total"].append(float(found.total[0]))
     return row | {"heldout": trainer.record(heldout=True).heldout_perplexity}
 
 
 def course(rows: list[Row], net: str) -> list[list[float]]:
     """By seed: the error of leaving out lags of FAR and more, at every step measured."""
-    return [[error[EDGES.index(FAR) - 1] for error in row["error"]] for row in pick(rows, net=net)]
+    return [[error[BIN_EDGES.index(FAR) - 1] for error in row["error"]] for row in pick(rows, net=net)]
 
 
 def lowest(rows: list[Row], net: str) -> int:
@@ -125,9 +125,9 @@ def draw(rows: list[Row]) -> Figure:
     net, shown = moments(rows)
     for look, at in enumerate(shown):
         errors = [row["error"][at] for row in pick(rows, net=net)]
-        line(right, EDGES[1:], list(zip(*errors, strict=True)), look, f"after {steps[at]} steps")
+        line(right, BIN_EDGES[1:], list(zip(*errors, strict=True)), look, f"after {steps[at]} steps")
     right.set(xscale="log", yscale="log", xlabel="lags kept (steps)", ylabel=f"relative error, {net}")
-    right.set_xticks(EDGES[1:], labels=map(str, EDGES[1:]))
+    right.set_xticks(BIN_EDGES[1:], labels=map(str, BIN_EDGES[1:]))
     right.minorticks_off()
     right.legend(fontsize=9)
     return drawn
@@ -158,7 +158,7 @@ def main(quick: Quick = False, seed: Seed = 0, out: Out = None, text: Text = Non
         rows, complete = carry_out(plan, lambda run: measure(run, config))
     except InputError as error:
         raise typer.BadParameter(str(error)) from None
-    settings = common | {"text": named(text), "edges": EDGES}
+    settings = common | {"text": named(text), "edges": BIN_EDGES}
     publish(NAME, settings, rows, draw, complete=complete, quick=quick, out=out)
 
 

@@ -52,8 +52,8 @@ def lags_of(norm: list[float], rate: float = NAN) -> Lags:
     return Lags(("layer 0",), lag, values, lag + 1, np.array([rate]), np.zeros(1), zero, zero, np.array([False]))
 
 
-def shares(rate: float = 0.8, edges: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128)) -> Shares:
-    edge = np.array(edges)
+def shares(rate: float = 0.8, bin_edges: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64, 128)) -> Shares:
+    edge = np.array(bin_edges)
     part = rate ** edge[:-1] - rate ** edge[1:]
     total = part.sum()
     bias = (1 - np.cumsum(part) / total).clip(0)
@@ -111,15 +111,15 @@ def cell_path(forget: float = 0.97, K: int = 60, through_h: float = 1.0) -> Cell
 def gates(low: float = 0.02, high: float = 0.1, names: tuple[str, ...] = ("i", "f", "g", "o")) -> Gates:
     random = np.random.default_rng(4)
     ends = [(-1.0, 1.0) if name in "hgn" else (0.0, 1.0) for name in names]
-    edges = np.array([np.linspace(a, b, 41) for a, b in ends])
+    bin_edges = np.array([np.linspace(a, b, 41) for a, b in ends])
     counts = []
-    for i, edge in enumerate(edges):
+    for i, edge in enumerate(bin_edges):
         middle = random.beta(2 + i, 3, 20000) * (edge[-1] - edge[0]) + edge[0]
         counts.append(np.histogram(middle, edge)[0])
     count = len(names)
     spread = np.linspace(1, 0.3, count)
     middles, cell = np.full(count, 0.5), mode_of(names)
-    return Gates("layer 0", names, low * spread, high * spread, middles, edges, np.array(counts), 0.05, cell=cell)
+    return Gates("layer 0", names, low * spread, high * spread, middles, bin_edges, np.array(counts), 0.05, cell=cell)
 
 
 def lyapunov(largest: float = -0.05, error: float = 0.004, n: int = 24, steps: int = 400) -> Lyapunov:

@@ -199,14 +199,14 @@ def target(module: str, name: str) -> str | None:
     return face if name in defined(face) else None  # else an extension module
 
 
-def edges(path: str) -> set[str]:
+def imported_files(path: str) -> set[str]:
     """The files that a file imports, for types alone or not; what an `__init__` passes on is no import of its own."""
     found = {target(module, name) for module, name in imports(path, passed_on=Path(path).name != "__init__.py")}
     return {other for other in found if other is not None and other != path}
 
 
 def test_no_two_files_import_each_other() -> None:
-    graph = {path: edges(path) for path in FILES}
+    graph = {path: imported_files(path) for path in FILES}
 
     def reached(path: str) -> set[str]:
         seen, ahead = set(), [path]

@@ -182,7 +182,7 @@ def test_the_reverse_direction_is_the_sweep_of_the_reversed_sequence() -> None:
 
 def test_chunked_cuts_every_edge_in_own_steps() -> None:
     cells, x, s_0, dy, ds_T = make("gru", 2, 1)
-    cut = stacks.chunk_edges(T, B, 2)
+    cut = stacks.chunk_edge_factors(T, B, 2)
     got = stacks.sweep(cells, x, s_0, dy, ds_T, stacks.spans(T, T, T), xi=[[cut], [cut]])
     stops_at_start = [(first, first, last, last) for _, first, last in policies.chunks(T, 2)]
     same = stacks.sweep(cells, x, s_0, dy, ds_T, stops_at_start)

@@ -49,7 +49,7 @@ def test_every_gate(name: str) -> None:
         assert_allclose(found.mean[g], values.mean(), rtol=1e-10)
         assert_allclose(found.low[g], np.mean(values < a + 0.1 * (b - a)))
         assert_allclose(found.high[g], np.mean(values > b - 0.1 * (b - a)))
-        assert_allclose(found.edges[g], np.linspace(a, b, 11))
+        assert_allclose(found.bin_edges[g], np.linspace(a, b, 11))
         assert_array_equal(found.counts[g], np.histogram(values, np.linspace(a, b, 11))[0])
     assert found.low.sum() + found.high.sum() > 0
 
@@ -72,7 +72,7 @@ def test_relu_counts_zeros_and_identity_nothing() -> None:
     assert 0 < np.mean(y == 0) < 1
     assert_allclose(found.low, [np.mean(y == 0)])
     assert_array_equal(found.high, [0])
-    assert_allclose(found.edges[0, [0, -1]], [y.min(), y.max()])
+    assert_allclose(found.bin_edges[0, [0, -1]], [y.min(), y.max()])
     found = bptt.flow.gates(layer_of("identity"), x)
     assert (found.low[0], found.high[0], found.counts.sum()) == (0, 0, T * B * H)
 

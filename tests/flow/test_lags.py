@@ -87,9 +87,9 @@ def test_lanes_are_averaged(layer):
 
 def test_shares_are_the_gradients_of_each_steps_own_weights(layer):
     recording = record(layer, batch(), lambda y: y.square().sum())
-    edges = [0, 1, 2, 4]
-    measured = shares(recording, edges=edges)
-    assert measured.edges.tolist() == [0, 1, 2, 4, T]
+    bin_edges = [0, 1, 2, 4]
+    measured = shares(recording, bin_edges=bin_edges)
+    assert measured.bin_edges.tolist() == [0, 1, 2, 4, T]
     net = unroll(layer, batch())
     L = layer.num_layers
     parts = [torch.zeros(4, *net.weights[i][0].shape, dtype=torch.float64) for i in range(L)]
@@ -99,7 +99,7 @@ def test_shares_are_the_gradients_of_each_steps_own_weights(layer):
             loss = (net.y[t] * recording.dy[t]).sum()
             grads = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
             for i, grad in enumerate(grads):
-                parts[i][int(np.searchsorted(edges, k, side="right")) - 1] += grad
+                parts[i][int(np.searchsorted(bin_edges, k, side="right")) - 1] += grad
     for i, part in enumerate(parts):
         G = part.sum(0)
         assert_allclose(measured.total[i], float(G.norm()), rtol=1e-10)
@@ -113,7 +113,7 @@ def test_the_bias_behind_an_edge_is_that_of_truncation():
     torch.manual_seed(3)
     layer = bptt.nn.LSTM(3, 5, num_layers=2, dtype=torch.float64)
     recording = record(layer, batch(), lambda y: y.square().sum())
-    measured = shares(recording, edges=range(T))
+    measured = shares(recording, bin_edges=range(T))
     full = bptt.gradients(layer, batch(), recording.dy, gradient="full")
     for K in range(1, T + 1):
         cut = bptt.gradients(layer, batch(), recording.dy, gradient=bptt.Truncated(K))
@@ -283,8 +283,8 @@ def test_bad_arguments():
         lag_map(layer, x, every=5)
     with pytest.raises(ValueError, match="lanes must be at least 1: got 0"):
         lag_map(layer, x, lanes=0)
-    with pytest.raises(ValueError, match="edges must ascend from 0"):
-        shares(layer, x, edges=[1, 2])
+    with pytest.raises(ValueError, match="bin_edges must ascend from 0"):
+        shares(layer, x, bin_edges=[1, 2])
     with pytest.raises(ValueError, match="both ways"):
         lag_map(bptt.nn.RNN(3, 5, num_layers=2, bidirectional=True), x)
 

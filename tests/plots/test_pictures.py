@@ -48,10 +48,10 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "decay nan": lambda: plots.decay(made.lags_of([NAN, NAN], NAN)),
     "decay long": lambda: plots.decay(made.lags(0.95, K=10_000)),
     "shares": lambda: plots.shares(made.shares()),
-    "shares in one bin": lambda: plots.shares(made.shares(edges=(0, 1))),
+    "shares in one bin": lambda: plots.shares(made.shares(bin_edges=(0, 1))),
     "shares of nothing": lambda: plots.shares(replace(made.shares(), total=np.zeros(1), bias=np.full((1, 8), NAN))),
     "shares nan": lambda: plots.shares(replace(made.shares(), total=np.full(1, NAN), share=np.full((1, 8), NAN))),
-    "shares in many bins": lambda: plots.shares(made.shares(edges=tuple(range(0, 3000, 10)))),
+    "shares in many bins": lambda: plots.shares(made.shares(bin_edges=tuple(range(0, 3000, 10)))),
     "products": lambda: plots.products(made.products()),
     "products exploding": lambda: plots.products(made.products(rate=30.0, K=400, bound=40.0)),
     "products vanishing": lambda: plots.products(made.products(rate=1e-3, K=400)),
@@ -230,7 +230,7 @@ def test_the_products_axis_ends_where_float64_does(rate, K):
 
 
 def test_names_of_bins_do_not_meet():
-    figure = plots.shares(made.shares(edges=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)))
+    figure = plots.shares(made.shares(bin_edges=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)))
     figure.draw_without_rendering()
     labels = [label.get_window_extent() for label in figure.axes[1].get_xticklabels()]
     assert len(labels) == 10

@@ -126,7 +126,7 @@ def test_what_was_not_measured_has_no_section(tmp_path):
 
 ODD = {
     "zero": replace(
-        WHOLE, lag_map=made.lag_map(rate=0.0), lags=made.lags_of([0.0, 0.0]), shares=made.shares(edges=(0, 1))
+        WHOLE, lag_map=made.lag_map(rate=0.0), lags=made.lags_of([0.0, 0.0]), shares=made.shares(bin_edges=(0, 1))
     ),
     "exploding": replace(WHOLE, lag_map=made.lag_map(rate=7.0), lags=made.lags(7.0), products=made.products(30.0, 400)),
     "not finite": replace(

@@ -35,7 +35,7 @@ def spans(T: int, window: int, every: int, directions: int = 1) -> list[Span]:
     return out
 
 
-def chunk_edges(T: int, B: int, k: int) -> Array:
+def chunk_edge_factors(T: int, B: int, k: int) -> Array:
     """Factors `[T, B]` that cut every edge into a multiple of k, in own steps: `detach()` every k steps."""
     return np.array([[0.0 if t > 0 and t % k == 0 else 1.0] * B for t in range(T)])
 

@@ -28,10 +28,10 @@ class Gates(Shown):
     layer: the name of the layer. names: of the G gates ("h" of a simple RNN; "r", "z", "n"; "i", "f", "g", "o"). low,
     high: `[G]` the fraction of values within `margin` of the lower and of the upper end of the activation. For relu low
     is the fraction of zeros, where its slope is 0, and high is 0; for identity both are 0. NaN counts as neither. mean:
-    `[G]` the mean value. edges `[G, bins+1]` and counts `[G, bins]`: a histogram over the range of the activation; for
-    relu and identity over the range of the finite values. margin: a fraction of the range of the activation. bounded:
-    whether the activation has ends (tanh and sigmoid have them, relu and identity do not). cell: the cell, by its name
-    in `bptt.cells.CELLS`; "" for an unknown one.
+    `[G]` the mean value. bin_edges `[G, bins+1]` and counts `[G, bins]`: a histogram over the range of the activation;
+    for relu and identity over the range of the finite values. margin: a fraction of the range of the activation.
+    bounded: whether the activation has ends (tanh and sigmoid have them, relu and identity do not). cell: the cell, by
+    its name in `bptt.cells.CELLS`; "" for an unknown one.
     """
 
     layer: str
@@ -39,7 +39,7 @@ class Gates(Shown):
     low: npt.NDArray[np.float64]
     high: npt.NDArray[np.float64]
     mean: npt.NDArray[np.float64]
-    edges: npt.NDArray[np.float64]
+    bin_edges: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
     margin: float
     bounded: bool = True
@@ -87,24 +87,24 @@ def gates(
     per_gate = values.reshape(-1, values.shape[-1]).cpu().numpy()
     H, kinds = recording.layer.hidden_size, [ACTIVATIONS[name] for name in cell.activations]
     rows = [_spread(per_gate[:, g * H : (g + 1) * H].ravel(), kind, margin, bins) for g, kind in enumerate(kinds)]
-    low, high, mean, edges, counts = (np.array(column) for column in zip(*rows, strict=True))
+    low, high, mean, bin_edges, counts = (np.array(column) for column in zip(*rows, strict=True))
     bounded = all(kind.ends is not None for kind in kinds)
-    return Gates(chain.name, cell.gate_names, low, high, mean, edges, counts, margin, bounded, cell.mode)
+    return Gates(chain.name, cell.gate_names, low, high, mean, bin_edges, counts, margin, bounded, cell.mode)
 
 
 def _spread(
     values: npt.NDArray[np.float64], activation: Activation, margin: float, bins: int
 ) -> tuple[float, float, float, npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """(low, high, mean, edges, counts) of one gate."""
+    """(low, high, mean, bin_edges, counts) of one gate."""
     finite = values[np.abs(values) < HUGE]  # and NaN left out
     total, ends = max(1, len(values)), activation.ends
     if ends is None:
         lowest, highest = (float(f(initial=0.0)) for f in (finite.min, finite.max))
-        counts, edges = np.histogram(finite, bins, (lowest, highest if highest > lowest else lowest + 1))
+        counts, bin_edges = np.histogram(finite, bins, (lowest, highest if highest > lowest else lowest + 1))
         low, high = 0.0 if activation.flat is None else np.count_nonzero(values == activation.flat) / total, 0.0
     else:
-        counts, edges = np.histogram(finite, bins, ends)
+        counts, bin_edges = np.histogram(finite, bins, ends)
         near = margin * (ends[1] - ends[0])
         low = np.count_nonzero(finite <= ends[0] + near) / total
         high = np.count_nonzero(finite >= ends[1] - near) / total
-    return low, high, float(values.mean()) if len(values) else float("nan"), edges, counts
+    return low, high, float(values.mean()) if len(values) else float("nan"), bin_edges, counts

@@ -32,14 +32,14 @@ Ints = npt.NDArray[np.int64]
 class Shares(Shown):
     """The gradient of the recurrent weights by lag: how much of it has travelled so many steps.
 
-    edges: `[M+1]` bin m holds the lags edges[m] <= lag < edges[m+1]. norm: `[L, M]` |G_m|, the Frobenius norm of the
-    part G_m that a bin holds. share: `[L, M]` <G_m, G> / |G|^2, which adds up to 1 over bins and may be negative. bias:
-    `[L, M]` |G_0 + ... + G_m - G| / |G|, the relative error of a gradient that is cut after bin m. total: `[L]` |G|,
-    where G is the sum over all bins.
+    bin_edges: `[M+1]` bin m holds the lags bin_edges[m] <= lag < bin_edges[m+1]. norm: `[L, M]` |G_m|, the Frobenius
+    norm of the part G_m that a bin holds. share: `[L, M]` <G_m, G> / |G|^2, which adds up to 1 over bins and may be
+    negative. bias: `[L, M]` |G_0 + ... + G_m - G| / |G|, the relative error of a gradient that is cut after bin m.
+    total: `[L]` |G|, where G is the sum over all bins.
     """
 
     layers: tuple[str, ...]
-    edges: Ints
+    bin_edges: Ints
     norm: Floats
     share: Floats
     bias: Floats
@@ -51,32 +51,32 @@ def shares(
     batch: Any = None,
     loss: Loss | None = None,
     *,
-    edges: Sequence[int] | None = None,
+    bin_edges: Sequence[int] | None = None,
 ) -> Shares:
     """The gradient of the recurrent weights by the number of steps it has travelled: short range against long range.
 
     dL/dW_hh = sum_k G_k,  G_k = sum_t da_{t-k}^(t) h_{t-k-1}',  da^(t) what the loss at t sends to the pre-activations
 
-    subject, batch, loss: as in `record`, or a Recording alone. edges: the edges of the bins, in lags counted from 0,
+    subject, batch, loss: as in `record`, or a Recording alone. bin_edges: where bins begin, in lags counted from 0,
     ascending; by default 0, 1, 2, 4, 8, ... to at most 256. One more bin holds all lags beyond the last edge, by
     difference from the full gradient, so that nothing is missing.
 
-    Raises ValueError for edges that do not ascend from 0, and as `lag_map` does.
+    Raises ValueError for bin edges that do not ascend from 0, and as `lag_map` does.
 
     >>> import torch, bptt
     >>> s = bptt.flow.shares(bptt.nn.GRU(2, 3), torch.randn(20, 4, 2), lambda y: y.square().mean())
-    >>> s.edges.tolist(), round(float(s.share[0].sum()), 6)
+    >>> s.bin_edges.tolist(), round(float(s.share[0].sum()), 6)
     ([0, 1, 2, 4, 8, 16, 20], 1.0)
     """
     recording = recorded(subject, batch, loss)
     check_one_way(recording)
     T = recording.T
-    if edges is None:
+    if bin_edges is None:
         bounds = [0, *(2**i for i in range(9) if 2**i < T)]
     else:
-        bounds = [index(edge) for edge in edges]
+        bounds = [index(edge) for edge in bin_edges]
         if bounds[:1] != [0] or any(b <= a for a, b in pairwise(bounds)):
-            raise ValueError(f"edges must ascend from 0: got {list(edges)}")
+            raise ValueError(f"bin_edges must ascend from 0: got {list(bin_edges)}")
         bounds = [b for b in bounds if b < T]
     K, L = bounds[-1] or 1, len(recording.names)
     shapes = [w.hh.shape for w in recording.weights]

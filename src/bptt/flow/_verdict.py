@@ -302,9 +302,9 @@ def _keeps(shares: Shares, window: int) -> int | None:
     whole is. What lies between two edges of the shares is known by the nearer edge below it, else the one above.
     """
     bias = np.nan_to_num(shares.bias).max(0)  # NaN: the full gradient is 0
-    close = shares.edges[1:-1][bias[:-1] <= LITTLE]
+    close = shares.bin_edges[1:-1][bias[:-1] <= LITTLE]
     if np.any(close <= window) and int(close[close <= window].max()) == max(
-        (int(edge) for edge in shares.edges[1:] if edge <= window), default=0
+        (int(edge) for edge in shares.bin_edges[1:] if edge <= window), default=0
     ):
         return window
     above = close[close >= window]

@@ -178,9 +178,9 @@ def reach_of(lags: Lags, i: int, part: float = 0.9) -> str:
 @conclusion.register
 def _(measure: Shares, layer: int | None = None) -> str:
     i = int(np.argmax(np.nan_to_num(measure.bias[:, 0]))) if layer is None else layer
-    bias, edges = measure.bias[i], measure.edges
+    bias, bin_edges = measure.bias[i], measure.bin_edges
     enough = int(np.argmax(bias <= CLOSE)) if np.any(bias <= CLOSE) else len(bias) - 1
-    last = int(edges[enough + 1]) - 1
+    last = int(bin_edges[enough + 1]) - 1
     if not np.isfinite(measure.total[i]):
         text = "the gradient of W_hh is not finite"
     elif measure.total[i] == 0:
@@ -188,7 +188,7 @@ def _(measure: Shares, layer: int | None = None) -> str:
     elif len(bias) == 1:
         text = f"the gradient of W_hh was measured in one bin, lags 0 to {last}"
     elif enough == len(bias) - 1:
-        text = f"all lags count: cut before lag {edges[enough]}, dL/dW_hh is {percent(bias[enough - 1])} off"
+        text = f"all lags count: cut before lag {bin_edges[enough]}, dL/dW_hh is {percent(bias[enough - 1])} off"
     else:
         lags = "lag 0 alone gives" if last == 0 else f"lags 0 to {last} give"
         text = f"{lags} dL/dW_hh to within {percent(bias[enough])}"

@@ -28,15 +28,15 @@ def gates(measure: Gates) -> Figure:
     figure = Picture(figsize=(8.0, 3.3), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
     for i, (ax, name) in enumerate(zip(panels, measure.names, strict=True)):
-        edges, counts = measure.edges[i], measure.counts[i].astype(np.float64)
+        bin_edges, counts = measure.bin_edges[i], measure.counts[i].astype(np.float64)
         ax.set_title(name if count > 1 else "state h", fontsize=10.5)
         if i == 0:
             ax.set_ylabel("fraction of values")
-        if not counts.sum() or not np.all(np.isfinite(edges)):
+        if not counts.sum() or not np.all(np.isfinite(bin_edges)):
             empty(ax, "no finite value")
             continue
-        ax.stairs(counts / counts.sum(), edges, fill=True, color=BLUE)
-        low, high = float(edges[0]), float(edges[-1])
+        ax.stairs(counts / counts.sum(), bin_edges, fill=True, color=BLUE)
+        low, high = float(bin_edges[0]), float(bin_edges[-1])
         width = measure.margin * (high - low)
         ends = ((low, measure.low[i], "left"), (high - width, measure.high[i], "right"))
         for start, fraction, side in ends if measure.bounded else ():

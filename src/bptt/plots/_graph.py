@@ -40,10 +40,10 @@ def graph(T: int = 3, cell: str = "rnn", *, ax: Axes | None = None) -> Figure:
     for (row, t), place in places.items():
         _node(axes, place, f"${_symbol(row)}_{{{t}}}$", "white" if row in "xo" or t == 0 else PALE)
     _node(axes, top, "$L$", PALE)
-    for start, end, bend in _edges(T, states):
-        _edge(axes, places[start], places[end], bend, backward=start[0] != "x" and start[1] > 0)
+    for start, end, bend in _arrows(T, states):
+        _arrow(axes, places[start], places[end], bend, backward=start[0] != "x" and start[1] > 0)
     for t in range(1, T + 1):
-        _edge(axes, places["l", t], top, 0.0, backward=True)
+        _arrow(axes, places["l", t], top, 0.0, backward=True)
         x, y = places["h", t]
         axes.text(x + 0.09, y + 0.42, rf"$\lambda_{{{t}}}$", color=VERMILLION, fontsize=12, ha="center", va="center")
     _weights(axes, places, T, "w_h", states[0])
@@ -64,17 +64,17 @@ def _symbol(row: str) -> str:
     return r"\ell" if row == "l" else row
 
 
-def _edges(T: int, states: tuple[str, ...]) -> list[tuple[tuple[str, int], tuple[str, int], float]]:
-    """(from, to, bend) of every forward edge but those from the weights and to L."""
-    edges: list[tuple[tuple[str, int], tuple[str, int], float]] = []
+def _arrows(T: int, states: tuple[str, ...]) -> list[tuple[tuple[str, int], tuple[str, int], float]]:
+    """(from, to, bend) of every forward arrow but those from the weights and to L."""
+    arrows: list[tuple[tuple[str, int], tuple[str, int], float]] = []
     for t in range(1, T + 1):
         if "c" in states:
-            edges += [(("x", t), ("c", t), 0.0), (("x", t), ("h", t), 0.4), (("c", t), ("h", t), 0.0)]
-            edges += [(("c", t - 1), ("c", t), 0.0), (("h", t - 1), ("c", t), 0.0)]
+            arrows += [(("x", t), ("c", t), 0.0), (("x", t), ("h", t), 0.4), (("c", t), ("h", t), 0.0)]
+            arrows += [(("c", t - 1), ("c", t), 0.0), (("h", t - 1), ("c", t), 0.0)]
         else:
-            edges.append((("x", t), ("h", t), 0.0))
-        edges += [(("h", t - 1), ("h", t), 0.0), (("h", t), ("o", t), 0.0), (("o", t), ("l", t), 0.0)]
-    return edges
+            arrows.append((("x", t), ("h", t), 0.0))
+        arrows += [(("h", t - 1), ("h", t), 0.0), (("h", t), ("o", t), 0.0), (("o", t), ("l", t), 0.0)]
+    return arrows
 
 
 def _node(ax: Axes, place: Place, text: str, face: str) -> None:
@@ -89,7 +89,7 @@ def _node(ax: Axes, place: Place, text: str, face: str) -> None:
     )
 
 
-def _edge(ax: Axes, start: Place, end: Place, bend: float, backward: bool) -> None:
+def _arrow(ax: Axes, start: Place, end: Place, bend: float, backward: bool) -> None:
     """An arrow forward, and beside it one back where an adjoint walks it."""
     shared: dict[str, Any] = {"mutation_scale": 11, "shrinkA": 15, "shrinkB": 15, "zorder": 2}
     ax.add_patch(
@@ -112,5 +112,5 @@ def _weights(ax: Axes, places: dict[tuple[str, int], Place], T: int, name: str, 
         squares.append((x - 0.27, y - 0.5))
         box = {"boxstyle": "square,pad=0.25", "facecolor": "white", "edgecolor": GREY, "linewidth": 1.0}
         ax.text(*squares[-1], f"${name}$", fontsize=11, ha="center", va="center", zorder=4, bbox=box)
-        _edge(ax, squares[-1], places[row, t], 0.0, backward=True)
+        _arrow(ax, squares[-1], places[row, t], 0.0, backward=True)
     ax.plot([x for x, _ in squares], [y for _, y in squares], color=GREY, linestyle=":", linewidth=1.4, zorder=1)

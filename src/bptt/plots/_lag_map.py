@@ -46,14 +46,14 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     low = max(float(positive.min()), least) if positive.size else high / 10
     floor = min(low, high / 2)
     scale = LogNorm(floor, high)
-    edges = _edges(t), _edges(lag)
+    borders = _borders(t), _borders(lag)
     axes.set_facecolor(PALE)
     values = np.where(finite, np.maximum(norm, floor), np.nan)
-    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
+    mesh = axes.pcolormesh(*borders, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
     keys = [Patch(facecolor=PALE, edgecolor=GREY, label="no data")] if np.any(np.isnan(norm)) else []
     if np.any(broken):
         red = np.ma.masked_where(~broken.T, np.ones_like(norm.T))
-        axes.pcolormesh(*edges, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
+        axes.pcolormesh(*borders, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
         keys.append(Patch(facecolor=VERMILLION, label="not finite"))
     if keys:
         axes.legend(handles=keys, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
@@ -67,7 +67,7 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     return figure
 
 
-def _edges(middles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _borders(middles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Borders between neighbours, half a distance beyond the first and the last."""
     if len(middles) == 1:
         return np.array([middles[0] - 0.5, middles[0] + 0.5])

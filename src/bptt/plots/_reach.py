@@ -48,8 +48,8 @@ def reach(policies: Sequence[Policy | str] = POLICIES, T: int = 15, *, seed: int
     for i, (policy, weight) in enumerate(zip(chosen, weights, strict=True)):
         ax = panels[i // columns][i % columns]
         seen = np.ma.masked_where(weight == 0, weight)
-        edges = np.arange(T + 1) - 0.5
-        mesh = ax.pcolormesh(edges, edges, seen, norm=scale, cmap=shades, edgecolor="white", linewidth=0.4)
+        borders = np.arange(T + 1) - 0.5
+        mesh = ax.pcolormesh(borders, borders, seen, norm=scale, cmap=shades, edgecolor="white", linewidth=0.4)
         ax.set_aspect("equal")
         ax.set_xlim(-0.5, T - 0.5)
         ax.set_ylim(T - 0.5, -0.5)

@@ -48,7 +48,7 @@ def shares(measure: Shares, *, layer: int | None = None) -> Figure:
 
 def _label(ax: Axes, measure: Shares) -> None:
     """The lags of each bin, as many of them as there is room for."""
-    low, high = measure.edges[:-1], measure.edges[1:] - 1
+    low, high = measure.bin_edges[:-1], measure.bin_edges[1:] - 1
     long = len(str(high[-1])) > 2  # then a bin's two ends stand on two lines
     words = [str(a) if a == b else f"{a}–{chr(10) * long}{b}" for a, b in zip(low, high, strict=True)]
     every = max(1, -(-len(words) * (max(len(line) for word in words for line in word.split()) + 2) // 90))

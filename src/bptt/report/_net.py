@@ -140,10 +140,10 @@ def gates(measure: Gates) -> Panels:
     charts: Panels = []
     for i, name in enumerate(measure.names):
         figure = chart()
-        edges, counts = drawable(measure.edges[i]), measure.counts[i]
-        middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-        margin = measure.margin * (edges[-1] - edges[0])
-        end = measure.bounded & ((middle < edges[0] + margin) | (middle > edges[-1] - margin))
+        bin_edges, counts = drawable(measure.bin_edges[i]), measure.counts[i]
+        middle, width = (bin_edges[1:] + bin_edges[:-1]) / 2, np.diff(bin_edges)
+        margin = measure.margin * (bin_edges[-1] - bin_edges[0])
+        end = measure.bounded & ((middle < bin_edges[0] + margin) | (middle > bin_edges[-1] - margin))
         figure.add_bar(
             x=middle,
             y=counts / max(int(counts.sum()), 1),

@@ -124,8 +124,8 @@ def _lanes(figure: go.Figure, measure: Lags, layer: int) -> None:
         return
     lanes = positive(measure.lane_norm[layer])
     seen = ~np.all(np.isnan(lanes), axis=0)
-    edges = {"least": np.nanmin(lanes[:, seen], axis=0), "most": np.nanmax(lanes[:, seen], axis=0)}
-    for name, values in edges.items():
+    limits = {"least": np.nanmin(lanes[:, seen], axis=0), "most": np.nanmax(lanes[:, seen], axis=0)}
+    for name, values in limits.items():
         figure.add_scatter(
             x=measure.lag[seen],
             y=values,
@@ -156,7 +156,7 @@ def _fit(figure: go.Figure, measure: Lags, layer: int) -> None:
 
 def shares(measure: Shares) -> go.Figure:
     """Shares as bars, the error of cutting behind each bin as a line below."""
-    low, high = measure.edges[:-1], measure.edges[1:] - 1
+    low, high = measure.bin_edges[:-1], measure.bin_edges[1:] - 1
     bins = [str(a) if a == b else f"{a}–{b}" for a, b in zip(low, high, strict=True)]
     figure = chart(2, 1, shared_xaxes=True, vertical_spacing=0.08)
     for i, name in enumerate(measure.layers):

@@ -57,8 +57,8 @@ class StepChain:
             self.watched.add(given.T - 3)
         if given.resets is not None:
             self.cuts |= all_rows(given.resets)
-        self.edges = EdgeFactors() if policy.draws_factors else None
-        self.steady = not overlapping and not self.cuts and self.edges is None and given.resets is None
+        self.edge_factors = EdgeFactors() if policy.draws_factors else None
+        self.steady = not overlapping and not self.cuts and self.edge_factors is None and given.resets is None
         self.began = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]  # not in torch's stubs
         self.opaque = False
         # Copies: a step may write to what it is given.
@@ -192,8 +192,8 @@ class StepChain:
         carry, resets = self.carry, self.run.given.resets
         if t > 0 and t in self.cuts:
             carry = [c.detach() for c in carry]
-        elif self.edges is not None:
-            carry = [TimeEdge.apply(c, self.edges, t) if differentiable(c) else c for c in carry]
+        elif self.edge_factors is not None:
+            carry = [TimeEdge.apply(c, self.edge_factors, t) if differentiable(c) else c for c in carry]
         return carry if resets is None else reset(carry, resets, t)
 
     def append(self, carry: list[Tensor], y: list[Tensor]) -> None:

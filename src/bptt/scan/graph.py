@@ -54,18 +54,18 @@ class TimeEdge(torch.autograd.Function):
     """The identity forward; backward, the adjoint times the edge's factor, which is known by then."""
 
     @staticmethod
-    def forward(ctx: Any, carry: Tensor, edges: EdgeFactors, t: int) -> Tensor:
-        ctx.edges, ctx.t = edges, t
+    def forward(ctx: Any, carry: Tensor, edge_factors: EdgeFactors, t: int) -> Tensor:
+        ctx.edge_factors, ctx.t = edge_factors, t
         ctx.set_materialize_grads(False)
         return carry.view_as(carry)
 
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor | None) -> tuple[Tensor | None, None, None]:
-        edges: EdgeFactors = ctx.edges
-        if edges.factors is None or adjoint is None:
+        known: EdgeFactors = ctx.edge_factors
+        if known.factors is None or adjoint is None:
             return adjoint, None, None
         # A derivative of the zeros that would go on could be NaN.
-        return (None if ctx.t in edges.cuts else after_edge(adjoint, edges.factors[ctx.t])), None, None
+        return (None if ctx.t in known.cuts else after_edge(adjoint, known.factors[ctx.t])), None, None
 
 
 def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor | None) -> list[list[Visit]]:
@@ -74,7 +74,7 @@ def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor |
     Each step receives views of its own: a vector-Jacobian product with respect to them covers this step alone, while
     its own derivative goes on through the states to everything that they depend on.
     """
-    edges = EdgeFactors().know(edge_factors)
+    known = EdgeFactors().know(edge_factors)
     chains: list[list[Visit]] = []
     entering: list[Sequence[Tensor]] = []  # the carries of the block before, from its earliest step on
     start = 0
@@ -85,10 +85,10 @@ def policy_graph(call: ScanCall, blocks: Sequence[Block], edge_factors: Tensor |
         start, entering = earliest, [carry]
         chains.append([])
         for t in range(earliest, last + 1):
-            if t > 0 and t in edges.cuts:
+            if t > 0 and t in known.cuts:
                 carry = [c.detach() for c in carry]
             elif edge_factors is not None and (t > earliest or t == 0):
-                carry = [TimeEdge.apply(c, edges, t) if differentiable(c) else c for c in carry]
+                carry = [TimeEdge.apply(c, known, t) if differentiable(c) else c for c in carry]
             received = *reset(carry, call.resets, t), *(x[t] for x in call.xs), *call.captured
             visit = call.replay.visit(t, list(map(alias, received)))
             if t == earliest:

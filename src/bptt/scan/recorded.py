@@ -148,8 +148,8 @@ def _finish(chain: StepChain, policy: Policy) -> RecordedPass:
     if any(t.requires_grad for t in outputs):
         if monitor.fault is not None:
             raise hidden(monitor.fault)
-        if chain.edges is not None:
-            chain.edges.know(edge_factors(policy, given))
+        if chain.edge_factors is not None:
+            chain.edge_factors.know(edge_factors(policy, given))
         inputs = [t for t in (*given.carry, *given.xs, *whole.captured) if t.requires_grad]
         outputs = list(_Checked.apply(step, len(outputs), *outputs, *inputs))
     n = len(chain.carry)
@@ -201,7 +201,7 @@ class _Checked(torch.autograd.Function):
     def forward(ctx: Any, last: _LastStep, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         with named("scan", "forward"):
             ctx.last, ctx.inputs = last, len(tensors) - n
-            ctx.edges = [graph_edge(t) if t.requires_grad else None for t in tensors]
+            ctx.graph_edges = [graph_edge(t) if t.requires_grad else None for t in tensors]
             ctx.devices = {t.device for t in tensors[:n]}
             ctx.set_materialize_grads(False)
             ctx.mark_dirty(*tensors[:n])  # not copied
@@ -211,16 +211,16 @@ class _Checked(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         with named("scan", "backward"):  # the steps of the graph follow, under the names of what they are
             ctx.last.check()
-        n, edges = len(cotangents), ctx.edges
-        arrived = [(e, c) for e, c in zip(edges, cotangents, strict=False) if e is not None and c is not None]
-        if not torch._C._is_any_autocast_enabled() or not arrived or not _comes_from(arrived, edges[n:]):
+        n, graph_edges = len(cotangents), ctx.graph_edges
+        arrived = [(e, c) for e, c in zip(graph_edges, cotangents, strict=False) if e is not None and c is not None]
+        if not torch._C._is_any_autocast_enabled() or not arrived or not _comes_from(arrived, graph_edges[n:]):
             return None, None, *cotangents, *[None] * ctx.inputs
         with ExitStack() as stack:
             for device in ctx.devices:
                 stack.enter_context(own_precision(device))
             grads = torch.autograd.grad(
                 [GradientEdge(*edge) for edge, _ in arrived],
-                [GradientEdge(*edge) for edge in edges[n:]],
+                [GradientEdge(*edge) for edge in graph_edges[n:]],
                 [c for _, c in arrived],
                 retain_graph=True,  # autograd goes on from here, with nothing to add up
                 create_graph=torch.is_grad_enabled(),

@@ -69,7 +69,7 @@ class Visit:
         if unswapped:
             number = {graph_edge(t): k for k, t in enumerate(unswapped)}
             uses: dict[Any, list[tuple[int, int]]] = {}
-            for node, i, edge in self._edges(number):
+            for node, i, edge in self._graph_edges(number):
                 if edge in number:
                     uses.setdefault(node, []).append((i, number[edge]))
             for node, places in uses.items():
@@ -106,7 +106,7 @@ class Visit:
         entries = set(map(id, self.entries)) - known
         leaves: dict[int, Tensor] = {}
         reached = False
-        for _, _, edge in self._edges(made):
+        for _, _, edge in self._graph_edges(made):
             variable = getattr(edge[0], "variable", None)
             if variable is not None and id(variable) not in entries:
                 leaves[id(variable)] = variable
@@ -119,17 +119,17 @@ class Visit:
 
     def calls_functions(self) -> bool:
         """Whether it calls autograd.Functions or compiled code: torch function modes do not see such a call."""
-        return any(isinstance(node, BackwardCFunction) for node, _, _ in self._edges())
+        return any(isinstance(node, BackwardCFunction) for node, _, _ in self._graph_edges())
 
     def reaches(self, other: Visit) -> bool:
         """Whether it depends on the entries of another visit."""
         theirs = other._entered()
-        return any(edge in theirs for _, _, edge in self._edges())
+        return any(edge in theirs for _, _, edge in self._graph_edges())
 
     def _entered(self) -> set[_GraphEdge]:
         return {graph_edge(t) for t in self.entries if t.requires_grad}
 
-    def _edges(self, given: Iterable[_GraphEdge] = ()) -> Iterator[tuple[Any, int, _GraphEdge]]:
+    def _graph_edges(self, given: Iterable[_GraphEdge] = ()) -> Iterator[tuple[Any, int, _GraphEdge]]:
         """Edges of the graph as (node, number of an input, edge), not followed beyond the entries and given edges."""
         stop = {*given, *self._entered()}
         todo = [t.grad_fn for t in self.outputs if t.grad_fn is not None]

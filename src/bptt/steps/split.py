@@ -264,7 +264,7 @@ class _Splitter:
             flow.add_edge((n, 1), "sink")
         if "source" not in flow:
             return []
-        # Known values are had for nothing: their edges are cut first.
+        # Known values cost nothing: the cut goes through them first.
         for n in region & known:
             flow[(n, 0)][(n, 1)]["capacity"] = 0
         try:
