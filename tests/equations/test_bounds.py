@@ -89,7 +89,7 @@ def test_the_bound_is_reached() -> None:
     for name, slope in (("identity", 1.0), ("sigmoid", 0.25)):
         cell = rnn.RNN(np.zeros((3, 2)), 2 * Q, np.zeros(3), np.zeros(3), name)
         h = np.zeros(3) if name == "identity" else np.full(3, 0.5)
-        tape = rnn.Tape(np.zeros(2), np.zeros(3), h)
+        tape = rnn.StepValues(np.zeros(2), np.zeros(3), h)
         J = np.array([bounds.rnn_jacobian(cell, tape)] * 5)
         close(bounds.measured(J, 0), (2 * slope) ** np.arange(5))
         close(np.array([bounds.bound(cell.W_hh, name, lag) for lag in range(5)]), (2 * slope) ** np.arange(5))

@@ -11,37 +11,39 @@ import numpy as np
 
 from .chain import Array, product
 from .lstm import LSTM
-from .lstm import Tape as LSTMTape
+from .lstm import StepValues as LSTMStep
 from .recurrence import Cell
 from .rnn import ACTIVATIONS, RNN
-from .rnn import Tape as RNNTape
+from .rnn import StepValues as RNNStep
 
 BETA_H = {"tanh": 1.0, "relu": 1.0, "sigmoid": 0.25, "identity": 1.0}
 """The largest |phi'|: (8.4). That of the sigmoid is phi'(0) = 1/4, that of tanh is tanh'(0) = 1."""
 
 
-def rnn_jacobian(cell: RNN, tape: RNNTape) -> Array:
+def rnn_jacobian(cell: RNN, values: RNNStep) -> Array:
     """J_t = diag(phi'(a_t)) W_hh, the derivative taken at the pre-activation of step t itself: (8.1). `[H, H]`."""
-    return np.diag(ACTIVATIONS[cell.activation].derivative(tape.h)) @ cell.W_hh
+    return np.diag(ACTIVATIONS[cell.activation].derivative(values.h)) @ cell.W_hh
 
 
-def lstm_jacobian(cell: LSTM, tape: LSTMTape) -> Array:
+def lstm_jacobian(cell: LSTM, values: LSTMStep) -> Array:
     """d(h_t, c_t)/d(h_{t-1}, c_{t-1}) block by block: (8.8). `[P + H, P + H]`, h first."""
     W_hi, W_hf, W_hg, W_ho = np.split(cell.W_hh, 4)
-    i, f, g, o = tape.i, tape.f, tape.g, tape.o
+    i, f, g, o = values.i, values.f, values.g, values.o
     c_by_c = np.diag(f)
     c_by_h = (
-        np.diag(tape.c_before * f * (1 - f)) @ W_hf + np.diag(g * i * (1 - i)) @ W_hi + np.diag(i * (1 - g * g)) @ W_hg
+        np.diag(values.c_before * f * (1 - f)) @ W_hf
+        + np.diag(g * i * (1 - i)) @ W_hi
+        + np.diag(i * (1 - g * g)) @ W_hg
     )
-    m_by_c = np.diag(o * (1 - tape.tanh_c**2)) @ c_by_c
-    m_by_h = np.diag(tape.tanh_c * o * (1 - o)) @ W_ho + np.diag(o * (1 - tape.tanh_c**2)) @ c_by_h
+    m_by_c = np.diag(o * (1 - values.tanh_c**2)) @ c_by_c
+    m_by_h = np.diag(values.tanh_c * o * (1 - o)) @ W_ho + np.diag(o * (1 - values.tanh_c**2)) @ c_by_h
     R = np.eye(len(f)) if cell.W_hr is None else cell.W_hr
     return np.block([[R @ m_by_h, R @ m_by_c], [c_by_h, c_by_c]])
 
 
-def jacobian(cell: Cell, tape: Any) -> Array:
+def jacobian(cell: Cell, values: Any) -> Array:
     """J_t `[S, S]` of any cell, row by row: row i of J is J' applied to unit vector i."""
-    return np.array([cell.step_adjoint(tape, unit)[1] for unit in np.eye(cell.state_size)])
+    return np.array([cell.step_adjoint(values, unit)[1] for unit in np.eye(cell.state_size)])
 
 
 def beta_w(W_hh: Array) -> float:

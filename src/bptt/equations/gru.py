@@ -15,7 +15,7 @@ from .chain import Array
 from .rnn import sigmoid
 
 
-class Tape(NamedTuple):
+class StepValues(NamedTuple):
     """What one step leaves for its adjoint; m is the hidden part of the candidate, before the reset gate."""
 
     x: Array
@@ -47,7 +47,7 @@ class GRU:
     def output_size(self) -> int:
         return self.W_hh.shape[1]
 
-    def step(self, x: Array, h_before: Array) -> tuple[Array, Tape]:
+    def step(self, x: Array, h_before: Array) -> tuple[Array, StepValues]:
         W_ir, W_iz, W_in = np.split(self.W_ih, 3)
         W_hr, W_hz, W_hn = np.split(self.W_hh, 3)
         b_ir, b_iz, b_in = np.split(self.b_ih, 3)
@@ -57,10 +57,10 @@ class GRU:
         m = W_hn @ h_before + b_hn  # (4.3)
         n = np.tanh(W_in @ x + b_in + r * m)  # (4.4)
         h = (1 - z) * n + z * h_before  # (4.5)
-        return h, Tape(x, h_before, r, z, n, m)
+        return h, StepValues(x, h_before, r, z, n, m)
 
-    def step_adjoint(self, tape: Tape, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
-        x, h_before, r, z, n, m = tape
+    def step_adjoint(self, values: StepValues, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
+        x, h_before, r, z, n, m = values
         W_ir, W_iz, W_in = np.split(self.W_ih, 3)
         W_hr, W_hz, W_hn = np.split(self.W_hh, 3)
         dz = lam * (h_before - n)  # (4.6)

@@ -16,7 +16,7 @@ from .chain import Array
 from .rnn import sigmoid
 
 
-class Tape(NamedTuple):
+class StepValues(NamedTuple):
     """What one step leaves for its adjoint."""
 
     x: Array
@@ -69,7 +69,7 @@ class LSTM:
     def state_size(self) -> int:
         return self.output_size + len(self.W_hh) // 4
 
-    def step(self, x: Array, s: Array) -> tuple[Array, Tape]:
+    def step(self, x: Array, s: Array) -> tuple[Array, StepValues]:
         h_before, c_before = s[: self.output_size], s[self.output_size :]
         W_ii, W_if, W_ig, W_io = np.split(self.W_ih, 4)
         W_hi, W_hf, W_hg, W_ho = np.split(self.W_hh, 4)
@@ -82,11 +82,11 @@ class LSTM:
         tanh_c = np.tanh(c)
         m = o * tanh_c  # (5.6)
         h = m if self.W_hr is None else self.W_hr @ m  # (5.7)
-        return np.concatenate([h, c]), Tape(x, h_before, c_before, i, f, g, o, tanh_c)
+        return np.concatenate([h, c]), StepValues(x, h_before, c_before, i, f, g, o, tanh_c)
 
-    def deltas(self, tape: Tape, dh: Array, dc_later: Array) -> Deltas:
+    def deltas(self, values: StepValues, dh: Array, dc_later: Array) -> Deltas:
         """Every delta of one step from dE/dh_t `[P]` (5.8) and dE/dC_t through step t+1 `[H]`: (5.9) to (5.19)."""
-        _, _, c_before, i, f, g, o, tanh_c = tape
+        _, _, c_before, i, f, g, o, tanh_c = values
         dm = dh if self.W_hr is None else self.W_hr.T @ dh  # (5.9)
         do = dm * tanh_c  # (5.10)
         dc = dc_later + dm * o * (1 - tanh_c * tanh_c)  # (5.11)
@@ -100,30 +100,30 @@ class LSTM:
         da_o = do * o * (1 - o)  # (5.19)
         return Deltas(dh, dm, do, dc, df, di, dg, dc_before, da_i, da_f, da_g, da_o)
 
-    def step_adjoint(self, tape: Tape, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
-        d = self.deltas(tape, lam[: self.output_size], lam[self.output_size :])
+    def step_adjoint(self, values: StepValues, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
+        d = self.deltas(values, lam[: self.output_size], lam[self.output_size :])
         W_ii, W_if, W_ig, W_io = np.split(self.W_ih, 4)
         W_hi, W_hf, W_hg, W_ho = np.split(self.W_hh, 4)
         da = np.concatenate([d.a_i, d.a_f, d.a_g, d.a_o])
         dw = {
-            "W_ih": np.outer(da, tape.x),  # (5.22)
-            "W_hh": np.outer(da, tape.h_before),  # (5.23)
+            "W_ih": np.outer(da, values.x),  # (5.22)
+            "W_hh": np.outer(da, values.h_before),  # (5.23)
             "b_ih": da,  # (5.24)
             "b_hh": da,
         }
         if self.W_hr is not None:
-            dw["W_hr"] = np.outer(d.h, tape.o * tape.tanh_c)  # (5.25)
+            dw["W_hr"] = np.outer(d.h, values.o * values.tanh_c)  # (5.25)
         dh_before = W_hi.T @ d.a_i + W_hf.T @ d.a_f + W_hg.T @ d.a_g + W_ho.T @ d.a_o  # (5.26)
         dx = W_ii.T @ d.a_i + W_if.T @ d.a_f + W_ig.T @ d.a_g + W_io.T @ d.a_o  # (5.27)
         return dx, np.concatenate([dh_before, d.c_before]), dw
 
 
-def concatenated_gradients(tape: Tape, d: Deltas) -> dict[str, Array]:
+def concatenated_gradients(values: StepValues, d: Deltas) -> dict[str, Array]:
     """One step's gradients of W_f, W_i, W_c, W_o, each p x (m + n) = `[H, P + I]`: (5.20).
 
     Each W_* multiplies the concatenation [h_{t-1}; x_t]; p = H hidden units, m = P, n = I; without a projection p = m.
     """
-    z = np.concatenate([tape.h_before, tape.x])
+    z = np.concatenate([values.h_before, values.x])
     return {"W_f": np.outer(d.a_f, z), "W_i": np.outer(d.a_i, z), "W_c": np.outer(d.a_g, z), "W_o": np.outer(d.a_o, z)}
 
 

@@ -35,7 +35,7 @@ class Cell(Protocol):
         """f: (state of step t `[S]`, what the adjoint needs) from x_t `[I]` and the state before `[S]`."""
         ...
 
-    def step_adjoint(self, tape: Any, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
+    def step_adjoint(self, values: Any, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
         """((df/dx)' lam `[I]`, J' lam `[S]`, b' lam for each weight in that weight's shape)."""
         ...
 
@@ -60,8 +60,8 @@ class AnyStep:
     def step(self, x: Array, s: Array) -> tuple[Array, Any]:
         return self.f(x, s, self.w), (x, s)
 
-    def step_adjoint(self, tape: Any, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
-        K, J, b = partials(self, *tape)
+    def step_adjoint(self, values: Any, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
+        K, J, b = partials(self, *values)
         return K.T @ lam, J.T @ lam, {name: np.tensordot(lam, part, 1) for name, part in b.items()}
 
 
@@ -132,9 +132,9 @@ def run(cell: Cell, x: Array, s_0: Array, resets: Array | None = None) -> tuple[
             before = s_0[b] if t == 0 else states[t - 1][b]
             if resets is not None and resets[t, b]:
                 before = np.zeros_like(before)
-            after, tape = cell.step(x[t, b], before)
+            after, values = cell.step(x[t, b], before)
             states[t].append(after)
-            tapes[t].append(tape)
+            tapes[t].append(values)
     return np.array(states).reshape(T, B, cell.state_size), tapes
 
 

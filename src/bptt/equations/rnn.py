@@ -39,7 +39,7 @@ ACTIVATIONS = {
 }
 
 
-class Tape(NamedTuple):
+class StepValues(NamedTuple):
     """What one step leaves for its adjoint: x_t, h_{t-1}, h_t."""
 
     x: Array
@@ -68,18 +68,18 @@ class RNN:
     def output_size(self) -> int:
         return len(self.W_hh)
 
-    def step(self, x: Array, h_before: Array) -> tuple[Array, Tape]:
+    def step(self, x: Array, h_before: Array) -> tuple[Array, StepValues]:
         a = self.W_ih @ x + self.b_ih + self.W_hh @ h_before + self.b_hh  # (3.1)
         h = ACTIVATIONS[self.activation].f(a)  # (3.2)
-        return h, Tape(x, h_before, h)
+        return h, StepValues(x, h_before, h)
 
-    def step_adjoint(self, tape: Tape, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
-        da = ACTIVATIONS[self.activation].derivative(tape.h) * lam  # (3.4)
+    def step_adjoint(self, values: StepValues, lam: Array) -> tuple[Array, Array, dict[str, Array]]:
+        da = ACTIVATIONS[self.activation].derivative(values.h) * lam  # (3.4)
         dh_before = self.W_hh.T @ da  # (3.5)
         dx = self.W_ih.T @ da  # (3.6)
         dw = {
-            "W_ih": np.outer(da, tape.x),  # (3.7)
-            "W_hh": np.outer(da, tape.h_before),  # (3.8)
+            "W_ih": np.outer(da, values.x),  # (3.7)
+            "W_hh": np.outer(da, values.h_before),  # (3.8)
             "b_ih": da,  # (3.9)
             "b_hh": da,
         }

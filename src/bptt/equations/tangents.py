@@ -40,30 +40,30 @@ def push(
 
 
 @singledispatch
-def step_tangent(cell: Any, tape: Any, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
+def step_tangent(cell: Any, values: Any, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
     """The tangent of the state after a step, from those of x_t, of the state before it and of the weights: (6.23)."""
-    K, J, b = recurrence.partials(cell, *tape)
+    K, J, b = recurrence.partials(cell, *values)
     return K @ dx + J @ ds + sum(np.tensordot(part, dw[name], dw[name].ndim) for name, part in b.items())
 
 
-def _products(cell: Any, tape: Any, dx: Array, dh: Array, dw: dict[str, Array]) -> tuple[Array, Array]:
+def _products(cell: Any, values: Any, dx: Array, dh: Array, dw: dict[str, Array]) -> tuple[Array, Array]:
     """The tangents of the input product and of the recurrent one, with their biases: (6.24)."""
-    of_input = cell.W_ih @ dx + dw["W_ih"] @ tape.x + dw["b_ih"]  # (6.24)
-    recurrent = cell.W_hh @ dh + dw["W_hh"] @ tape.h_before + dw["b_hh"]
+    of_input = cell.W_ih @ dx + dw["W_ih"] @ values.x + dw["b_ih"]  # (6.24)
+    recurrent = cell.W_hh @ dh + dw["W_hh"] @ values.h_before + dw["b_hh"]
     return of_input, recurrent
 
 
 @step_tangent.register
-def _(cell: rnn.RNN, tape: rnn.Tape, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
-    u, v = _products(cell, tape, dx, ds, dw)
-    slope: Array = rnn.ACTIVATIONS[cell.activation].derivative(tape.h)
+def _(cell: rnn.RNN, values: rnn.StepValues, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
+    u, v = _products(cell, values, dx, ds, dw)
+    slope: Array = rnn.ACTIVATIONS[cell.activation].derivative(values.h)
     return slope * (u + v)  # (6.25)
 
 
 @step_tangent.register
-def _(cell: gru.GRU, tape: gru.Tape, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
-    _, h_before, r, z, n, m = tape
-    u, v = _products(cell, tape, dx, ds, dw)
+def _(cell: gru.GRU, values: gru.StepValues, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
+    _, h_before, r, z, n, m = values
+    u, v = _products(cell, values, dx, ds, dw)
     (u_r, u_z, u_n), (v_r, v_z, dm) = np.split(u, 3), np.split(v, 3)
     dr = r * (1 - r) * (u_r + v_r)  # (6.26)
     dz = z * (1 - z) * (u_z + v_z)  # (6.27)
@@ -72,10 +72,10 @@ def _(cell: gru.GRU, tape: gru.Tape, dx: Array, ds: Array, dw: dict[str, Array])
 
 
 @step_tangent.register
-def _(cell: lstm.LSTM, tape: lstm.Tape, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
-    _, _, c_before, i, f, g, o, tanh_c = tape
+def _(cell: lstm.LSTM, values: lstm.StepValues, dx: Array, ds: Array, dw: dict[str, Array]) -> Array:
+    _, _, c_before, i, f, g, o, tanh_c = values
     dh_before, dc_before = ds[: cell.output_size], ds[cell.output_size :]
-    u, v = _products(cell, tape, dx, dh_before, dw)
+    u, v = _products(cell, values, dx, dh_before, dw)
     a_i, a_f, a_g, a_o = np.split(u + v, 4)
     di, df, dg, do = i * (1 - i) * a_i, f * (1 - f) * a_f, (1 - g * g) * a_g, o * (1 - o) * a_o  # (6.30)
     dc = f * dc_before + df * c_before + i * dg + di * g  # (6.31)

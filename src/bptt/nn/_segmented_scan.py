@@ -86,7 +86,7 @@ def cut(T: int, reach: Reach, steps: int) -> list[tuple[int, int, int]]:
     return [(max(0, a - window + 1) // every * every if reach.overlaps else a, a, b) for a, b in spans]
 
 
-class _Tape:
+class _KeptStates:
     """States before runs: carries, and the states of the random generators.
 
     Room for the carries is taken at once: one small tensor after another would break up the memory that runs use.
@@ -161,12 +161,12 @@ class SegmentedScan:
         self.adjoint: list[Tensor | None] = []  # of the carry that enters the run after the present one
         self.sent: list[Tensor | None] = [None for _ in _tensors(carry)]
         now = first = carry, generator_states(self.devices)
-        tape = _Tape(len(schedule.stored_forward))
+        kept = _KeptStates(len(schedule.stored_forward))
         for i in range(max(schedule.stored_forward, default=0)):
             now = self._advance(i, now)
             if i + 1 in schedule.stored_forward:
-                tape.store(now)
-        stored = {i: partial(tape.state, n) for n, i in enumerate(schedule.stored_forward)}
+                kept.store(now)
+        stored = {i: partial(kept.state, n) for n, i in enumerate(schedule.stored_forward)}
         del now
         runs = range(len(self.runs) + 1)
         for i, _, entering in reversals(
