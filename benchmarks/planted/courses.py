@@ -62,7 +62,7 @@ def plainly(text: str, truth: Truth) -> Iterator[Claim]:
     rest = curve[-1] / curve[0]
     found: list[tuple[Any, str]] = []
     if m := re.match(rf"the gradient of a loss ends {STEPS} before it", said):
-        found.append(course(f"gradients end at lag {m[1]}: nothing arrives behind it", truth, i)[:2])
+        found.append(course(f"gradients end at lag {m[1]}: nothing arrives beyond it", truth, i)[:2])
     elif said.startswith("only the step of the loss itself was measured"):
         found.append((LESS if K == 1 else FALSE, f"{K} lags"))
     elif re.match(rf"the gradient of a loss is infinite or not a number {STEPS} before the loss", said):
@@ -129,7 +129,7 @@ def course(text: str, truth: Truth, i: int) -> tuple[Any, ...]:
         return share(m[2], rest) and value(m[3]) == K - 1, f"{m[2]} % left, true {100 * rest:.3g} %"
     if m := re.fullmatch(rf"gradients grow, at no steady rate: {N} times as large after {STEPS}", text):
         return alike(value(m[1]), rest, 0.05) and value(m[2]) == K - 1, f"{m[1]} times, true {rest:.3g}"
-    if m := re.fullmatch(r"gradients end at lag (\d+): nothing arrives behind it", text):
+    if m := re.fullmatch(r"gradients end at lag (\d+): nothing arrives beyond it", text):
         last = int(np.flatnonzero(curve > 0)[-1])
         return int(m[1]) == last, f"end at {m[1]}, true {last}", "told" if last == 0 else None
     return UNREAD, text

@@ -106,16 +106,16 @@ def interleaved(
     >>> sorted(interleaved({"a": lambda: 1, "b": lambda: 2}, seconds=0.0, least=2))
     ['a', 'b']
     """
-    taken: dict[str, float] = {}
+    cost: dict[str, float] = {}
     for name, call in calls.items():
         call()
-        taken[name] = _seconds(call, 1)
-        if taken[name] < COLD:
-            taken[name] = min(taken[name], _seconds(call, 1))
-    repeats = {name: max(1, math.ceil(SAMPLE / max(each, SAMPLE / REPEATS))) for name, each in taken.items()}
+        cost[name] = _seconds(call, 1)
+        if cost[name] < COLD:
+            cost[name] = min(cost[name], _seconds(call, 1))
+    repeats = {name: max(1, math.ceil(SAMPLE / max(each, SAMPLE / REPEATS))) for name, each in cost.items()}
     # One call more before each sample brings its code and data back into the caches, as its own loop would.
-    warmed = {name: each < COLD for name, each in taken.items()}
-    lap = SAMPLE + sum(pause + each * (repeats[name] + warmed[name]) for name, each in taken.items())  # of one round
+    warmed = {name: each < COLD for name, each in cost.items()}
+    lap = SAMPLE + sum(pause + each * (repeats[name] + warmed[name]) for name, each in cost.items())  # of one round
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     turns = max(least, min(MOST, int(seconds / lap)))

@@ -59,13 +59,13 @@ class _Arrival:
             spec: ModuleSpec | None = find(fullname, path, target) if find else None
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Watched(spec.loader, self)  # type: ignore[assignment]  # a loader by its methods
+                    spec.loader = _Reporting(spec.loader, self)  # type: ignore[assignment]  # a loader by its methods
                 return spec
         return None
 
     @contextmanager
-    def watching(self, name: str) -> Iterator[None]:
-        """Around the import of a module: behind it, nothing of the package may be half imported any more."""
+    def during(self, name: str) -> Iterator[None]:
+        """Around the import of a module: after it, nothing of the package may be half imported any more."""
         self.importing.add(name)
         try:
             yield
@@ -78,7 +78,7 @@ class _Arrival:
             self.then()
 
 
-class _Watched:
+class _Reporting:
     """Another loader, and word of when it is done. The module has that other one as its own."""
 
     def __init__(self, loader: Any, arrival: _Arrival) -> None:
@@ -95,5 +95,5 @@ class _Watched:
         spec = module.__spec__
         assert spec is not None
         spec.loader = module.__loader__ = self.loader
-        with self.arrival.watching(spec.name):
+        with self.arrival.during(spec.name):
             self.loader.exec_module(module)

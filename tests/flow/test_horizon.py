@@ -161,7 +161,7 @@ def test_a_copy_over_a_known_distance_ends_there(distance: int, nonlinearity: st
         layer.weight_hh_l0[range(1, distance), range(distance - 1)] = 1.0
     found = bptt.flow.survey(layer, torch.ones(64, 2, 1), lambda y: y[distance:, :, -1].sum(), policies=[])
     assert found.verdict.headline == (
-        f"Gradients end at lag {distance - 1}: nothing arrives behind it; "
+        f"Gradients end at lag {distance - 1}: nothing arrives beyond it; "
         f"90 % arises within {math.ceil(0.9 * distance) - 1} step{'s' if distance > 2 else ''} (measured in 64 steps)"
     )
     assert found.lyapunov is not None

@@ -183,7 +183,7 @@ def _sources(layer: Any) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def _drawn_again(layer: Any, states: Tensor) -> Iterator[None]:
-    """A context in which the generators are in these states; behind it they are as they were."""
+    """A context in which the generators are in these states; after it they are as they were."""
     sources = list(_sources(layer)) if states.numel() else []
     before = [get() for get, _ in sources]
     own = states.flatten().split([len(state) for state in before]) if sources else ()

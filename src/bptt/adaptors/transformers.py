@@ -30,7 +30,7 @@ class PolicyFromConfig:
     applied at the end of `post_init`, after the weights were initialised, which looks at the layers' classes. So
     `save_pretrained` writes the policy into `config.json`, and `from_pretrained` builds a model with it.
 
-    Raises TypeError where the class stands behind PreTrainedModel, and for a model without a recurrent layer.
+    Raises TypeError where the class stands after PreTrainedModel, and for a model without a recurrent layer.
     """
 
     config: Any

@@ -26,7 +26,7 @@ def predict(
 ) -> None:
     """Forecast how a series goes on, or say which class sequences are of, by the model of a run.
 
-    The steps behind the last row of a table, for each of its groups; a regression predicts every row. Of sequences, the
+    The steps after the last row of a table, for each of its groups; a regression predicts every row. Of sequences, the
     likeliest class of each and the probability of every class; where they have labels, also how many are right. Writes
     a CSV file and a picture.
     """

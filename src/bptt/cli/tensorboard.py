@@ -40,7 +40,7 @@ def board(trainer: Trainer, run: RunDirectory) -> Iterator[Callable[[Record], No
     """What writes a record to RUN/tensorboard: its numbers and, where the horizon was measured, the (t, lag) maps of
     the window that comes next.
 
-    A resumed run goes on in the same place: what an earlier one wrote behind its last checkpoint is hidden.
+    A resumed run goes on in the same place: what an earlier one wrote after its last checkpoint is hidden.
     """
     plots, events = require("bptt.plots", "plots"), require("torch.utils.tensorboard", "tensorboard")
     with events.SummaryWriter(str(run.path / "tensorboard"), purge_step=trainer.step + 1) as writer:

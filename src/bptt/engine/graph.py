@@ -130,7 +130,7 @@ class _Graph:
     def _advance(self, k: int, frames: Frames, x: Tensor) -> States:
         """The states after each position `[R, N, .]` of layer and direction k. x: its input there `[R, N, .]`.
 
-        A column begins with the state before its first step, held constant, or with the initial state. Behind its last
+        A column begins with the state before its first step, held constant, or with the initial state. After its last
         step its state stays what it is, and is read by nobody.
         """
         net, w, device = self.net, self.weights[k], x.device

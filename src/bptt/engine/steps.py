@@ -166,7 +166,7 @@ class StepProgram:
             return self._backward(_Inputs(self.plan, saved.inputs, self.plan.constants_back), saved.tape, asked)
 
     def _backward(self, inputs: _Inputs, tape: tuple[Tensor, ...], asked: Asked) -> Grads:
-        tape = tuple([t.contiguous() for t in tape])  # hooks on what is saved may have laid it in another way
+        tape = tuple([t.contiguous() for t in tape])  # hooks on what is saved may have laid it out differently
         back = _BackwardPass(self, inputs, asked)
         first = block_sweep(self.plan.blocks, back.segments(tape), asked.cotangents[: back.n], back.sweep)
         return back.grads(first)

@@ -95,7 +95,7 @@ class Lags(Shown):
         return np.array([straight(*self.curve(i)) for i in range(len(self.layers))])
 
     def curve(self, layer: int) -> tuple[Floats, Ints]:
-        """(norm, how many losses are behind it) of a layer, at the lags where there is data."""
+        """(norm, how many losses it is a mean of) of a layer, at the lags where there is data."""
         there = self.there[layer]
         return self.norm[layer][there], self.counts[layer][there]
 
@@ -106,7 +106,7 @@ def by_lag(map: LagMap) -> Lags:
         norm_0 = mean over losses of |e|,  norm_k = norm_{k-1} * sum of what losses send to lag k
                                                                / sum of what the same losses send to lag k-1
 
-    The rate is exp(slope) of a line through log norm against lag, by least squares weighted by the losses behind each
+    The rate is exp(slope) of a line through log norm against lag, by least squares weighted by the losses of each
     mean, over the farther half of the lags at which anything arrives. Steps without a loss, which send nothing back,
     do not count.
 

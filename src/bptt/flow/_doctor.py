@@ -36,7 +36,7 @@ CALLS = 256
 """Calls of modules kept of one step at most, the latest."""
 
 NODES = 64
-"""Of autograd's graph that are looked at behind an initial state."""
+"""Nodes of the graph of an initial state that are looked at, at most."""
 
 
 def watch(model: torch.nn.Module, *, carries: bool = False, tell: Callable[[Finding], None] | None = None) -> Watch:

@@ -237,7 +237,7 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
     lane_norm, lane_before, lane_sends = (np.zeros((1, B, K)) for _ in range(3))
     walking: list[int] = []  # losses by number, the latest first
     rows = chain.errors.new_empty(0, chain.B, chain.S)
-    open = torch.zeros(0, chain.B, dtype=torch.bool, device=rows.device)  # whether a loss is not behind a reset
+    open = torch.zeros(0, chain.B, dtype=torch.bool, device=rows.device)  # whether a loss is not beyond a reset
     number = {int(t): i for i, t in enumerate(last)}
     for t in reversed(range(chain.T)):
         if t in number:

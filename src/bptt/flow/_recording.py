@@ -159,7 +159,7 @@ class Recording:
         return part._until(int(part.lengths.max()))
 
     def _until(self, T: int) -> Recording:
-        """The first T steps, behind which there is only padding."""
+        """The first T steps, after which there is only padding."""
         if T == self.T:
             return self
         call, lengths = self.call, None if bool((self.lengths == T).all()) else self.lengths

@@ -99,7 +99,7 @@ def shares(
         sweep_by_loss(recording, K, None, None, see)
         total = _full(recording)
     for k, G in enumerate(total):
-        parts[k][-1] += G - parts[k].sum(0)  # the last bin: what lies beyond the lags walked
+        parts[k][-1] += G - parts[k].sum(0)  # the last bin: what lies beyond the lags measured
     size = np.zeros(L)
     norm, share, bias = (np.zeros((L, len(bounds))) for _ in range(3))
     for k, G in enumerate(total):

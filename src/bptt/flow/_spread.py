@@ -23,7 +23,7 @@ MIDDLE = 0.8
 """The part of the losses that a range is told for, "8 in 10": a single one says little."""
 
 FAR = 0.5
-"""The part of the lags behind a fit, or behind the lag at which half is left, that a lane or a loss must reach too."""
+"""The part of the lags of a fit, or from the lag at which half is left, that a lane or a loss must reach too."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def halves(lags: Lags, layer: int) -> Range:
 
 
 def steadily(lags: Lags, layer: int) -> str:
-    """In parentheses, behind `change(rate)` and in its unit: the range of the rate over lanes and over losses."""
+    """In parentheses, after `change(rate)` and in its unit: the range of the rate over lanes and over losses."""
     found, rate = rates(lags, layer), float(lags.rate[layer])
     if not 0.5 < rate < 2:
         return _said(found, percent if rate < 1 else number)

@@ -39,7 +39,7 @@ LOSSES = 2048
 """Losses, over all lanes, that walk back for the map and the shares, about at most: every how many steps, how many
 lanes."""
 
-WALKED = LOSSES * LAGS
+LOSS_LAGS = LOSSES * LAGS
 """Losses times lags of the map, about at most: of more lags fewer losses walk."""
 
 COMPARED = 1024
@@ -173,7 +173,7 @@ def survey(
     top = len(recording.names) - (2 if recording.layer.bidirectional else 1)
 
     two_ways = recording.layer.bidirectional and recording.layer.num_layers > 1  # a loss has no lag there
-    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(min(LOSSES, WALKED // K))))
+    map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(min(LOSSES, LOSS_LAGS // K))))
     S = sum(s.shape[-1] for s in recording.call.hx)
     chain = LayerChain(one.to(torch.float64), top) if S <= LARGEST else None
     return Survey(
@@ -217,7 +217,7 @@ def _of_scan(
         K = min(LAGS if lags is None else max(lags, 1), chain.T)
         sent = (chain.errors != 0).any(-1)
         at = sent.any(1).nonzero()[:, 0].tolist() or list(range(chain.T))
-        every = max(1, -(-int(sent.sum()) // min(LOSSES, WALKED // K)))
+        every = max(1, -(-int(sent.sum()) // min(LOSSES, LOSS_LAGS // K)))
         map = run("lags", lambda: lag_map(chain, lags=lags, at=at[::-1][::every][::-1]))
     count = 0 if chain is None else min(chain.S, EXPONENTS)
     return Survey(

@@ -124,7 +124,7 @@ def _(measure: Lags, layer: int | None = None) -> str:
     elif len(norm) == 1:
         text = _ONE_LAG
     elif (last := end(norm)) is not None:
-        text = f"gradients end at lag {last}: nothing arrives behind it"
+        text = f"gradients end at lag {last}: nothing arrives beyond it"
         text += f"; 90 % arises within {reach_of(measure, i)}" if last else ""
     else:
         text = _course(measure, i)
@@ -163,9 +163,9 @@ def steady_change(lags: Lags, i: int, them: str = "they") -> str:
     lies off that line, that is said. them: "they", or "it" for one gradient.
     """
     rate, norm = float(lags.rate[i]), lags.curve(i)[0]
-    behind = len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF
+    off_the_line = len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF
     begin = "from one step back on " if them == "it" else "from lag 1 on "
-    return f"{begin * behind}{change(rate, them)}{steadily(lags, i)}"
+    return f"{begin * off_the_line}{change(rate, them)}{steadily(lags, i)}"
 
 
 def reach_of(lags: Lags, i: int, part: float = 0.9) -> str:

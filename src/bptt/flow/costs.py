@@ -138,10 +138,10 @@ def mebibytes(row: Row) -> str:
 
 def memory_of_all(measure: Comparison) -> str | None:
     """What every policy takes, in MiB, to within a hundredth; None where they differ, or where it was not measured."""
-    taken = [row.bytes for row in measure.rows if row.bytes is not None]
-    if not taken or len(taken) < len(measure.rows) or max(taken) > (1 + SAME) * min(taken):
+    sizes = [row.bytes for row in measure.rows if row.bytes is not None]
+    if not sizes or len(sizes) < len(measure.rows) or max(sizes) > (1 + SAME) * min(sizes):
         return None
-    return _mebibytes(max(taken))
+    return _mebibytes(max(sizes))
 
 
 def _full(measure: Comparison) -> Row | None:
@@ -175,8 +175,8 @@ def _against(row: Row, other: Row) -> str:
     return f"{_milliseconds(row)} ms against {_milliseconds(other)} ms"
 
 
-def _mebibytes(taken: int) -> str:
-    return number(taken / 2**20)
+def _mebibytes(size: int) -> str:
+    return number(size / 2**20)
 
 
 def _milliseconds(row: Row) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "AHEAD",
+    "EXTENSION",
     "FAR",
     "LAGS",
     "LOSSES",
@@ -35,7 +35,7 @@ LAGS, LOSSES = 128, 16
 FAR = 0.75
 """The part of the lags measured that a settled horizon may reach: past it, it may be the end of what was measured."""
 
-AHEAD = 4
+EXTENSION = 4
 """Times the lags measured that a settled horizon is fitted to hold for."""
 
 MOVES = 0.05
@@ -55,7 +55,7 @@ def fit_decay(norm: Floats, weights: Weights, part: float = 0.5) -> tuple[float,
     of the lags above 0 where anything arrives; NaN for fewer than two.
     """
     ends = int(np.argmin(np.isfinite(norm))) if not np.isfinite(norm).all() else len(norm)
-    lag = np.flatnonzero((norm[:ends] > 0) & (weights[:ends] > 0))  # what is left behind an infinity tells nothing
+    lag = np.flatnonzero((norm[:ends] > 0) & (weights[:ends] > 0))  # what is left beyond an infinity tells nothing
     lag = lag[lag > 0] if len(lag) > 2 else lag
     lag = lag[-max(2, int(np.ceil(part * len(lag)))) :]
     if len(lag) < 2:
@@ -94,7 +94,7 @@ def horizon(norm: Floats, part: float, more: float = 0.0) -> int:
 
 
 def beyond(norm: Floats, weights: Weights) -> float:
-    """The sum that a window `AHEAD` times as long would add, at the slowest decay that the tail bears out.
+    """The sum that a window `EXTENSION` times as long would add, at the slowest decay that the tail bears out.
 
     That of the farther half or quarter of the lags, whichever is slower, plus twice its standard error, from the mean
     over the last eighth on. Infinite where two lags above 0 are not there to be fitted.
@@ -108,7 +108,7 @@ def beyond(norm: Floats, weights: Weights) -> float:
     if not np.isfinite(rate):
         return float("inf")
     with np.errstate(over="ignore"):
-        return float(end * np.power(rate, np.arange(1.0, (AHEAD - 1) * K + 1)).sum())
+        return float(end * np.power(rate, np.arange(1.0, (EXTENSION - 1) * K + 1)).sum())
 
 
 def tail_sum(norm: Floats, rate: float) -> float:
@@ -158,7 +158,7 @@ def straight(norm: Floats, weights: Weights) -> bool:
 
 
 def end(norm: Floats) -> int | None:
-    """The last lag at which anything arrives, where nothing does behind it although the norm had not faded: as behind a
+    """The last lag at which anything arrives, where nothing does beyond it although the norm had not faded: as in a
     shift register, or without recurrence. None where there is no such lag.
     """
     there = np.flatnonzero(norm != 0)

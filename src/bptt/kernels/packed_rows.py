@@ -71,11 +71,11 @@ class PackedRows:
         step = self.step
         back = self.first.roll(1) - self.first  # from a row to that of the step before
         back[0] = -B  # the initial states
-        ahead = self.first.roll(-1) - self.first
+        onward = self.first.roll(-1) - self.first
         of_next = self.sizes.roll(-1)
         of_next[-1] = 0
         follows = self.lane < of_next[step]
-        return rows + B + back[step], torch.where(follows, rows + B + ahead[step], self.lane)
+        return rows + B + back[step], torch.where(follows, rows + B + onward[step], self.lane)
 
     def before(self, d: int) -> Tensor:
         """`[S]` where among the states that before each step lies, in the time of direction d."""

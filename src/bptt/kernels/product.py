@@ -108,7 +108,7 @@ def _whole(N: int) -> int:
 
 
 def _pieces(N: int, multiplications: int) -> Iterator[tuple[int, int]]:
-    """The rows of each piece, as (first, one behind the last); of a whole size as long as the rest is large.
+    """The rows of each piece, as (first, one after the last); of a whole size as long as the rest is large.
 
     multiplications: for each row.
     """

@@ -27,7 +27,7 @@ from .step_values import LINE
 __all__ = ["WholeSteps"]
 
 
-class _Ahead:
+class _Forward:
     """Stage 1. Memories: the inputs, the tape, the final carries, the ys, what is hoisted, what else is computed before
     the walk.
 
@@ -109,22 +109,22 @@ class _Back:
     whether it must be copied, how else to get it).
     """
 
-    def __init__(self, request: StepRequest, ready: Prepared, ahead: _Ahead, variant: int) -> None:
+    def __init__(self, request: StepRequest, ready: Prepared, forward: _Forward, variant: int) -> None:
         step, self.dtype = request.step, ready.dtype
         if not (step.sent or step.summed):
             raise NotWhole("no walk back is needed")
         memories = Memories(request, ready.dtype)
         inputs = inputs_known(request, memories)
         tape, n = len(inputs), len(step.carry)
-        for name, (_, distance) in ahead.places.items():
+        for name, (_, distance) in forward.places.items():
             memories.lies_in(name, tape, distance // ready.itemsize)
         ys = tape + 1 + n
-        self.shapes = (*inputs, ahead.tape, *ahead.last, *ahead.ys)
+        self.shapes = (*inputs, forward.tape, *forward.last, *forward.ys)
         self.count, self.n, self.outputs = len(inputs), n, len(self.shapes) - len(inputs) - 1
         for j, dy in enumerate(step.dys):
             if dy is not None:
                 memories.own(dy, ys + j, flatten=True)
-        self.zeros = [torch.zeros(size, dtype=ready.dtype, device="cpu") for size in ahead.ys]
+        self.zeros = [torch.zeros(size, dtype=ready.dtype, device="cpu") for size in forward.ys]
         work = ys + len(step.y)
         factors = [name for pairs in step.by_lane.values() for pair in pairs for name in pair]
         deferred = [n for n in (*step.dx, *step.dcaptured) if n is not None and n not in step.by_lane] + factors
@@ -302,7 +302,10 @@ class WholeSteps:
         if request.step.outputs.outputs:
             raise NotWhole("some ys are computed after the walk")
         self.dtype = ready[0].dtype
-        self._infer, self._taped = _Ahead(request, ready[0], False, variant), _Ahead(request, ready[1], True, variant)
+        self._infer, self._taped = (
+            _Forward(request, ready[0], False, variant),
+            _Forward(request, ready[1], True, variant),
+        )
         self._back = _Back(request, ready[2], self._taped, variant)
         self.shapes = tuple(self._taped.inputs)
 

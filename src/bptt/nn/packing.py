@@ -13,7 +13,7 @@ __all__ = ["packed_rows", "padded"]
 
 
 def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """(x `[T, B, F]` with zeros behind the end of each sequence, the lengths `[B]` on the CPU)."""
+    """(x `[T, B, F]` with zeros after the end of each sequence, the lengths `[B]` on the CPU)."""
     if not transformed():
         # A graph is broken here anyway, since lengths are values; of torch 2.8 a compiler cannot trace it either.
         pad = torch.compiler.disable(pad_packed_sequence) if is_dynamo_compiling() else pad_packed_sequence

@@ -100,7 +100,7 @@ def _bars(ax: Axes, values: list[float | None], label: str) -> None:
 
 
 def _quartiles(ax: Axes, times: list[Timing]) -> None:
-    """A line from quartile to quartile over the bars; the numbers stand behind it."""
+    """A line from quartile to quartile over the bars; the numbers stand after it."""
     for y, (time, text) in enumerate(zip(times, ax.texts, strict=True)):
         ends = [1e3 * time.low, 1e3 * time.high]
         if all(map(math.isfinite, ends)):

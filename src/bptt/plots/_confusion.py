@@ -28,7 +28,7 @@ def confusion(counts: npt.ArrayLike, classes: Sequence[str]) -> Figure:
     """The share of each class's sequences by the class they were taken for; a cell's number counts them.
 
     counts: whole numbers `[C, C]`, the true class by row, the predicted one by column. classes: their C names. A row
-    that is all in the diagonal is a class that was always known; the figure behind a name is the share that was.
+    that is all in the diagonal is a class that was always known; the figure after a name is the share that was.
 
     Raises ValueError for counts of another shape, or below 0.
 

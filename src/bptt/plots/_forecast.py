@@ -1,4 +1,4 @@
-"""A forecast behind what was known of the series."""
+"""A forecast beyond what was known of the series."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def forecast(
     steps: Sequence[int] | None = None,
     heading: str = "Forecast",
 ) -> Figure:
-    """What was known of each series, and what is predicted behind it; at most 8 series.
+    """What was known of each series, and what is predicted after it; at most 8 series.
 
-    known: by name, `[n]`, NaN where a value is missing. predicted: by the same names, `[h]`: the steps behind the last.
-    steps: those at which `predicted` lies, from 0 at the first known one; None: behind the last. Of a longer past the
+    known: by name, `[n]`, NaN where a value is missing. predicted: by the same names, `[h]`: the steps after the last.
+    steps: those at which `predicted` lies, from 0 at the first known one; None: after the last. Of a longer past the
     last 4 h steps are drawn, 60 at least.
 
     Raises ValueError without a series.
@@ -43,12 +43,12 @@ def forecast(
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for ax, name in zip(axes, shown, strict=True):
         past, future = known[name], predicted[name]
-        ahead = np.arange(len(past), len(past) + len(future)) if steps is None else np.asarray(steps)
+        after = np.arange(len(past), len(past) + len(future)) if steps is None else np.asarray(steps)
         first = max(0, len(past) - max(60, 4 * len(future))) if steps is None else 0
         at = np.arange(first, len(past))
         ax.plot(at, past[first:], **{**LINES[0], "marker": ""}, label="known")
         ax.plot(
-            ahead, future, **LINES[1] | {"markersize": 3, "marker": "o" if len(future) < 40 else ""}, label="predicted"
+            after, future, **LINES[1] | {"markersize": 3, "marker": "o" if len(future) < 40 else ""}, label="predicted"
         )
         if steps is None:
             ax.axvline(len(past) - 0.5, color=GREY, linewidth=0.8, linestyle=":")

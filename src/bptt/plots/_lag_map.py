@@ -27,7 +27,7 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     """Heat map of |contribution of the loss at t to the adjoint at t - lag|, on a logarithmic scale.
 
     measure: what `bptt.flow.lag_map` gives. layer: which of its L. ax: where to draw; a new figure by default. Where
-    there is no data (before or behind a sequence, behind a reset, no loss) the ground shows through.
+    there is no data (before or after a sequence, beyond a reset, no loss) the ground shows through.
 
     Raises IndexError for a layer that is not there.
 

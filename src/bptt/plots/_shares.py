@@ -16,14 +16,14 @@ __all__ = ["shares"]
 
 @styled
 def shares(measure: Shares, *, layer: int | None = None) -> Figure:
-    """Bars: the share of dL/dW_hh by lag. Line: its relative error when everything behind a lag is cut.
+    """Bars: the share of dL/dW_hh by lag. Line: its relative error when everything beyond a lag is cut.
 
     measure: what `bptt.flow.shares` gives. layer: which of its L; by default the one that loses most.
 
     >>> import torch, bptt, bptt.plots
     >>> figure = bptt.plots.shares(bptt.flow.shares(bptt.nn.RNN(2, 4), torch.randn(20, 3, 2)))
     >>> [ax.get_ylabel() for ax in figure.axes]
-    ['share of dL/dW_hh', 'error when cut behind']
+    ['share of dL/dW_hh', 'error when cut beyond']
     """
     figure = Picture(figsize=(8.0, 5.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -37,7 +37,7 @@ def shares(measure: Shares, *, layer: int | None = None) -> Figure:
     below.axhline(CLOSE, color=GREY, linewidth=1, linestyle="--")
     below.annotate(f"{CLOSE:.0%}", (1, CLOSE), xycoords=("axes fraction", "data"), color=GREY, va="bottom", ha="right")
     below.set_ylim(bottom=0)
-    below.set_ylabel("error when cut behind")
+    below.set_ylabel("error when cut beyond")
     below.set_xlabel("lags, steps back from the loss")
     _label(below, measure)
     for ax in (above, below):

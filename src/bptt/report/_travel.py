@@ -155,7 +155,7 @@ def _fit(figure: go.Figure, measure: Lags, layer: int) -> None:
 
 
 def shares(measure: Shares) -> go.Figure:
-    """Shares as bars, the error of cutting behind each bin as a line below."""
+    """Shares as bars, the error of cutting after each bin as a line below."""
     low, high = measure.bin_edges[:-1], measure.bin_edges[1:] - 1
     bins = [str(a) if a == b else f"{a}–{b}" for a, b in zip(low, high, strict=True)]
     figure = chart(2, 1, shared_xaxes=True, vertical_spacing=0.08)
@@ -164,14 +164,14 @@ def shares(measure: Shares) -> go.Figure:
         bars = {"color": COLOURS[i % len(COLOURS)]}
         said = "lags %{x}: %{y:.1%}<extra>" + name + "</extra>"
         figure.add_bar(x=bins, y=drawable(measure.share[i]), marker=bars, hovertemplate=said, row=1, col=1, **shown)
-        said = "cut behind lags %{x}: %{y:.1%} off<extra>" + name + "</extra>"
+        said = "cut beyond lags %{x}: %{y:.1%} off<extra>" + name + "</extra>"
         line = LINES[i % len(LINES)] | {"mode": "lines+markers", "showlegend": False}
         figure.add_scatter(x=bins, y=drawable(measure.bias[i]), hovertemplate=said, row=2, col=1, **line, **shown)
     figure.update_layout(showlegend=len(measure.layers) > 1)
     figure.update_xaxes(type="category")
     figure.update_xaxes(title="lags, steps back from the loss", row=2, col=1)
     figure.update_yaxes(title="share of dL/dW_hh", tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title="error when cut behind", tickformat=".0%", rangemode="tozero", row=2, col=1)
+    figure.update_yaxes(title="error when cut beyond", tickformat=".0%", rangemode="tozero", row=2, col=1)
     return finish(figure, 480)
 
 

@@ -33,14 +33,14 @@ SECTIONS: dict[str, tuple[str, str, Any]] = {
         "By lag",
         "The mean over losses of the map, in this batch, with the range of its lanes. A straight line is a constant "
         "factor per step, and only then is a rate told and its fit drawn. The ticks mark the lags within which 90 and "
-        "99 % of the sum arise: what lies behind them hardly steers training. Where more lags than were measured would "
+        "99 % of the sum arise: what lies beyond them hardly steers training. Where more lags than were measured would "
         "move them, they are at least so far.",
         _travel.decay,
     ),
     "shares": (
         "Weights",
         "The part of dL/dW_hh that travelled so many steps, as a share of the whole (shares may be negative, they add "
-        "up to 1), and the relative error of a gradient that is cut behind it.",
+        "up to 1), and the relative error of a gradient that is cut beyond it.",
         _travel.shares,
     ),
     "comparison": (

@@ -29,11 +29,11 @@ __all__ = ["StepChain"]
 class StepChain:
     """The steps of a call as one chain in autograd's graph.
 
-    blocks: those that overlap; others are one, with cuts: the steps whose carry enters detached. watched: the steps
-    that are monitored. opaque: steps hand tensors to calls that torch function modes do not see. carry: what the latest
-    step gave. ys: what each step gave, by leaf of y; versions: those tensors' versions then. visit: the latest step
-    that was looked at, as a graph of its own; nodes: of that graph, where it is opaque. began: autograd's number of the
-    first node that this call makes. last: carry and x that the last step received; form: that carry's.
+    blocks: those that overlap; others are one, with cuts: the steps whose carry enters detached. monitored: the steps
+    that the monitor sees. opaque: steps hand tensors to calls that torch function modes do not see. carry: what the
+    latest step gave. ys: what each step gave, by leaf of y; versions: those tensors' versions then. visit: the latest
+    step that was looked at, as a graph of its own; nodes: of that graph, where it is opaque. began: autograd's number
+    of the first node that this call makes. last: carry and x that the last step received; form: that carry's.
 
     Of blocks that overlap, starts: the carries that enter their earliest steps; forms, states: what else running a step
     again needs; written: the buffers that it does not write to then; differs: a step that gave something else then.
@@ -52,9 +52,9 @@ class StepChain:
         overlapping = any(earliest < first for earliest, first, _ in blocks)
         self.blocks = list(blocks) if overlapping else [(0, 0, given.T - 1)]
         self.cuts = frozenset(block[0] for block in blocks if not overlapping) - {0}
-        self.watched = {given.T - 2, given.T - 1}
+        self.monitored = {given.T - 2, given.T - 1}
         if overlapping and blocks[-1][1] == given.T - 1:  # a window runs between these two
-            self.watched.add(given.T - 3)
+            self.monitored.add(given.T - 3)
         if given.resets is not None:
             self.cuts |= all_rows(given.resets)
         self.edge_factors = EdgeFactors() if policy.draws_factors else None
@@ -113,11 +113,11 @@ class StepChain:
                 self.carry = [c.detach() for c in self.carry]
             t = max(first, self.run.t)
             while t <= last:
-                if t == self.run.t or t in self.watched:
+                if t == self.run.t or t in self.monitored:
                     self.observe(t)
                     t += 1
                 else:
-                    stop = min([last + 1, *(w for w in self.watched if w > t)])
+                    stop = min([last + 1, *(w for w in self.monitored if w > t)])
                     self.hurry(t, stop)
                     t = stop
 
@@ -149,7 +149,7 @@ class StepChain:
         if t == T - 1:
             self.last, self.form = [r.detach().clone() for r in received], form
         carry, x = form.join(received[:n]), run.given.x_form.join(received[n:])
-        if t in self.watched:
+        if t in self.monitored:
             result = monitor.call(t, carry, x)
         else:
             result = run.given.step(carry, x)

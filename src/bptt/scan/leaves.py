@@ -1,4 +1,4 @@
-"""The leaves of autograd's graph behind a value."""
+"""The leaves of the graph that autograd has of a value."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class _TimeEdge(torch.autograd.Function):
 
 
 class _Scaled(torch.autograd.Function):
-    """An adjoint behind a time edge."""
+    """An adjoint after a time edge."""
 
     generate_vmap_rule = True
 

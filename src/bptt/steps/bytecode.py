@@ -153,8 +153,8 @@ class Frame:
             known = self.reader.read_global(self.namespace, name)
             if known is not None and known.value is builtins.super:
                 self._use(self.local.get(next(iter(self.code.co_varnames), "")))
-            called = [None] * (_effect(op) - 1)
-            self._push(*([*called, known] if sys.version_info < (3, 13) else [known, *called]))
+            callee = [None] * (_effect(op) - 1)
+            self._push(*([*callee, known] if sys.version_info < (3, 13) else [known, *callee]))
         elif kind in ("LOAD_ATTR", "LOAD_METHOD"):
             self._push(self._attribute(self._pop(), name), *[None] * _effect(op))
         elif kind.startswith("LOAD_FAST") or kind in ("LOAD_DEREF", "LOAD_CLASSDEREF"):

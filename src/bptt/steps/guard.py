@@ -159,7 +159,7 @@ class Guard:
             return self.captured
         rebinding = Rebinding(self._holders, self._lanes)
         difference = rebinding.difference(self.step, step, "step")
-        return difference or tuple(rebinding.taken.get(id(t), t) for t in self.captured)
+        return difference or tuple(rebinding.replacements.get(id(t), t) for t in self.captured)
 
     def changed(self) -> str | None:
         """What differs from when the step was traced, in a sentence; None where nothing does."""

@@ -30,7 +30,7 @@ _LEFT_OUT = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 """Keywords of operations that say nothing of what is computed."""
 
 _MOST = 84
-"""The column in which lines of code stand at most; that of a longer operation stands behind it."""
+"""The column in which lines of code stand at most; that of a longer operation stands after it."""
 
 
 def labels(step: SplitStep, given: Mapping[str, str]) -> dict[str, str]:

@@ -1,5 +1,5 @@
 """Views that merge rows with dimensions before them, as a linear layer's of `[S, B, E]` to `[S * B, E]`, with the rows
-ahead of these: what a product along the last dimension, an activation or a sum over all of them gives is the same.
+before these: what a product along the last dimension, an activation or a sum over all of them gives is the same.
 
 Legend: R rows. A merged dimension `(a, R, b)` is one of a * R * b values in this order; it is held as `(R, a, b)`.
 """
@@ -70,22 +70,22 @@ class _RowsAhead:
         rows = source.meta.get("differs", ())
         if len(rows) != 1 or len(node.meta.get("differs", ())) != 1 or before[rows[0]] != self.R or 0 in before:
             return
-        i, ahead = rows[0], prod(before[: rows[0]])
+        i, leading = rows[0], prod(before[: rows[0]])
         for j, size in enumerate(after):
             outer = prod(after[:j])
             first = next((k for k in range(i) if prod(before[:k]) == outer), None)
             if (
                 [j] == node.meta["differs"]
-                and ahead > outer
+                and leading > outer
                 and first is not None
-                and size % (ahead // outer * self.R) == 0
+                and size % (leading // outer * self.R) == 0
             ):
                 order = list(range(len(before)))
                 order.insert(first, order.pop(i))
                 with self.graph.inserting_before(node):
                     turned = self._made(aten.permute.default, node, [before[d] for d in order], source, order)
                 node.args = (turned, *node.args[1:])
-                a = ahead // outer
+                a = leading // outer
                 self.orders[node] = _Order(j, a, size // (a * self.R))
                 return
 

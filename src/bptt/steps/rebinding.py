@@ -159,19 +159,19 @@ class Rebinding:
 
     holders: by the id of each captured tensor, the ids of all objects that hold it: it counts as exchanged only if the
     comparison has seen all of them. lanes: the ids of those with a row for each lane, whose number may be another.
-    taken: by the id of a tensor, the one in its place.
+    replacements: by the id of a tensor, the one in its place.
     """
 
     holders: Mapping[int, set[int]]
     lanes: Set[int] = frozenset()
-    taken: dict[int, Tensor] = field(default_factory=dict)
+    replacements: dict[int, Tensor] = field(default_factory=dict)
     _seen: dict[int, set[int]] = field(default_factory=dict)
     _compared: set[tuple[int, int]] = field(default_factory=set)
 
     def difference(self, before: Any, now: Any, path: str) -> str | None:
         """What differs between two steps, in a sentence; None where the one traced stands for the other."""
         found = self._differs(before, now, path)
-        exchanged = (key for key, t in self.taken.items() if id(t) != key)
+        exchanged = (key for key, t in self.replacements.items() if id(t) != key)
         if found is None and any(self.holders[key] - self._seen[key] for key in exchanged):
             return f"`{path}` has another tensor in one place, and the one it had when the step was traced in another"
         return found
@@ -202,7 +202,7 @@ class Rebinding:
             return redescribed(f"`{path}`", described(before), described(now))
         if before is not now and (type(before) is not type(now) or key not in self.holders):
             return told(f"`{path}`", now, before)
-        if self.taken.setdefault(key, now) is not now:
+        if self.replacements.setdefault(key, now) is not now:
             return f"`{path}` and another variable were one tensor when the step was traced, and are two"
         return None
 

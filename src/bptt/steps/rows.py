@@ -177,7 +177,7 @@ def _index(node: Node) -> int:
 
 
 def _kept(before: Any, after: Node) -> bool:
-    """Whether a view keeps the rows in their order, one behind the other."""
+    """Whether a view keeps the rows in their order, one after the other."""
     first, second = _index(before), _index(after)
     return math.prod(s for s, _ in before.meta["dims"][:first]) == math.prod(s for s, _ in after.meta["dims"][:second])
 

@@ -119,12 +119,12 @@ def _selected_of_permuted(graph: Graph, node: Node) -> Node:
     """A part of a permuted value as what is left of the permutation, of that part."""
     permuted, dim, index = cast("Any", node.args)
     inner, dims = permuted.args
-    taken, (shape, dtype) = dims[dim], inner.meta["tensor"]
+    selected, (shape, dtype) = dims[dim], inner.meta["tensor"]
     with graph.inserting_before(node):
-        part = graph.call_function(aten.select.int, (inner, taken, index))
-        part.meta["tensor"] = torch.Size([*shape[:taken], *shape[taken + 1 :]]), dtype
+        part = graph.call_function(aten.select.int, (inner, selected, index))
+        part.meta["tensor"] = torch.Size([*shape[:selected], *shape[selected + 1 :]]), dtype
         part.meta["line"] = node.meta.get("line")
-        rest = [d - (d > taken) for d in dims if d != taken]
+        rest = [d - (d > selected) for d in dims if d != selected]
         return _like(graph.call_function(aten.permute.default, (part, rest)), node)
 
 
@@ -192,10 +192,10 @@ def _sliced(graph: Graph, node: Node, args: Any) -> Node | None:
             return _like(made, node)
         if _target(base) is aten.cat.default and base.args[1] == dim:
             pieces = _pieces(base)
-            taken = [_part(graph, p, dim, start, end) for p in pieces if p[0] < end and start < p[1]]
-            if len(taken) == 1:
-                return taken[0]
-            return _like(graph.call_function(aten.cat.default, (taken, dim)), node)
+            parts = [_part(graph, p, dim, start, end) for p in pieces if p[0] < end and start < p[1]]
+            if len(parts) == 1:
+                return parts[0]
+            return _like(graph.call_function(aten.cat.default, (parts, dim)), node)
     return None
 
 

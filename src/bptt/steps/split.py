@@ -74,7 +74,7 @@ def _reached(start: Iterable[Node]) -> set[Node]:
     return found
 
 
-def _behind(ends: Iterable[Node], stop: Callable[[Node], bool] = lambda _: False) -> set[Node]:
+def _ancestors(ends: Iterable[Node], stop: Callable[[Node], bool] = lambda _: False) -> set[Node]:
     """All that some nodes depend on, and these, as far as nodes that stop it (which are not followed)."""
     found, todo = set[Node](), list(ends)
     while todo:
@@ -123,7 +123,7 @@ class _Splitter:
         known = set(inside) - of_carry - self.dual - self.free
         self.constant = {n for n in known - on_given if row_dim(n) is None}
         self.early = known - self.constant  # of x, or of captured rows
-        self.walked = of_carry - self.dual
+        self.on_carry = of_carry - self.dual
         self._check()
 
     def _check(self) -> None:
@@ -139,7 +139,7 @@ class _Splitter:
     def hoisted(self) -> set[Node]:
         """Early products and gathers, what they are made of, and sums of them with what is early or constant."""
         products = [n for n in self.early if self._at_once(n) or (n.target in _GATHERS and row_dim(n) == 0)]
-        found = _behind(products) & self.early
+        found = _ancestors(products) & self.early
         for n in sorted(self.early - found, key=self.order.__getitem__):
             inputs = n.all_input_nodes
             sums = n.target in (aten.add.Tensor, aten.sub.Tensor)
@@ -151,8 +151,8 @@ class _Splitter:
     @cached_property
     def _late_y(self) -> set[Node]:
         """What only ys need, where there is a product in it: computed for all steps at once, after the walk."""
-        core = _behind(self.next)
-        own = {n for n in _behind(self.y) if n.op == "call_function"} & self.walked - core
+        core = _ancestors(self.next)
+        own = {n for n in _ancestors(self.y) if n.op == "call_function"} & self.on_carry - core
         products = {n for n in own if self._at_once(n)}
         return {n for n in own if n in _reached(products) or _reached([n]) & products} if products else set()
 
@@ -161,7 +161,7 @@ class _Splitter:
         """Products of dys alone, and what of the dual they are made of."""
         alone = self.on_dy - self.on_adjoint
         products = [n for n in alone if self._at_once(n) and row_dim(n) == 0 and not mixes_rows(n)]
-        return {n for n in _behind(products) & alone if n.op == "call_function"}
+        return {n for n in _ancestors(products) & alone if n.op == "call_function"}
 
     @cached_property
     def adjoint_core(self) -> set[Node]:
@@ -170,11 +170,11 @@ class _Splitter:
         bent = [n for n in self._wanted & self.on_adjoint if not self._linear(n)]
         if any(row_dim(n) != 0 for n in bent):
             raise NotTraceable("its gradient is not linear in what arrives, in a sum over rows")
-        return {n for n in _behind([*ends, *bent]) & self.dual - self.errors if n.op == "call_function"}
+        return {n for n in _ancestors([*ends, *bent]) & self.dual - self.errors if n.op == "call_function"}
 
     @cached_property
     def _wanted(self) -> set[Node]:
-        return _behind(filter(None, (*self.dx, *self.dcaptured))) & self.dual
+        return _ancestors(filter(None, (*self.dx, *self.dcaptured))) & self.dual
 
     def _linear(self, n: Node) -> bool:
         if n.op == "placeholder" or n.target in _LINEAR:
@@ -199,7 +199,7 @@ class _Splitter:
         sent_anyway = {i for n in self._wanted - self.adjoint_core if n not in sums for i in n.all_input_nodes}
         found = []
         for n in sorted(sums, key=self.order.__getitem__):
-            own = _behind([n.args[0]], lambda i: i in self.adjoint_core) & self._wanted - self.adjoint_core  # type: ignore[list-item]
+            own = _ancestors([n.args[0]], lambda i: i in self.adjoint_core) & self._wanted - self.adjoint_core  # type: ignore[list-item]
             plain = all(i.op == "placeholder" or i.target in ELEMENTWISE | VIEWS or i.target is aten.sum.dim_IntList
                         for i in own)  # fmt: skip
             if plain and not own & self.errors and n.args[0] not in sent_anyway:
@@ -208,7 +208,7 @@ class _Splitter:
 
     @cached_property
     def _summed_set(self) -> set[Node]:
-        return {n for n in _behind(self.summed) & self.dual - self.errors if n.op == "call_function"}
+        return {n for n in _ancestors(self.summed) & self.dual - self.errors if n.op == "call_function"}
 
     @cached_property
     def by_lane(self) -> dict[Node, tuple[tuple[Node, Node], ...]]:
@@ -228,7 +228,7 @@ class _Splitter:
     def deferred(self) -> set[Node]:
         outside = self.adjoint_core | self.errors | set(self.summed)
         ends = [n for n in self._later if n in self.dual]
-        found = _behind(ends, lambda n: n in outside or n not in self.dual)
+        found = _ancestors(ends, lambda n: n in outside or n not in self.dual)
         return {n for n in found & self.dual - outside if n.op == "call_function"}
 
     @cached_property
@@ -236,7 +236,7 @@ class _Splitter:
         """Values of the forward pass that the backward pass mentions."""
         used = self.adjoint_core | self.errors | self._summed_set | self.deferred
         mentioned = {i for n in used for i in n.all_input_nodes} | set(self._later)
-        return {n for n in mentioned if n in self.walked or n in self.early}
+        return {n for n in mentioned if n in self.on_carry or n in self.early}
 
     @cached_property
     def kept(self) -> list[Node]:
@@ -248,7 +248,7 @@ class _Splitter:
         import networkx  # loaded where a step is split only
 
         flow = networkx.DiGraph()
-        region = _behind(needed, lambda n: n in known) & (self.walked | self.early)
+        region = _ancestors(needed, lambda n: n in known) & (self.on_carry | self.early)
         for n in region:
             if n in known:
                 flow.add_edge("source", (n, 0))
@@ -292,7 +292,7 @@ class _Splitter:
         }
         hoisted = {n for n in map(_rows_first, hoisted) if n.op == "call_function"}
         known = carry | given | hoisted | stop_constant
-        late_needs = {i for n in late_y for i in n.all_input_nodes if i in self.walked and i not in late_y}
+        late_needs = {i for n in late_y for i in n.all_input_nodes if i in self.on_carry and i not in late_y}
         late_needs = set(map(_rows_first, late_needs)) - carry
         core_kept = [n for n in kept if n not in late_y and n not in hoisted and n not in given]
         core_y = [n for n in self.y if n not in late_y]
@@ -304,11 +304,11 @@ class _Splitter:
         sent, summed = self.handed_on
         handed_on = {_rows_first(n) for n in self.errors if self._used_outside(n, self.errors)}
         errors_out = [n for n in self._sorted(handed_on) if n.op == "call_function"]
-        walked_back = _unique([*own_back, *sent, *summed])
+        adjoint_out = _unique([*own_back, *sent, *summed])
         back_stop = had | set(errors_out) | set(self.adjoints) | set(self.dys)
         deferred_out = _unique([n for n in self._later if n not in summed])
         deferred_stop = back_stop | set(sent) | set(summed)
-        adjoint = self._part(walked_back, back_stop)
+        adjoint = self._part(adjoint_out, back_stop)
         values = {n.name: kind_of(n) for n in self.traced.graph.nodes if "dims" in n.meta}
         names = {n.name for n in (*self.dys, *errors_out)}
         t = self.traced
@@ -360,7 +360,7 @@ class _Splitter:
         """The graph from nodes that are known to outputs."""
         if not all("dims" in n.meta and row_dim(n) in (0, None) for n in outputs):
             raise NotTraceable("a value whose rows do not come first would have to be handed on")
-        inside = _behind(outputs, lambda n: n in stop)
+        inside = _ancestors(outputs, lambda n: n in stop)
         graph, made = Graph(), dict[Node, Node]()
         made[self.rows_node] = graph.placeholder("R")
         inputs = [n for n in self._sorted(inside) if n in stop]

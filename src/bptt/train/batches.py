@@ -115,7 +115,7 @@ class RandomWindows:
     """Windows of T steps in random order, B at a time, each with a fresh state.
 
     An epoch draws an offset in [0, T) and cuts the rest into whole windows: no window repeats within an epoch; the
-    tokens before the offset and behind the last whole window (fewer than T each) wait for another epoch. The
+    tokens before the offset and after the last whole window (fewer than T each) wait for another epoch. The
     last batch may have fewer lanes. Order and offset depend on (seed, epoch) alone.
 
     ids: int64 `[N]`, N >= 2 T. length: T. lanes: B.

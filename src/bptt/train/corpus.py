@@ -26,7 +26,7 @@ def letters(text: str) -> str:
 
 
 def python_docs() -> str:
-    """The language reference behind `help("for")`, which ships with CPython: about 0.4 million characters.
+    """The language reference of `help("for")`, which ships with CPython: about 0.4 million characters.
 
     The topics are joined in the order of their names. Lines of tables drawn with | and + are left out: from them a
     model learns to count spaces. The text differs from one Python version to the next.

@@ -253,7 +253,7 @@ class _Long:
 
 
 def _cut(data: bytes, level: str) -> int:
-    """Where to end a piece so that its tokens are those of the whole: behind white space, or behind a character."""
+    """Where to end a piece so that its tokens are those of the whole: after white space, or after a character."""
     if level == "word":
         return max(data.rfind(blank) for blank in (b" ", b"\n", b"\t")) + 1
     cut = len(data) - 1  # what follows may be the rest of a character, or the \n of \r\n

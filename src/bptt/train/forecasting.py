@@ -22,7 +22,7 @@ class Forecast:
     """What is predicted of one group.
 
     group: the rows that were read. times: of the predicted steps: where the times have one distance they go on so, else
-    (and without a column of times) the steps behind the last row are counted from 1. values: float64 `[steps,
+    (and without a column of times) the steps after the last row are counted from 1. values: float64 `[steps,
     targets]`.
     """
 
@@ -32,7 +32,7 @@ class Forecast:
 
 
 def forecast(model: Forecaster, scaling: Scaling, table: Table) -> list[Forecast]:
-    """The `horizon` steps behind the last row of each group; of a regression the targets of every row.
+    """The `horizon` steps after the last row of each group; of a regression the targets of every row.
 
     model, scaling: of a run (`bptt.train.trained.load`). table: with the run's columns (`bptt.train.tables`); of a
     regression the targets may be missing. The network reads each group from its first row, its state zero before.
@@ -62,7 +62,7 @@ def _of(group: Group) -> str:
 
 
 def _later(times: list[Any] | None, steps: int) -> list[Any]:
-    """The times behind the last, where all have one distance; else numbers from 1."""
+    """The times after the last, where all have one distance; else numbers from 1."""
     counted = list(range(1, steps + 1))
     if times is None or len(times) < 2:
         return counted

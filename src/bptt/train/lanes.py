@@ -193,7 +193,7 @@ class Lanes(IterableDataset[Window]):
             self._set = replace(self._set, first=epoch) if self._set.epoch == epoch else None
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on behind the windows that the latest iteration has given.
+        """What `load_state_dict` needs to go on after the windows that the latest iteration has given.
 
         Numbers, text and None. Windows that a loader has read ahead, or its workers have made, are not known here:
         there take `state(window)`, or the state of a loader that keeps one, as torchdata's StatefulDataLoader.
@@ -220,7 +220,7 @@ class Lanes(IterableDataset[Window]):
         self._set, self._reading = self._read(state), None
 
     def state(self, after: Window | None = None) -> dict[str, Any]:
-        """The position behind a window, for `restore`; None: as `state_dict`.
+        """The position after a window, for `restore`; None: as `state_dict`.
 
         after: the last window that was used, so that windows a loader has read ahead do not count.
         """

@@ -223,9 +223,9 @@ class Trainer:
 
     def take_findings(self) -> list[Finding]:
         """What the doctor found since this was last asked."""
-        taken = list(self._findings)
+        findings = list(self._findings)
         self._findings.clear()
-        return taken
+        return findings
 
     def evaluate(self, part: Any) -> float:
         """Mean loss per prediction of a part of the task's data, each predicted once.

@@ -32,7 +32,7 @@ class Packing:
     """Where the documents of an epoch lie, window by window.
 
     items: (document or its number, tokens), in order. share: the lanes whose pieces are kept.
-    index: the window it stands at. pieces: those that reach into that window or lie behind it. free: a heap of
+    index: the window it stands at. pieces: those that reach into that window or lie after it. free: a heap of
     (the step from which a lane is free, lane).
     """
 
@@ -44,7 +44,7 @@ class Packing:
 
     @property
     def end(self) -> int:
-        """The step behind the last that is taken; final once a window has a lane that is free."""
+        """The step after the last that is taken; final once a window has a lane that is free."""
         return max(self.free)[0]
 
     def seek(self, index: int | None) -> bool:

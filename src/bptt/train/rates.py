@@ -12,7 +12,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 def factor(schedule: str, warmup: int, step: int, total: int) -> float:
     """What the learning rate is multiplied by at a step, counted from 0, of a run of `total` steps.
 
-    It rises linearly over `warmup` steps, then stays ("constant") or falls to 0 behind the last step, in a line
+    It rises linearly over `warmup` steps, then stays ("constant") or falls to 0 after the last step, in a line
     ("linear") or half a cosine ("cosine": Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts).
 
     >>> [round(factor("cosine", 2, step, 6), 3) for step in range(6)]

@@ -41,8 +41,8 @@ class Place:
         where = "where there are no several workers" if mine is None else "worker {} of {}".format(*mine)
         raise ValueError("state must go to the worker it is of, {} of {}: got {}".format(*self.worker, where))
 
-    def behind(self, index: int) -> Place:
-        """The place behind this worker's window of the same epoch."""
+    def after(self, index: int) -> Place:
+        """The place after this worker's window of the same epoch."""
         return replace(self, index=index + 1, over=0 if self.worker is None else self.worker[1] - 1)
 
 
@@ -76,7 +76,7 @@ class Reading(Iterator[Window]):
             index = place.index + place.over
             if packing.seek(index):
                 window = source._window(packing, place.epoch)
-                self.place = place.behind(index)
+                self.place = place.after(index)
                 return window
             if packing.end == 0:
                 raise ValueError("documents must yield one of at least 2 tokens: got none in a whole pass")
@@ -85,7 +85,7 @@ class Reading(Iterator[Window]):
         raise StopIteration
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on behind the windows that were read."""
+        """What `load_state_dict` needs to go on after the windows that were read."""
         return self.source._written(self.place)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

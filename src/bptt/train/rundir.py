@@ -248,7 +248,7 @@ class RunDirectory:
         return _lines(self.findings_file, "findings")
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged behind `step`: the resumed run writes it again.
+        """Drop what was logged after `step`: the resumed run writes it again.
 
         A line that cannot be read, as a loss of power may leave, ends what is kept; that is logged.
         """

@@ -80,7 +80,7 @@ class Streams:
         return Window.of(inputs, targets, fresh=index == 0, tokens=tokens, resets=resets, place=(epoch, index))
 
     def _pieces(self, epoch: int) -> list[_Place]:
-        """(stream, first step, step behind the last) of every piece, in order."""
+        """(stream, first step, step after the last) of every piece, in order."""
         if self.seed is None:
             return [(i, 0, len(x)) for i, (x, _) in enumerate(self.streams)]
         generator = epoch_generator(self.seed, epoch)

@@ -18,7 +18,7 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Tokens:
-    """Documents `[n_d]` that lie one behind the other in an array of token ids `[N]`: what `Lanes` takes.
+    """Documents `[n_d]` that lie one after another in an array of token ids `[N]`: what `Lanes` takes.
 
     source: an array, a memory map included, or a file: `.npy`, or raw numbers of `dtype` under any other name. Of a
     file only what is asked for is read.
@@ -72,7 +72,7 @@ class Tokens:
         return self.array[start:stop] if isinstance(self.array, np.ndarray) else _Part(self.array, start, stop)
 
     def _behind(self, separator: int, source: str | Path | _Array) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Where the documents begin, and the end: behind each separator."""
+        """Where the documents begin, and the end: after each separator."""
         if isinstance(separator, bool) or not hasattr(separator, "__index__"):
             raise TypeError(f"separator must be a whole number: got {separator!r}")
         ends = [np.zeros(1, np.int64)]

@@ -72,7 +72,7 @@ class Vocabulary:
 
     @cached_property
     def _of_characters(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The number of each character by its code, 0 behind the last that has one."""
+        """The number of each character by its code, 0 after the last that has one."""
         numbers = {ord(token): i for token, i in self.index.items() if len(token) == 1}
         table = np.zeros(max(numbers, default=0) + 2, np.int64)
         table[list(numbers)] = list(numbers.values())

@@ -53,7 +53,7 @@ class Classifier(Network):
 class Labelled:
     """A batch of B whole sequences.
 
-    x: `[T, B, inputs]`, zero behind the end of each. lengths: int64 `[B]`. labels: int64 `[B]`, `IGNORE` where none
+    x: `[T, B, inputs]`, zero after the end of each. lengths: int64 `[B]`. labels: int64 `[B]`, `IGNORE` where none
     counts. total: labels that count on all processes together.
     """
 

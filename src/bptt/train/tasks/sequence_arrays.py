@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 def read_npz(path: Path) -> Sequences:
     """The sequences of an NPZ file, with labels where it has `y`.
 
-    x: numbers `[N, T, I]`, or `[N, T]` of one feature; with `lengths` `[N]` the steps behind each length are padding.
+    x: numbers `[N, T, I]`, or `[N, T]` of one feature; with `lengths` `[N]` the steps after each length are padding.
     Or `[sum of lengths, I]`, the sequences one after another, with `lengths` `[N]`, or with `offsets`, where each
     begins: `[N]`, or `[N + 1]` with the end. y: `[N]`, whole numbers or text. NaN: a missing value.
 

@@ -42,8 +42,8 @@ def sequences_of_table(
     chosen = [name for name in table.columns if name not in special] if inputs is None else list(inputs)
     if not chosen:
         raise InputError(f"{path} has no features beside {', '.join(table.columns)}")
-    if taken := special & {*chosen}:
-        raise InputError(f"inputs must not hold the group, the time or the target: got {', '.join(map(str, taken))}")
+    if reserved := special & {*chosen}:
+        raise InputError(f"inputs must not hold the group, the time or the target: got {', '.join(map(str, reserved))}")
     rows = table.rows_of(group, time)
     if "" in rows:
         raise InputError(

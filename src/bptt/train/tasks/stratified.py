@@ -23,14 +23,14 @@ def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[list[int
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
     most = {label: len(of) - 1 for label, of in members.items()}
-    taken = {label: min(int(share * len(of)), most[label]) for label, of in members.items()}
-    rest = round(share * len(labels)) - sum(taken.values())
-    for label in sorted(members, key=lambda label: taken[label] - share * len(members[label])):
-        if rest > 0 and taken[label] < most[label]:
-            taken[label], rest = taken[label] + 1, rest - 1
+    chosen = {label: min(int(share * len(of)), most[label]) for label, of in members.items()}
+    rest = round(share * len(labels)) - sum(chosen.values())
+    for label in sorted(members, key=lambda label: chosen[label] - share * len(members[label])):
+        if rest > 0 and chosen[label] < most[label]:
+            chosen[label], rest = chosen[label] + 1, rest - 1
     generator = torch.Generator("cpu").manual_seed(seed)
     out = []
     for label, of in members.items():
         order = torch.randperm(len(of), generator=generator, device="cpu")
-        out += [of[i] for i in order[: taken[label]]]
+        out += [of[i] for i in order[: chosen[label]]]
     return sorted({*range(len(labels))} - {*out}), sorted(out)

@@ -23,7 +23,7 @@ def inspected(
     task: Task,
     carries: bool,
 ) -> list[Any]:
-    """The window to measure, behind the one whose state it starts from where that is carried and there is room.
+    """The window to measure, after the one whose state it starts from where that is carried and there is room.
 
     windows_of: the windows in order, from lanes and steps. there: how many `task.units` they are of.
     """

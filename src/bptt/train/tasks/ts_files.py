@@ -1,7 +1,7 @@
 """Files of the `.ts` form, in which aeon, sktime and the UCR and UEA archives keep series with their classes.
 
 Lines that begin with `#` or `%` are remarks, `@name value` a header that ends at `@data`. Then each line is a case: its
-dimensions, divided by colons, each with its values, divided by commas; behind the last colon stands the class. A value
+dimensions, divided by colons, each with its values, divided by commas; after the last colon stands the class. A value
 that is missing is `?` or `NaN`. With `@timeStamps true` a value is a pair, (time, value).
 
 Read here rather than by aeon, whose reader makes labels lower-case and needs pandas, scikit-learn and numba:
@@ -59,13 +59,13 @@ def read_ts(path: Path) -> Sequences:
             raise InputError(f"{where} must have {wanted} dimensions: got {len(parts)}")
         values.append(_case(parts, header.pairs, where))
     if not values:
-        raise InputError(f"{path} is empty: nothing stands behind @data")
+        raise InputError(f"{path} is empty: nothing stands after @data")
     given = labels if header.classes is not None else None
     return Sequences.of(np.concatenate(values), [len(case) for case in values], labels=given, source=str(path))
 
 
 def _header(lines: list[str], source: str) -> tuple[_Header, int]:
-    """What it says, and the index of the line behind @data."""
+    """What it says, and the index of the line after @data."""
     header = _Header()
     for index, line in enumerate(lines):
         words = line.split()
