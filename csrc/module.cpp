@@ -66,7 +66,7 @@ template <class Real> const Programs<Real> &programs_of(int variant) {
 
 template <class V> V *at(Address address) { return reinterpret_cast<V *>(address); }
 
-struct Plan {
+struct Division {
     int threads;
     Split split;
 };
@@ -75,7 +75,7 @@ struct Plan {
 constexpr double least_step = 5e4;
 
 // How many threads are worth it, and what they share: `work` is the multiplications of one row and step.
-Plan plan(int threads, long rows, long steps, double work, long weight_bytes) {
+Division division(int threads, long rows, long steps, double work, long weight_bytes) {
     constexpr double least_work = 2e5;       // of a thread: what starting it costs, about 5 us
     constexpr long near_bytes = 1024 * 1024; // weights beyond that are read from far for every group of rows
     if (threads <= 1 || rows < 1 || rows * steps * work < threads * least_work) return {1, Split::rows};
@@ -128,24 +128,24 @@ class ScratchMemory {
 
 // Runs a walk on its threads with the scratch memory it asks for. own: bytes before it, which `place` puts to use.
 template <class Arguments>
-void walk(Arguments &a, const Plan &plan, long (*bytes)(const Arguments &, int, Split),
+void walk(Arguments &a, const Division &divided, long (*bytes)(const Arguments &, int, Split),
           void (*function)(const Arguments &, void *, const Worker &), long own = 0,
           void (*place)(Arguments &, void *) = nullptr) {
     long size = 64;
-    for (int workers = 1; workers <= plan.threads; ++workers) { // fewer may come than asked for
-        const long needed = bytes(a, workers, plan.split);
+    for (int workers = 1; workers <= divided.threads; ++workers) { // fewer may come than asked for
+        const long needed = bytes(a, workers, divided.split);
         if (needed > size) size = needed;
     }
     own = (own + 63) / 64 * 64;
     const ScratchMemory memory(own + size);
     if (place) place(a, memory.get());
     void *const scratch = static_cast<char *>(memory.get()) + own;
-    run(plan.threads, plan.split, [&](const Worker &worker) { function(a, scratch, worker); });
+    run(divided.threads, divided.split, [&](const Worker &worker) { function(a, scratch, worker); });
 }
 
 template <class Real> void forward(int variant, Forward<Real> a, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
-    walk(a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
+    walk(a, division(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
     if (a.y) std::copy_n(a.h + a.B * a.P, a.T * a.B * a.P, a.y);
     if (a.h_n) std::copy_n(a.h + a.T * a.B * a.P, a.B * a.P, a.h_n);
     if (a.c_n) std::copy_n(a.c + a.T * a.B * a.H, a.B * a.H, a.c_n);
@@ -172,21 +172,21 @@ template <class Real> void sweep(int variant, Sweep<Real> a, int threads) {
     if (a.N == 0) return;
     const Walks<Real> &walks = walks_of<Real>(variant);
     const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
-    Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
-    if (a.sums && planned.split == Split::rows && planned.threads > a.B) // the columns of a lane stay together
-        planned = a.N * work(a) >= least_step ? Plan{planned.threads, Split::panels} : Plan{1, Split::rows};
+    Division divided = division(threads, a.N, a.R, work(a), weight_bytes(a));
+    if (a.sums && divided.split == Split::rows && divided.threads > a.B) // the columns of a lane stay together
+        divided = a.N * work(a) >= least_step ? Division{divided.threads, Split::panels} : Division{1, Split::rows};
     if (a.da || a.sums)
-        walk(a, planned, walks.sweep_bytes, walks.sweep);
+        walk(a, divided, walks.sweep_bytes, walks.sweep);
     else
-        walk<Sweep<Real>>(a, planned, walks.sweep_bytes, walks.sweep, a.rows() * width * long(sizeof(Real)),
+        walk<Sweep<Real>>(a, divided, walks.sweep_bytes, walks.sweep, a.rows() * width * long(sizeof(Real)),
                           [](Sweep<Real> &b, void *memory) { b.da = static_cast<Real *>(memory); });
 }
 
 template <class Real> void row_sums(int variant, RowSums<Real> a, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
-    Plan planned = plan(threads, a.M, a.N, double(a.K + a.K2), 0);
-    planned.split = Split::rows;
-    walk(a, planned, walks.row_sums_bytes, walks.row_sums);
+    Division divided = division(threads, a.M, a.N, double(a.K + a.K2), 0);
+    divided.split = Split::rows;
+    walk(a, divided, walks.row_sums_bytes, walks.row_sums);
 }
 
 void copy(const Move *moves, long count) {
@@ -197,11 +197,11 @@ void copy(const Move *moves, long count) {
 template <class Real> void program(int variant, Program<Real> a, int threads) {
     const Programs<Real> &programs = programs_of<Real>(variant);
     const long rows = a.back ? a.N : a.B, apart = a.overlaps && a.B < rows ? a.B : rows; // rows of a lane stay together
-    Plan planned = plan(threads, rows, a.back ? a.R : a.T, a.work, 0);
-    planned.split = Split::rows;
-    if (planned.threads > apart) planned.threads = apart < 1 ? 1 : static_cast<int>(apart);
+    Division divided = division(threads, rows, a.back ? a.R : a.T, a.work, 0);
+    divided.split = Split::rows;
+    if (divided.threads > apart) divided.threads = apart < 1 ? 1 : static_cast<int>(apart);
     copy(a.moves, a.before);
-    walk(a, planned, programs.bytes, programs.run);
+    walk(a, divided, programs.bytes, programs.run);
     copy(a.moves + a.before, a.after);
 }
 

@@ -23,7 +23,7 @@ template <Cell f, class T> BPTT_INLINE Vec<T> pull(Vec<T> dh, Vec<T> h) {
 template <class T> struct Back {
     const Sweep<T> &a;
     long width;          // of a row of da: G H
-    long j;              // steps walked before this one
+    long j;              // steps before this one
     const long *columns; // the group's, by their numbers in `a`
     const long *at;      // [columns] row of the step in a [T, B, ...] tensor; one step before 0: minus B plus lane
     T *const *to;        // [columns] where da goes, from where the next step's product takes it
@@ -308,10 +308,10 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             s.at[n] = a.tops ? a.tops[columns[n]] : a.top(columns[n]) * a.B + a.lane(columns[n]);
             s.from[n] = nullptr;
         }
-        long walked = size; // those that are longer than j; then those that are at the initial state
+        long longer = size; // those that are longer than j; then those that are at the initial state
         for (long j = 0; j <= a.length(columns[0]); ++j) {
-            while (walked > 0 && a.length(columns[walked - 1]) <= j) --walked;
-            long left = walked;
+            while (longer > 0 && a.length(columns[longer - 1]) <= j) --longer;
+            long left = longer;
             while (left < size && a.length(columns[left]) == j && a.top(columns[left]) + 1 == j) ++left;
             const Back<T> back{a, width, j, columns, s.at, s.to, s.carried, s.lambda, s.zeros};
             for (long n = 0; n < left; ++n) {
@@ -320,22 +320,22 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
                     s.from[n] = s.rows[(j + 1) % 2] + n * width, s.to[n] = s.rows[j % 2] + n * width;
                 } else {
                     s.from[n] = s.to[n];
-                    s.to[n] = n < walked ? a.da + back.place(n) * width : nullptr;
+                    s.to[n] = n < longer ? a.da + back.place(n) * width : nullptr;
                 }
                 if (a.w_hr) s.lambda_rows[n] = s.lambda + n * a.P;
             }
             const T *const *from = j ? s.from : nullptr;
             if (a.w_hr) {
-                pass(s.w, from, 0, walked, w0, w1, ArrivingRows<T>{back});
+                pass(s.w, from, 0, longer, w0, w1, ArrivingRows<T>{back});
                 if (panels) worker.wait();
-                pass(s.projection, s.lambda_rows, 0, walked, r0, r1, Op<T>{back});
+                pass(s.projection, s.lambda_rows, 0, longer, r0, r1, Op<T>{back});
             } else {
-                pass(s.w, from, 0, walked, w0, w1, Op<T>{back});
+                pass(s.w, from, 0, longer, w0, w1, Op<T>{back});
             }
-            if (a.leaving_h && left > walked && j) {
-                pass(s.w, from, walked, left, w0, w1, Leaving<T>{back});
+            if (a.leaving_h && left > longer && j) {
+                pass(s.w, from, longer, left, w0, w1, Leaving<T>{back});
                 if (a.c && (!panels || worker.id == 0))
-                    for (long n = walked; n < left; ++n) {
+                    for (long n = longer; n < left; ++n) {
                         T *initial = a.leaving_c + a.slot(columns[n]) * a.H;
                         const T factor = back.factor(n), *carried = s.carried + n * a.H;
                         for (long u = 0; u < a.H; ++u) initial[u] = factor == T(0) ? T(0) : carried[u] * factor;
