@@ -1,8 +1,9 @@
 // The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/cpu.py) has checked
 // shapes, strides and types, and keeps the tensors alive.
 #include "bound.hpp"
+#include "memory.hpp"
+#include "selected.hpp"
 #include "team.hpp"
-#include "variants.hpp"
 #include "walks.hpp"
 
 #include <algorithm>
@@ -24,45 +25,6 @@ using Released = nb::call_guard<nb::gil_scoped_release>;
 
 namespace bptt {
 namespace {
-
-const Variant *const variants[] = {
-#ifdef BPTT_X86
-    &avx512::variant,
-    &avx2::variant,
-#endif
-    &portable::variant,
-};
-
-constexpr int variant_count = sizeof variants / sizeof variants[0];
-
-const Interpreter *const interpreters[] = {
-#ifdef BPTT_X86
-    &avx512::interpreter,
-    &avx2::interpreter,
-#endif
-    &portable::interpreter,
-};
-
-void check_variant(int variant) {
-    if (variant < 0 || variant >= variant_count || !variants[variant]->runs())
-        throw nb::value_error("variant must be the place of one in variants() that runs on this machine");
-}
-
-template <class Real> const Walks<Real> &walks_of(int variant) {
-    check_variant(variant);
-    if constexpr (sizeof(Real) == 4)
-        return variants[variant]->single;
-    else
-        return variants[variant]->twice;
-}
-
-template <class Real> const Programs<Real> &programs_of(int variant) {
-    check_variant(variant);
-    if constexpr (sizeof(Real) == 4)
-        return interpreters[variant]->single;
-    else
-        return interpreters[variant]->twice;
-}
 
 template <class V> V *at(Address address) { return reinterpret_cast<V *>(address); }
 
@@ -92,39 +54,6 @@ template <class Arguments> double work(const Arguments &a) {
 template <class Arguments> long weight_bytes(const Arguments &a) {
     return gates_of(a.cell) * a.H * a.P * long(sizeof *a.w_hh);
 }
-
-struct Free {
-    void operator()(void *p) const { std::free(p); }
-};
-
-// Scratch memory of at least so many bytes, of the calling thread. What a small call needs it keeps for the next one:
-// malloc gives back such a piece at once and has to make it again.
-class ScratchMemory {
-  public:
-    explicit ScratchMemory(long size) {
-        static thread_local std::unique_ptr<void, Free> kept;
-        static thread_local long kept_size = 0;
-        if (size > most_kept) {
-            own.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
-            memory = own.get();
-        } else {
-            if (size > kept_size) {
-                kept_size = 0;
-                kept.reset(); // before the larger one is there
-                kept.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
-                kept_size = kept ? size : 0;
-            }
-            memory = kept.get();
-        }
-        if (!memory) throw std::bad_alloc();
-    }
-    void *get() const { return memory; }
-
-  private:
-    static constexpr long most_kept = 512 * 1024;
-    std::unique_ptr<void, Free> own;
-    void *memory;
-};
 
 // Runs a walk on its threads with the scratch memory it asks for. own: bytes before it, which `place` puts to use.
 template <class Arguments>

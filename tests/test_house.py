@@ -348,9 +348,12 @@ MOST = 400
 
 def test_files_are_short() -> None:
     tests = Path(__file__).parent
+    folders = ((PACKAGE, ("*.py", "*.pyi")), (tests, ("*.py",)), (tests.parent / "csrc", ("*.hpp", "*.cpp")))
     sizes = {
         f"{folder.name}/{path.relative_to(folder).as_posix()}": len(path.read_text(encoding="utf-8").splitlines())
-        for folder in (PACKAGE, tests)
-        for path in folder.rglob("*.py")
+        for folder, patterns in folders
+        for pattern in patterns
+        for path in folder.rglob(pattern)
     }
+    assert "csrc/module.cpp" in sizes
     assert not (long := {path: {str(lines)} for path, lines in sizes.items() if lines >= MOST}), told(long)
