@@ -295,7 +295,7 @@ def case(layer: nn.RNNBase, T: int = 7, B: int = 3, seed: int = 1) -> Case:
     generator = torch.Generator().manual_seed(seed)
     D = 2 if layer.bidirectional else 1
     out = layer.proj_size or layer.hidden_size
-    sizes = (out, layer.hidden_size) if layer.mode == "LSTM" else (out,)
+    sizes = (out, layer.hidden_size)[: bptt.cells.CELLS[layer.mode].states]
     dtype = next(layer.parameters()).dtype
 
     def normal(*shape: int) -> Tensor:

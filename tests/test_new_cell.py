@@ -1,8 +1,9 @@
 """Cells that the package does not know: formulas and a layer, registered, and everything runs on them.
 
-The leaky RNN h_t = (1-a) h_{t-1} + a tanh(W_ih x + b_ih + W_hh h_{t-1} + b_hh), and the update-gate RNN (Collins et al.
-2017, arXiv 1611.09913), h_t = z h_{t-1} + (1-z) n, which has two gates. torch has neither, and no
-kernel has a walk for them.
+The leaky RNN h_t = (1-a) h_{t-1} + a tanh(W_ih x + b_ih + W_hh h_{t-1} + b_hh), which has one gate and one state, and
+an LSTM without an output gate, c_t = f c_{t-1} + i n, h_t = tanh(c_t), which has three gates and is no GRU, two
+states and is not torch's LSTM, and its gates in an order of its own. torch has neither, and no kernel has a walk for
+them.
 """
 
 from __future__ import annotations
@@ -54,29 +55,32 @@ class LeakyRNN(DropInLayer):
         super().__init__("LEAKY", *args, **kwargs)
 
 
-class Update(Cell):
-    name, mode = "update", "UPDATE"
-    gate_names = tape_names = ("z", "n")
-    activations = ("sigmoid", "tanh")
-    keeps = "z"
+class Open(Cell):
+    name, mode = "open", "OPEN"
+    gate_names = tape_names = ("n", "i", "f")
+    activations = ("tanh", "sigmoid", "sigmoid")
+    state_names = ("h", "c")
+    keeps, admits = "f", "i"
 
     def gates(self, gx: Tensor, h: Tensor, w: Weights) -> Tensor:
-        a_z, a_n = (gx + linear(h, w.hh)).chunk(2, -1)
-        return torch.cat([torch.sigmoid(a_z), torch.tanh(a_n)], -1)
+        a_n, a_i, a_f = (gx + linear(h, w.hh)).chunk(3, -1)
+        return torch.cat([torch.tanh(a_n), torch.sigmoid(a_i), torch.sigmoid(a_f)], -1)
 
     def advance(self, gates: Tensor, prev: State, w: Weights) -> State:
-        z, n = gates.chunk(2, -1)
-        return (n + z * (prev[0] - n),)
+        n, i, f = gates.chunk(3, -1)
+        c = f * prev[1] + i * n
+        return (torch.tanh(c), c)
 
     def pull(self, lam: State, gates: Tensor, prev: State, state: State, w: Weights) -> Pullback:
-        z, n = gates.chunk(2, -1)
-        dz, dn = lam[0] * (prev[0] - n), lam[0] * (1 - z)
-        return Pullback(torch.cat([dz * z * (1 - z), dn * (1 - n * n)], -1), direct=lam[0] * z)
+        n, i, f = gates.chunk(3, -1)
+        dc = lam[1] + lam[0] * (1 - state[0] * state[0])
+        da = torch.cat([dc * i * (1 - n * n), dc * n * i * (1 - i), dc * prev[1] * f * (1 - f)], -1)
+        return Pullback(da, carried=(dc * f,))
 
 
-class UpdateRNN(DropInLayer):
+class OpenLSTM(DropInLayer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("UPDATE", *args, **kwargs)
+        super().__init__("OPEN", *args, **kwargs)
 
 
 of_the_package = networks.step
@@ -84,28 +88,29 @@ of_the_package = networks.step
 
 def step(mode: str, w: dict[str, Tensor | None], x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The definitions once more, for autograd's plain loop."""
-    if mode not in ("LEAKY", "UPDATE"):
+    if mode not in ("LEAKY", "OPEN"):
         return of_the_package(mode, w, x, state)
-    [h] = state
+    h = state[0]
     a = linear(x, w["weight_ih"], w["bias_ih"]) + linear(h, w["weight_hh"], w["bias_hh"])
     if mode == "LEAKY":
         return ((1 - LEAK) * h + LEAK * torch.tanh(a),)
-    z, n = a.chunk(2, 1)
-    return (torch.sigmoid(z) * h + (1 - torch.sigmoid(z)) * torch.tanh(n),)
+    n, i, f = a.chunk(3, 1)
+    c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(n)
+    return (torch.tanh(c), c)
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cell, layer in ((Leaky(), LeakyRNN), (Update(), UpdateRNN)):
+    for cell, layer in ((Leaky(), LeakyRNN), (Open(), OpenLSTM)):
         monkeypatch.setitem(CELLS, cell.mode, cell)
         monkeypatch.setitem(LAYERS, cell.name, layer)
     monkeypatch.setattr(networks, "step", step)
 
 
-each_cell = pytest.mark.parametrize("cell", ["leaky", "update"])
+each_cell = pytest.mark.parametrize("cell", ["leaky", "open"])
 
 each_that_torch_lacks = pytest.mark.parametrize(
-    "cell", [*(name for name, layer in LAYERS.items() if layer.torchs is None), "leaky", "update"]
+    "cell", [*(name for name, layer in LAYERS.items() if layer.torchs is None), "leaky", "open"]
 )
 """With the package's own, which have nothing else to be held against."""
 
@@ -215,8 +220,9 @@ def test_the_layer_has_torchs_manners(cell: str):
         build(cell, proj_size=2)
     with pytest.raises(ValueError, match="proj_size is for LSTM only, not for"):
         LAYERS[cell](5, 4, 1, True, False, 0.0, False, 2)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=r"Expected hidden size \(2, 3, 4\)"):
-        layer(torch.randn(7, 3, 5, dtype=torch.float64), torch.zeros(1, 3, 4, dtype=torch.float64))
+    one = [torch.zeros(1, 3, 4, dtype=torch.float64)] * layer.cell().states
+    with pytest.raises(RuntimeError, match=r"Expected hidden(\[0\])? size \(2, 3, 4\)"):
+        layer(torch.randn(7, 3, 5, dtype=torch.float64), as_hx(one))
     model = torch.nn.Sequential(layer)
     assert bptt.convert(model, gradient="full")[0] is layer  # type: ignore[index]
     assert str(layer.gradient) == "full"
@@ -226,17 +232,23 @@ def test_the_layer_has_torchs_manners(cell: str):
 
 
 def test_initialisers_go_by_what_a_cell_is():
-    for cell in ("leaky", "update"):
+    for cell in ("leaky", "open"):
         w = init.orthogonal_(build(cell)).weight_hh_l0[:4].detach()
         assert torch.allclose(w @ w.T, torch.eye(4, dtype=w.dtype))
-        with pytest.raises(TypeError, match="forget_bias_ is for an LSTM"):
-            init.forget_bias_(build(cell))
-    assert init.chrono_(build("update"), 100).bias_ih_l0[:4].min() >= 0
+    for gates, expected in zip(
+        init.forget_bias_(build("open"), 2.0).bias_ih_l0.split(4)[1:], (False, True), strict=True
+    ):
+        assert bool((gates == 2).all()) == expected
+    admits, keeps = init.chrono_(build("open"), 100).bias_ih_l0.split(4)[1:]
+    assert keeps.min() >= 0
+    assert torch.equal(admits, -keeps)
     assert init.identity_(build("leaky")).weight_hh_l0.detach().trace() == 4
+    with pytest.raises(TypeError, match="forget_bias_ is for an LSTM"):
+        init.forget_bias_(build("leaky"))
     with pytest.raises(TypeError, match="chrono_ is for an LSTM or a GRU: got LeakyRNN"):
         init.chrono_(build("leaky"), 100)
     with pytest.raises(TypeError, match="identity_ is for a simple RNN"):
-        init.identity_(build("update"))
+        init.identity_(build("open"))
 
 
 @each_that_torch_lacks
@@ -260,7 +272,7 @@ def test_the_doctor_names_gate_and_step(cell: str):
         assert doctor.check(loss) is None
         doctor.examine()
     saturated = {finding.gate for finding in told if finding.kind == "saturation"}
-    assert saturated == {"n"}  # of an update gate the upper end is memory
+    assert saturated == {"leaky": {"n"}, "open": {"n", "i"}}[cell]  # of a forget gate the upper end is memory
     with torch.no_grad():
         layer.bias_ih_l0[-1] = torch.inf
         layer.weight_ih_l0[-1] = 0
@@ -270,7 +282,8 @@ def test_the_doctor_names_gate_and_step(cell: str):
         loss.backward()
         diagnosis = doctor.check(loss)
     assert diagnosis is not None
-    assert (diagnosis.findings[0].gate, diagnosis.findings[0].parameter) == ("n", "weight_ih_l0")
+    last = layer.cell().gate_names[-1]
+    assert (diagnosis.findings[0].gate, diagnosis.findings[0].parameter) == (last, "weight_ih_l0")
     assert diagnosis.findings[0].step == 0
 
 
@@ -284,18 +297,18 @@ def test_everything_there_is_to_measure(cell: str):
     assert found.spectrum is not None
     assert found.gates.names == found.spectrum.gates == layer.cell().gate_names
     assert found.gates.cell == layer.cell().mode
-    assert found.cell_path is None
+    assert (found.cell_path is None) == (cell == "leaky")
     assert found.products is not None
     assert found.products.bound is None  # |W_hh| bounds the step of a simple RNN, and this is none
     words = str(found.verdict)
     assert "simple RNN" not in words
     if "To learn over more" in words:
-        assert ("chrono_" in words) == (cell == "update")
-        assert "forget_bias_" not in words
+        assert ("chrono_" in words) == ("forget_bias_" in words) == (cell == "open")
     full, chunked = found.comparison.rows  # type: ignore[union-attr]
     assert full.bias == 0 < chunked.bias
-    with pytest.raises(TypeError, match="subject must hold an LSTM"):
-        bptt.flow.cell_path(layer, torch.randn(5, 1, 5, dtype=torch.float64))
+    if cell == "leaky":
+        with pytest.raises(TypeError, match="subject must hold an LSTM"):
+            bptt.flow.cell_path(layer, torch.randn(5, 1, 5, dtype=torch.float64))
 
 
 @each_cell
@@ -303,12 +316,17 @@ def test_the_jacobian_is_autograds(cell: str, agree: Any):
     layer, x = build(cell), torch.randn(6, 1, 5, dtype=torch.float64)
     found = bptt.flow.jacobians(layer, x)
     w = {name.removesuffix("_l0"): p.detach() for name, p in layer.named_parameters()}
-    h = torch.zeros(1, 4, dtype=torch.float64)
+    count = layer.cell().states
+    s = torch.zeros(4 * count, dtype=torch.float64)
+
+    def after(s: Tensor, t: int) -> Tensor:
+        return torch.cat(step(layer.mode, w, x[t], s[None].chunk(count, 1)), 1)[0]
+
     for t in range(6):
         if t > 0:
-            J = torch.autograd.functional.jacobian(lambda h, t=t: step(layer.mode, w, x[t], (h,))[0], h).reshape(4, 4)
+            J = torch.autograd.functional.jacobian(lambda s, t=t: after(s, t), s)
             agree(torch.as_tensor(found.norm[list(found.t).index(t), 0]), torch.linalg.matrix_norm(J, 2))
-        [h] = step(layer.mode, w, x[t], (h,))
+        s = after(s, t)
 
 
 @each_cell
@@ -339,16 +357,16 @@ def test_it_trains(cell: str, tmp_path: Path):
 
 def test_its_picture():
     assert plots.graph(T=2, cell="leaky").get_suptitle().startswith("One w_h acts at all 2 steps")
-    with pytest.raises(ValueError, match=r"cell must be one of 'rnn', 'gru', 'lstm', .*'update': got 'elman'"):
+    with pytest.raises(ValueError, match=r"cell must be one of 'rnn', 'gru', 'lstm', .*'open': got 'elman'"):
         plots.graph(cell="elman")
 
 
 def test_a_mode_that_no_cell_has():
-    with pytest.raises(ValueError, match=r"mode must be one of 'RNN_TANH', .*'UPDATE': got 'ELMAN'"):
+    with pytest.raises(ValueError, match=r"mode must be one of 'RNN_TANH', .*'OPEN': got 'ELMAN'"):
         DropInLayer("ELMAN", 5, 4)
 
 
-@pytest.mark.parametrize("name", ["leaky", "update", "sigmoid", "identity"])
+@pytest.mark.parametrize("name", ["leaky", "open", "sigmoid", "identity"])
 def test_cudnn_is_not_asked_for_a_mode_that_it_lacks(name: str, monkeypatch: pytest.MonkeyPatch):
     """torch lays weights out for cuDNN whenever a layer moves, and cuDNN raises for an unknown mode."""
     layer = LAYERS[name](5, 4) if name in LAYERS else bptt.nn.RNN(5, 4, nonlinearity=name)  # type: ignore[arg-type]

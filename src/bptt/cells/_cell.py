@@ -117,6 +117,8 @@ class Cell(ABC):
     # Derived from the names, once for each class: a call of a small net asks for them often.
     gates_per_unit: ClassVar[int]
     """G: rows of the weights per hidden unit."""
+    gated: ClassVar[bool]
+    """Whether it has gates: more than the state itself."""
     taped_per_unit: ClassVar[int]
     """Gate values kept per hidden unit and step."""
     states: ClassVar[int]
@@ -125,7 +127,7 @@ class Cell(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.gates_per_unit, cls.taped_per_unit = len(cls.gate_names), len(cls.tape_names)
-        cls.states = len(cls.state_names)
+        cls.gated, cls.states = len(cls.gate_names) > 1, len(cls.state_names)
 
     def taped(self, w: Weights) -> int:
         """F: gate values kept per lane and step."""

@@ -116,7 +116,7 @@ def identity_(layer: L, scale: float = 1.0) -> L:
     Source: Le, Jaitly and Hinton 2015, "A simple way to initialize recurrent networks of rectified linear units"
     (arXiv 1504.00941), section 3.
     """
-    _cell(layer, "identity_", "a simple RNN, which has no gates", lambda cell: cell.keeps is None)
+    _cell(layer, "identity_", "a simple RNN, which has no gates", lambda cell: not cell.gated)
     scale = _number("scale", scale)
     for block in _blocks(layer, "identity_"):
         block.zero_().fill_diagonal_(scale)  # torch.nn.init.eye_ fails where another default device is set

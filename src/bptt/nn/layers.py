@@ -64,7 +64,7 @@ class DropInLayer(torch.nn.RNNBase):
         self.mode = mode
         if self.proj_size and not cell.projects:
             raise _no_projection(type(self).__name__)
-        if mode not in TORCH_MODES and cell.gates_per_unit > 1:
+        if mode not in TORCH_MODES and cell.gated:
             for name, weight in self.named_parameters():
                 rows = cell.gates_per_unit * self.hidden_size
                 if "weight_hr" not in name:
