@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_sequence, pad_sequence
 from torch.testing import assert_close
 
 import bptt
-from bptt.flow import lag_map, record
+from bptt.flow import lag_map, record, record_scan, watch
 
 
 class Tagger(torch.nn.Module):
@@ -84,6 +84,71 @@ def test_packed_sequences():
         alone = record(layer, sequence[:, None], lambda y: y.square().sum())
         assert_close(recording.dy[:n, b], alone.dy[:, 0])
         assert not recording.dy[n:, b].any()
+
+
+LENGTHS = [4, 7, 1]
+
+
+class Lengths(torch.nn.Module):
+    """A layer on sequences of unequal lengths, in each of the forms that it takes; its loss reads padding too."""
+
+    def __init__(self, form, layer):
+        super().__init__()
+        self.form, self.rnn = form, layer
+
+    def forward(self, sequences, hx):
+        if self.form == "packed":
+            return self.rnn(pack_sequence(sequences, enforce_sorted=False), hx)
+        if self.form == "lengths":
+            x = pad_sequence(sequences, padding_value=9.0, batch_first=self.rnn.batch_first)
+            return self.rnn(x, hx, lengths=torch.tensor(LENGTHS))
+        if self.form == "cu_seqlens":
+            ends = torch.tensor([0, *LENGTHS]).cumsum(0)
+            return self.rnn(torch.cat(sequences), hx=hx, cu_seqlens=ends)
+        return self.rnn(torch.nested.as_nested_tensor(sequences, layout=torch.jagged), hx)
+
+    def loss(self, output):
+        y, final = output
+        y = y.data if self.form == "packed" else y.values() if self.form == "nested" else y
+        return (2 * y).sin().sum() + (y + 1).sum() + final.square().sum()
+
+
+@pytest.mark.parametrize("form", ["lengths", "cu_seqlens", "nested"])
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"batch_first": True}], ids=str)
+def test_sequences_of_unequal_lengths(form, options):
+    """However a model hands them over, the record is that of the PackedSequence, and so is the doctor's."""
+    torch.manual_seed(0)
+    layer = bptt.nn.GRU(3, 4, dtype=torch.float64, **options)
+    sequences = [torch.randn(n, 3, dtype=torch.float64) for n in LENGTHS]
+    hx = torch.randn(1 + layer.bidirectional, 3, 4, dtype=torch.float64)
+    found, expected = (
+        record(model, (sequences, hx), model.loss) for model in (Lengths(form, layer), Lengths("packed", layer))
+    )
+    assert found.lengths.tolist() == LENGTHS
+    assert_close(found.call.x, expected.call.x)
+    assert_close((found.dy, *found.dfinal), (expected.dy, *expected.dfinal))
+    model = Lengths(form, layer)
+    with watch(model) as doctor:
+        value = model.loss(model(sequences, hx))
+        value.backward()
+        assert doctor.check(value) is None
+        [seen] = [call.recording() for call in doctor._calls if call.recurrent]
+    assert_close((seen.dy, *seen.dfinal), (expected.dy, *expected.dfinal))
+
+
+def test_sequences_without_a_step():
+    layer = bptt.nn.LSTM(3, 4)
+    model = Lengths("nested", layer)
+    model.loss = lambda output: output[0].values().sum() + sum(s.square().sum() for s in output[1])
+    recording = record(model, ([torch.randn(2, 3), torch.zeros(0, 3), torch.randn(5, 3)], None), model.loss)
+    assert recording.lengths.tolist() == [2, 5]
+    assert recording.dfinal[0].shape == (1, 2, 4)
+    with pytest.raises(ValueError, match="GRU: a sequence must have a step for anything to be measured: got none"):
+        record(bptt.nn.GRU(3, 4), torch.nested.as_nested_tensor([torch.zeros(0, 3)], layout=torch.jagged))
+    with pytest.raises(ValueError, match="called on padded or packed sequences to be recorded: got nested ones or cu"):
+        record_scan(
+            Lengths("nested", bptt.nn.Recurrent(torch.nn.GRUCell(3, 4))), ([torch.randn(2, 3)], None), model.loss
+        )
 
 
 def test_a_layer_without_a_loss_gets_errors_of_norm_one():

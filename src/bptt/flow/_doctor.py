@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..nn import Recurrent
 from ._by_lag import Lags
-from ._doctor_calls import Generators, RecordedCall, detached, tensors_in
+from ._doctor_calls import Generators, RecordedCall
 from ._doctor_findings import Diagnosis, Examination, Finding, Place
 from ._doctor_search import first_not_finite
 from ._doctor_symptoms import lags_of, lags_of_scan, symptoms, symptoms_of_scan
+from ._layer_call import detached, tensors_in
 from ._recurrent import RecurrentCall, tensors_of
 
 __all__ = ["Watch", "watch"]
@@ -209,7 +210,7 @@ class Watch:
         if _sees():
             if self._checked:
                 self._forget()
-            if not module.bidirectional:
+            if RecurrentCall.is_one_scan(module, args, kwargs):
                 self._started[module] = RecurrentCall.about_to(module, args, kwargs)
 
     def _after(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:

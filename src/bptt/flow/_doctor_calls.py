@@ -3,50 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from ..engine import Net
 from ..nn import LAYERS
 from ..nn.call import Call, net_of
 from ..nn.layers import DropInLayer
 from ..policies import Randomized
+from ._layer_call import LayerCall, tensors_in
 from ._recording import Recording, _twin
 from ._recurrent import RecurrentCall
 from ._scan_loss import ScanWithLoss
 
-__all__ = ["Generators", "RecordedCall", "tensors_in"]
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in a module's arguments or output, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, PackedSequence):
-        yield value.data
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(tuple(value.values()))
-
-
-def detached(value: Any) -> Any:
-    """The same arguments without their history, so that no graph is kept alive; values are shared."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, PackedSequence):
-        return value._replace(data=value.data.detach())
-    if isinstance(value, tuple | list):
-        return tuple(detached(item) for item in value)
-    if isinstance(value, dict):
-        return {key: detached(item) for key, item in value.items()}
-    return value
+__all__ = ["Generators", "RecordedCall"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,34 +113,22 @@ class RecordedCall:
     @torch.no_grad()
     def recording(self) -> Recording | None:
         """The call as the measurements take it; None where no error has come back."""
-        layer, call = self._call()
+        layer, of_layer = self._call()
         if not self.errors:
             return None
-        y = self.output[0]
-        rows = self.errors.get(0)
-        rows = torch.zeros_like(y.data if isinstance(y, PackedSequence) else y) if rows is None else rows
-        dy = call.engine_layout(y._replace(data=rows) if isinstance(y, PackedSequence) else rows).to(call.x.dtype)
-        finals = [self.errors.get(i + 1) for i in range(len(call.hx))]
-        dfinal = tuple(d if d is None or call.batched else d.unsqueeze(1) for d in finals)
+        call = of_layer.call
+        dy = of_layer.errors(self.output[0], self.errors.get(0)).to(call.x.dtype)
+        dfinal = of_layer.final_errors([self.errors.get(i + 1) for i in range(len(call.hx))])
         return Recording(self.name, layer, call, dy, dfinal, None)
 
     @torch.no_grad()
     def net(self) -> tuple[DropInLayer, Call, Net]:
         """(the layer or its twin, the call, its net under the layer's own policy), with all it drew drawn again."""
-        layer, call = self._call()
-        if self.generators is None:
-            return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
-        with self.generators.again(layer):
+        layer, of_layer = self._call()
+        call = of_layer.call
+        with nullcontext() if self.generators is None else self.generators.again(layer):
             return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
 
-    def _call(self) -> tuple[DropInLayer, Call]:
+    def _call(self) -> tuple[DropInLayer, LayerCall]:
         layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so
-        dtype = next(layer.parameters()).dtype
-        x = self.args[0] if self.args else self.kwargs["input"]
-        states = [self.hx, self.kwargs.get("reset_state")]
-        if next(tensors_in(x)).dtype != dtype:  # under autocast
-            x = x.to(dtype)
-            for i, given in enumerate(states):
-                found = tuple(s.to(dtype) for s in tensors_in(given))
-                states[i] = None if given is None else found[0] if len(found) == 1 else found
-        return layer, Call.of(layer, x, states[0], self.kwargs.get("resets"), states[1])
+        return layer, LayerCall.of(layer, self.args, self.kwargs)

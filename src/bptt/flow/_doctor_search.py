@@ -21,8 +21,9 @@ from ..nn import Recurrent
 from ..nn.call import Call, whole_tape
 from ..nn.layers import DropInLayer
 from ._diagnose import Naming, kind_of, sent_back, walked_forward, word_for
-from ._doctor_calls import RecordedCall, tensors_in
+from ._doctor_calls import RecordedCall
 from ._doctor_findings import Finding, Place, Stage
+from ._layer_call import tensors_in
 from ._scan_loss import ScanWithLoss
 from ._scan_search import first_index
 

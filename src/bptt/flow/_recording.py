@@ -21,6 +21,7 @@ from ..kernels import Tape
 from ..nn.call import Call, net_of, whole_tape
 from ..nn.layers import DropInLayer
 from ..policies import Full, Policy
+from ._layer_call import LayerCall, detached
 
 __all__ = ["Loss", "Recording", "record", "recorded"]
 
@@ -277,14 +278,9 @@ def record(
         raise ValueError(f"loss must depend on the output of {found_name!r}: it does not")
     with torch.no_grad():
         twin = _twin(layer)
-        input = args[0] if args else kwargs["input"]
-        hx = args[1] if len(args) > 1 else kwargs.get("hx")
-        restart = _detached(kwargs.get("reset_state"))
-        call = Call.of(twin, _detached(input), _detached(hx), kwargs.get("resets"), restart)
-        drows = torch.zeros_like(rows) if drows is None else drows
-        dy = call.engine_layout(y._replace(data=drows) if isinstance(y, PackedSequence) else drows)
-        states = tuple(d if d is None or call.batched else d.unsqueeze(1) for d in dfinal)
-    return Recording(found_name, twin, call, dy.detach(), states, float(value.detach()))
+        of_layer = LayerCall.of(twin, detached(args), detached(kwargs))
+        dy, states = of_layer.errors(y, drows), of_layer.final_errors(dfinal)
+    return Recording(found_name, twin, of_layer.call, dy.detach(), states, float(value.detach()))
 
 
 def recorded(subject: torch.nn.Module | Recording, batch: Any = None, loss: Loss | None = None) -> Recording:
@@ -304,7 +300,7 @@ def recorded(subject: torch.nn.Module | Recording, batch: Any = None, loss: Loss
 def _with_noise(name: str, layer: DropInLayer, arguments: tuple[Any, ...]) -> Recording:
     """Errors of norm 1 in random directions, the same ones every time."""
     with torch.no_grad():
-        call = Call.of(layer, arguments[0], arguments[1] if len(arguments) > 1 else None, None)
+        call = LayerCall.of(layer, arguments, {}).call
         T, B, _ = call.x.shape
         width = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
         dy = torch.randn(T, B, width, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu").to(call.x)
@@ -344,11 +340,3 @@ def _versions(output: Any) -> list[int]:
     y, final = output
     tensors = (y.data if isinstance(y, PackedSequence) else y, *((final,) if isinstance(final, Tensor) else final))
     return [0 if t.is_inference() else t._version for t in tensors]
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, PackedSequence):
-        return value._replace(data=value.data.detach())
-    if isinstance(value, Tensor):
-        return value.detach()
-    return value if value is None else tuple(v.detach() for v in value)

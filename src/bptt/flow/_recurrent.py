@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .. import nn
 from ..nn import Recurrent
+from ..nn.flat import is_flat
 from ..policies import Full, Policy
 from ..scan.arguments import Arguments
 from ..scan.leaves import leaves_of
@@ -49,6 +50,11 @@ class RecurrentCall:
         """A call that is about to be made. Its tensors are shared."""
         states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in _cuda(layer))]
         return cls(layer, _detached(args), _detached(kwargs), tuple(states))
+
+    @staticmethod
+    def is_one_scan(layer: Recurrent, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is a single scan of whole sequences: in one direction, and none one after the other."""
+        return not layer.bidirectional and not is_flat(args[0] if args else kwargs["input"], kwargs.get("cu_seqlens"))
 
     @property
     def input(self) -> Tensor | PackedSequence:
@@ -138,8 +144,9 @@ def record_scan(subject: torch.nn.Module, batch: Any, loss: Loss | None = None, 
     scan's own time: a reverse layer's from the last step on.
 
     Raises TypeError where subject holds no such layer or loss gives no scalar; ValueError for several layers and no
-    name, for a bidirectional layer, which is two scans in opposite times, for a layer that the call does not run
-    exactly once, and for a loss that does not depend on its output.
+    name, for a bidirectional layer, which is two scans in opposite times, for sequences one after the other
+    (`cu_seqlens`, nested tensors), for a layer that the call does not run exactly once, and for a loss that does not
+    depend on its output.
 
     >>> import torch, bptt
     >>> layer = bptt.nn.Recurrent(torch.nn.GRUCell(2, 3))
@@ -170,6 +177,11 @@ def record_scan(subject: torch.nn.Module, batch: Any, loss: Loss | None = None, 
         after.remove()
     if len(calls) != 1:
         raise ValueError(f"the recurrent layer {found_name!r} must run once in a call: it ran {len(calls)} times")
+    if not RecurrentCall.is_one_scan(layer, calls[0].args, calls[0].kwargs):
+        raise ValueError(
+            f"the layer {found_name!r} must be called on padded or packed sequences to be recorded: got nested ones "
+            "or cu_seqlens (torch.nn.utils.rnn.pack_sequence makes a PackedSequence of them)"
+        )
     errors = _noise(outputs[0]) if value is None else _errors(value, outputs[0], found_name)
     return of_call(calls[0], errors, None if value is None else float(value.detach()), found_name)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from ._flat import Flat
 from ._layered import split_hidden, stack_hidden
 from ._sequences import Sequences
+from .flat import Flat
 
 __all__ = ["flat_recurrent"]
 

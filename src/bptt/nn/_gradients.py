@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map
 
 from .. import policies
 from ..engine import Asked, Saved, refuse_tangents
-from ._flat import Flat, is_flat
 from .call import Call, Hidden, bare, net_of, program
+from .flat import Flat, is_flat
 from .layers import DropInLayer
 
 __all__ = ["Gradients", "gradients"]

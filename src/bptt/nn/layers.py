@@ -24,8 +24,8 @@ from ..engine import (
 )
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
-from ._flat import flat_call, is_flat
 from .call import Call, Hidden, by_onnx, net_of, program, whole_tape
+from .flat import flat_call, is_flat
 from .undrawn import at_once, plain, undrawn
 
 __all__ = ["GRU", "LAYERS", "LSTM", "RNN", "DropInLayer"]

@@ -21,7 +21,6 @@ from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
 from ._by_length import scan_by_length
 from ._cell_list import cells_of, learnable_state, sample, unlike
-from ._flat import is_flat
 from ._flat_recurrent import flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
@@ -29,6 +28,7 @@ from ._overlapping import Layers, overlapping
 from ._sequences import Sequences
 from ._settings import checked_kernel, checked_memory
 from ._trial import declared_starts, try_cells
+from .flat import is_flat
 
 __all__ = ["Recurrent"]
 
