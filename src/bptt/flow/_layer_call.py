@@ -80,7 +80,7 @@ class LayerCall:
         """
         rows = y.data if isinstance(y, PackedSequence) else y
         rows = torch.zeros_like(rows) if dy is None else dy
-        given = y._replace(data=rows) if isinstance(y, PackedSequence) else rows
+        given: Any = y._replace(data=rows) if isinstance(y, PackedSequence) else rows
         if self.flat is not None:
             given = self.flat.like_packed("dy", rows)
         errors, lengths = self.call.engine_layout(given), self.call.lengths
