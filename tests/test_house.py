@@ -1,6 +1,7 @@
 """The house rules: which way imports point, what is private, who tells cells apart, names and sizes of files."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -338,6 +339,17 @@ def test_one_registry_of_cells() -> None:
     wrong = {place: names for place, names in found.items() if place not in TELL_CELLS_APART}
     assert not wrong, told(wrong)
     assert set(found) == set(TELL_CELLS_APART), "no longer needed"
+
+
+# What a checker is told to pass over
+
+IGNORED = re.compile(r"# type: ignore(?!\[[a-z, -]+\]  # \S)")
+
+
+def test_every_ignored_type_says_why() -> None:
+    wrong = {path: IGNORED.findall((PACKAGE / path).read_text(encoding="utf-8")) for path in FILES}
+    lines = {path: {f"{len(found)} without code or reason"} for path, found in wrong.items() if found}
+    assert not lines, told(lines)
 
 
 # Size

@@ -85,7 +85,7 @@ class TruncatedBPTT:
             raise TypeError(f"TruncatedBPTT must stand before LightningModule: got {cls.__name__} with it after")
         step = cls.__dict__.get("training_step")
         if step is not None:
-            cls.training_step = _by_pieces(step)  # type: ignore[attr-defined]
+            cls.training_step = _by_pieces(step)  # type: ignore[attr-defined]  # of a module of Lightning
 
     def tbptt_split_batch(self, batch: Any, split_size: int) -> list[Piece]:
         """The pieces of a batch, `bptt.adaptors.pieces.split`. May be overridden for batches that this cannot cut."""
@@ -95,7 +95,7 @@ class TruncatedBPTT:
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Lightning's hook: an update for each piece, or one for all of them."""
-        update: Callable[..., None] = super().optimizer_step  # type: ignore[misc]
+        update: Callable[..., None] = super().optimizer_step  # type: ignore[misc]  # of the class that it is mixed with
         if not self.truncated_bptt_steps or optimizer_closure is None:
             return update(epoch, batch_idx, optimizer, optimizer_closure)
         closure = optimizer_closure
@@ -113,7 +113,7 @@ class TruncatedBPTT:
 
                 return update(epoch, batch_idx, optimizer, all_pieces)
             update(epoch, batch_idx, optimizer, closure)
-            progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress  # type: ignore[attr-defined]
+            progress = self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress  # type: ignore[attr-defined]  # of a module of Lightning
             while pieces.advance():
                 progress.optimizer.step.increment_completed()  # the piece before; the trainer counts one a batch
                 progress.optimizer.step.increment_ready()
@@ -126,7 +126,7 @@ class TruncatedBPTT:
         """Lightning's hook: gradients of earlier pieces stay where all pieces share an update."""
         pieces = self._pieces
         if pieces is None or self.truncated_bptt_update == "piece" or pieces.index == 0:
-            super().optimizer_zero_grad(epoch, batch_idx, optimizer)  # type: ignore[misc]
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)  # type: ignore[misc]  # of the class that it is mixed with
 
 
 class _Pieces:
@@ -214,7 +214,7 @@ def _check(module: TruncatedBPTT) -> None:
         if value not in allowed:
             raise ValueError(f"truncated_bptt_{name} must be {' or '.join(map(repr, allowed))}: got {value!r}")
     trainer = getattr(module, "_trainer", None)
-    automatic: bool = module.automatic_optimization  # type: ignore[attr-defined]
+    automatic: bool = module.automatic_optimization  # type: ignore[attr-defined]  # of a module of Lightning
     batches = 1 if trainer is None or not automatic else trainer.accumulate_grad_batches
     if batches > 1 and module.truncated_bptt_update == "piece":
         raise ValueError(

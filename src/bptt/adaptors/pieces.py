@@ -85,7 +85,7 @@ def split(batch: Any, steps: int, *, time: int = 1, lengths: Hashable = None) ->
         kept = None if len(ahead) == len(lanes) else torch.searchsorted(lanes, ahead)
         lanes = ahead
         part = _Part(start, min(steps, longest - start), None if len(lanes) == B else lanes, whole[lanes], time, B)
-        of_piece = _mapped(batch, lambda leaf, part=part: part.of(leaf, named, packed))  # type: ignore[misc]
+        of_piece = _mapped(batch, lambda leaf, part=part: part.of(leaf, named, packed))  # type: ignore[misc]  # a default that mypy cannot infer
         pieces.append(Piece(of_piece, kept, int(part.lengths.sum())))
     return pieces
 

@@ -60,7 +60,7 @@ class InOneCall:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        convert(self, gradient, memory=memory, kernel=kernel, strict=True)  # type: ignore[type-var]
+        convert(self, gradient, memory=memory, kernel=kernel, strict=True)  # type: ignore[type-var]  # of the class that it is mixed with
 
     @staticmethod
     def _process_sequence(
@@ -79,7 +79,7 @@ class InOneCall:
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """sb3's method: what `policy.save` keeps."""
         actor = self.lstm_actor
-        data: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]
+        data: dict[str, Any] = super()._get_constructor_parameters()  # type: ignore[misc]  # of the class that it is mixed with
         own = ("shared_lstm", "enable_critic_lstm", "lstm_kwargs", "share_features_extractor")
         data.update({name: getattr(self, name) for name in own})
         data.update(lstm_hidden_size=actor.hidden_size, n_lstm_layers=actor.num_layers)

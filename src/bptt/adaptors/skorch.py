@@ -51,14 +51,14 @@ class WithPolicy:
 
     def initialize_module(self) -> Any:
         """skorch's method: make the module, and convert it."""
-        super().initialize_module()  # type: ignore[misc]
+        super().initialize_module()  # type: ignore[misc]  # of the class that it is mixed with
         self.module_ = self._converted(self.module_)
         return self
 
     def set_params(self, **kwargs: Any) -> Any:
         """skorch's method: set parameters, of layers that exist too."""
-        super().set_params(**kwargs)  # type: ignore[misc]
-        if self.initialized_ and any(name in kwargs for name in _OWN):  # type: ignore[attr-defined]
+        super().set_params(**kwargs)  # type: ignore[misc]  # of the class that it is mixed with
+        if self.initialized_ and any(name in kwargs for name in _OWN):  # type: ignore[attr-defined]  # of the class that it is mixed with
             self._converted(self.module_)
         return self
 

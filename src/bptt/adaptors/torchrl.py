@@ -62,7 +62,7 @@ class InOneCall:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        backend: str = self.recurrent_backend  # type: ignore[attr-defined]
+        backend: str = self.recurrent_backend  # type: ignore[attr-defined]  # of the class that it is mixed with
         if backend != "pad":
             raise ValueError(f"recurrent_backend must be left out, the layer takes its place: got {backend!r}")
         given = getattr(self, self.layer_name)
@@ -72,11 +72,11 @@ class InOneCall:
             raise TypeError(f"{self.layer_name} must be of torch.nn or bptt.nn, not python_based: got {given}")
         setattr(self, self.layer_name, convert(given, gradient, memory=memory, kernel=kernel))
 
-    @dispatch  # type: ignore[untyped-decorator]
+    @dispatch  # type: ignore[untyped-decorator]  # of the class that it is mixed with
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """TorchRL's method: run the layer on a tensordict, which gets the outputs and the states."""
         if not self.recurrent_mode:
-            return super().forward(tensordict)  # type: ignore[misc]
+            return super().forward(tensordict)  # type: ignore[misc]  # of the class that it is mixed with
         if tensordict.ndim == 0:
             raise ValueError("tensordict must have a batch dimension, the last of which is time: got batch_size []")
         if tensordict.ndim == 1:

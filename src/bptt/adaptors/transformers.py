@@ -43,10 +43,10 @@ class PolicyFromConfig:
 
     def post_init(self) -> None:
         """transformers' method: what is done when a model is complete, and the conversion."""
-        super().post_init()  # type: ignore[misc]
+        super().post_init()  # type: ignore[misc]  # of the class that it is mixed with
         given = {name: getattr(self.config, f"bptt_{name}", None) for name in ("gradient", "memory", "kernel")}
         if any(value is not None for value in given.values()):
-            convert(self, strict=True, **given)  # type: ignore[type-var]
+            convert(self, strict=True, **given)  # type: ignore[type-var]  # of the class that it is mixed with
 
 
 def set_policy(

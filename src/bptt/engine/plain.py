@@ -64,7 +64,7 @@ class _Plain(Boundary):
     """The autograd function of a plain call. ctx.call: it."""
 
     @staticmethod
-    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # of any function
         ctx.call, places = prepared
         outputs, tape = ctx.call.passes.taped(tensors, places)
         ctx.save_for_backward(*tensors, *tape)

@@ -79,7 +79,7 @@ class _Plain(Boundary):
     """The autograd function of a plain call. ctx.call: it, and what is said of this one."""
 
     @staticmethod
-    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # of any function
         call, of, places = prepared
         made = call.passes.taped(tensors, places)
         if made is None:

@@ -73,7 +73,7 @@ def pulled_batched(program: Any, saved: Saved, asked: Asked) -> Tensors:
     torch._C._vmapmode_decrement_nesting()
     batched = [c is not None and functorch.is_legacy_batchedtensor(c) for c in asked.cotangents]
     apart = [
-        torch._remove_batch_dim(c, level, 0, 0) if b else c  # type: ignore[arg-type]
+        torch._remove_batch_dim(c, level, 0, 0) if b else c  # type: ignore[arg-type]  # a tensor where it is wanted
         for c, b in zip(asked.cotangents, batched, strict=True)
     ]
     if any(t is not None and functorch.is_legacy_batchedtensor(t) for t in (*apart, *saved.inputs)):
@@ -89,7 +89,7 @@ def pulled_batched(program: Any, saved: Saved, asked: Asked) -> Tensors:
         return tuple(g for g in pulled(program, saved, asked._replace(cotangents=cotangents)) if g is not None)
 
     dims = tuple(0 if batched[i] else None for i in at)
-    grads = iter(torch.func.vmap(one, in_dims=dims)(*[apart[i] for i in at]))  # type: ignore[arg-type]
+    grads = iter(torch.func.vmap(one, in_dims=dims)(*[apart[i] for i in at]))  # type: ignore[arg-type]  # any tree, says torch
     return tuple(torch._add_batch_dim(next(grads), 0, level) if need else None for need in asked.needs)
 
 
@@ -211,7 +211,7 @@ class Pulled(torch.autograd.Function):
             changed = dict(zip(at, some, strict=True))
             return request.recorded([changed.get(i, t) for i, t in enumerate(flat)])
 
-        grads, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore[misc]
+        grads, back = torch.func.vjp(recorded, *[flat[i] for i in at])  # type: ignore[misc]  # two without has_aux
         filled = [torch.zeros_like(g) if a is None else a for a, g in zip(adjoints, grads, strict=True)]
         found = dict(zip(at, back(tuple(filled)), strict=True))
         return (None, *[found.get(i) for i in range(len(flat))])
@@ -257,7 +257,7 @@ def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors)
     wanted = [i for i, need in enumerate(request.needs) if need]
     total: list[Tensor | None] = [None] * len(wanted)
     if any(t is not None for t in of.inputs):
-        if not rules.is_uncut(program, inputs[0]):  # type: ignore[arg-type]
+        if not rules.is_uncut(program, inputs[0]):  # type: ignore[arg-type]  # a tensor where it is wanted
             raise tangent_of_a_gradient()
 
         def tangent(*some: Tensor) -> tuple[Tensor, ...]:
@@ -266,13 +266,13 @@ def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors)
             moved = rules.push(program, at, of.inputs)
             return tuple(m for m, c in zip(moved, cotangents, strict=True) if c is not None)
 
-        _, back = torch.func.vjp(tangent, *[inputs[i] for i in wanted])  # type: ignore[misc]
+        _, back = torch.func.vjp(tangent, *[inputs[i] for i in wanted])  # type: ignore[misc]  # two without has_aux
         total = list(back(tuple(c for c in cotangents if c is not None)))
     if any(t is not None for t in of.cotangents):
         asked = Asked(of.cotangents, request.needs)
         more = pulled(program, Saved(inputs, outputs, tape), asked)
-        total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore[operator]
-    return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore[arg-type]
+        total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore[operator]  # a tensor where it is wanted
+    return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore[arg-type]  # a tensor where it is wanted
 
 
 def tangent_of_a_gradient() -> NotImplementedError:

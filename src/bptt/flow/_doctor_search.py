@@ -67,7 +67,7 @@ def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tenso
         if call.recurrent:
             yield from _backward(call)
         elif call.errors and (scan := call.as_scan()) is not None:
-            yield from sent_back(scan, call.scan.layer.gradient, _naming(call, scan))  # type: ignore[union-attr]
+            yield from sent_back(scan, call.scan.layer.gradient, _naming(call, scan))  # type: ignore[union-attr]  # as_scan says so
     yield from _gradients(model)
 
 

@@ -377,7 +377,7 @@ class Lowering(ViewedValues):
         if packet(node) is not aten.mm or not self._moves_rows(node.args[0]):
             return None
         turned: Any = node.args[0]
-        x, y, kind = self.view(turned.args[0]), self.view(node.args[1]), self.kind(node)  # type: ignore[arg-type]
+        x, y, kind = self.view(turned.args[0]), self.view(node.args[1]), self.kind(node)  # type: ignore[arg-type]  # nodes, by the operation
         if kind.rows or not x.by_row or not y.by_row or x.dims[0] != y.dims[0]:
             raise Refused(f"{self.told(node)}: it mixes rows")
         if y.strides[1] != 1 and y.dims[1] > 1:

@@ -77,7 +77,7 @@ class Program:
         """Append an instruction, to those computed once if it has nothing to do with rows."""
         padded = tuple(tuple([0] * (DIMENSIONS - len(s)) + list(s)) for s in strides)
         sizes = tuple([1] * (DIMENSIONS - len(n)) + list(n))
-        made = Instruction(op, tuple(operands), sizes, padded, modes)  # type: ignore[arg-type]
+        made = Instruction(op, tuple(operands), sizes, padded, modes)  # type: ignore[arg-type]  # as many as there are places
         by_row = any(v is not None and v.slot.by_row for v in operands) or op in ("add_rows", "add_outer")
         (self.walk if by_row else self.once).append(made)
         self.work += work

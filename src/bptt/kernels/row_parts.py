@@ -135,7 +135,7 @@ def _computes(node: Node) -> bool:
 
 def _given(node: Node) -> list[Node]:
     """What a value is computed from."""
-    return (node.args[0] if is_weight_gradient(node) else node).all_input_nodes  # type: ignore[union-attr]
+    return (node.args[0] if is_weight_gradient(node) else node).all_input_nodes  # type: ignore[union-attr]  # a node, by the operation
 
 
 def _worth(node: Node) -> int:

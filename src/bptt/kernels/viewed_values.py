@@ -94,7 +94,7 @@ class ViewedValues(ValuePlaces):
         else:
             a, b = (0, 1) if packet(node) is aten.t else (node.args[1], node.args[2])
             if order:
-                order[a], order[b] = order[b], order[a]  # type: ignore[index]
+                order[a], order[b] = order[b], order[a]  # type: ignore[index]  # an argument of this operation is whole numbers
         if view.by_row and order[0] != 0:
             raise Refused(f"{self.told(node)}: it moves rows to another dimension")
         return view.pick(order)

@@ -73,7 +73,7 @@ def _by_columns(graph: Graph, node: Node, waits: Callable[[Node], bool]) -> None
         weight, Node
     ):
         return
-    pieces: Sequence[Any] = cat.args[0]  # type: ignore[assignment]
+    pieces: Sequence[Any] = cat.args[0]  # type: ignore[assignment]  # what this operation is of, is a node
     if _rows(weight) or node.meta.get("mixed") or len({waits(p) for p in pieces}) < 2:
         return
     groups: list[tuple[bool, int, int, list[Node]]] = []
@@ -128,8 +128,8 @@ def _early_terms_first(graph: Graph, node: Node, order: _Order) -> None:
     def collect(n: Node, root: bool) -> None:
         inner = _is_plain_sum(n) and (root or len(n.users) == 1) and n.meta["dtype"] == node.meta["dtype"]
         if inner and order(n) > 0:
-            collect(n.args[0], False)  # type: ignore[arg-type]
-            collect(n.args[1], False)  # type: ignore[arg-type]
+            collect(n.args[0], False)  # type: ignore[arg-type]  # what this operation is of, is a node
+            collect(n.args[1], False)  # type: ignore[arg-type]  # what this operation is of, is a node
         else:
             terms.append(n)
 

@@ -99,7 +99,7 @@ def _operation(node: Node) -> str:
 
 def _expression(node: Node, named: Mapping[str, str]) -> str:
     args = [_shown(a, named) for a in node.args]
-    sign = _SIGNS.get(node.target)  # type: ignore[call-overload]
+    sign = _SIGNS.get(node.target)  # type: ignore[call-overload]  # a target is any object
     if sign is not None and len(args) == 2 and not node.kwargs:
         return f"{args[0]} {sign} {args[1]}"
     if node.target is aten.slice.Tensor and len(args) == 5:

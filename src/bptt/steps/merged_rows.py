@@ -103,9 +103,9 @@ class _RowsAhead:
             return self._product(node)
         elif target is aten.permute.default:
             order = self.orders[first]
-            return order._replace(dim=list(args[1]).index(order.dim))  # type: ignore[arg-type]
+            return order._replace(dim=list(args[1]).index(order.dim))  # type: ignore[arg-type]  # what this operation is of, is a node
         elif target is aten.sum.dim_IntList:
-            order, dims = self.orders[first], list(args[1])  # type: ignore[arg-type]
+            order, dims = self.orders[first], list(args[1])  # type: ignore[arg-type]  # what this operation is of, is a node
             if order.dim in dims:
                 return None
             kept = len(_shape(node)) == len(_shape(first))

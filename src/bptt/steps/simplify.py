@@ -57,32 +57,32 @@ def _simpler(graph: Graph, node: Node) -> Node | None:
     """The node whose value is the same, with fewer operations; None where there is none."""
     target, args = node.target, node.args
     if target in _IDENTITIES:
-        return args[0]  # type: ignore[return-value]
+        return args[0]  # type: ignore[return-value]  # what this operation is of, is a node
     if target is operator.getitem and isinstance(args[0], (tuple, list)):
-        return args[0][args[1]]  # type: ignore[index,return-value]
+        return args[0][args[1]]  # type: ignore[index,return-value]  # what this operation is of, is a node
     if target in (aten.view.default, aten.expand.default) and _shape(args[0]) == _shape(node):
-        return args[0]  # type: ignore[return-value]
+        return args[0]  # type: ignore[return-value]  # what this operation is of, is a node
     if target is aten.view.default and _target(args[0]) is aten.view.default:
         with graph.inserting_before(node):
-            return _like(graph.call_function(aten.view.default, (args[0].args[0], args[1])), node)  # type: ignore[union-attr]
+            return _like(graph.call_function(aten.view.default, (args[0].args[0], args[1])), node)  # type: ignore[union-attr]  # what this operation is of, is a node
     if target is aten.permute.default:
-        dims, inner = list(args[1]), args[0]  # type: ignore[arg-type]
+        dims, inner = list(args[1]), args[0]  # type: ignore[arg-type]  # what this operation is of, is a node
         if _target(inner) is aten.permute.default:
-            before = list(inner.args[1])  # type: ignore[union-attr,arg-type]
-            dims, inner = [before[d] for d in dims], inner.args[0]  # type: ignore[union-attr]
+            before = list(inner.args[1])  # type: ignore[union-attr,arg-type]  # what this operation is of, is a node
+            dims, inner = [before[d] for d in dims], inner.args[0]  # type: ignore[union-attr]  # what this operation is of, is a node
             if dims == sorted(dims):
-                return inner  # type: ignore[return-value]
+                return inner  # type: ignore[return-value]  # what this operation is of, is a node
             with graph.inserting_before(node):
                 return _like(graph.call_function(aten.permute.default, (inner, dims)), node)
         if dims == sorted(dims):
-            return inner  # type: ignore[return-value]
+            return inner  # type: ignore[return-value]  # what this operation is of, is a node
         if _target(inner) is aten.unsqueeze.default and len(dims) == 2:
             with graph.inserting_before(node):
-                column = graph.call_function(aten.unsqueeze.default, (inner.args[0], 1 - inner.args[1]))  # type: ignore[operator,union-attr]
+                column = graph.call_function(aten.unsqueeze.default, (inner.args[0], 1 - inner.args[1]))  # type: ignore[operator,union-attr]  # what this operation is of, is a node
                 return _like(column, node)
-        if _target(inner) is aten.mm.default and all(map(_transposes, inner.users)):  # type: ignore[union-attr]
+        if _target(inner) is aten.mm.default and all(map(_transposes, inner.users)):  # type: ignore[union-attr]  # what this operation is of, is a node
             with graph.inserting_before(node):
-                factors = [_transposed(graph, f) for f in reversed(inner.args)]  # type: ignore[union-attr]
+                factors = [_transposed(graph, f) for f in reversed(inner.args)]  # type: ignore[union-attr]  # what this operation is of, is a node
                 return _like(graph.call_function(aten.mm.default, tuple(factors)), node)
     if target is aten.squeeze.dims and args[1] == [0] and _is_row_by_transposed(args[0]):
         with graph.inserting_before(node):
@@ -90,28 +90,28 @@ def _simpler(graph: Graph, node: Node) -> Node | None:
             return _like(graph.call_function(aten.squeeze.dims, (column, [1])), node)
     if target is aten.cat.default:
         dim = args[1]
-        inner = [p for p in args[0] if _target(p) is aten.cat.default and p.args[1] == dim]  # type: ignore[union-attr]
-        if len(args[0]) == 1:  # type: ignore[arg-type]
-            return args[0][0]  # type: ignore[index,return-value]
+        inner = [p for p in args[0] if _target(p) is aten.cat.default and p.args[1] == dim]  # type: ignore[union-attr]  # what this operation is of, is a node
+        if len(args[0]) == 1:  # type: ignore[arg-type]  # what this operation is of, is a node
+            return args[0][0]  # type: ignore[index,return-value]  # what this operation is of, is a node
         if inner:
-            flat = [q for p in args[0] for q in (p.args[0] if p in inner else [p])]  # type: ignore[union-attr]
+            flat = [q for p in args[0] for q in (p.args[0] if p in inner else [p])]  # type: ignore[union-attr]  # what this operation is of, is a node
             with graph.inserting_before(node):
                 return _like(graph.call_function(aten.cat.default, (flat, dim)), node)
     if target is aten.slice.Tensor and args[4] == 1:
         return _sliced(graph, node, args)
     if target is aten.add.Tensor and isinstance(args[1], Node):
-        return _sum(graph, node, args[0], args[1])  # type: ignore[arg-type]
+        return _sum(graph, node, args[0], args[1])  # type: ignore[arg-type]  # what this operation is of, is a node
     if target is aten.select.int and _target(args[0]) is aten.permute.default:
         return _selected_of_permuted(graph, node)
     if _reshapes(node) and _reshapes(args[0]):
-        source = args[0].args[0]  # type: ignore[union-attr]
+        source = args[0].args[0]  # type: ignore[union-attr]  # what this operation is of, is a node
         if _shape(source) == _shape(node):
-            return source  # type: ignore[return-value]
+            return source  # type: ignore[return-value]  # what this operation is of, is a node
         if aten.view.default in (target, _target(args[0])):
             with graph.inserting_before(node):
                 return _like(graph.call_function(aten.view.default, (source, list(_shape(node)))), node)
     if target is aten.mul.Tensor and args[1] == 1 and not isinstance(args[1], Node):
-        return args[0] if _dtype(args[0]) == _dtype(node) else None  # type: ignore[return-value]
+        return args[0] if _dtype(args[0]) == _dtype(node) else None  # type: ignore[return-value]  # what this operation is of, is a node
     return None
 
 
@@ -151,7 +151,7 @@ def _is_row_by_transposed(product: Any) -> bool:
 
 
 def _transposes(node: Node) -> bool:
-    return node.target is aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
+    return node.target is aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]  # what this operation is of, is a node
 
 
 def _transposed(graph: Graph, matrix: Any) -> Node:

@@ -199,7 +199,7 @@ class _Splitter:
         sent_anyway = {i for n in self._wanted - self.adjoint_core if n not in sums for i in n.all_input_nodes}
         found = []
         for n in sorted(sums, key=self.order.__getitem__):
-            own = _ancestors([n.args[0]], lambda i: i in self.adjoint_core) & self._wanted - self.adjoint_core  # type: ignore[list-item]
+            own = _ancestors([n.args[0]], lambda i: i in self.adjoint_core) & self._wanted - self.adjoint_core  # type: ignore[list-item]  # a view is of a node
             plain = all(i.op == "placeholder" or i.target in ELEMENTWISE | VIEWS or i.target is aten.sum.dim_IntList
                         for i in own)  # fmt: skip
             if plain and not own & self.errors and n.args[0] not in sent_anyway:
