@@ -24,6 +24,7 @@ from ..engine import (
 )
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
+from ._settings import Settings
 from .call import Call, Hidden, by_onnx, net_of, program, whole_tape
 from .flat import flat_call, is_flat
 from .undrawn import at_once, plain, undrawn
@@ -34,7 +35,7 @@ TORCH_MODES = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")
 """The modes that torch.nn.RNNBase knows."""
 
 
-class DropInLayer(torch.nn.RNNBase):
+class DropInLayer(Settings, torch.nn.RNNBase):
     """The base class of the layers: our keywords, torch's argument conventions, and the call of the engine.
 
     mode: the cell that the layer repeats, a name in `cells.CELLS`; then torch.nn.RNNBase's arguments, and ours.
@@ -73,34 +74,14 @@ class DropInLayer(torch.nn.RNNBase):
             self.reset_parameters()
         self.gradient, self.memory, self.kernel = gradient, memory, kernel
 
-    @property
-    def gradient(self) -> policies.Policy:
-        """The gradient policy; may be assigned a policy or its text form."""
-        return self._gradient
-
-    @gradient.setter
-    def gradient(self, value: str | policies.Policy) -> None:
-        self._gradient = policies.parse(value)
-
-    @property
-    def memory(self) -> Memory:
-        """The tape policy: "auto", "gates", "states" or `Checkpoints`; may be assigned one or its text form."""
-        return self._memory
-
-    @memory.setter
-    def memory(self, value: str | Checkpoints) -> None:
-        self._memory = parse_memory(value)
-        if isinstance(self._memory, Checkpoints):  # not at import: this loads the compiler
+    def _checked_memory(self, value: str | Checkpoints) -> Memory:
+        memory = parse_memory(value)
+        if isinstance(memory, Checkpoints):  # not at import: this loads the compiler
             _OUTSIDE[:] = _OUTSIDE or [torch.compiler.disable(_checkpointed)]
+        return memory
 
-    @property
-    def kernel(self) -> str:
-        """The kernel: "auto" or a kernel's name."""
-        return self._kernel
-
-    @kernel.setter
-    def kernel(self, value: str) -> None:
-        self._kernel = kernels.check(value)
+    def _checked_kernel(self, value: str) -> str:
+        return kernels.check(value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from .. import policies
-from ..memory import Checkpoints, Memory
+from ..memory import Checkpoints
 from ..scan import scan
 from ..scan.arguments import check_not_traced
 from ..scan.eager import kept_eager
@@ -26,14 +26,14 @@ from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
 from ._overlapping import Layers, overlapping
 from ._sequences import Sequences
-from ._settings import checked_kernel, checked_memory
+from ._settings import Settings
 from ._trial import declared_starts, try_cells
 from .flat import is_flat
 
 __all__ = ["Recurrent"]
 
 
-class Recurrent(nn.Module):
+class Recurrent(Settings, nn.Module):
     """Any cell as a layer over time, with a choice of gradient: h_t = cell(x_t, h_{t-1}).
 
     cell: a module that is called with (x_t, state) and returns either its new state (h, or a tuple whose first tensor
@@ -146,33 +146,6 @@ class Recurrent(nn.Module):
             self.initial_states = nn.ParameterList(tree_leaves(states))
             places = count()
             self._learned = [tree_map(lambda _: next(places), state) for state in states]
-
-    @property
-    def gradient(self) -> policies.Policy:
-        """The gradient policy; may be assigned a policy or its text form."""
-        return self._gradient
-
-    @gradient.setter
-    def gradient(self, value: str | policies.Policy) -> None:
-        self._gradient = policies.parse(value)
-
-    @property
-    def memory(self) -> Memory:
-        """The tape policy: "auto", "states" or `Checkpoints`; may be assigned one or its text form."""
-        return self._memory
-
-    @memory.setter
-    def memory(self, value: str | Checkpoints) -> None:
-        self._memory = checked_memory(value)
-
-    @property
-    def kernel(self) -> str:
-        """The kernel: "auto" or the name of a kernel for steps."""
-        return self._kernel
-
-    @kernel.setter
-    def kernel(self, value: str) -> None:
-        self._kernel = checked_kernel(value)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: not what was found out by calling the cells."""
