@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .batches import epoch_generator
-from .packing import Packing
+from .packing import PackedEpochs, Packing
 from .processes import Processes
 from .reading import Place, Reading
 from .window import IGNORE, Window
@@ -40,7 +40,7 @@ class Documents(Protocol):
         ...
 
 
-class Lanes(IterableDataset[Window]):
+class Lanes(PackedEpochs, IterableDataset[Window]):
     """Windows `[T, B]` over many documents: each token but a document's first is predicted exactly once an epoch.
 
     A lane whose document has ended takes the next one at the very next step, with `resets` True there and nowhere else.
@@ -128,8 +128,6 @@ class Lanes(IterableDataset[Window]):
         self._first = 0
         self._set: Place | None = None  # where the next iteration starts; None: at the first epoch
         self._reading: Reading | None = None  # the latest iteration
-        self._at: tuple[int, Packing] | None = None
-        self._counted: tuple[int, int] | None = None
 
     def of_rank(self, rank: int, world: int) -> Lanes:
         """The lanes of one of several processes, of the same windows."""
@@ -153,21 +151,7 @@ class Lanes(IterableDataset[Window]):
         """Windows of an epoch (from 0), the same on all ranks. Raises TypeError for an iterable: it may have no end."""
         if self.sizes is None:
             raise TypeError("windows are counted for a sequence of documents: an iterable may have no end")
-        epoch = epoch if self.shuffle else 0
-        if self._counted is None or self._counted[0] != epoch:
-            packing = self._pack(epoch)
-            packing.seek(None)
-            self._counted = epoch, -(-packing.end // self.length)
-        return self._counted[1]
-
-    def window(self, epoch: int, index: int) -> Window:
-        """One window. Raises IndexError past the last. Windows asked for in order cost only their own reading."""
-        if self._at is None or self._at[0] != epoch or self._at[1].index > index:
-            self._at = epoch, self._pack(epoch)
-        packing = self._at[1]
-        if index < 0 or not packing.seek(index):
-            raise IndexError(f"epoch {epoch} has no window {index}")
-        return self._window(packing, epoch)
+        return super().windows(epoch if self.shuffle else 0)
 
     def __iter__(self) -> Reading:
         """The windows from the position that was set (else the first) to the end of the last epoch.
@@ -236,8 +220,7 @@ class Lanes(IterableDataset[Window]):
         self.load_state_dict(state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker is sent: not where `window` stands, since a stream in use cannot be sent."""
-        return self.__dict__ | {"_at": None, "_reading": None}
+        return super().__getstate__() | {"_reading": None}
 
     @property
     def _beginning(self) -> Place:

@@ -7,11 +7,14 @@ tokens takes n - 1 steps; one of fewer than 2 takes none and is passed over.
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Packing", "Piece"]
+from .window import Window
+
+__all__ = ["PackedEpochs", "Packing", "Piece"]
 
 
 @dataclass
@@ -66,3 +69,40 @@ class Packing:
         self.index = index
         self.pieces = [piece for piece in self.pieces if piece.stop > first]
         return self.end > first
+
+
+class PackedEpochs(ABC):
+    """Windows over epochs of which each has its own packing; asked for in order they cost only their own reading."""
+
+    length: int
+    _at: tuple[int, Packing] | None = None
+    _counted: tuple[int, int] | None = None
+
+    @abstractmethod
+    def _pack(self, epoch: int) -> Packing:
+        """The packing of an epoch, at its first window."""
+
+    @abstractmethod
+    def _window(self, packing: Packing, epoch: int) -> Window:
+        """The window where the packing stands."""
+
+    def windows(self, epoch: int) -> int:
+        """Windows of an epoch (from 0)."""
+        if self._counted is None or self._counted[0] != epoch:
+            packing = self._pack(epoch)
+            packing.seek(None)
+            self._counted = epoch, -(-packing.end // self.length)
+        return self._counted[1]
+
+    def window(self, epoch: int, index: int) -> Window:
+        """One window. Raises IndexError past the last. Windows asked for in order cost only their own reading."""
+        if self._at is None or self._at[0] != epoch or self._at[1].index > index:
+            self._at = epoch, self._pack(epoch)
+        packing = self._at[1]
+        if index < 0 or not packing.seek(index):
+            raise IndexError(f"epoch {epoch} has no window {index}")
+        return self._window(packing, epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker is sent: not where `window` stands, since a stream in use cannot be sent."""
+        return self.__dict__ | {"_at": None}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .batches import epoch_generator
-from .packing import Packing
+from .packing import PackedEpochs, Packing
 from .window import Window
 
 __all__ = ["Stream", "Streams"]
@@ -21,7 +21,7 @@ Stream = tuple[Tensor, Tensor]
 _Place = tuple[int, int, int]
 
 
-class Streams:
+class Streams(PackedEpochs):
     """Windows `[T, B, ...]` over streams of any lengths, each step once an epoch.
 
     streams: at least one, each of at least one step. lanes: B, fewer where there are fewer pieces. length: T.
@@ -39,27 +39,13 @@ class Streams:
         self.steps = sum(len(x) for x, _ in streams)
         self.longest = max(length, -(-self.steps // lanes)) if seed is not None else self.steps
         self.lanes = min(lanes, len(self._pieces(0)))
-        self._at: tuple[int, Packing] | None = None
-        self._counted: tuple[int, int] | None = None
 
     @property
     def full(self) -> int:
         return min(self.lanes * self.length, self.steps) * self.streams[0][1].shape[1]
 
-    def windows(self, epoch: int) -> int:
-        if self._counted is None or self._counted[0] != epoch:
-            packing = self._pack(epoch)
-            packing.seek(None)
-            self._counted = epoch, -(-packing.end // self.length)
-        return self._counted[1]
-
-    def window(self, epoch: int, index: int) -> Window:
-        """One window. Raises IndexError past the last."""
-        if self._at is None or self._at[0] != epoch or self._at[1].index > index:
-            self._at = epoch, self._pack(epoch)
-        packing = self._at[1]
-        if index < 0 or not packing.seek(index):
-            raise IndexError(f"epoch {epoch} has no window {index}")
+    def _window(self, packing: Packing, epoch: int) -> Window:
+        index = packing.index
         first = index * self.length
         last = min(first + self.length, packing.end)
         x, y = self.streams[0]
