@@ -27,7 +27,7 @@ from ._by_length import by_length
 from ._forms import CellCall
 from ._sequences import Sequences
 
-__all__ = ["Layers", "overlapping"]
+__all__ = ["Layers", "StackCall", "overlapping"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,21 @@ class Layers:
         own = tree_map_only(Tensor, lambda t: sequences.own_restarts(t, d), of_cell)
         _, (y, (after,)) = self.scan(*arguments, own)
         return y, after, rows_are_independent(*arguments, self.kernel)
+
+
+@dataclass(frozen=True)
+class StackCall:
+    """A call of a stack.
+
+    masks: of dropout, for each layer but the first. states: the first ones; None for one that a cell makes. restarts:
+    of each cell, the states `[T, B, ...]` that resets restart from.
+    """
+
+    layers: Layers
+    sequences: Sequences
+    masks: Sequence[Tensor]
+    states: Sequence[Any]
+    restarts: Sequence[Any] | None
 
 
 @dataclass(frozen=True)
@@ -88,28 +103,19 @@ def _blocks(T: int, window: int, every: int) -> list[_Blocks]:
     return [of(first, last, (0,)), of(*back, (1,))]
 
 
-def overlapping(
-    layers: Layers,
-    sequences: Sequences,
-    masks: Sequence[Tensor],
-    states: Sequence[Any],
-    restarts: Sequence[Any] | None,
-    gradient: Policy,
-) -> tuple[Tensor, list[Any]]:
+def overlapping(call: StackCall, gradient: Policy) -> tuple[Tensor, list[Any]]:
     """(y in forward time, final states) of a stack under a policy whose blocks overlap.
-
-    masks: of dropout, for each layer but the first. states: the first ones; None for one that a cell makes. restarts:
-    of each cell, the states `[T, B, ...]` that resets restart from.
 
     Raises NotImplementedError for cells that draw random numbers, or have no row for each lane, and for a policy with
     edge factors.
     """
+    layers, sequences = call.layers, call.sequences
     if sequences.lengths is not None:
-        return _by_length(layers, sequences, masks, states, restarts, gradient)
+        return _by_length(call, gradient)
     if gradient.draws_factors:
         raise NotImplementedError(f"gradient={str(gradient)!r} has overlapping blocks and edge factors, of which no "
                                   "bidirectional stack has both")  # fmt: skip
-    if not all(call.has_lanes for call in layers.calls):
+    if not all(of_cell.has_lanes for of_cell in layers.calls):
         raise NotImplementedError(
             f"gradient={str(gradient)!r} has blocks that overlap, for which the cells of a bidirectional stack need "
             "states of tensors [B, ...]"
@@ -117,15 +123,15 @@ def overlapping(
     T = sequences.T
     reach = gradient.reach(T).within(T)
     if reach.every is None or reach.window is None:
-        return layers.whole(sequences, masks, states, restarts)
-    entering, side_by_side = _entering(layers, sequences, masks, states, restarts, gradient)
+        return layers.whole(sequences, call.masks, call.states, call.restarts)
+    entering, side_by_side = _entering(call, gradient)
     halves: list[Any] = [None, None]
     finals: list[Any] = [None] * len(layers.calls)
     for blocks in _blocks(T, reach.window, reach.every):
         parts: list[list[tuple[int, Tensor]]] = [[], []]
-        for which in _groups(blocks, T, side_by_side, any(state is None for state in states)):
+        for which in _groups(blocks, T, side_by_side, any(state is None for state in call.states)):
             some = blocks.pick(which)
-            y, ends, N = _run(layers, sequences, masks, states, restarts, entering, some)
+            y, ends, N = _run(call, entering, some)
             for n in range(N):
                 rows = slice(some.first[n] - some.low[n], some.last[n] - some.low[n] + 1)
                 for d in some.sources:
@@ -153,15 +159,9 @@ def _groups(blocks: _Blocks, T: int, side_by_side: bool, makes_first: bool) -> l
     return [[n for n in range(N) if kinds[n] == kind] for kind in sorted(set(kinds))]
 
 
-def _entering(
-    layers: Layers,
-    sequences: Sequences,
-    masks: Sequence[Tensor],
-    states: Sequence[Any],
-    restarts: Sequence[Any] | None,
-    gradient: Policy,
-) -> tuple[list[Any], bool]:
+def _entering(call: StackCall, gradient: Policy) -> tuple[list[Any], bool]:
     """(the states of each cell `[T-1, B, ...]` before steps 1 to T-1 of its own time; whether blocks may be lanes)."""
+    layers, sequences, masks = call.layers, call.sequences, call.masks
     before, y = generator_states({torch.device("cpu"), sequences.x.device}), sequences.x
     found: list[Any] = []
     independent = True
@@ -170,7 +170,7 @@ def _entering(
             y = y * masks[k // 2 - 1] if k and masks else y
             halves = []
             for d in (0, 1):
-                half, after, alone = layers.recorded(sequences, k + d, y, states, restarts)
+                half, after, alone = layers.recorded(sequences, k + d, y, call.states, call.restarts)
                 independent &= alone
                 halves.append(sequences.forward_time(half, d))
                 found.append(tree_map_only(Tensor, lambda t: t[:-1], after))
@@ -183,16 +183,9 @@ def _entering(
     return found, independent
 
 
-def _run(
-    layers: Layers,
-    sequences: Sequences,
-    masks: Sequence[Tensor],
-    states: Sequence[Any],
-    restarts: Sequence[Any] | None,
-    entering: Sequence[Any],
-    blocks: _Blocks,
-) -> tuple[Tensor, list[Any], int]:
+def _run(call: StackCall, entering: Sequence[Any], blocks: _Blocks) -> tuple[Tensor, list[Any], int]:
     """(y `[span, N, B, ...]`, final states `[N, B, ...]`, N) of some blocks, run as lanes."""
+    layers, sequences, restarts = call.layers, call.sequences, call.restarts
     T, B, N, device = sequences.T, sequences.B, len(blocks.first), sequences.x.device
     low, high = (torch.tensor(part, device=device) for part in (blocks.low, blocks.high))
     spans = high - low + 1
@@ -212,13 +205,13 @@ def _run(
         padded=len(rows),
     )
     firsts: list[Any] = []
-    for k, (call, state) in enumerate(zip(layers.calls, states, strict=True)):
+    for k, (of_cell, state) in enumerate(zip(layers.calls, call.states, strict=True)):
         d = k % 2
         step = T - 1 - high if d else low  # in own time, the first step of each span
         if state is None and bool((step == 0).all()):
             firsts.append(None)
             continue
-        of_first = call.zeros(B) if state is None else call.whole(state, B)
+        of_first = of_cell.zeros(B) if state is None else of_cell.whole(state, B)
         at = partial(_at, step=step)
         first = tree_map(lambda s, e, at=at: at(torch.cat([s[None], e])), of_first, entering[k])
         resets = sequences.own_resets(1) if d else None  # those of the forward direction lie in the span
@@ -229,7 +222,7 @@ def _run(
             first = _restarted(first, at(resets), own)
         firsts.append(first)
     own_restarts = None if restarts is None else [tree_map_only(Tensor, of_spans, state) for state in restarts]
-    y, finals = layers.whole(part, [of_spans(mask) for mask in masks], firsts, own_restarts)
+    y, finals = layers.whole(part, [of_spans(mask) for mask in call.masks], firsts, own_restarts)
     finals = [tree_map_only(Tensor, lambda t: t.unflatten(0, (N, B)), state) for state in finals]
     return y.unflatten(1, (N, B)), finals, N
 
@@ -252,15 +245,9 @@ def _restarted(first: Any, reset: Tensor, restart: Any) -> Any:
     return tree_map(of, first, tree_map(torch.zeros_like, first) if restart is None else restart)
 
 
-def _by_length(
-    layers: Layers,
-    sequences: Sequences,
-    masks: Sequence[Tensor],
-    states: Sequence[Any],
-    restarts: Sequence[Any] | None,
-    gradient: Policy,
-) -> tuple[Tensor, list[Any]]:
+def _by_length(call: StackCall, gradient: Policy) -> tuple[Tensor, list[Any]]:
     """The same of sequences of unequal lengths: the policy of each is that of the same sequence alone."""
+    sequences, restarts = call.sequences, call.restarts
 
     def run(n: int, lane: Tensor) -> tuple[Tensor, list[Any]]:
         def of_lanes(t: Tensor) -> Tensor:
@@ -268,8 +255,9 @@ def _by_length(
 
         resets = None if sequences.resets is None else of_lanes(sequences.resets)
         part = replace(sequences, x=of_lanes(sequences.x), lengths=None, resets=resets, packed=None, padded=n)
-        first = [tree_map_only(Tensor, partial(_row, n=lane), state) for state in states]
+        first = [tree_map_only(Tensor, partial(_row, n=lane), state) for state in call.states]
         again = None if restarts is None else [tree_map_only(Tensor, of_lanes, state) for state in restarts]
-        return overlapping(layers, part, [of_lanes(mask) for mask in masks], first, again, gradient)
+        masks = [of_lanes(mask) for mask in call.masks]
+        return overlapping(StackCall(call.layers, part, masks, first, again), gradient)
 
     return by_length(sequences, run)

@@ -24,7 +24,7 @@ from ._cell_list import cells_of, learnable_state, sample, unlike
 from ._flat_recurrent import flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
-from ._overlapping import Layers, overlapping
+from ._overlapping import Layers, StackCall, overlapping
 from ._sequences import Sequences
 from ._settings import Settings
 from ._trial import declared_starts, try_cells
@@ -185,7 +185,7 @@ class Recurrent(Settings, nn.Module):
         ):
             whole = partial(self._both, calls=calls, gradient=policies.Full())
             both = Layers(calls, whole, self._arguments, partial(self._scan, gradient=None), self.kernel)
-            y, finals = overlapping(both, sequences, masks, states, restarts, self.gradient)
+            y, finals = overlapping(StackCall(both, sequences, masks, states, restarts), self.gradient)
         else:
             y, finals = self._both(sequences, masks, states, restarts, calls)
         return sequences.restore(y), stack_hidden(finals, sequences.B, sequences.batched)
