@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ from .parameters import parameter_gradients
 from .rebuilt import rebuilt_gates
 from .records import Asked, Grads, Saved, Tensors, given
 from .rules import RULES
-from .stack import Stack
+from .stack import OfNet, Stack
 from .sweep import LayerGradients, LayerSweep
 
 __all__ = ["PackedStack"]
 
 
 @dataclass(eq=False)
-class PackedStack:
+class PackedStack(OfNet):
     """A net as a program on packed sequences: the first input is x `[S, I]`, the first output y `[S, D*P]`.
 
     States of lanes are in the order of the rows, the longest lane first. net: with the lengths of these lanes, where
@@ -35,10 +35,8 @@ class PackedStack:
     where it has several layers. memory: what the tape keeps beside the states.
     """
 
-    name: ClassVar[str] = "stack"
     reads: ClassVar[int] = 0
 
-    net: Net
     rows: PackedRows
     memory: Tapes
 
@@ -47,17 +45,6 @@ class PackedStack:
         """Whether a net can be one, on so many steps and lanes."""
         plain = not (net.xi or net.resets) and B > 0
         return plain and isinstance(net.kernel, PackedKernel) and not net.by_block(net.blocks(T, B))
-
-    @property
-    def outputs(self) -> int:
-        return self.net.outputs
-
-    @property
-    def held(self) -> Tensors:
-        return self.net.held
-
-    def holding(self, tensors: Tensors) -> Self:
-        return replace(self, net=self.net.holding(tensors))
 
     def forward(self, inputs: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped, layer by layer and direction by direction: states, gates."""

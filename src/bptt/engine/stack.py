@@ -22,7 +22,7 @@ from .net import Net, States
 from .records import Asked, Grads, Saved, Tensors, given
 from .tracing import refuse_recording
 
-__all__ = ["NetProgram", "Rerun", "Stack"]
+__all__ = ["NetProgram", "OfNet", "Rerun", "Stack"]
 
 
 class Rerun(NamedTuple):
@@ -35,8 +35,8 @@ class Rerun(NamedTuple):
 
 
 @dataclass(eq=False)
-class NetProgram(ABC):
-    """The base class of the programs of a net: see `boundary.Program`."""
+class OfNet:
+    """What a program of a net has from the net: see `boundary.Program`."""
 
     name: ClassVar[str] = "stack"
 
@@ -52,6 +52,11 @@ class NetProgram(ABC):
 
     def holding(self, tensors: Tensors) -> Self:
         return replace(self, net=self.net.holding(tensors))
+
+
+@dataclass(eq=False)
+class NetProgram(OfNet, ABC):
+    """The base class of the programs of a net on padded sequences."""
 
     # What a call costs: `plan` and torch's counter of operations ask --------------------------------------------------
 
