@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,26 +16,18 @@ from .arguments import Arguments
 from .compiled import FEWEST_STEPS, Compiled, compiled_step
 from .direct import remember
 from .drawn import DrawnStates, DrawsLeftOut, drawn
+from .forward import ScanResults
 from .lanes import as_one_lane, lanes_differ, without_lane
 from .pullback import ScanPullback, edge_factors
-from .pytrees import Form, Step, differentiable, reset, split, split_y
+from .pytrees import Step, differentiable, reset, split, split_y
 from .replay import Replay
 from .segments import KeptCarries
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
 
-__all__ = ["KERNELS", "FirstStepDiffers", "Results", "by_compiled_step", "reason_to_replay"]
+__all__ = ["KERNELS", "FirstStepDiffers", "by_compiled_step", "reason_to_replay"]
 
 KERNELS = ("auto", "interpreter", "eager", "replay")
 """What runs the steps: see `scan`."""
-
-
-class Results(NamedTuple):
-    """The results of a call: the tensors of the final carry, and of ys `[T, ...]`, with their forms."""
-
-    final: Sequence[Tensor]
-    carry_form: Form
-    ys: Sequence[Tensor]
-    y_form: Form
 
 
 class _Differs(Exception):  # noqa: N818  the caller replays
@@ -79,7 +70,7 @@ def by_compiled_step(
     kernel: str,
     surroundings: Surroundings,
     independent: bool = False,
-) -> Results | str:
+) -> ScanResults | str:
     """The results of a call by a compiled step; or the reason why there is none.
 
     independent: rows are said to be so.
@@ -138,7 +129,7 @@ def by_compiled_step(
         return "it solves linear systems, and a matrix may be singular: a result is not finite"
     remember(given, policy, memory, kernel, entry, plan, _again(given, policy, entry, surroundings))
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
-    return Results(final, given.carry_form, ys, entry.y_form)
+    return ScanResults(final, given.carry_form, ys, entry.y_form)
 
 
 Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]

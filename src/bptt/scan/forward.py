@@ -16,27 +16,38 @@ from .pytrees import Form, fresh, reset, split, split_y
 from .replay import Replay, Visit
 from .surroundings import Surroundings, random_kept
 
-__all__ = ["ForwardPass", "ForwardRun", "Results", "StepVisits"]
+__all__ = ["ForwardPass", "ForwardRun", "ScanResults", "StepResults", "StepVisits"]
 
 
 @dataclass(frozen=True)
-class ForwardPass:
-    """The results of a forward pass.
+class ScanResults:
+    """The results of all steps: the tensors of the final carry, and of ys `[T, ...]`, with their forms."""
 
-    final: the last carry. ys: `[T, ...]`. kept: the carries that were kept, after resets `[n, ...]`. last: the carry
-    that entered the last step. forms: the form of the carry that entered each step.
+    final: Sequence[Tensor]
+    final_form: Form
+    ys: Sequence[Tensor]
+    y_form: Form
+
+    def joined(self, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+        """(the final carry, ys) of tensors in the place of its own."""
+        n = len(self.final)
+        return self.final_form.join(tensors[:n]), self.y_form.join(tensors[n:])
+
+
+@dataclass(frozen=True)
+class ForwardPass(ScanResults):
+    """The results of a forward pass that autograd has not recorded.
+
+    kept: the carries that were kept, after resets `[n, ...]`. last: the carry that entered the last step. forms: the
+    form of the carry that entered each step.
     """
 
-    final: list[Tensor]
-    final_form: Form
-    ys: list[Tensor]
-    y_form: Form
     kept: list[Tensor]
     last: list[Tensor]
     forms: list[Form]
 
 
-class Results:
+class StepResults:
     """The results of steps as tensors, checked: each carry is like the one before, each y like the first.
 
     form: that of the latest carry. y, y_form: the first y, and its form.
@@ -91,7 +102,7 @@ class ForwardRun:
         self.t = 0
         # Copies: a step may write to what it is given.
         self.carry = [c.clone() for c in given.carry]
-        self.results = Results(given.carry_form)
+        self.results = StepResults(given.carry_form)
         self._xs = [x.detach() for x in given.xs]
         self.kept = [] if monitor is None else [c.new_empty((len(keep), *c.shape)) for c in given.carry]
         self._number = {} if monitor is None else {t: n for n, t in enumerate(keep)}

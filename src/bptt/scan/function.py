@@ -22,11 +22,11 @@ from ..memory import parse as parse_memory
 from ..policies import Policy, parse
 from ..steps import NotTraceable, Recorder
 from .arguments import Arguments, check_not_traced
-from .compiled_call import KERNELS, FirstStepDiffers, Results, by_compiled_step, reason_to_replay
+from .compiled_call import KERNELS, FirstStepDiffers, by_compiled_step, reason_to_replay
 from .direct import direct_call
 from .eager import kept_eager
 from .first_carry import FirstCarryChanges, fitted, makes_its_own, may_fit, with_first_step_alone
-from .forward import ForwardPass, ForwardRun
+from .forward import ForwardPass, ForwardRun, ScanResults
 from .leaked import refuse_gradients
 from .monitor import StepMonitor, complete, hidden
 from .plain_loop import by_plain_loop
@@ -244,8 +244,8 @@ def _run(
     reason = reason_to_replay(given, kernel)
     if reason is None:
         found = by_compiled_step(given, policy, memory, kernel, surroundings, rows == "independent")
-        if isinstance(found, Results):
-            return found.carry_form.join(found.final), found.y_form.join(found.ys)
+        if isinstance(found, ScanResults):
+            return found.joined((*found.final, *found.ys))
         if isinstance(found, FirstStepDiffers):
             rest = with_first_step_alone(
                 given, policy, lambda other: _run(other, policy, rows, memory, kernel, surroundings)
@@ -289,5 +289,4 @@ def _run(
             counts = len(given.carry), len(given.xs)
             pullback = ScanPullback(counts, replay, reach, factors, given.resets, rows, kept, len(outputs))
             outputs = attach(pullback, outputs, tuple(computed.kept), *tensors)
-    final, ys = outputs[: len(given.carry)], outputs[len(given.carry) :]
-    return computed.final_form.join(final), computed.y_form.join(ys)
+    return computed.joined(outputs)

@@ -17,7 +17,7 @@ from ..engine import tangent_of_a_gradient, without_reverse
 from ..kernels import scaled
 from ..policies import Policy
 from .arguments import Arguments
-from .forward import Results
+from .forward import StepResults
 from .pytrees import Form, beside, differentiable, reset
 
 __all__ = ["by_plain_loop"]
@@ -27,7 +27,7 @@ def by_plain_loop(given: Arguments, policy: Policy) -> tuple[Any, Any]:
     """(the final carry, ys in the order of the steps): see `scan`."""
     blocks = policy.reach(given.T).blocks(given.T)
     factors = _factors(policy, given)
-    results = Results(given.carry_form)
+    results = StepResults(given.carry_form)
     entering: list[tuple[list[Tensor], Form]] = []  # the carries of the block before, from its earliest step on
     ys: list[list[Tensor]] = []
     carry, form, start = list(given.carry), given.carry_form, 0

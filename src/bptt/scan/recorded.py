@@ -20,17 +20,17 @@ from ..engine import named, own_precision
 from ..memory import Checkpoints, parse
 from ..policies import Policy
 from .chain import StepChain
-from .forward import ForwardPass, ForwardRun
+from .forward import ForwardPass, ForwardRun, ScanResults
 from .graph import Block
 from .monitor import hidden
 from .pullback import edge_factors, obstacle_to_merging
-from .pytrees import Form, differentiable, fresh
+from .pytrees import differentiable, fresh
 from .replay import Replay, Visit, differs, graph_edge
 from .segments import ScanCall, Segment, StepReplays, close
 from .surroundings import Surroundings, not_in_inference_mode, random_kept
 from .sweep import independent
 
-__all__ = ["RecordedPass", "record", "recordable"]
+__all__ = ["record", "recordable"]
 
 _MOST_BYTES = 2**30
 """The largest graph that is recorded where memory is "auto": 1 GiB, by the size of what the first step makes."""
@@ -40,16 +40,6 @@ _FEW_BLOCKS = 16
 longer than two blocks: it saves the monitor at every step, and the steps that are run again in backward."""
 
 
-@dataclass(frozen=True)
-class RecordedPass:
-    """The results of a recorded forward pass, in autograd's graph: the final carry, and the ys `[T, ...]`."""
-
-    final: Sequence[Tensor]
-    final_form: Form
-    ys: Sequence[Tensor]
-    y_form: Form
-
-
 def recordable(memory: str | Checkpoints, rows: str) -> bool:
     """Whether a call may be recorded: its memory is "auto", and blocks are not declared to be best side by side."""
     return parse(memory) == "auto" and rows != "independent"
@@ -57,8 +47,9 @@ def recordable(memory: str | Checkpoints, rows: str) -> bool:
 
 def record(
     run: ForwardRun, policy: Policy, blocks: Sequence[Block], rows: str, surroundings: Surroundings
-) -> RecordedPass | None:
-    """Run all steps recorded; None where they are to be run without: `run` then goes on from where it is.
+) -> ScanResults | None:
+    """Run all steps recorded, so that the results have autograd's graph; None where they are to be run without: `run`
+    then goes on from where it is.
 
     The first step is run by itself before, monitored and not recorded: it tells whether steps keep what they make (its
     gradient could not be refused), whether they pass on state in another way than by the carry, whether they write to
@@ -124,7 +115,7 @@ def _independent(run: ForwardRun, surroundings: Surroundings) -> bool:
     return independent(StepReplays(call, [True] * len(xs), Segment(0, 2, kept), iter(()), checked=True))
 
 
-def _finish(chain: StepChain, policy: Policy) -> RecordedPass:
+def _finish(chain: StepChain, policy: Policy) -> ScanResults:
     """The outputs, after all steps."""
     run, given, monitor = chain.run, chain.run.given, chain.monitor
     for steps, versions in zip(chain.ys, chain.versions, strict=True):
@@ -153,7 +144,7 @@ def _finish(chain: StepChain, policy: Policy) -> RecordedPass:
         inputs = [t for t in (*given.carry, *given.xs, *whole.captured) if t.requires_grad]
         outputs = list(_Checked.apply(step, len(outputs), *outputs, *inputs))
     n = len(chain.carry)
-    return RecordedPass(outputs[:n], run.results.form, outputs[n:], run.results.y_form)
+    return ScanResults(outputs[:n], run.results.form, outputs[n:], run.results.y_form)
 
 
 @dataclass(frozen=True)
