@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx import Proxy, Tracer
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import cells, kernels, policies
@@ -24,6 +23,7 @@ from ..engine import (
 )
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
+from ._fx import fx_node
 from ._settings import Settings
 from .call import Call, Hidden, by_onnx, net_of, program, whole_tape
 from .flat import flat_call, is_flat
@@ -145,7 +145,7 @@ class DropInLayer(Settings, torch.nn.RNNBase):
         if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or not plainly:
             keywords: dict[str, Any] = {"resets": resets, "reset_state": reset_state}
             keywords |= {"lengths": lengths, "cu_seqlens": cu_seqlens}
-            node = _fx_node(self, input, hx, keywords)
+            node = fx_node(self, input, hx, keywords)
             if node is not None:
                 return node
             if is_flat(input, cu_seqlens):
@@ -188,25 +188,6 @@ _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
 def _checkpointed(layer: DropInLayer, call: Call, net: Net) -> tuple[Tensor, ...]:
     """The outputs of a call whose tape consists of checkpoints, outside of a compiler's graph."""
     return run(program(layer, call, net), *call.tensors)
-
-
-def _fx_node(layer: DropInLayer, input: Any, hx: Any, keywords: dict[str, Any]) -> Any:
-    """The node of this call where torch.fx traces it, that is, where an argument is a Proxy; else None.
-
-    torch.fx traces into every module outside of torch.nn, and cannot trace a loop through time.
-    """
-    states = (
-        value for state in (hx, *keywords.values()) for value in (state if isinstance(state, tuple) else (state,))
-    )
-    proxies = [value for value in (input, *states) if isinstance(value, Proxy)]
-    if not proxies:
-        return None
-    tracer = proxies[0].tracer
-    if not isinstance(tracer, Tracer) or getattr(tracer, "root", None) is layer:
-        raise refusal(f"torch.fx cannot trace into a bptt layer, only a model that has one: got {layer}")
-    arguments = (input,) if hx is None else (input, hx)
-    keywords = {k: v for k, v in keywords.items() if v is not None}
-    return tracer.create_proxy("call_module", tracer.path_of_module(layer), arguments, keywords)
 
 
 class RNN(DropInLayer):
