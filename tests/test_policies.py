@@ -47,10 +47,11 @@ def test_no_policy_is_left_out() -> None:
     with pytest.raises(ValueError, match="gradient must be one of") as told:
         parse("nothing")
     assert [text for text in FORMS if text.split(":")[0] not in str(told.value)] == []
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    pages = [Path(__file__).parent.parent / name for name in ("README.md", "README_zh.md")]
+    readmes = [page.read_text(encoding="utf-8") for page in pages]
     for kind in kinds:
         assert getattr(bptt, kind.__name__) is kind
-        assert f"\n| `{kind.__name__}(" in readme
+        assert all(f"\n| `{kind.__name__}(" in readme for readme in readmes)
 
 
 @pytest.mark.parametrize("text", FORMS)
