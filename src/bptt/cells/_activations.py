@@ -12,7 +12,7 @@ __all__ = ["ACTIVATIONS", "Activation"]
 
 
 class Activation(NamedTuple):
-    """f; its adjoint: dL/da from dL/df and f(a); and what is true of its values."""
+    """An activation: f; its adjoint, dL/da from dL/df and f(a); and what is true of its values."""
 
     f: Callable[[Tensor], Tensor]
     pull: Callable[[Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ __all__ = ["GRU"]
 
 
 class GRU(Cell):
-    """Taped: r, z, n and m = W_hn h_{t-1} + b_hn, in this order."""
+    """The GRU of torch.nn. Taped: r, z, n and m = W_hn h_{t-1} + b_hn, in this order."""
 
     name, mode = "gru", "GRU"
     gate_names = ("r", "z", "n")

@@ -12,7 +12,7 @@ __all__ = ["LSTM"]
 
 
 class LSTM(Cell):
-    """Taped: i, f, g, o, in this order (torch's)."""
+    """The LSTM of torch.nn. Taped: i, f, g, o, in this order (torch's)."""
 
     name, mode = "lstm", "LSTM"
     gate_names = tape_names = ("i", "f", "g", "o")

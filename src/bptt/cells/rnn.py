@@ -12,7 +12,7 @@ __all__ = ["RNN"]
 
 
 class RNN(Cell):
-    """f is one of `ACTIVATIONS`. The state is the tape: f' is written on f's output."""
+    """A simple RNN: f is one of `ACTIVATIONS`. The state is the tape: f' is written on f's output."""
 
     name = "rnn"
     gate_names = onnx_gates = ("h",)

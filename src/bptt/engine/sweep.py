@@ -38,7 +38,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 class LayerSweep(ABC, Generic[Group]):
-    """Stage 3 through the layers of a net, in whatever way a layer itself is swept back in time.
+    """A pass of stage 3 through the layers of a net, in whatever way a layer itself is swept back in time.
 
     A group of blocks is swept through all layers before the next one starts. Where blocks do not overlap, or there is
     one layer, all of them are one group.

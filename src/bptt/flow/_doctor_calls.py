@@ -25,7 +25,7 @@ __all__ = ["Generators", "RecordedCall"]
 
 @dataclass(frozen=True, eq=False)
 class Generators:
-    """Where the random generators stood before a call that draws: dropout masks, xi."""
+    """The states of the random generators before a call that draws: dropout masks, xi."""
 
     cpu: Tensor
     device: Tensor | None

@@ -19,7 +19,7 @@ Stage = Literal["forward", "loss", "local error", "adjoint", "parameter gradient
 
 @dataclass(frozen=True)
 class Place:
-    """Where, in a model's own terms; None where it does not apply or is not known.
+    """A place in a model's own terms; None where it does not apply or is not known.
 
     module: its name in the model, "" for the model itself. layer: "layer 0", "layer 0 reversed", ... step: t in forward
     time, from 0. lane: row of the batch. gate: "i", "f", "g", "o", "r", "z", "n" or "h"; "c" for the cell state.

@@ -39,7 +39,7 @@ LAGS = 256
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LagMap(Shown):
-    """|contribution of the loss at step t to the adjoint at step t - lag|.
+    """The map of |contribution of the loss at step t to the adjoint at step t - lag|.
 
     layers: L names ("layer 0", "layer 0 reversed", ...; "carry" for a scan). t: `[N]` steps of the losses, from 0.
     lag: `[K]` 0..K-1 steps. norm: `[L, N, K]`, Euclidean norm over the numbers of a state, mean over the lanes that

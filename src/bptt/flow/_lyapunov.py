@@ -23,7 +23,7 @@ _SHORTEST = 5  # steps of a block
 
 
 class NothingToMeasure(ValueError):  # noqa: N818  # it says what the batch is
-    """Resets or the ends of lanes close every step."""
+    """The error where resets or the ends of lanes close every step."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

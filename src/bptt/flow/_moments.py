@@ -51,7 +51,7 @@ class Gradient(Protocol):
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean `[N]`, variance (sum over N) and squared bias of a policy's gradient over the full one's norm."""
+    """The mean `[N]`, variance (sum over N) and squared bias of a policy's gradient over the full one's norm."""
 
     mean: Tensor
     bias_square: float

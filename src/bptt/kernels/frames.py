@@ -235,8 +235,8 @@ def _even(reach: Reach, T: int, B: int) -> Frames:
 
 
 class WalkOrder(NamedTuple):
-    """Columns in the order in which a compiled kernel walks them: the longest first, so that those still walking after
-    j steps are a range; of equally long ones those that reach step 0 first, so that those that leave there are one too.
+    """The order in which a compiled kernel walks columns: the longest first, so that those still walking after j steps
+    are a range; of equally long ones those that reach step 0 first, so that those that leave there are one too.
     """
 
     columns: Tensor  # [6, N] int64: top (the step a walk starts from), lane, length, column, own losses, `arrives`

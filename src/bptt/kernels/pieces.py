@@ -101,7 +101,7 @@ class Pieces:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pieces that are the rows of one call: side by side where they are equally long, else packed.
+    """A batch of pieces, the rows of one call: side by side where they are equally long, else packed.
 
     Values of their steps are `[L, M, F]`, or packed `[S, F]`, as torch.nn.utils.rnn.PackedSequence has them.
     """

@@ -28,7 +28,7 @@ LINE = 16
 
 
 class Refused(Exception):  # noqa: N818 it is an answer
-    """Why a step is no program."""
+    """The reason why a step is no program."""
 
 
 @dataclass(frozen=True)

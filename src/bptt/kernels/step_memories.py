@@ -45,7 +45,7 @@ class StepRequest(NamedTuple):
 
 
 class NotWhole(Exception):  # noqa: N818  it is an answer
-    """Why a step has no whole passes."""
+    """The reason why a step has no whole passes."""
 
 
 class Memories:

@@ -21,7 +21,7 @@ LINE = 16
 
 
 class Place(NamedTuple):
-    """Where a value lies: the number of its memory, the distance in it, and its dimensions `[T * B * k, ...]`."""
+    """The place of a value: the number of its memory, the distance in it, and its dimensions `[T * B * k, ...]`."""
 
     memory: int
     offset: int
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Layout:
-    """Where the values of some steps lie in one memory."""
+    """The places of the values of some steps in one memory."""
 
     def __init__(self, kinds: Mapping[str, Value], names: Sequence[str], T: int, B: int) -> None:
         self.places: dict[str, Place] = {}

@@ -17,7 +17,7 @@ __all__ = ["Slot", "View", "collapse", "dense_strides", "dims_of"]
 
 @dataclass(eq=False)
 class Slot:
-    """Memory of a program. kind: one of csrc/program.hpp.
+    """A memory of a program. kind: one of csrc/program.hpp.
 
     width: the values of a row, or of all where there are no rows. name: of the value that the caller gives or takes.
     at: the distance of its buffer within a row of a tile's memory, -1 is none; of packed weights, K. partner: of an
@@ -51,7 +51,7 @@ def dense_strides(dims: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class View:
-    """Values in a slot. by_row: whether the first of dims counts rows; a slot without rows may be seen by row."""
+    """A view of values in a slot. by_row: whether the first of dims counts rows; a slot without rows may be so too."""
 
     slot: Slot
     by_row: bool
