@@ -197,3 +197,22 @@ def test_compare_a_scan_of_ones_own(
     assert "no attribute 'missing'" in error("--scan", "my_own_loops:missing")
     assert "No module named 'nowhere_to_be_found'" in error("--scan", "nowhere_to_be_found:x")
     assert "my_own_loops:nothing gave 3" in error("--scan", "my_own_loops:nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_verdict_and_a_report_in_chinese(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = bptt(capsys, "flow", run, "--steps", 12, "--lags", 4, "--lang", "zh", "--out", tmp_path)
+    assert result.status == 0, result.err
+    assert "8 个单元，以 gradient=full 训练" in result.out
+    assert "建议改动" in result.out or "无需改动" in result.out
+    assert "What to change" not in result.out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(words in page for words in ('<html lang="zh">', "梯度流：", "留出部分"))
+    # Beside its charts, the page has no English sentence left.
+    words = re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    assert re.findall(r"\s(?:the|of|and|is|steps)\s.{0,30}", words) == []
+
+
+def test_an_unknown_language_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert error_of(bptt(capsys, "flow", *FRESH, "--lang", "fr")) == "lang must be en or zh: got 'fr'"

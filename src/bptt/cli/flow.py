@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import set_cell_size
 from rich.console import Console
 
 from ..train import InputError
@@ -46,6 +47,9 @@ def flow(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="where report.html goes (default: RUN/flow, or flow)")
     ] = None,
+    lang: Annotated[
+        str, typer.Option(help="language of the verdict, the report and the pictures: en (English) or zh (中文)")
+    ] = "en",
 ) -> None:
     """Measure how far gradients travel: a verdict on the screen, report.html and pictures in a directory.
 
@@ -54,10 +58,13 @@ def flow(
     """
     if lags is not None and lags < 1:
         raise InputError(f"lags must be at least 1: got {lags}")
+    if lang not in ("en", "zh"):
+        raise InputError(f"lang must be en or zh: got {lang!r}")
     if run is not None:
         found_run(run)
     require_pictures()
 
+    from ..flow.language import language, say
     from .subject import subject
 
     console = Console(stderr=True)
@@ -66,19 +73,31 @@ def flow(
         fresh = {"cell": cell, "hidden": hidden, "layers": layers, "nonlinearity": nonlinearity, "radius": radius}
         return subject(run, steps, lanes, **fresh, seed=seed)
 
-    if steps is None and lags is None:
-        of = settled(make, console)
-        found = measured(of, of.recording.T, console)
-    else:
-        of = make(steps)
-        found = measured(of, of.recording.T if lags is None else lags, console)
-    written = write_report(found, of.directory if out is None else out)
-    typer.echo(f"{of.name}\n{opening(found)}\n\n{found.verdict}\n\nreport: {written}, pictures beside it")
+    with language(lang):
+        if steps is None and lags is None:
+            of = settled(make, console)
+            found = measured(of, of.recording.T, console)
+        else:
+            of = make(steps)
+            found = measured(of, of.recording.T if lags is None else lags, console)
+        written = write_report(found, of.directory if out is None else out)
+        told = say("report: {path}, pictures beside it", path=written) + _in_english(lang)
+        typer.echo(f"{of.name}\n{opening(found)}\n\n{found.verdict}\n\n{told}")
+
+
+def _in_english(lang: str) -> str:
+    """That the pictures are not in the language asked for, where no font has its letters."""
+    from ..flow.language import say
+
+    style = require("bptt.plots", "plots").style
+    if lang not in style.FONTS or style.font_of(lang) is not None:
+        return ""
+    return say("; their words are English: no font here has Chinese letters (install one, such as Noto Sans CJK SC)")
 
 
 def opening(found: Survey) -> str:
     """What was measured on what, a line each."""
-    return "\n".join(f"  {name:<8}  {words}" for name, words in found.setting.entries)
+    return "\n".join(f"  {set_cell_size(name, 8)}  {words}" for name, words in found.setting.entries)
 
 
 def require_pictures() -> None:
@@ -100,6 +119,7 @@ def measured(of: Subject, lags: int | None, console: Console) -> Survey:
     from rich.progress import BarColumn, Progress, TextColumn
 
     from ..flow import STAGES, survey
+    from ..flow.language import say
     from .window import LONGER, unsettled
 
     with Progress(
@@ -119,7 +139,8 @@ def measured(of: Subject, lags: int | None, console: Console) -> Survey:
     if not notes and found.lags is not None and unsettled(found.lags):
         T, K = of.recording.T, int(found.lags.measured.max())
         longer = f"--steps {LONGER * T}" if lags is None or lags >= T else f"--lags {min(LONGER * K, T)}"
-        notes = (f"The horizon has not settled in {K} steps; measure longer: {longer}",)
+        text = "The horizon has not settled in {steps} steps; measure longer: {longer}"
+        notes = (say(text, steps=K, longer=longer),)
     return replace(found, notes=notes)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..flow import Recording, record
+from ..flow.language import say
 from ..nn import LAYERS, init
 from ..train import InputError, RunDirectory
 from ..train.config import Config
@@ -57,7 +58,7 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
         directory = RunDirectory.open(run)
         recording, data = record_data(directory, steps, lanes)
         config = directory.config()
-        name, seed = f"{run.name}: {_described(config)}", f"{config.seed}, the run's"
+        name, seed = f"{run.name}: {_described(config)}", say("{seed}, the run's", seed=config.seed)
         return Subject(recording, name, run / "flow", directory.metrics(), data, seed)
     if "cell" not in given:
         raise InputError(f"give a run directory, or --cell {NAMES} for a fresh layer")
@@ -65,8 +66,9 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
 
 
 def _described(config: Config) -> str:
-    layers = f"{config.layers} layers of " if config.layers > 1 else ""
-    return f"{config.cell}, {layers}{config.hidden} units, trained with gradient={config.gradient}"
+    layers = say("{count} layers of ", count=config.layers) if config.layers > 1 else ""
+    text = "{cell}, {layers}{units} units, trained with gradient={policy}"
+    return say(text, cell=config.cell, layers=layers, units=config.hidden, policy=config.gradient)
 
 
 def _fresh(
@@ -100,8 +102,9 @@ def _fresh(
         except ValueError as error:
             raise InputError(str(error)) from None
         recording = record(layer, torch.randn(T, B, hidden))
-    scaled = "" if radius is None else f", spectral radius {radius:g}"
+    scaled = "" if radius is None else say(", spectral radius {radius}", radius=f"{radius:g}")
     kind = cell if nonlinearity is None else f"{cell} ({nonlinearity})"
-    stacked = f"{layers} layers of " if layers > 1 else ""
-    name, drawn = f"fresh {kind}, {stacked}{hidden} units{scaled}", f"{seed}, of weights and input"
-    return Subject(recording, name, Path("flow"), [], "normal noise as input", drawn)
+    stacked = say("{count} layers of ", count=layers) if layers > 1 else ""
+    name = say("fresh {cell}, {layers}{units} units{radius}", cell=kind, layers=stacked, units=hidden, radius=scaled)
+    drawn = say("{seed}, of weights and input", seed=seed)
+    return Subject(recording, name, Path("flow"), [], say("normal noise as input"), drawn)

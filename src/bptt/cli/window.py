@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..flow import Lags, Recording, by_lag, lag_map
+from ..flow.language import say
 from ..train import InputError
 from .subject import Subject
 
@@ -31,15 +32,17 @@ def long_enough(make: Callable[[int | None], Subject], show: Callable[[int], Non
     first = of.recording.T
     while (lags := _looked_at(of.recording, show)) is not None and unsettled(lags):
         if of.recording.T >= LONGEST:
-            return _noted(of, first, f"the most that is tried; measure longer: --steps {LONGER * of.recording.T}")
+            text = "the most that is tried; measure longer: --steps {steps}"
+            return _noted(of, first, say(text, steps=LONGER * of.recording.T))
         try:
             of = make(min(2 * of.recording.T, LONGEST))
         except InputError:  # of a run whose data end
-            return _noted(of, first, "the most that the data have for so many lanes; fewer --lanes leave more")
+            text = "the most that the data have for so many lanes; fewer --lanes leave more"
+            return _noted(of, first, say(text))
     if first == of.recording.T:
         return of
-    note = f"The window was lengthened from {first} to {of.recording.T} steps, until the horizon settled"
-    return of.with_note(note)
+    text = "The window was lengthened from {first} to {last} steps, until the horizon settled"
+    return of.with_note(say(text, first=first, last=of.recording.T))
 
 
 def unsettled(lags: Lags) -> bool:
@@ -62,5 +65,6 @@ def _looked_at(recording: Recording, show: Callable[[int], None]) -> Lags | None
 
 def _noted(of: Subject, first: int, why: str) -> Subject:
     T = of.recording.T
-    longer = f"in {T} steps" if first == T else f"in a window lengthened from {first} to {T} steps"
-    return of.with_note(f"The horizon has not settled {longer}, {why}")
+    text = "The horizon has not settled in a window lengthened from {first} to {last} steps, {why}"
+    text = "The horizon has not settled in {last} steps, {why}" if first == T else text
+    return of.with_note(say(text, first=first, last=T, why=why))

@@ -58,3 +58,4 @@ from ._survey import survey as survey
 from ._verdict import Verdict as Verdict
 from ._verdict import verdict as verdict
 from .conclusions import conclusion as conclusion
+from .language import language as language

@@ -9,6 +9,7 @@ import torch
 
 from ._recording import Recording
 from ._scanned import Scanned
+from .language import say
 
 __all__ = ["Setting"]
 
@@ -19,7 +20,8 @@ class Setting:
 
     net: cell, sizes, parameters. data: name, size, and the day of the measurement. window: the number of steps. lanes:
     how many of how many. policy: how far gradients reach when the net is trained, and what was measured instead. seed:
-    the seed of what was drawn. versions: those of this package and of torch.
+    the seed of what was drawn. versions: those of this package and of torch. The words are of the language in which it
+    was made.
 
     >>> Setting(net="GRU", window="64 steps").entries
     (('net', 'GRU'), ('window', '64 steps'))
@@ -37,7 +39,7 @@ class Setting:
     def entries(self) -> tuple[tuple[str, str], ...]:
         """Every entry that is known: (name, words)."""
         named = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
-        return tuple((name, words) for name, words in named if words)
+        return tuple((say(name), words) for name, words in named if words)
 
     @classmethod
     def of(cls, recording: Recording, lanes: int, data: str | None = None, seed: int | str | None = None) -> Setting:
@@ -46,8 +48,8 @@ class Setting:
             net=net_in_words(recording),
             data=_measured(data, recording.loss is None),
             window=_window(recording),
-            lanes=f"{lanes} of {recording.B}" if lanes < recording.B else f"{lanes}",
-            policy=f"gradient={recording.layer.gradient} in training; what is told below is the full gradient's",
+            lanes=say("{lanes} of {all}", lanes=lanes, all=recording.B) if lanes < recording.B else f"{lanes}",
+            policy=_trained_with(recording.layer.gradient),
             seed="" if seed is None else str(seed),
             versions=_versions(),
         )
@@ -57,13 +59,15 @@ class Setting:
         """The setting of a scan, of which all lanes were measured."""
         chain = scan.chain
         parameters = sum(p.numel() for p in scan.parameters)
-        lanes = f"{chain.B}" if chain.B > 1 or scan.B == 1 else f"{scan.B}, as one state: the step mixes them"
+        mixed = chain.B == 1 and scan.B > 1
+        lanes = say("{lanes}, as one state: the step mixes them", lanes=scan.B) if mixed else f"{chain.B}"
+        net = "{name}: {size} numbers in the carry, {parameters} parameters"
         return cls(
-            net=f"{scan.label}: {chain.S} numbers in the carry, {parameters:,} parameters",
+            net=say(net, name=scan.label, size=chain.S, parameters=f"{parameters:,}"),
             data=_measured(data, scan.loss is None),
-            window=f"{scan.T} steps",
+            window=say("{count} steps", count=scan.T),
             lanes=lanes,
-            policy=f"gradient={scan.own} in training; what is told below is the full gradient's",
+            policy=_trained_with(scan.own),
             seed="" if seed is None else str(seed),
             versions=_versions(),
         )
@@ -71,9 +75,13 @@ class Setting:
 
 def _measured(data: str | None, drawn: bool) -> str:
     """The data in words, and the day."""
-    said = "a batch of the caller's" if data is None else data
-    said += ", random errors of norm 1 at every step in place of a loss" if drawn else ""
-    return f"{said}; measured {date.today().isoformat()}"
+    said = say("a batch of the caller's") if data is None else data
+    said += say(", random errors of norm 1 at every step in place of a loss") if drawn else ""
+    return said + say("; measured {day}", day=date.today().isoformat())
+
+
+def _trained_with(policy: object) -> str:
+    return say("gradient={policy} in training; what is told below is the full gradient's", policy=policy)
 
 
 def _versions() -> str:
@@ -86,16 +94,22 @@ def net_in_words(recording: Recording) -> str:
     """The cell, sizes and number of parameters of the recurrent layer, in words."""
     layer = recording.layer
     cell = type(layer).__name__ + (f" ({layer.nonlinearity})" if hasattr(layer, "nonlinearity") else "")
-    layers = f"{layer.num_layers} layers of " if layer.num_layers > 1 else ""
-    ways = " in each direction" if layer.bidirectional else ""
-    projected = f" projected to {layer.proj_size}" if layer.proj_size else ""
-    parameters = sum(p.numel() for p in layer.parameters())
-    name = f" `{recording.name}`" if recording.name else ""
-    sizes = f"{layers}{layer.hidden_size} units{projected}{ways} on {layer.input_size} inputs"
-    return f"{cell}{name}: {sizes}, {parameters:,} parameters"
+    text = "{cell}: {layers}{units} units{projected}{ways} on {inputs} inputs, {parameters} parameters"
+    return say(
+        text,
+        cell=f"{cell} `{recording.name}`" if recording.name else cell,
+        layers=say("{count} layers of ", count=layer.num_layers) if layer.num_layers > 1 else "",
+        units=layer.hidden_size,
+        projected=say(" projected to {size}", size=layer.proj_size) if layer.proj_size else "",
+        ways=say(" in each direction") if layer.bidirectional else "",
+        inputs=layer.input_size,
+        parameters=f"{sum(p.numel() for p in layer.parameters()):,}",
+    )
 
 
 def _window(recording: Recording) -> str:
     """How many steps, and those of the lanes where they differ."""
     low, high = int(recording.lengths.min()), int(recording.lengths.max())
-    return f"{high} steps" if low == high else f"{high} steps, lanes of {low} to {high}"
+    if low == high:
+        return say("{count} steps", count=high)
+    return say("{high} steps, lanes of {low} to {high}", low=low, high=high)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ._by_lag import Lags
 from .horizon import fit_decay, left
+from .language import say
 from .wording import STEADY, half_life, number, percent
 
 __all__ = ["Range", "halves", "lost", "rates", "rest", "steadily"]
@@ -75,20 +76,23 @@ def steadily(lags: Lags, layer: int) -> str:
         return _said(found, percent if rate < 1 else number)
     every = np.concatenate([found.lanes, found.losses])
     if half_life(rate) > 10 * STEADY or np.any((every >= 1) if rate < 1 else (every <= 1)):
-        return _said(found.each(lambda rate: rate - 1), lambda value: f"{'+' * (value > 0)}{percent(value)} a step")
+        return _said(
+            found.each(lambda rate: rate - 1),
+            lambda value: say("{part} a step", part=f"{'+' * (value > 0)}{percent(value)}"),
+        )
     return _said(found.each(lambda rate: np.array([half_life(r) for r in rate])), number)
 
 
 def lost(lags: Lags, layer: int) -> str:
     """In parentheses: the range over lanes and over losses of the lag at which half is left."""
-    beyond = f"more than {_twice(left(lags.curve(layer)[0])[0], lags, layer) - 1}"
+    beyond = say("more than {lag}", lag=_twice(left(lags.curve(layer)[0])[0], lags, layer) - 1)
     return _said(halves(lags, layer), lambda value: number(value) if np.isfinite(value) else beyond)
 
 
-def rest(lags: Lags, layer: int, say: Callable[[float], str]) -> str:
+def rest(lags: Lags, layer: int, told: Callable[[float], str]) -> str:
     """In parentheses: the range over lanes of the part that is left at the last lag, of those that reach it."""
     found = _over(lags, layer, int(lags.measured[layer]), lambda norm: left(norm)[1])
-    return _said(replace(found, losses=found.losses[:0]), say)
+    return _said(replace(found, losses=found.losses[:0]), told)
 
 
 def _twice(half: int | None, lags: Lags, layer: int) -> int:
@@ -114,20 +118,21 @@ def _over(lags: Lags, layer: int, need: int, of: Callable[[Floats], float]) -> R
     return Range(lanes, losses, *whole)
 
 
-def _said(found: Range, say: Callable[[float], str]) -> str:
+def _said(found: Range, told: Callable[[float], str]) -> str:
     """The ranges of lanes and of losses in words; "" where there is but one of each."""
-    lanes, losses = "lanes" if found.all_lanes else "long lanes", "losses" if found.all_losses else "late losses"
+    lanes = say("lanes") if found.all_lanes else say("long lanes")
+    losses = say("losses") if found.all_losses else say("late losses")
     named = [(name, values) for name, values in ((lanes, found.lanes), (losses, found.losses)) if len(values) > 1]
     if not named:
         return ""
-    if len({say(float(value)) for _, values in named for value in values}) == 1:
-        return f" (mean of this batch, {' and '.join(name for name, _ in named)} alike)"
+    if len({told(float(value)) for _, values in named for value in values}) == 1:
+        return say(" (mean of this batch, {who} alike)", who=say(" and ").join(name for name, _ in named))
     parts = []
     for name, values in named:
         ends, who = values, name
         if name == losses:
             ends = np.quantile(values, [(1 - MIDDLE) / 2, (1 + MIDDLE) / 2], method="nearest")
-            who = f"8 in 10 {name}"
-        low, high = say(float(ends.min())), say(float(ends.max()))
-        parts.append(f"{who} {low if low == high else f'{low} to {high}'}")
-    return f" (mean of this batch; {', '.join(parts)})"
+            who = say("8 in 10 {losses}", losses=name)
+        low, high = told(float(ends.min())), told(float(ends.max()))
+        parts.append(f"{who} {low if low == high else say('{low} to {high}', low=low, high=high)}")
+    return say(" (mean of this batch; {ranges})", ranges=say(", ").join(parts))

@@ -25,6 +25,7 @@ from ._shares import Shares, shares
 from ._spectrum import Spectrum, spectrum
 from ._subjects import scan_of
 from ._verdict import Verdict, verdict
+from .language import say
 from .shown import Shown
 
 __all__ = ["STAGES", "Survey", "survey"]
@@ -96,7 +97,8 @@ class Survey(Shown):
     def __repr__(self) -> str:
         there = [entry.name for entry in fields(self) if entry.name not in _CONDITIONS and getattr(self, entry.name)]
         said = f"\n{self.verdict.headline}" if self.measures else ""
-        return f"Survey of {self.name}: {', '.join(there) or 'nothing measured'}{said}"
+        measured = ", ".join(there) or say("nothing measured")
+        return say("Survey of {name}: {measured}", name=self.name, measured=measured) + said
 
     @property
     def measures(self) -> tuple[Any, ...]:
@@ -110,12 +112,15 @@ class Survey(Shown):
         said = list(self.notes)
         compared = self.lanes if self.comparison is None else self.comparison.B
         if min(self.lanes, compared) < self.batch:
-            policies = "" if compared == self.lanes else f", the policies on {compared}"
-            few = "the weights on as few as time allows, steps, products and exponents on one"
-            said.append(f"Measured on {self.lanes} of {self.batch} lanes{policies}; {few}")
+            policies = "" if compared == self.lanes else say(", the policies on {count}", count=compared)
+            text = (
+                "Measured on {lanes} of {batch} lanes{policies}; the weights on as few as time allows, steps, products "
+                "and exponents on one"
+            )
+            said.append(say(text, lanes=self.lanes, batch=self.batch, policies=policies))
         if self.dropout:
-            drawn = "which a training step draws"
-            said.append(f"Measured without the dropout of {self.dropout:g} between the layers, {drawn}")
+            text = "Measured without the dropout of {p} between the layers, which a training step draws"
+            said.append(say(text, p=f"{self.dropout:g}"))
         return replace(verdict(*self.measures), conditions=tuple(said))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 
 from ..cells import CELLS, Cell
 from ._by_lag import Lags
@@ -21,9 +22,11 @@ from ._plain import in_words
 from ._shares import Shares
 from ._spectrum import Spectrum
 from ._steps import StepChain
-from .conclusions import NOTHING, SATURATED, conclusion, course, end_rate, steepest, stuck
+from .conclusions import NOTHING, SATURATED, conclusion, course, end_rate, stuck
 from .costs import advice
+from .course import steepest
 from .horizon import left
+from .language import say
 from .shown import Shown
 from .wording import STEADY, number, percent, steps, trend
 
@@ -82,14 +85,15 @@ class Verdict(Shown):
     of: Any = field(default=None, compare=False)
 
     def __repr__(self) -> str:
-        change = f"{len(self.advice)} to change" if self.advice else NOTHING.lower()
-        return f"Verdict: {self.headline}\n({len(self.findings)} findings, {change}; print it to read them)"
+        change = say("{count} to change", count=len(self.advice)) if self.advice else say(NOTHING).lower()
+        text = "Verdict: {headline}\n({count} findings, {change}; print it to read them)"
+        return say(text, headline=self.headline, count=len(self.findings), change=change)
 
     def __str__(self) -> str:
-        width = max(len(topic) for topic, _ in self.findings)
+        width = max(cell_len(topic) for topic, _ in self.findings)
         lines = [self.plain or self.headline, *self.conditions, ""]
-        lines += ["What to change:", *(f"  - {text}" for text in self.advice)] if self.advice else [NOTHING]
-        return "\n".join([*lines, "", *(f"  {topic:<{width}}  {text}" for topic, text in self.findings)])
+        lines += [say("What to change:"), *(f"  - {text}" for text in self.advice)] if self.advice else [say(NOTHING)]
+        return "\n".join([*lines, "", *(f"  {set_cell_size(topic, width)}  {text}" for topic, text in self.findings)])
 
 
 def verdict(*measures: Any) -> Verdict:
@@ -124,8 +128,8 @@ def verdict(*measures: Any) -> Verdict:
         if type(measure) not in TOPICS:
             raise TypeError(f"measures must be dataclasses of bptt.flow or lists of records: got {measure!r}")
     ranked = sorted(measures, key=lambda measure: order.index(type(measure)))
-    findings = [(TOPICS[type(m)], text) for m in ranked for text in _conclusions(m)]
-    findings += [("rates", text) for text in _rates(ranked)]
+    findings = [(say(TOPICS[type(m)]), text) for m in ranked for text in _conclusions(m)]
+    findings += [(say("rates"), text) for text in _rates(ranked)]
     ordered = sorted(_advice(ranked), key=lambda advice: advice[0])
     sends = any(isinstance(m, Lags) and m.there.any() for m in ranked)  # else nothing is sent, whatever the states are
     first = next(filter(_broken, ranked), ranked[0]) if sends else ranked[0]
@@ -150,15 +154,18 @@ def _rates(measures: list[Any]) -> Iterator[str]:
         i = lags.layers.index(of) if of in lags.layers else steepest(lags)
         if lags.straight[i] and lags.rate[i] > 0:
             rates.append(float(lags.rate[i]))
-            said.append(f"by lag {number(rates[-1])} a step, the mean contribution of this batch's losses")
+            text = "by lag {rate} a step, the mean contribution of this batch's losses"
+            said.append(say(text, rate=number(rates[-1])))
         else:
-            said.append("by lag no one rate, for the decay is no straight line")
+            said.append(say("by lag no one rate, for the decay is no straight line"))
     if exponents is not None and np.isfinite(exponents.exponents[0]):
         rates.append(math.exp(min(float(exponents.exponents[0]), 700.0)))
-        said.append(f"exponent {number(rates[-1])}, a typical perturbation over {steps(exponents.steps)}")
+        text = "exponent {rate}, a typical perturbation over {steps}"
+        said.append(say(text, rate=number(rates[-1]), steps=steps(exponents.steps)))
     if product is not None and math.isfinite(rate := end_rate(product)) and rate > 0:
         rates.append(rate)
-        said.append(f"product {number(rate)}, the best direction along lane {product.lane} at its end")
+        text = "product {rate}, the best direction along lane {lane} at its end"
+        said.append(say(text, rate=number(rate), lane=product.lane))
     if len(said) < 2:
         return
     if len(rates) == len(said):
@@ -167,12 +174,12 @@ def _rates(measures: list[Any]) -> Iterator[str]:
         alike = apart <= math.log(ALIKE) * max(map(abs, logs)) or apart < 1 / STEADY
     else:
         alike = False
-    yield "; ".join(said) + (
-        ": they agree, as they must where all steps are alike"
-        if alike
-        else ": they differ, as they may where steps are not alike: a mean follows its largest parts, an exponent is a "
-        "mean of logarithms, a product is one lane's"
+    differ = (
+        ": they differ, as they may where steps are not alike: a mean follows its largest parts, an exponent is a mean "
+        "of logarithms, a product is one lane's"
     )
+    agree = ": they agree, as they must where all steps are alike"
+    yield say("; ").join(said) + (say(agree) if alike else say(differ))
 
 
 def _conclusions(measure: Any) -> Iterator[str]:
@@ -201,27 +208,25 @@ def _advice(measures: list[Any]) -> Iterator[tuple[int, str]]:
             case Lags():
                 yield from _on_lags(measure, cell, shares)
             case Shares() if _broken(measure):
-                yield BREAKS, f"The gradient of W_hh is not finite: {_WATCH}"
+                yield BREAKS, say("The gradient of W_hh is not finite: {watch}", watch=say(_WATCH))
             case Lyapunov() if course(measure) == "explode" and not broken:
-                tame = _TAME_STEP if _of_step(measure.layer) else _TAME
-                yield BREAKS, f"{tame} (exponents: the largest is {number(float(measure.exponents[0]))})"
+                tame = say(_TAME_STEP if _of_step(measure.layer) else _TAME)
+                largest = number(float(measure.exponents[0]))
+                yield BREAKS, say("{tame} (exponents: the largest is {value})", tame=tame, value=largest)
             case Spectrum() if cell is not None and cell.slope is not None and measure.radius[0] > 1.5:
-                yield (
-                    BREAKS,
-                    f"W_hh is large for a simple RNN (radius {number(measure.radius[0])}): bptt.nn.init.orthogonal_",
-                )
+                text = "W_hh is large for a simple RNN (radius {radius}): bptt.nn.init.orthogonal_"
+                yield BREAKS, say(text, radius=number(measure.radius[0]))
             case Gates() if np.any(stuck(measure) >= SATURATED) and measure.bounded and (lags is None or _fades(lags)):
                 i = int(np.argmax(stuck(measure)))
-                where = f"{percent(float(stuck(measure)[i]))} of {measure.names[i]}"
-                yield (
-                    UNLEARNT,
-                    f"Saturated values pass no gradient ({where}): smaller initial weights, a smaller learning rate",
-                )
+                where = say("{part} of {gate}", part=percent(float(stuck(measure)[i])), gate=measure.names[i])
+                text = "Saturated values pass no gradient ({where}): smaller initial weights, a smaller learning rate"
+                yield UNLEARNT, say(text, where=where)
             case Comparison():
                 yield from ((COSTS, text) for text in _on_policies(measure))
             case list() | tuple() if measure and sum(r["clipped"] for r in measure) / len(measure) > 0.5:
                 clipped = percent(sum(r["clipped"] for r in measure) / len(measure))
-                yield BREAKS, f"Most steps are clipped ({clipped}): raise clip, or lower the learning rate"
+                text = "Most steps are clipped ({part}): raise clip, or lower the learning rate"
+                yield BREAKS, say(text, part=clipped)
             case _:
                 pass
 
@@ -251,36 +256,39 @@ def _on_lags(lags: Lags, cell: Cell | None, shares: Shares | None) -> Iterator[t
     i, of_step = steepest(lags), _of_step(lags.layers[0])
     norm = lags.curve(i)[0]
     if not np.all(np.isfinite(norm)):
-        yield BREAKS, f"Begin with smaller recurrent weights; {_WATCH}"
+        yield BREAKS, say("Begin with smaller recurrent weights; {watch}", watch=say(_WATCH))
         return
     rate, rest = float(lags.rate[i]), left(norm)[1] if len(norm) else math.nan
     if trend(rate, int(lags.lag[-1])) == "explode" and rest > 2:
-        tame = _TAME_STEP if of_step else _TAME
-        yield BREAKS, f"{tame} (by lag: {number(rest)} times as large after {len(norm) - 1})"
+        tame = say(_TAME_STEP if of_step else _TAME)
+        text = "{tame} (by lag: {times} times as large after {lag})"
+        yield BREAKS, say(text, tame=tame, times=number(rest), lag=len(norm) - 1)
     if _unknown(lags, i):
         measured = steps(int(lags.measured[i]))
-        yield COSTS, f"In {measured} the horizon has not settled: measure longer sequences before anything is changed"
+        text = "In {steps} the horizon has not settled: measure longer sequences before anything is changed"
+        yield COSTS, say(text, steps=measured)
     if not _short(lags, i):
         return
     half = left(norm)[0]
     if half is not None:
-        remedy = "bptt.nn.init.orthogonal_(layer), or an LSTM"
+        remedy = say("bptt.nn.init.orthogonal_(layer), or an LSTM")
         if of_step:
-            remedy = "recurrent weights whose singular values begin near 1, or a cell with gates that keep its state"
+            text = "recurrent weights whose singular values begin near 1, or a cell with gates that keep its state"
+            remedy = say(text)
         if cell is not None and cell.keeps is not None:
             remedy = "bptt.nn.init.chrono_(layer, longest)"
-            remedy += ", or bptt.nn.init.forget_bias_(layer, 1)" if cell.states == 2 else ""
-        why = f"half is lost within {steps(half)}"
-        yield UNLEARNT, f"To learn over more than {steps(float(lags.horizon_90[i]))} ({why}): {remedy}"
+            remedy += say(", or bptt.nn.init.forget_bias_(layer, 1)") if cell.states == 2 else ""
+        text = "To learn over more than {far} (half is lost within {half}): {remedy}"
+        yield UNLEARNT, say(text, far=steps(float(lags.horizon_90[i])), half=steps(half), remedy=remedy)
     if np.all(lags.settled(0.99)):
         far = int(lags.horizon_99.max())
         window = far + 1 if shares is None else _keeps(shares, far + 1)
         if of_step:
             window = far + 2  # lag 0 is the carry that the loss's own step receives, made by the step before
         if window is not None:
-            of = " of what reaches the states" if shares is None else ""
-            cut = f'gradient="truncated:{window}" loses next to nothing{of}'
-            yield COSTS, f"Losses farther than {far} steps add less than 1 %: {cut}"
+            of = say(" of what reaches the states") if shares is None else ""
+            text = 'Losses farther than {far} steps add less than 1 %: gradient="{policy}" loses next to nothing{of}'
+            yield COSTS, say(text, far=far, policy=f"truncated:{window}", of=of)
 
 
 def _of_step(layer: str) -> bool:
@@ -317,4 +325,4 @@ def _on_policies(comparison: Comparison) -> Iterator[str]:
         yield text
     own = comparison.own
     if (own is None or own.startswith("randomized")) and comparison.critical_p >= 1:
-        yield "No randomized policy keeps a finite variance on long sequences here: adjoints do not shrink"
+        yield say("No randomized policy keeps a finite variance on long sequences here: adjoints do not shrink")

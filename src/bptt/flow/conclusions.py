@@ -20,12 +20,13 @@ from ._lags import LagMap
 from ._lyapunov import Lyapunov
 from ._shares import Shares
 from ._spectrum import Spectrum
-from ._spread import lost, rest, steadily
 from .costs import CLOSE, sentence
-from .horizon import end, horizon, left, settled
+from .course import arises, at_least, course_of, steepest
+from .horizon import end, horizon, settled
+from .language import say
 from .wording import STEADY, change, exponential, half_life, life, number, percent, steps, trend
 
-__all__ = ["NOTHING", "NO_LOSS", "conclusion", "course", "end_rate", "reach_of", "steady_change", "steepest", "stuck"]
+__all__ = ["NOTHING", "NO_LOSS", "conclusion", "course", "end_rate", "stuck"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,8 +34,6 @@ GONE = 100.0
 """The factor by which a product shrinks or grows from which on it is said to vanish or explode."""
 SATURATED = 0.5
 """The fraction of a gate's values at its ends from which on it is called saturated."""
-OFF = 1.25
-"""The factor by which lag 0 may lie off a straight line from lag 1 on, of which it is then said to be a part."""
 ROUNDING = 1e-6
 """How far from 1 a norm may lie to be called 1."""
 ON_CIRCLE = 0.01
@@ -68,44 +67,40 @@ def _(measure: LagMap, layer: int | None = None) -> str:
     i = layer or 0
     there, norm, t = measure.there[i], measure.followed[i], measure.t
     if not np.any(there):
-        return _say(measure.layers, i, NO_LOSS)
+        return _of(measure.layers, i, say(NO_LOSS))
     if np.any(there & ~np.isfinite(norm)):
         share = np.count_nonzero(there & ~np.isfinite(norm)) / np.count_nonzero(there)
-        return _say(measure.layers, i, f"{percent(share)} of what the losses send back is not finite")
+        text = say("{share} of what the losses send back is not finite", share=percent(share))
+        return _of(measure.layers, i, text)
     reaches = np.count_nonzero(there, axis=1)  # lags that each loss reaches: where there is data, it begins at lag 0
     far = reaches == reaches.max()
     kept = far & (np.nansum(norm, axis=1) > 0)
     if not np.any(kept):
         kept = np.nansum(norm, axis=1) > 0
     if not np.any(kept):
-        return _say(measure.layers, i, "no loss sends anything back: every norm is 0")
+        return _of(measure.layers, i, say("no loss sends anything back: every norm is 0"))
     if reaches.max() == 1:
-        return _say(measure.layers, i, _ONE_LAG)
+        return _of(measure.layers, i, say(_ONE_LAG))
     t, sent = t[kept], [row[seen] for row, seen in zip(norm[kept], there[kept], strict=True)]
     growth = float(np.median([_ratio(row[-1], row[0]) for row in sent]))
     if growth > 2:
-        grown = f"what a loss sends back grows on its way: it ends {number(growth)} times as large as it began"
-        return _say(measure.layers, i, grown)
+        text = "what a loss sends back grows on its way: it ends {times} times as large as it began"
+        return _of(measure.layers, i, say(text, times=number(growth)))
     reach = np.array([horizon(row / row.max(), 0.9) for row in sent])
     known = np.array([settled(row, np.ones(len(row)), 0.9) for row in sent])
     low, high = int(np.argmin(reach)), int(np.argmax(reach))
-    middle = steps(float(np.median(reach)))
-    window = f"(measured in {steps(int(reaches.max()))})"
-    least = "" if np.mean(known) > 0.5 else "at least "
-    text = f"90 % of what a loss sends back arises within {least}{middle} {window}"
+    middle = at_least(steps(float(np.median(reach))), bool(np.mean(known) > 0.5))
+    text = say(
+        "90 % of what a loss sends back arises within {far} (measured in {steps})",
+        far=middle,
+        steps=steps(int(reaches.max())),
+    )
     if reach[low] != reach[high]:
-        nearest, most = (f"{'' if known[j] else 'at least '}{reach[j]}" for j in (low, high))
-        text += f": {nearest} for the loss at step {t[low]}, {most} at step {t[high]}"
-    return _say(measure.layers, i, text)
-
-
-def steepest(lags: Lags) -> int:
-    """The layer whose gradients change most per step: not finite first, then those with the rate farthest from 1."""
-    rate = np.asarray(lags.rate, dtype=np.float64)
-    steep = [abs(math.log(r)) if r > 0 else -1.0 for r in np.nan_to_num(rate, nan=0.0, posinf=math.inf)]
-    curves = [lags.curve(i)[0] for i in range(len(lags.layers))]
-    broken = [math.inf if not np.all(np.isfinite(row)) else s for row, s in zip(curves, steep, strict=True)]
-    return int(np.argmax(broken))
+        nearest, most = (at_least(f"{reach[j]}", bool(known[j])) for j in (low, high))
+        text += say(
+            ": {nearest} for the loss at step {t}, {most} at step {u}", nearest=nearest, t=t[low], most=most, u=t[high]
+        )
+    return _of(measure.layers, i, text)
 
 
 @conclusion.register
@@ -113,66 +108,24 @@ def _(measure: Lags, layer: int | None = None) -> str:
     i = steepest(measure) if layer is None else layer
     norm, rate = measure.curve(i)[0], float(measure.rate[i])
     if not len(norm):
-        text = NO_LOSS
+        text = say(NO_LOSS)
     elif not np.all(np.isfinite(norm)):
         at = measure.lag[measure.there[i]][np.argmax(~np.isfinite(norm))]
-        grow = not math.isnan(rate) and trend(rate, int(at)) == "explode"
-        text = f"gradients explode: on the way back {change(rate)}; " if grow else "gradients "
-        text += f"{'they ' if grow else ''}are not finite from lag {at} on"
+        if not math.isnan(rate) and trend(rate, int(at)) == "explode":
+            text = "gradients explode: on the way back {change}; they are not finite from lag {lag} on"
+            text = say(text, change=change(rate), lag=at)
+        else:
+            text = say("gradients are not finite from lag {lag} on", lag=at)
     elif not np.any(norm > 0):
-        text = "no gradient flows: the norm is 0 at every lag"
+        text = say("no gradient flows: the norm is 0 at every lag")
     elif len(norm) == 1:
-        text = _ONE_LAG
+        text = say(_ONE_LAG)
     elif (last := end(norm)) is not None:
-        text = f"gradients end at lag {last}: nothing arrives beyond it"
-        text += f"; 90 % arises within {reach_of(measure, i)}" if last else ""
+        text = say("gradients end at lag {lag}: nothing arrives behind it", lag=last)
+        text += arises(measure, i) if last else ""
     else:
-        text = _course(measure, i)
-        if not text.startswith(("gradients explode", "gradients grow")):
-            text += f"; 90 % arises within {reach_of(measure, i)}"
-    return _say(measure.layers, i, text)
-
-
-def _course(lags: Lags, i: int) -> str:
-    """What becomes of gradients on their way back, with its spread over lanes and losses: a rate where one describes
-    it, else what is left of them.
-    """
-    norm, rate = lags.curve(i)[0], float(lags.rate[i])
-    last = len(norm) - 1
-    half, part = left(norm)
-    kind = trend(rate, last) if lags.straight[i] else ""
-    if kind == "hold":
-        return f"gradients hold: {steady_change(lags, i)}"
-    if kind == "explode" and part > 2:
-        return f"gradients explode: on the way back {steady_change(lags, i)}"
-    if kind == "vanish" and part < 0.5:
-        return f"gradients vanish: {steady_change(lags, i)}"
-    after = f"after {steps(last)}"
-    if not part <= 2:
-        return f"gradients grow, at no steady rate: {number(part)} times as large {after}{rest(lags, i, number)}"
-    if half is not None and part <= 0.5:
-        return (
-            f"gradients vanish, at no steady rate: half is lost within {steps(half)}{lost(lags, i)}, {percent(part)} "
-            f"is left {after}"
-        )
-    return f"gradients {'fade' if part < 1 else 'grow'} slowly: {percent(part)} is left {after}{rest(lags, i, percent)}"
-
-
-def steady_change(lags: Lags, i: int, them: str = "they") -> str:
-    """What a straight decay amounts to, with its spread over lanes and over losses. It begins at lag 1: where lag 0
-    lies off that line, that is said. them: "they", or "it" for one gradient.
-    """
-    rate, norm = float(lags.rate[i]), lags.curve(i)[0]
-    off_the_line = len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF
-    begin = "from one step back on " if them == "it" else "from lag 1 on "
-    return f"{begin * off_the_line}{change(rate, them)}{steadily(lags, i)}"
-
-
-def reach_of(lags: Lags, i: int, part: float = 0.9) -> str:
-    """The lag within which that part of a layer's gradient arises, with the window it was measured in."""
-    far = int((lags.horizon_90 if part == 0.9 else lags.horizon_99)[i])
-    window = f"(measured in {steps(int(lags.measured[i]))}"
-    return f"{steps(far)} {window})" if lags.settled(part)[i] else f"at least {steps(far)} {window}; measure longer)"
+        text = course_of(measure, i)
+    return _of(measure.layers, i, text)
 
 
 @conclusion.register
@@ -182,51 +135,58 @@ def _(measure: Shares, layer: int | None = None) -> str:
     enough = int(np.argmax(bias <= CLOSE)) if np.any(bias <= CLOSE) else len(bias) - 1
     last = int(bin_edges[enough + 1]) - 1
     if not np.isfinite(measure.total[i]):
-        text = "the gradient of W_hh is not finite"
+        text = say("the gradient of W_hh is not finite")
     elif measure.total[i] == 0:
-        text = "the gradient of W_hh is 0"
+        text = say("the gradient of W_hh is 0")
     elif len(bias) == 1:
-        text = f"the gradient of W_hh was measured in one bin, lags 0 to {last}"
+        text = say("the gradient of W_hh was measured in one bin, lags 0 to {last}", last=last)
     elif enough == len(bias) - 1:
-        text = f"all lags count: cut before lag {bin_edges[enough]}, dL/dW_hh is {percent(bias[enough - 1])} off"
+        text = "all lags count: cut before lag {lag}, dL/dW_hh is {part} off"
+        text = say(text, lag=edges[enough], part=percent(bias[enough - 1]))
     else:
-        lags = "lag 0 alone gives" if last == 0 else f"lags 0 to {last} give"
-        text = f"{lags} dL/dW_hh to within {percent(bias[enough])}"
-    return _say(measure.layers, i, text)
+        text = (
+            "lags 0 to {last} give dL/dW_hh to within {part}" if last else "lag 0 alone gives dL/dW_hh to within {part}"
+        )
+        text = say(text, last=last, part=percent(bias[enough]))
+    return _of(measure.layers, i, text)
 
 
 @conclusion.register
 def _(measure: Jacobians, layer: int | None = None) -> str:
     norm = measure.norm[measure.there]
     if not norm.size:
-        return "No state passes a step: resets or the ends of lanes close all of them"
+        return say("No state passes a step: resets or the ends of lanes close all of them")
     if not np.all(np.isfinite(norm)):
-        return f"{percent(float(np.mean(~np.isfinite(norm))))} of the step Jacobians are not finite"
+        return say("{part} of the step Jacobians are not finite", part=percent(float(np.mean(~np.isfinite(norm)))))
     middle, above = float(np.median(norm)), float(np.mean(norm > 1 + ROUNDING))
-    bound = "" if measure.bound is None else f" (bound {number(measure.bound)})"
+    bound = "" if measure.bound is None else say(" (bound {bound})", bound=number(measure.bound))
     if np.all(np.abs(norm - 1) <= ROUNDING):
-        return f"|J_t| is 1 at every step: lengths are kept{bound}"
+        return say("|J_t| is 1 at every step: lengths are kept") + bound
     if above == 0:
-        return f"Every step contracts: |J_t| is at most {number(float(norm.max()))}{bound}"
-    return f"|J_t| exceeds 1 at {percent(above)} of the steps; its median is {number(middle)}{bound}"
+        return say("Every step contracts: |J_t| is at most {most}", most=number(float(norm.max()))) + bound
+    text = "|J_t| exceeds 1 at {part} of the steps; its median is {median}"
+    return say(text, part=percent(above), median=number(middle)) + bound
 
 
 @conclusion.register
 def _(measure: Products, layer: int | None = None) -> str:
     ends = int(measure.n[-1]) if measure.reset is None else measure.reset - 1
     n, log = ends, measure.log_singular[ends]
-    until = "" if measure.reset is None else f"; then a reset ends the lane's memory, after {steps(n)}"
+    until = "" if measure.reset is None else say("; then a reset ends the lane's memory, after {steps}", steps=steps(n))
     if n == 0:
-        return "A product of no factors: every singular value is 1" + until
+        return say("A product of no factors: every singular value is 1") + until
     if np.isnan(log[0]):
-        return "The product is not finite"
+        return say("The product is not finite")
     if np.isneginf(log[0]):
         first = int(measure.n[np.argmax(np.isneginf(measure.log_singular[:, 0]))])
-        return f"Nothing passes {steps(first)}: the product of the Jacobians is 0"
-    smallest = f"; its smallest singular value is {exponential(log[-1])}" if len(log) > 1 else ""
-    norm = f"its norm is {exponential(log[0])}, at the end {number(end_rate(measure))} a step"
-    where = f" (along lane {measure.lane})"
-    return f"The product of {n} Jacobians {_becomes(float(log[0]))}: {norm}{smallest}{where}{until}"
+        return say("Nothing passes {steps}: the product of the Jacobians is 0", steps=steps(first))
+    small = "" if len(log) == 1 else say("; its smallest singular value is {value}", value=exponential(log[-1]))
+    text = (
+        "The product of {n} Jacobians {becomes}: its norm is {norm}, at the end {rate} a step{small} (along lane "
+        "{lane})"
+    )
+    becomes, norm, rate = _becomes(float(log[0])), exponential(log[0]), number(end_rate(measure))
+    return say(text, n=n, becomes=becomes, norm=norm, rate=rate, small=small, lane=measure.lane) + until
 
 
 def end_rate(measure: Products) -> float:
@@ -243,28 +203,31 @@ def end_rate(measure: Products) -> float:
 def _becomes(log: float) -> str:
     """What a product of this norm, by its logarithm, does to what it is applied to."""
     if abs(log) <= math.log(2):
-        return "keeps lengths to within a factor of 2"
+        return say("keeps lengths to within a factor of 2")
     if abs(log) < math.log(GONE):
-        return "shrinks" if log < 0 else "grows"
-    return "vanishes" if log < 0 else "explodes"
+        return say("shrinks") if log < 0 else say("grows")
+    return say("vanishes") if log < 0 else say("explodes")
 
 
 @conclusion.register
 def _(measure: Spectrum, layer: int | None = None) -> str:
     i = int(np.argmax(measure.radius))
-    radius, gate = float(measure.radius[i]), f" (gate {measure.gates[i]})" if len(measure.gates) > 1 else ""
-    start = f"The largest |eigenvalue| is {number(radius)}{gate}"
+    radius, several = float(measure.radius[i]), len(measure.gates) > 1
+    gate = say(" (gate {gate})", gate=measure.gates[i]) if several else ""
+    start = say("The largest |eigenvalue| is {radius}{gate}", radius=number(radius), gate=gate)
     if not math.isfinite(radius):
-        return "W_hh is not finite"
+        return say("W_hh is not finite")
     if abs(radius - 1) <= ON_CIRCLE:
-        return f"{start}, on the unit circle: powers of W_hh neither vanish nor explode"
-    if len(measure.gates) > 1:
-        where = "outside" if radius > 1 else "inside"
-        return f"{start}, {where} the unit circle"
+        return start + say(", on the unit circle: powers of W_hh neither vanish nor explode")
+    if several:
+        return start + (say(", outside the unit circle") if radius > 1 else say(", inside the unit circle"))
     if radius > 1:
-        return f"{start}, outside the unit circle: powers of W_hh explode, doubling every {life(radius)}"
-    first = "" if measure.norm[i] <= 1 else f"; |W_hh| = {number(float(measure.norm[i]))}, so they may grow first"
-    return f"{start}, inside the unit circle: powers of W_hh vanish, half is lost every {life(radius)}{first}"
+        text = ", outside the unit circle: powers of W_hh explode, doubling every {steps}"
+        return start + say(text, steps=life(radius))
+    norm = float(measure.norm[i])
+    first = "" if norm <= 1 else say("; |W_hh| = {norm}, so they may grow first", norm=number(norm))
+    text = ", inside the unit circle: powers of W_hh vanish, half is lost every {steps}"
+    return start + say(text, steps=life(radius)) + first
 
 
 @conclusion.register
@@ -272,15 +235,16 @@ def _(measure: CellPath, layer: int | None = None) -> str:
     at = len(measure.n) - 1 if measure.lanes is None else int(np.flatnonzero(measure.lanes)[-1])
     n, path, full = int(measure.n[at]), float(measure.path[at]), float(measure.full_c[at])
     if n == 0:
-        return "No step was taken: the cell path is 1"
-    over = f"After {steps(n)} the cell path alone keeps {number(path)}, all paths together {number(full)}"
+        return say("No step was taken: the cell path is 1")
+    over = "After {steps} the cell path alone keeps {path}, all paths together {full}"
+    over = say(over, steps=steps(n), path=number(path), full=number(full))
     if not (math.isfinite(path) and math.isfinite(full)):
         return over
     if full > 2 * path:
-        return f"{over}: most passes through h"
+        return over + say(": most passes through h")
     if path > 2 * full:
-        return f"{over}: the paths through h cancel it"
-    return f"{over}: the cell carries it"
+        return over + say(": the paths through h cancel it")
+    return over + say(": the cell carries it")
 
 
 @conclusion.register
@@ -289,24 +253,31 @@ def _(measure: Gates, layer: int | None = None) -> str:
     i = int(np.argmax(ends))
     several = len(measure.names) > 1
     if not measure.bounded and measure.low[0] > 0:
-        return f"{percent(float(measure.low[0]))} of the state's values are 0: units that are off pass no gradient"
+        text = "{part} of the state's values are 0: units that are off pass no gradient"
+        return say(text, part=percent(float(measure.low[0])))
     if not measure.bounded:
-        return "The activation has no ends: no value is saturated"
-    of = f"the values of gate {measure.names[i]}" if several else "the state's values"
+        return say("The activation has no ends: no value is saturated")
+    of = say("the values of gate {gate}", gate=measure.names[i]) if several else say("the state's values")
+    near = "; {part} of the values of gate {gate} lie near 1: there the state is kept, which is memory"
     keeps = [
-        f"; {percent(float(high))} of the values of gate {name} lie near 1: there the state is kept, which is memory"
+        say(near, part=percent(float(high)), gate=name)
         for name, high in zip(measure.names, measure.high, strict=True)
         if name == _keeper(measure) and high >= SATURATED
     ]
     kept = "".join(keeps)
     if ends[i] >= SATURATED:
-        side = "lower" if measure.low[i] > measure.high[i] or measure.names[i] == _keeper(measure) else "upper"
-        return f"Saturated: {percent(ends[i])} of {of} lie at its ends, most at the {side} one{kept}"
+        lower = measure.low[i] > measure.high[i] or measure.names[i] == _keeper(measure)
+        side = say("lower") if lower else say("upper")
+        text = "Saturated: {part} of {values} lie at its ends, most at the {side} one"
+        return say(text, part=percent(ends[i]), values=of, side=side) + kept
     if ends[i] == 0:
-        return f"No value is saturated{kept}"
-    degree = "Little" if ends[i] < SATURATED / 4 else "Some"
-    most = ", the most of all gates" if several else ""
-    return f"{degree} saturation: {percent(ends[i])} of {of} lie at its ends{most}{kept}"
+        return say("No value is saturated") + kept
+    little = ends[i] < SATURATED / 4
+    text = "Little saturation: {part} of {values} lie at its ends"
+    text = say(
+        text if little else "Some saturation: {part} of {values} lie at its ends", part=percent(ends[i]), values=of
+    )
+    return text + (say(", the most of all gates") if several else "") + kept
 
 
 def stuck(measure: Gates) -> Floats:
@@ -324,19 +295,22 @@ def _keeper(measure: Gates) -> str | None:
 def _(measure: Lyapunov, layer: int | None = None) -> str:
     largest, error = float(measure.exponents[0]), float(measure.error[0])
     if not math.isfinite(largest):
-        return "Every perturbation dies completely" if largest == -math.inf else "The exponents are not finite"
-    known = f"± {number(error)} nats per step" if math.isfinite(error) else "nats per step, error unknown"
-    value = f"largest exponent {number(largest)} {known} over {steps(measure.steps)}"
+        died = "Every perturbation dies completely"
+        return say(died) if largest == -math.inf else say("The exponents are not finite")
+    text = "largest exponent {value} ± {error} nats per step over {steps}"
+    text = text if math.isfinite(error) else "largest exponent {value} nats per step, error unknown over {steps}"
+    value = say(text, value=number(largest), error=number(error), steps=steps(measure.steps))
     kind = course(measure)
     if kind == "hold":
-        return f"At the edge: perturbations neither grow nor shrink ({value})"
+        return say("At the edge: perturbations neither grow nor shrink ({value})", value=value)
     if kind == "unknown":
-        return f"Not settled: perturbations may grow or shrink ({value})"
+        return say("Not settled: perturbations may grow or shrink ({value})", value=value)
     if kind == "explode":
         positive = int(np.count_nonzero(measure.exponents > 2 * np.nan_to_num(measure.error)))
-        where = f"{positive} direction" + ("" if positive == 1 else "s")
-        return f"Unstable: perturbations double every {life(math.exp(largest))} in {where} ({value})"
-    return f"Stable: perturbations halve every {life(math.exp(largest))} ({value})"
+        where = say("{count} direction" if positive == 1 else "{count} directions", count=positive)
+        text = "Unstable: perturbations double every {steps} in {where} ({value})"
+        return say(text, steps=life(math.exp(largest)), where=where, value=value)
+    return say("Stable: perturbations halve every {steps} ({value})", steps=life(math.exp(largest)), value=value)
 
 
 def course(measure: Lyapunov) -> str:
@@ -360,33 +334,33 @@ def _(measure: Sequence[Mapping[str, Any]], layer: int | None = None) -> str:
     kind = "perplexity" if any(record["perplexity"] is not None for record in measure) else "loss"
     measure = [record for record in measure if record.get(kind) is not None]  # not all of its steps skipped
     if not measure:
-        return "Nothing was recorded"
+        return say("Nothing was recorded")
     first, last = measure[0], measure[-1]
-    fell = f"{kind.capitalize()} went from {number(first[kind])} to {number(last[kind])}"
-    parts = [f"{fell} in {last['step']} steps"]
+    text = "Perplexity went from {first} to {last} in {step} steps"
+    text = text if kind == "perplexity" else "Loss went from {first} to {last} in {step} steps"
+    parts = [say(text, first=number(first[kind]), last=number(last[kind]), step=last["step"])]
     held = [(r[f"heldout_{kind}"], r["step"]) for r in measure if r.get(f"heldout_{kind}") is not None]
     if held:
         best, at = min(held)
         turned = held[-1][0] > 1.05 * best
-        parts.append(f"held-out {number(held[-1][0])}" + (f", up from {number(best)} at step {at}" if turned else ""))
+        text = say("held-out {last}", last=number(held[-1][0]))
+        parts.append(text + (say(", up from {best} at step {step}", best=number(best), step=at) if turned else ""))
     clipped = sum(r["clipped"] * r["steps"] for r in measure) / max(sum(r["steps"] for r in measure), 1)
-    parts.append(f"{percent(clipped)} of the steps were clipped")
+    parts.append(say("{part} of the steps were clipped", part=percent(clipped)))
     if skipped := sum(r.get("skipped") or 0 for r in measure):
-        parts.append(f"{skipped} skipped")
+        parts.append(say("{count} skipped", count=skipped))
     horizons = [
-        ("" if r.get("horizon_settled") else "at least ") + number(r["horizon"])
-        for r in measure
-        if r.get("horizon") is not None
+        at_least(number(r["horizon"]), bool(r.get("horizon_settled"))) for r in measure if r.get("horizon") is not None
     ]
     if horizons:
-        parts.append(f"horizon {horizons[0]} to {horizons[-1]} steps")
-    return "; ".join(parts)
+        parts.append(say("horizon {first} to {last} steps", first=horizons[0], last=horizons[-1]))
+    return say("; ").join(parts)
 
 
 def _ratio(last: float, first: float) -> float:
     return float(last / first) if first > 0 else (math.inf if last > 0 else 0.0)
 
 
-def _say(layers: tuple[str, ...], i: int, text: str) -> str:
+def _of(layers: tuple[str, ...], i: int, text: str) -> str:
     """The layer's name before the text where there are several, a capital letter where not."""
-    return f"{layers[i]}: {text}" if len(layers) > 1 else text[0].upper() + text[1:]
+    return say("{layer}: {text}", layer=layers[i], text=text) if len(layers) > 1 else text[0].upper() + text[1:]

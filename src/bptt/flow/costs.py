@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from ._compare import Comparison, Row
+from .language import say
 from .wording import number, percent
 
 __all__ = [
@@ -75,60 +76,75 @@ def advice(measure: Comparison) -> str | None:
     best, own = better(measure), measure.trained_with
     if best is None or own is None:
         return None
-    exact = "is exact" if best.policy == "full" else f"is {percent(total_error(best))} off the full gradient"
+    exact = say("is exact")
+    if best.policy != "full":
+        exact = say("is {part} off the full gradient", part=percent(total_error(best)))
+    values = {"best": best.policy, "own": own.policy, "exact": exact, "times": _against(best, own)}
     if saves(best, own):
-        saved = f"saves {percent(1 - best.seconds / own.seconds)} of the time of {own.policy}"
-        return f'gradient="{best.policy}" {saved} and {exact} (policies: {_against(best, own)})'
-    off = percent(total_error(own))
-    return (
-        f'gradient="{best.policy}" {exact}, and no saving by {own.policy}, which is {off} off, could be measured '
-        f"(policies: {_against(best, own)})"
+        text = 'gradient="{best}" saves {part} of the time of {own} and {exact} (policies: {times})'
+        return say(text, part=percent(1 - best.seconds / own.seconds), **values)
+    text = (
+        'gradient="{best}" {exact}, and no saving by {own}, which is {off} off, could be measured (policies: {times})'
     )
+    return say(text, off=percent(total_error(own)), **values)
 
 
 def sentence(measure: Comparison) -> str:
     """The conclusion of a comparison."""
     full, others = _full(measure), _others(measure)
     if not others:
-        return "Nothing to compare with the full gradient"
+        return say("Nothing to compare with the full gradient")
     if full is None:
         return _nearest(others)
     if measure.disturbed:
-        return f"{_nearest(others)}; nothing is said of time: {disturbance(measure)}"
+        text = "{nearest}; nothing is said of time: {disturbance}"
+        return say(text, nearest=_nearest(others), disturbance=disturbance(measure))
     best = recommended(measure)
     if best is not None:
-        return (
-            f"{best.policy} takes {percent(best.seconds / full.seconds)} of the time of full ({_against(best, full)}; "
-            f"quartiles apart) and is {percent(total_error(best))} off"
+        return say(
+            "{policy} takes {part} of the time of full ({times}; quartiles apart) and is {off} off",
+            policy=best.policy,
+            part=percent(best.seconds / full.seconds),
+            times=_against(best, full),
+            off=percent(total_error(best)),
         )
     faster = _least(row for row in others if saves(row, full))
     if faster is not None:
-        return (
-            f"Use full: it is exact, and no policy within {percent(CLOSE)} of it is faster here; {faster.policy} takes "
-            f"{percent(faster.seconds / full.seconds)} of its time ({_against(faster, full)}; quartiles apart) and is "
-            f"{percent(total_error(faster))} off"
+        text = (
+            "Use full: it is exact, and no policy within {close} of it is faster here; {policy} takes {part} of its "
+            "time ({times}; quartiles apart) and is {off} off"
+        )
+        return say(
+            text,
+            close=percent(CLOSE),
+            policy=faster.policy,
+            part=percent(faster.seconds / full.seconds),
+            times=_against(faster, full),
+            off=percent(total_error(faster)),
         )
     fastest = min(others, key=lambda row: row.seconds)
-    costs = "costs no more here" if memory_of_all(measure) is not None else "takes no longer here"
+    costs = say("costs no more here") if memory_of_all(measure) is not None else say("takes no longer here")
     if full.time.apart(fastest.time):
-        known = "quartiles apart"
-        costs = costs if full.seconds < fastest.seconds else "takes hardly longer here"
+        known = say("quartiles apart")
+        costs = costs if full.seconds < fastest.seconds else say("takes hardly longer here")
     else:
-        known = "quartiles overlap" if full.time.overlaps(fastest.time) else "within their spread"
-    return f"Use full: it is exact and {costs} ({_against(full, fastest)} for {fastest.policy}; {known})"
+        known = say("quartiles overlap") if full.time.overlaps(fastest.time) else say("within their spread")
+    text = "Use full: it is exact and {costs} ({times} for {policy}; {known})"
+    return say(text, costs=costs, times=_against(full, fastest), policy=fastest.policy, known=known)
 
 
 def disturbance(measure: Comparison) -> str:
     """How it shows that the machine was disturbed."""
-    cores = f"{measure.cores:.2g} core" + ("" if f"{measure.cores:.2g}" == "1" else "s")
-    threads = f"{measure.threads} thread" + ("" if measure.threads == 1 else "s")
-    return f"the machine was disturbed (a product on {threads} got {cores})"
+    one = f"{measure.cores:.2g}" == "1"
+    cores = say("{count} core" if one else "{count} cores", count=f"{measure.cores:.2g}")
+    threads = say("{count} thread" if measure.threads == 1 else "{count} threads", count=measure.threads)
+    return say("the machine was disturbed (a product on {threads} got {cores})", threads=threads, cores=cores)
 
 
 def duration(row: Row) -> str:
     """A time with its quartiles, in milliseconds."""
     low, high = (number(1e3 * seconds) for seconds in (row.time.low, row.time.high))
-    return f"{_milliseconds(row)} ({low} to {high})"
+    return say("{time} ({low} to {high})", time=_milliseconds(row), low=low, high=high)
 
 
 def mebibytes(row: Row) -> str:
@@ -158,8 +174,9 @@ def _nearest(rows: Sequence[Row]) -> str:
     best = min(rows, key=total_error)
     off = percent(total_error(best))
     if total_error(best) <= CLOSE:
-        return f"{best.policy} comes closest to the full gradient: {off} off"
-    return f"None comes within {percent(CLOSE)} of the full gradient: {best.policy} errs least, by {off}"
+        return say("{policy} comes closest to the full gradient: {off} off", policy=best.policy, off=off)
+    text = "None comes within {close} of the full gradient: {policy} errs least, by {off}"
+    return say(text, close=percent(CLOSE), policy=best.policy, off=off)
 
 
 def _least(rows: Iterable[Row]) -> Row | None:
@@ -172,7 +189,7 @@ def _least(rows: Iterable[Row]) -> Row | None:
 
 
 def _against(row: Row, other: Row) -> str:
-    return f"{_milliseconds(row)} ms against {_milliseconds(other)} ms"
+    return say("{time} ms against {other} ms", time=_milliseconds(row), other=_milliseconds(other))
 
 
 def _mebibytes(size: int) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from .language import say
+
 __all__ = ["STEADY", "change", "exponential", "half_life", "life", "number", "percent", "steps", "trend"]
 
 STEADY = 100
@@ -19,7 +21,7 @@ def number(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
-        return "infinite" if value > 0 else "-infinite"
+        return say("infinite") if value > 0 else say("-infinite")
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{float(f'{value:.3g}'):.10f}".rstrip("0").rstrip(".")
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -67,7 +69,7 @@ def trend(rate: float, lags: int = 0) -> str:
 def steps(count: float) -> str:
     """A number of steps, with its unit."""
     text = number(count)
-    return f"{text} step" + ("" if text == "1" else "s")
+    return say("{count} step", count=text) if text == "1" else say("{count} steps", count=text)
 
 
 def life(rate: float) -> str:
@@ -81,19 +83,24 @@ def change(rate: float, them: str = "they") -> str:
     >>> change(0.9), change(1.1, "it"), change(3.0)
     ('half is lost every 6.58 steps', 'it doubles every 7.27 steps', 'they grow 3-fold per step')
     """
-    s = "s" if them == "it" else ""
+    one = them == "it"
     if 0.5 < rate < 2:
         per = half_life(rate)
         if per > 10 * STEADY:
-            return f"{them} change{s} by {percent(abs(rate - 1))} per step"
-        return f"half is lost every {steps(per)}" if rate < 1 else f"{them} double{s} every {steps(per)}"
-    return f"each step keeps {percent(rate)}" if rate < 1 else f"{them} grow{s} {number(rate)}-fold per step"
+            part = percent(abs(rate - 1))
+            return say("it changes by {part} per step" if one else "they change by {part} per step", part=part)
+        if rate < 1:
+            return say("half is lost every {steps}", steps=steps(per))
+        return say("it doubles every {steps}" if one else "they double every {steps}", steps=steps(per))
+    if rate < 1:
+        return say("each step keeps {part}", part=percent(rate))
+    return say("it grows {times}-fold per step" if one else "they grow {times}-fold per step", times=number(rate))
 
 
 def exponential(log: float) -> str:
     """exp(log), beyond the range of floats too."""
     if math.isinf(log):
-        return "0" if log < 0 else "infinite"
+        return "0" if log < 0 else say("infinite")
     if abs(log) < 700:
         return number(math.exp(log))
     exponent = log / math.log(10)

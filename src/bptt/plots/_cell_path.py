@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..flow import CellPath, conclusion
-from ..flow.wording import number
+from ..flow.language import say
+from ..flow.wording import steps
 from .style import LINES, blank, empty, logarithmic, sparse, styled, title
 
 __all__ = ["cell_path"]
@@ -26,22 +27,22 @@ def cell_path(measure: CellPath, *, ax: Axes | None = None) -> Figure:
     """
     figure, axes = blank(ax)
     curves = {
-        "all paths, d(h, c)/d(h, c)": measure.full,
-        "all paths, dc/dc": measure.full_c,
-        "cell alone, largest prod f": measure.path,
-        "cell alone, mean over units": measure.path_mean,
+        say("all paths, {of}", of="d(h, c)/d(h, c)"): measure.full,
+        say("all paths, {of}", of="dc/dc"): measure.full_c,
+        say("cell alone, largest prod f"): measure.path,
+        say("cell alone, mean over units"): measure.path_mean,
     }
     shown = [np.where(np.isfinite(v) & (v > 0), v, np.nan) for v in curves.values()]
     if np.all(np.isnan(shown)):
-        empty(axes, "nothing finite is left above 0")
+        empty(axes, say("nothing finite is left above 0"))
     else:
         for label, values, line in zip(curves, shown, LINES, strict=True):
             axes.plot(measure.n, values, **line, **sparse(len(measure.n), 12), label=label)
         logarithmic(axes, shown)
         axes.legend(loc="best")
-    axes.set_xlabel(f"n, steps after step {measure.start}")
-    axes.set_ylabel("factor that is left\n(spectral norm)")
+    axes.set_xlabel(say("n, steps after step {step}", step=measure.start))
+    axes.set_ylabel(say("factor that is left\n(spectral norm)"))
     memory = measure.memory[np.isfinite(measure.memory)]
-    units = f"; the median unit remembers {number(float(np.median(memory)))} steps" if memory.size else ""
+    units = say("; the median unit remembers {steps}", steps=steps(float(np.median(memory)))) if memory.size else ""
     title(figure if ax is None else ax, conclusion(measure) + units)
     return figure

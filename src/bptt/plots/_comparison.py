@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ..clock import Timing
 from ..flow import Comparison, conclusion
 from ..flow.costs import memory_of_all
+from ..flow.language import say
 from ..flow.wording import number
 from .style import BLACK, BLUE, GREY, VERMILLION, Picture, empty, logarithmic, styled, title
 
@@ -48,22 +49,24 @@ def comparison(measure: Comparison) -> Figure:
         _point(errors, row.bias, row.bias_error, y - 0.14, left, VERMILLION, "o")
         deviation = row.variance_error / (2 * spread) if spread > 0 else 0.0  # of a root
         _point(errors, spread, deviation, y + 0.14, left, BLUE, "s")
-    errors.plot([], [], "o", color=VERMILLION, label="bias")
-    errors.plot([], [], "s", color=BLUE, markerfacecolor="white", label="standard deviation")
+    errors.plot([], [], "o", color=VERMILLION, label=say("bias"))
+    errors.plot([], [], "s", color=BLUE, markerfacecolor="white", label=say("standard deviation"))
     errors.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.1, handletextpad=0.1)
-    errors.set_xlabel("error / |full gradient|" + ("" if measure.own is None else "\n(*: the layer's own policy)"))
+    errors.set_xlabel(
+        say("error / |full gradient|") + ("" if measure.own is None else say("\n(*: the layer's own policy)"))
+    )
     errors.set_yticks(range(len(rows)), [row.policy + (" *" if row.policy == measure.own else "") for row in rows])
     errors.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     if rows:
-        beside = "" if same is None else f"\n({same} MiB under each)"
-        doubt = "\n(on a disturbed machine)" if measure.disturbed else ""
-        _bars(time, [1e3 * row.seconds for row in rows], f"time, ms{doubt}{beside}")
+        beside = "" if same is None else say("\n({same} MiB under each)", same=same)
+        doubt = say("\n(on a disturbed machine)") if measure.disturbed else ""
+        _bars(time, [1e3 * row.seconds for row in rows], say("time, ms") + doubt + beside)
         _quartiles(time, [row.time for row in rows])
     else:
-        empty(errors, "no policies")
+        empty(errors, say("no policies"))
         time.set_axis_off()
     if more:
-        _bars(more[0], [None if row.bytes is None else row.bytes / 2**20 for row in rows], "memory, MiB")
+        _bars(more[0], [None if row.bytes is None else row.bytes / 2**20 for row in rows], say("memory, MiB"))
     title(figure, conclusion(measure))
     return figure
 
@@ -72,7 +75,14 @@ def _point(ax: Axes, value: float, error: float, y: float, left: float, colour: 
     """A value with its standard error; where it is 0 or too small for the scale, a 0 at the left edge."""
     if not math.isfinite(value):
         ax.text(
-            0.99, y, "not finite", transform=ax.get_yaxis_transform(), color=colour, fontsize=9, va="center", ha="right"
+            0.99,
+            y,
+            say("not finite"),
+            transform=ax.get_yaxis_transform(),
+            color=colour,
+            fontsize=9,
+            va="center",
+            ha="right",
         )
         return
     if value <= left or value == 0:

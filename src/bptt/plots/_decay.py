@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..flow import Lags, Products, conclusion
-from ..flow.conclusions import steepest
+from ..flow.course import at_least, steepest
 from ..flow.horizon import fitted
-from ..flow.wording import number, trend
+from ..flow.language import say
+from ..flow.wording import number, percent, trend
 from .style import BLUE, GREY, LINES, blank, empty, logarithmic, sparse, styled, title
 
 __all__ = ["decay"]
@@ -36,17 +37,17 @@ def decay(measure: Lags, *, bound: float | Products | None = None, ax: Axes | No
     main, lag = steepest(measure), measure.lag
     for i, name in enumerate(measure.layers):
         shown = _positive(measure.norm[i])
-        label = name if len(measure.layers) > 1 else "measured"
+        label = name if len(measure.layers) > 1 else say("measured")
         axes.plot(lag, shown, **LINES[i % len(LINES)], **sparse(len(lag)), label=label, zorder=3)
-    axes.set_xlabel("lag, steps back from the loss")
-    axes.set_ylabel("mean norm,\nloss per unit of state")
+    axes.set_xlabel(say("lag, steps back from the loss"))
+    axes.set_ylabel(say("mean norm,\nloss per unit of state"))
     if len(lag) == 1:
         axes.set_xlim(-0.5, 0.5)
     norm, rate = _positive(measure.norm[main]), float(measure.rate[main])
     if not np.any(measure.there[main]):
-        empty(axes, "no loss reaches this layer")
+        empty(axes, say("no loss reaches this layer"))
     elif np.all(np.isnan(norm)):
-        empty(axes, "no lag has a finite norm above 0")
+        empty(axes, say("no lag has a finite norm above 0"))
     else:
         logarithmic(axes, measure.norm)
         _lanes(axes, measure, main)
@@ -72,13 +73,15 @@ def _lanes(ax: Axes, measure: Lags, layer: int) -> None:
     lanes = _positive(measure.lane_norm[layer])
     seen = ~np.all(np.isnan(lanes), axis=0)
     low, high = np.nanmin(lanes[:, seen], axis=0), np.nanmax(lanes[:, seen], axis=0)
-    ax.fill_between(measure.lag[seen], low, high, color=BLUE, alpha=0.2, linewidth=0, label="its lanes", zorder=1)
+    ax.fill_between(measure.lag[seen], low, high, color=BLUE, alpha=0.2, linewidth=0, label=say("its lanes"), zorder=1)
 
 
 def _fit(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], rate: float) -> None:
     """The fitted slope."""
     line = fitted(norm, rate)
-    ax.plot(lag, line, color=GREY, linewidth=5, alpha=0.45, label=f"fit: {number(rate)} a step", zorder=2)
+    ax.plot(
+        lag, line, color=GREY, linewidth=5, alpha=0.45, label=say("fit: {rate} a step", rate=number(rate)), zorder=2
+    )
 
 
 def _bound(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], bound: float | Products) -> None:
@@ -92,12 +95,18 @@ def _bound(ax: Axes, lag: npt.NDArray[np.int64], norm: npt.NDArray[np.float64], 
     first = int(np.argmax(~np.isnan(norm)))
     logs = math.log(norm[first]) + (lag - lag[first]) * math.log(bound)
     shown = logs < math.log(1e6 * float(np.nanmax(norm)))  # a bound that leaves the picture must not shrink the rest
-    ax.plot(lag[shown], np.exp(logs[shown]), color=GREY, linestyle=":", label=f"bound: {number(bound)} a step")
+    ax.plot(
+        lag[shown],
+        np.exp(logs[shown]),
+        color=GREY,
+        linestyle=":",
+        label=say("bound: {rate} a step", rate=number(bound)),
+    )
 
 
 def _horizons(ax: Axes, measure: Lags, layer: int) -> None:
     """Where 90 and 99 % have arisen."""
     for part, at, dashes in ((0.9, measure.horizon_90, "-"), (0.99, measure.horizon_99, "--")):
-        least = "" if measure.settled(part)[layer] else "at least "
-        label = f"{part:.0%} within {least}{at[layer]}".replace("%", " %")
+        lag = at_least(f"{at[layer]}", bool(measure.settled(part)[layer]))
+        label = say("{part} within {lag}", part=percent(part), lag=lag)
         ax.axvline(float(at[layer]), color=GREY, linewidth=1, linestyle=dashes, label=label)

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..flow import Spectrum, conclusion
+from ..flow.language import say
 from ..flow.wording import number
 from .style import BLUE, GREY, VERMILLION, Picture, empty, styled, title
 
@@ -41,14 +42,16 @@ def eigenvalues(measure: Spectrum) -> Figure:
         ax.set_aspect("equal")
         if len(values):
             ax.scatter(values.real, values.imag, s=14, color=BLUE, alpha=0.6, linewidth=0, zorder=3)
-            sizes = f"radius {number(measure.radius[i])}, norm {number(measure.norm[i])}"
-            ax.set_title(f"W_hh: {sizes}" if gates == 1 else f"gate {gate}:\n{sizes}", fontsize=10.5)
+            sizes = say("radius {radius}, norm {norm}", radius=number(measure.radius[i]), norm=number(measure.norm[i]))
+            ax.set_title(
+                f"W_hh: {sizes}" if gates == 1 else say("gate {gate}:\n{sizes}", gate=gate, sizes=sizes), fontsize=10.5
+            )
         else:
-            empty(ax, "not finite")
+            empty(ax, say("not finite"))
         if i // columns == rows - 1:
-            ax.set_xlabel("real part")
+            ax.set_xlabel(say("real part"))
         if i % columns == 0:
-            ax.set_ylabel("imaginary part")
+            ax.set_ylabel(say("imaginary part"))
     panels[0][0].set_xlim(-limit, limit)
     panels[0][0].set_ylim(-limit, limit)
     title(figure, conclusion(measure))

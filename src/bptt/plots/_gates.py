@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..flow import Gates, conclusion
+from ..flow.language import say
 from ..flow.wording import percent
 from .style import BLUE, ORANGE, Picture, empty, styled, title
 
@@ -28,12 +29,12 @@ def gates(measure: Gates) -> Figure:
     figure = Picture(figsize=(8.0, 3.3), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
     for i, (ax, name) in enumerate(zip(panels, measure.names, strict=True)):
-        bin_edges, counts = measure.bin_edges[i], measure.counts[i].astype(np.float64)
-        ax.set_title(name if count > 1 else "state h", fontsize=10.5)
+        edges, counts = measure.edges[i], measure.counts[i].astype(np.float64)
+        ax.set_title(name if count > 1 else say("state h"), fontsize=10.5)
         if i == 0:
-            ax.set_ylabel("fraction of values")
-        if not counts.sum() or not np.all(np.isfinite(bin_edges)):
-            empty(ax, "no finite value")
+            ax.set_ylabel(say("fraction of values"))
+        if not counts.sum() or not np.all(np.isfinite(edges)):
+            empty(ax, say("no finite value"))
             continue
         ax.stairs(counts / counts.sum(), bin_edges, fill=True, color=BLUE)
         low, high = float(bin_edges[0]), float(bin_edges[-1])
@@ -47,7 +48,7 @@ def gates(measure: Gates) -> Figure:
         ax.set_ylim(0, 1.18 * float((counts / counts.sum()).max()))
         ax.xaxis.set_major_locator(MaxNLocator(3 if count > 1 else 6))
         ax.yaxis.set_major_locator(MaxNLocator(4))
-    shaded = f"; shaded: within {percent(measure.margin)} of an end" if measure.bounded else ""
-    figure.supxlabel(f"value{shaded}", fontsize=10.5)
+    shaded = say("; shaded: within {part} of an end", part=percent(measure.margin)) if measure.bounded else ""
+    figure.supxlabel(say("value") + shaded, fontsize=10.5)
     title(figure, conclusion(measure))
     return figure

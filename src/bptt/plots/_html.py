@@ -27,6 +27,7 @@ from ..flow import (
     conclusion,
 )
 from ..flow.conclusions import NOTHING
+from ..flow.language import say
 from ._cell_path import cell_path
 from ._comparison import comparison
 from ._decay import decay
@@ -77,11 +78,12 @@ def _(measure: Verdict) -> str:
     picture = "" if draw is None else _figure(draw(measure.of), measure.headline)
     said = [_paragraph(measure.plain or measure.headline, bold=True), *map(_paragraph, measure.conditions)]
     if measure.advice:
-        said.append(f"<p><b>What to change</b></p>{_list(measure.advice)}")
+        said.append(f"<p><b>{escape(say('What to change'))}</b></p>{_list(measure.advice)}")
     else:
-        said.append(_paragraph(NOTHING, bold=True))
+        said.append(_paragraph(say(NOTHING), bold=True))
     rows = "".join(f"<tr><td>{escape(topic)}</td><td>{escape(text)}</td></tr>" for topic, text in measure.findings)
-    return f"{''.join(said)}{picture}<details><summary>All findings</summary><table>{rows}</table></details>"
+    findings = f"<details><summary>{escape(say('All findings'))}</summary><table>{rows}</table></details>"
+    return f"{''.join(said)}{picture}{findings}"
 
 
 @html.register
@@ -98,8 +100,8 @@ def _(measure: Survey) -> str:
 @html.register
 def _(measure: Diagnosis) -> str:
     if not measure.findings:
-        return _paragraph("Everything is finite", bold=True)
-    return _paragraph("Not finite", bold=True) + _list(finding.message for finding in measure.findings)
+        return _paragraph(say("Everything is finite"), bold=True)
+    return _paragraph(say("Not finite"), bold=True) + _list(finding.message for finding in measure.findings)
 
 
 def _figure(picture: Figure, sentence: str) -> str:

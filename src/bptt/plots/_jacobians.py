@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..flow import Jacobians, conclusion
+from ..flow.language import say
 from .style import BLACK, BLUE, GREY, blank, empty, styled, title
 
 __all__ = ["jacobians"]
@@ -29,26 +30,26 @@ def jacobians(measure: Jacobians, *, ax: Axes | None = None) -> Figure:
     norm, smallest = (np.where(shown, values, np.nan) for values in (measure.norm, measure.smallest))
     whole = ~np.all(np.isnan(norm), axis=1)
     if not whole.any():
-        empty(axes, "no step Jacobian is finite" if measure.there.any() else "no state passes a step")
+        empty(axes, say("no step Jacobian is finite") if measure.there.any() else say("no state passes a step"))
     else:
         t, norm, smallest = measure.t[whole], norm[whole], smallest[whole]
         dot = "o" if len(t) == 1 else ""
         if norm.shape[1] > 1:
             low, high = np.nanmin(norm, axis=1), np.nanmax(norm, axis=1)
-            axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label="largest, all lanes")
-        axes.plot(t, np.nanmedian(norm, axis=1), color=BLUE, marker=dot, label="largest, median")
+            axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label=say("largest, all lanes"))
+        axes.plot(t, np.nanmedian(norm, axis=1), color=BLUE, marker=dot, label=say("largest, median"))
         middle = np.nanmedian(smallest, axis=1)
-        axes.plot(t, middle, color=BLACK, linestyle="--", marker=dot, label="smallest, median")
+        axes.plot(t, middle, color=BLACK, linestyle="--", marker=dot, label=say("smallest, median"))
         if measure.bound is not None:
-            axes.axhline(measure.bound, color=BLACK, linestyle=":", label=r"bound $\beta_W \beta_h$")
+            axes.axhline(measure.bound, color=BLACK, linestyle=":", label=say("bound") + r" $\beta_W \beta_h$")
         axes.axhline(1, color=GREY, linewidth=0.8, zorder=1)
         if _spread(norm):
             axes.set_yscale("symlog", linthresh=1.0)
         axes.set_ylim(bottom=0)
         below = {"loc": "upper left", "bbox_to_anchor": (0, -0.13), "ncols": 4, "borderaxespad": 0}
         axes.legend(**below if ax is None else {"loc": "best"})
-    axes.set_xlabel("t, step")
-    axes.set_ylabel("singular values of J_t, per step")
+    axes.set_xlabel(say("t, step"))
+    axes.set_ylabel(say("singular values of J_t, per step"))
     title(figure if ax is None else ax, conclusion(measure))
     return figure
 

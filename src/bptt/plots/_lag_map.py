@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from ..flow import LagMap, conclusion
 from ..flow.coarser import coarser
+from ..flow.language import say
 from .style import GREY, HEAT, PALE, VERMILLION, blank, readable, styled, title
 
 __all__ = ["lag_map"]
@@ -49,20 +50,20 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     borders = _borders(t), _borders(lag)
     axes.set_facecolor(PALE)
     values = np.where(finite, np.maximum(norm, floor), np.nan)
-    mesh = axes.pcolormesh(*borders, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
-    keys = [Patch(facecolor=PALE, edgecolor=GREY, label="no data")] if np.any(np.isnan(norm)) else []
+    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
+    keys = [Patch(facecolor=PALE, edgecolor=GREY, label=say("no data"))] if np.any(np.isnan(norm)) else []
     if np.any(broken):
         red = np.ma.masked_where(~broken.T, np.ones_like(norm.T))
-        axes.pcolormesh(*borders, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
-        keys.append(Patch(facecolor=VERMILLION, label="not finite"))
+        axes.pcolormesh(*edges, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
+        keys.append(Patch(facecolor=VERMILLION, label=say("not finite")))
     if keys:
         axes.legend(handles=keys, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
     below = bool(np.any(norm[finite] < low))
     bar = figure.colorbar(mesh, ax=axes, extend="min" if below else "neither", pad=0.02)
     readable(bar.ax.yaxis, high / floor)
-    bar.set_label(f"|dL_t / d{measure.state}| at t - lag,\nloss per unit of state")
-    axes.set_xlabel("t, step of the loss")
-    axes.set_ylabel("lag, steps back")
+    bar.set_label(say("|dL_t / d{state}| at t - lag,\nloss per unit of state", state=measure.state))
+    axes.set_xlabel(say("t, step of the loss"))
+    axes.set_ylabel(say("lag, steps back"))
     title(figure if ax is None else ax, conclusion(measure, layer))
     return figure
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..flow import Products, conclusion
+from ..flow.language import say
 from .style import BLACK, GREY, blank, empty, logarithmic, styled, title
 
 __all__ = ["products"]
@@ -36,7 +37,8 @@ def products(measure: Products, *, ax: Axes | None = None) -> Figure:
     values = np.where(np.isfinite(measure.log_singular), values, np.nan)
     for j in chosen[::-1]:
         outer = j in (0, count - 1)
-        label = {0: "largest", count - 1: "smallest"}.get(int(j)) if count > 1 else "the only one"
+        ends = {0: say("largest"), count - 1: say("smallest")}
+        label = ends.get(int(j)) if count > 1 else say("the only one")
         axes.plot(
             measure.n,
             values[:, j],
@@ -47,19 +49,19 @@ def products(measure: Products, *, ax: Axes | None = None) -> Figure:
             label=label,
         )
     if np.all(np.isnan(values)):
-        empty(axes, "no product is finite")
+        empty(axes, say("no product is finite"))
     else:
         least = max(measure.least, math.log(1e-300))
         logarithmic(axes, values[measure.log_singular >= least])
         if measure.bound is not None:
             low, high = axes.get_ylim()
             bound = np.where(measure.bound <= 1e6 * high, measure.bound, np.nan)
-            label = r"bound $(\beta_W \beta_h)^n$"
+            label = say("bound") + r" $(\beta_W \beta_h)^n$"
             axes.plot(measure.n, bound, color=BLACK, linestyle=":", linewidth=1.6, label=label)
             axes.set_ylim(low, max(high, float(np.nanmax(bound, initial=high))))
         axes.axhline(1, color=GREY, linewidth=0.8, zorder=1)
         axes.legend(loc="best")
-    axes.set_xlabel("n, factors in the product")
-    axes.set_ylabel("singular values of the product")
+    axes.set_xlabel(say("n, factors in the product"))
+    axes.set_ylabel(say("singular values of the product"))
     title(figure if ax is None else ax, conclusion(measure))
     return figure

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from ..flow import pairs
+from ..flow.language import say
 from ..flow.wording import number, percent
 from ..policies import Chunked, Full, Policy, Randomized, Truncated, parse
 from .style import HEAT, Picture, styled, title
@@ -57,14 +58,14 @@ def reach(policies: Sequence[Policy | str] = POLICIES, T: int = 15, *, seed: int
         ax.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         ax.set_title(str(policy), fontsize=10.5)
         if i % columns == 0:
-            ax.set_ylabel("loss at step t")
+            ax.set_ylabel(say("loss at step t"))
     for i in range(len(chosen), rows * columns):
         panels[i // columns][i % columns].set_visible(False)
-    figure.supxlabel("step k whose use of the weights receives gradient", fontsize=10.5)
+    figure.supxlabel(say("step k whose use of the weights receives gradient"), fontsize=10.5)
     if any(float(w.max()) > 1 for w in weights):
         bar = figure.colorbar(mesh, ax=panels.ravel().tolist(), pad=0.01, format=LogFormatter())
         bar.ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-        bar.set_label("weight")
+        bar.set_label(say("weight"))
     title(figure, _conclusion(chosen, weights, T))
     return figure
 
@@ -75,5 +76,7 @@ def _conclusion(policies: Sequence[Policy], weights: Sequence[npt.NDArray[np.flo
     said = []
     for policy, weight in zip(policies, weights, strict=True):
         kept, most = percent(np.count_nonzero(weight) / pairs_in_all), float(weight.max())
-        said.append(f"{policy} {kept}" + (f" in this draw, weighted up to {number(most)}" if most > 1 else ""))
-    return f"Pairs of a loss and an earlier step that get gradient, of {pairs_in_all}: {', '.join(said)}"
+        drawn = say(" in this draw, weighted up to {most}", most=number(most)) if most > 1 else ""
+        said.append(f"{policy} {kept}{drawn}")
+    text = "Pairs of a loss and an earlier step that get gradient, of {count}: {policies}"
+    return say(text, count=pairs_in_all, policies=say(", ").join(said))

@@ -9,6 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..flow import Shares, conclusion
 from ..flow.costs import CLOSE
+from ..flow.language import say
 from .style import BLUE, GREY, LINES, Picture, styled, title
 
 __all__ = ["shares"]
@@ -32,13 +33,13 @@ def shares(measure: Shares, *, layer: int | None = None) -> Figure:
     share = np.where(np.isfinite(measure.share[i]), measure.share[i], 0.0)
     above.bar(at, share, color=BLUE, width=0.8)
     above.axhline(0, color="black", linewidth=0.8)
-    above.set_ylabel("share of dL/dW_hh")
+    above.set_ylabel(say("share of dL/dW_hh"))
     below.plot(at, np.where(np.isfinite(measure.bias[i]), measure.bias[i], np.nan), **LINES[0])
     below.axhline(CLOSE, color=GREY, linewidth=1, linestyle="--")
     below.annotate(f"{CLOSE:.0%}", (1, CLOSE), xycoords=("axes fraction", "data"), color=GREY, va="bottom", ha="right")
     below.set_ylim(bottom=0)
-    below.set_ylabel("error when cut beyond")
-    below.set_xlabel("lags, steps back from the loss")
+    below.set_ylabel(say("error when cut behind"))
+    below.set_xlabel(say("lags, steps back from the loss"))
     _label(below, measure)
     for ax in (above, below):
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

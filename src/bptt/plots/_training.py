@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..flow import conclusion
+from ..flow.language import say
 from .style import BLUE, GREY, LINES, Picture, logarithmic, sparse, styled, title
 
 __all__ = ["training"]
@@ -40,41 +41,41 @@ def training(records: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Picture(figsize=(8.0, 1.0 + 1.75 * rows), layout="constrained")
     loss, norm, *more = figure.subplots(rows, 1, sharex=True, height_ratios=[1.5, 1, 0.9][:rows])
     kind = "perplexity" if any(record.get("perplexity") is not None for record in records) else "loss"
-    curves = {"training": _column(records, kind), "held out": _column(records, f"heldout_{kind}")}
+    curves = {say("training"): _column(records, kind), say("held out"): _column(records, f"heldout_{kind}")}
     for line, (name, values) in zip(LINES, curves.items(), strict=False):
         there = np.isfinite(values)
         if there.any():
             loss.plot(step[there], values[there], **line, **sparse(int(there.sum()), 15), label=name)
     logarithmic(loss, list(curves.values()), least=2.0)
-    loss.set_ylabel(f"{kind} (log)")
+    loss.set_ylabel(say("perplexity (log)") if kind == "perplexity" else say("loss (log)"))
     if loss.get_legend_handles_labels()[0]:
         loss.legend(loc="best")
     size = _column(records, "grad_norm")
     norm.plot(step, size, **LINES[0], **sparse(len(step), 15))
     logarithmic(norm, size, least=4.0)
-    norm.set_ylabel("gradient norm (log)")
+    norm.set_ylabel(say("gradient norm (log)"))
     clipped = norm.twinx()
     clipped.spines.right.set_visible(True)
     clipped.fill_between(step, _column(records, "clipped"), color=BLUE, alpha=0.2, linewidth=0, step="mid")
     clipped.set_ylim(0, 1)
     clipped.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    clipped.set_ylabel("steps clipped", color=BLUE)
+    clipped.set_ylabel(say("steps clipped"), color=BLUE)
     for ax in more:
         there = np.isfinite(horizon)
         ax.plot(step[there], horizon[there], **LINES[2] | {"marker": ""})
         known = np.array([bool(record.get("horizon_settled")) for record in records])
-        for kept, look in ((known, {}), (~known, {"marker": "^", "markerfacecolor": "none", "label": "at least"})):
+        for kept, look in ((known, {}), (~known, {"marker": "^", "markerfacecolor": "none", "label": say("at least")})):
             if np.any(kept & there):
                 marks = {**LINES[2], "linestyle": "", **look}
                 ax.plot(step[kept & there], horizon[kept & there], **marks)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(loc="best")
         ax.set_ylim(0, 1.15 * float(np.nanmax(horizon)) or 1.0)
-        ax.set_ylabel("horizon, steps")
+        ax.set_ylabel(say("horizon, steps"))
     for record in records:
         if record.get("skipped"):
             loss.axvline(record["step"], color=GREY, linewidth=0.8, linestyle=":")
-    (more or [norm])[-1].set_xlabel("optimiser step")
+    (more or [norm])[-1].set_xlabel(say("optimiser step"))
     title(figure, conclusion(list(records)))
     return figure
 

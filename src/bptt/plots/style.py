@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from functools import wraps
+from contextlib import suppress
+from functools import cache, wraps
 from io import BytesIO
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -13,10 +15,11 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findSystemFonts, fontManager
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from ..flow.language import current, language
 from ..flow.wording import number
 
 __all__ = [
@@ -30,6 +33,7 @@ __all__ = [
     "Picture",
     "blank",
     "empty",
+    "font_of",
     "logarithmic",
     "readable",
     "sparse",
@@ -85,16 +89,61 @@ STYLE: Any = {
 }
 """A figure is 8 inches and 880 pixels wide; no letter is smaller than 9 points."""
 
+BOLD = ("semibold", "bold", 600, 700)
+"""Weights of fonts that titles can be set in; matplotlib lists them by name or by number."""
+
+FONTS = {
+    "zh": (
+        "Noto Sans CJK SC",
+        "Source Han Sans SC",
+        "Noto Sans SC",
+        "PingFang SC",
+        "Hiragino Sans GB",
+        "Microsoft YaHei",
+        "WenQuanYi Zen Hei",
+        "WenQuanYi Micro Hei",
+        "SimHei",
+        "Noto Sans CJK JP",
+        "Arial Unicode MS",
+    )
+}
+"""The fonts that have the letters of a language, the one to take first, for those that matplotlib's own font lacks."""
+
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw in this style, and leave matplotlib's settings as they were."""
+    """Draw in this style, and leave matplotlib's settings as they were.
+
+    The words are in the current language where a font for it is installed, else in English: better than empty boxes.
+    """
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with mpl.rc_context(STYLE):
+        code = current()
+        font = font_of(code)
+        if code in FONTS and font is None:
+            with language("en"), mpl.rc_context(STYLE):
+                return draw(*args, **kwargs)
+        own: Any = {} if font is None else {"font.family": [*mpl.rcParamsDefault["font.sans-serif"][:1], font]}
+        if font is not None and not any(entry.name == font and entry.weight in BOLD for entry in fontManager.ttflist):
+            own |= dict.fromkeys(("axes.titleweight", "figure.titleweight"), "normal")
+        with mpl.rc_context(STYLE | own):
             return draw(*args, **kwargs)
 
     return inside
+
+
+@cache
+def font_of(code: str) -> str | None:
+    """The installed font that has a language's letters; None where there is none, and where none is needed."""
+    wanted = FONTS.get(code, ())
+    if wanted and not any(entry.name in wanted for entry in fontManager.ttflist):
+        known = {entry.fname for entry in fontManager.ttflist}
+        for path in findSystemFonts():  # one that was installed since matplotlib listed them
+            if path not in known:
+                with suppress(Exception):  # a file that it cannot read is no font to it
+                    fontManager.addfont(path)
+    there = {entry.name for entry in fontManager.ttflist}
+    return next((name for name in wanted if name in there), None)
 
 
 class Picture(Figure):
@@ -177,14 +226,19 @@ def readable(side: Axis, ratio: float) -> None:
 
 
 def _wrapped(text: str, inches: float) -> str:
-    """Lines that fit, measured in the font of titles."""
-    font = FontProperties(size=STYLE["figure.titlesize"], weight=STYLE["figure.titleweight"])
+    """Lines that fit, measured in the font of titles: broken at spaces, and between the letters of Chinese, which has
+    none, but not before a mark that ends a part of a sentence.
+    """
+    font = FontProperties(size=STYLE["figure.titlesize"], weight=mpl.rcParams["figure.titleweight"])
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
+    for word in re.findall(rf"\s*(?:{_WIDE}{_ENDS}*|(?:(?!{_WIDE})\S)+{_ENDS}*)", text):
+        longer = (lines[-1] + word).strip()
         width, _, _ = text_to_path.get_text_width_height_descent(longer, font, ismath=False)
         if lines[-1] and width > 72 * inches:
-            lines.append(word)
+            lines.append(word.strip())
         else:
             lines[-1] = longer
     return "\n".join(lines)
+
+
+_WIDE, _ENDS = "[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]", "[\u3001\u3002\uff01\uff09\uff0c\uff1a\uff1b\uff1f]"

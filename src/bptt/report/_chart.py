@@ -9,6 +9,8 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..flow.language import say
+
 __all__ = ["COLOURS", "FAINT", "LINES", "Panels", "chart", "drawable", "finish", "logarithmic", "positive"]
 
 COLOURS = ("#0f86c9", "#d55e00", "#12a37b", "#c77daa")
@@ -83,7 +85,7 @@ def logarithmic(
         "range": [least, most],
         "tickformat": form,
         "nticks": 4 if low else 0,
-        "title": f"{title}{' ' if axis == 'x' else '<br>'}(log scale)",
+        "title": f"{title}{' ' if axis == 'x' else '<br>'}{say('(log scale)')}",
     }
     (figure.update_xaxes if axis == "x" else figure.update_yaxes)(**options, **cell)
 

@@ -9,11 +9,12 @@ from string import Template
 
 from ..flow import Setting, Verdict
 from ..flow.conclusions import NOTHING
+from ..flow.language import current, say
 
 __all__ = ["Section", "page", "table"]
 
 PAGE = Template("""<!doctype html>
-<html lang="en">
+<html lang="$language">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -27,7 +28,7 @@ PAGE = Template("""<!doctype html>
 <header>
 <h1>$name</h1>
 <dl>$setting</dl>
-<h2>Verdict</h2>
+<h2>$verdict_of</h2>
 <p class="verdict">$verdict</p>
 <p class="name">$conditions</p>
 $advice
@@ -101,10 +102,12 @@ def page(name: str, setting: Setting, verdict: Verdict, sections: Sequence[Secti
     """
     advice = "".join(f"<li>{escape(text, quote=False)}</li>" for text in verdict.advice)
     entries = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in setting.entries)
-    conditions = "".join(f"{text}. " for text in verdict.conditions)
-    change = f"What to change</strong><ul>{advice}</ul>" if advice else f"{NOTHING}</strong>"
+    conditions = "".join(say("{sentence}. ", sentence=text) for text in verdict.conditions)
+    change = f"{say('What to change')}</strong><ul>{advice}</ul>" if advice else f"{say(NOTHING)}</strong>"
     return PAGE.substitute(
-        title=escape(f"Gradient flow: {name}"),
+        language=current(),
+        title=escape(say("Gradient flow: {name}", name=name)),
+        verdict_of=say("Verdict"),
         css=CSS,
         plotly=plotly,
         name=escape(name),

@@ -9,10 +9,11 @@ import plotly.graph_objects as go
 
 from ..flow import Comparison, LagMap, Lags, Shares
 from ..flow.coarser import coarser
-from ..flow.conclusions import reach_of, steepest
 from ..flow.costs import duration, total_error
+from ..flow.course import reach_of, steepest
 from ..flow.horizon import fitted
-from ..flow.wording import number
+from ..flow.language import say
+from ..flow.wording import number, percent
 from ._chart import COLOURS, FAINT, LINES, Panels, chart, drawable, finish, logarithmic, positive
 
 __all__ = ["comparison", "decay", "lag_map", "shares"]
@@ -42,7 +43,10 @@ def lag_map(measure: LagMap) -> go.Figure:
             zmax=high,
             colorscale="Cividis",
             colorbar={  # below, for a narrow screen has no room beside the map
-                "title": {"text": f"|dL<sub>t</sub> / d{measure.state}|, loss per unit of state", "side": "bottom"},
+                "title": {
+                    "text": say("|dL<sub>t</sub> / d{state}|, loss per unit of state", state=measure.state),
+                    "side": "bottom",
+                },
                 "orientation": "h",
                 "thickness": 12,
                 "y": -0.2,
@@ -50,7 +54,7 @@ def lag_map(measure: LagMap) -> go.Figure:
                 "tickvals": ticks,
                 "ticktext": [f"1e{tick:.0f}" for tick in ticks],
             },
-            hovertemplate="loss at t = %{x}<br>lag %{y}<br>norm %{customdata:.3g}<extra>" + name + "</extra>",
+            hovertemplate=_place() + say("norm") + " %{customdata:.3g}<extra>" + name + "</extra>",
             hoverongaps=False,
             visible=i == 0,
             name=name,
@@ -62,10 +66,10 @@ def lag_map(measure: LagMap) -> go.Figure:
             z=np.where(broken, 1.0, np.nan).T.astype(np.float32) if broken.any() else None,
             colorscale=[[0, COLOURS[1]], [1, COLOURS[1]]],
             showscale=False,
-            hovertemplate="loss at t = %{x}<br>lag %{y}<br>not finite<extra>" + name + "</extra>",
+            hovertemplate=_place() + say("not finite") + "<extra>" + name + "</extra>",
             hoverongaps=False,
             visible=i == 0,
-            name=f"{name}, not finite",
+            name=say("{layer}, not finite", layer=name),
         )
     if len(measure.layers) > 1:
         shows = [[j // 2 == i for j in range(2 * len(measure.layers))] for i in range(len(measure.layers))]
@@ -76,10 +80,15 @@ def lag_map(measure: LagMap) -> go.Figure:
         menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.16, "xanchor": "left"}
         menu["bgcolor"] = "#e3e8ee"  # its words are dark on either page
         figure.update_layout(updatemenus=[menu])
-    figure.update_xaxes(title="t, step of the loss")
-    figure.update_yaxes(title="lag, steps back")
+    figure.update_xaxes(title=say("t, step of the loss"))
+    figure.update_yaxes(title=say("lag, steps back"))
     finish(figure, 500).update_layout(margin_b=120)
     return figure
+
+
+def _place() -> str:
+    """Where in the map the pointer is."""
+    return f"{say('loss at t')} = %{{x}}<br>{say('lag')} %{{y}}<br>"
 
 
 def decay(measure: Lags) -> go.Figure:
@@ -87,7 +96,7 @@ def decay(measure: Lags) -> go.Figure:
     figure = chart()
     _lanes(figure, measure, steepest(measure))
     for i, name in enumerate(measure.layers):
-        label = name if len(measure.layers) > 1 else "measured"
+        label = name if len(measure.layers) > 1 else say("measured")
         look = LINES[i % len(LINES)]
         mode = "lines+markers" if len(measure.lag) <= 60 else "lines"
         figure.add_scatter(
@@ -95,12 +104,12 @@ def decay(measure: Lags) -> go.Figure:
             y=positive(measure.norm[i]),
             mode=mode,
             name=label,
-            hovertemplate="lag %{x}<br>norm %{y:.3g}<extra>" + label + "</extra>",
+            hovertemplate=f"{say('lag')} %{{x}}<br>{say('norm')} %{{y:.3g}}<extra>{label}</extra>",
             **look,
         )
         for part, at in ((0.9, measure.horizon_90), (0.99, measure.horizon_99)):
             known = bool(measure.settled(part)[i])
-            text = f"{part:.0%}".replace("%", " %") + ("" if known else " or more")
+            text = percent(part) if known else say("{part} or more", part=percent(part))
             y = positive(measure.norm[i])[np.searchsorted(measure.lag, at[i])]
             figure.add_scatter(
                 x=[at[i]],
@@ -109,12 +118,13 @@ def decay(measure: Lags) -> go.Figure:
                 text=[text if i == steepest(measure) else ""],  # of several layers the words would meet
                 textposition="top right" if at[i] < measure.lag[-1] / 2 else "bottom left",  # away from the edge
                 marker={"symbol": "line-ns-open", "size": 22, "color": look["marker"]["color"], "line": {"width": 3}},
-                hovertemplate=f"{part:.0%} arises within {reach_of(measure, i, part)}<extra>{label}</extra>",
+                hovertemplate=say("{part} arises within {reach}", part=percent(part), reach=reach_of(measure, i, part))
+                + f"<extra>{label}</extra>",
                 showlegend=False,
             )
     _fit(figure, measure, steepest(measure))
-    figure.update_xaxes(title="lag, steps back from the loss")
-    logarithmic(figure, measure.norm, title="mean norm, loss per unit of state")
+    figure.update_xaxes(title=say("lag, steps back from the loss"))
+    logarithmic(figure, measure.norm, title=say("mean norm, loss per unit of state"))
     return finish(figure)
 
 
@@ -131,7 +141,7 @@ def _lanes(figure: go.Figure, measure: Lags, layer: int) -> None:
             y=values,
             mode="lines",
             line={"width": 0},
-            name="its lanes",
+            name=say("its lanes"),
             fill="tonexty" if name == "most" else None,
             fillcolor="rgba(15, 134, 201, 0.2)",
             showlegend=name == "most",
@@ -149,7 +159,7 @@ def _fit(figure: go.Figure, measure: Lags, layer: int) -> None:
         y=fitted(measure.norm[layer], rate),
         mode="lines",
         line={"color": FAINT, "width": 2, "dash": "dash"},
-        name=f"fit: {number(rate)} a step",
+        name=say("fit: {rate} a step", rate=number(rate)),
         hoverinfo="skip",
     )
 
@@ -162,16 +172,16 @@ def shares(measure: Shares) -> go.Figure:
     for i, name in enumerate(measure.layers):
         shown = {"name": name, "legendgroup": name}
         bars = {"color": COLOURS[i % len(COLOURS)]}
-        said = "lags %{x}: %{y:.1%}<extra>" + name + "</extra>"
+        said = say("lags") + " %{x}: %{y:.1%}<extra>" + name + "</extra>"
         figure.add_bar(x=bins, y=drawable(measure.share[i]), marker=bars, hovertemplate=said, row=1, col=1, **shown)
-        said = "cut beyond lags %{x}: %{y:.1%} off<extra>" + name + "</extra>"
+        said = say("cut behind lags") + " %{x}: " + say("{part} off", part="%{y:.1%}") + f"<extra>{name}</extra>"
         line = LINES[i % len(LINES)] | {"mode": "lines+markers", "showlegend": False}
         figure.add_scatter(x=bins, y=drawable(measure.bias[i]), hovertemplate=said, row=2, col=1, **line, **shown)
     figure.update_layout(showlegend=len(measure.layers) > 1)
     figure.update_xaxes(type="category")
-    figure.update_xaxes(title="lags, steps back from the loss", row=2, col=1)
-    figure.update_yaxes(title="share of dL/dW_hh", tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title="error when cut beyond", tickformat=".0%", rangemode="tozero", row=2, col=1)
+    figure.update_xaxes(title=say("lags, steps back from the loss"), row=2, col=1)
+    figure.update_yaxes(title=say("share of dL/dW_hh"), tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title=say("error when cut behind"), tickformat=".0%", rangemode="tozero", row=2, col=1)
     return finish(figure, 480)
 
 
@@ -182,8 +192,14 @@ def comparison(measure: Comparison) -> Panels:
     seen = errors[errors > 1e-9]
     floor = float(seen.min()) / 4 if seen.size else 1e-3
     said = [
-        f"{row.policy}: error {number(e)}<br>bias {number(row.bias)}, "
-        f"standard deviation {number(math.sqrt(max(row.variance, 0)))}<br>{duration(row)} ms"
+        say(
+            "{policy}: error {error}<br>bias {bias}, standard deviation {spread}<br>{time} ms",
+            policy=row.policy,
+            error=number(e),
+            bias=number(row.bias),
+            spread=number(math.sqrt(max(row.variance, 0))),
+            time=duration(row),
+        )
         for e, row in zip(errors, rows, strict=True)
     ]
     at, look = np.arange(len(rows)), {"hovertext": said, "hoverinfo": "text", "showlegend": False}
@@ -192,7 +208,7 @@ def comparison(measure: Comparison) -> Panels:
         x=np.maximum(errors, floor),
         y=at,
         mode="markers+text",
-        text=["" if e > floor else "no error" for e in errors],
+        text=["" if e > floor else say("no error") for e in errors],
         textposition="middle right",
         marker={
             "size": 11,
@@ -201,14 +217,14 @@ def comparison(measure: Comparison) -> Panels:
         },
         **look,
     )
-    logarithmic(error, np.maximum(errors, floor), "x", "error / |full gradient|")
+    logarithmic(error, np.maximum(errors, floor), "x", say("error / |full gradient|"))
     times = [1e3 * row.seconds for row in rows]
     time.add_bar(x=times, y=at, width=0.35, orientation="h", marker_color=COLOURS[0], **look)
-    time.update_xaxes(title="time of one forward and backward, ms", rangemode="tozero")
+    time.update_xaxes(title=say("time of one forward and backward, ms"), rangemode="tozero")
     for figure in (error, time):
         name = {"xref": "paper", "x": 0.01, "xanchor": "left", "yshift": 15, "showarrow": False, "font": {"size": 12}}
         for y, row in enumerate(rows):
             figure.add_annotation(y=y, text=row.policy, **name)
         finish(figure, 110 + 40 * max(len(rows), 2)).update_layout(margin_l=20)
         figure.update_yaxes(range=[max(len(rows), 1) - 0.5, -0.8], showticklabels=False, ticks="", showgrid=False)
-    return [("error", error), ("time", time)]
+    return [(say("error"), error), (say("time"), time)]

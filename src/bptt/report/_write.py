@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from ..flow import Comparison, LagMap, Lags, Shares, Survey, conclusion
 from ..flow.costs import disturbance, duration, mebibytes, memory_of_all, total_error
+from ..flow.language import say
 from ..flow.wording import percent
 from . import _net, _travel
 from ._page import Section, page, table
@@ -97,6 +98,9 @@ SECTIONS: dict[str, tuple[str, str, Any]] = {
 }
 """Heading, explanation and what draws it, one chart or panels, of each measurement, in the order of the page."""
 
+COLUMNS = ("policy", "error", "bias", "standard deviation", "cosine", "time, ms (quartiles)", "memory, MiB")
+"""Of the comparison in numbers; the last one where memory differs."""
+
 BUTTONS = [["toImage", "resetScale2d"]]
 """Of a chart: dragging and double clicking do what the others do, and on a narrow screen they would hide the legend."""
 
@@ -106,7 +110,7 @@ def write(path: str | Path, survey: Survey) -> Path:
 
     path: an HTML file in a directory that exists. It holds all it needs, plotly's script included (about 5 MB), and
     loads nothing from anywhere. A reader finds the old file or the whole new one. survey: what `bptt.flow.survey`
-    gives; what it has not measured has no section.
+    gives; what it has not measured has no section. It is in the language of `bptt.flow.language`.
 
     Raises TypeError where it is no Survey, ValueError where nothing was measured, OSError where nothing can be written.
 
@@ -143,7 +147,7 @@ def _sections(survey: Survey) -> Iterator[Section]:
         panels = [("", drawn)] if isinstance(drawn, go.Figure) else drawn
         names = [key] if isinstance(drawn, go.Figure) else [f"{key}-{i}" for i in range(len(panels))]
         charts = tuple((title, _html(name, figure)) for name, (title, figure) in zip(names, panels, strict=True))
-        yield Section(key, heading, said, explanation, charts, rows)
+        yield Section(key, say(heading), said, say(explanation), charts, rows)
 
 
 def _html(key: str, figure: go.Figure) -> str:
@@ -157,8 +161,7 @@ def _html(key: str, figure: go.Figure) -> str:
 def _policies(comparison: Comparison) -> str:
     """The comparison in numbers; memory as a column only where it differs."""
     same = memory_of_all(comparison)
-    head = ["policy", "error", "bias", "standard deviation", "cosine", "time, ms (quartiles)"]
-    head += ["memory, MiB"] if same is None else []
+    head = [say(column) for column in (COLUMNS if same is None else COLUMNS[:-1])]
     rows = [
         (
             row.policy + (" *" if row.policy == comparison.own else ""),
@@ -171,8 +174,8 @@ def _policies(comparison: Comparison) -> str:
         )
         for row in comparison.rows
     ]
-    notes = [] if comparison.own is None else ["*: the layer's own policy"]
-    notes += [] if same is None else [f"{same} MiB under each"]
+    notes = [] if comparison.own is None else [say("*: the layer's own policy")]
+    notes += [] if same is None else [say("{same} MiB under each", same=same)]
     notes += [disturbance(comparison)] if comparison.disturbed else []
-    below = f"<p>{escape('; '.join(notes))}.</p>" if notes else ""
+    below = f"<p>{escape(say('{sentence}. ', sentence=say('; ').join(notes)).strip())}</p>" if notes else ""
     return table(head, rows) + below

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ...flow.language import say
 from ..config import Config
 from ..errors import InputError
 from ..model import State
@@ -163,8 +164,9 @@ class Classification:
                 f"lanes={lanes}"
             )
         batch = part.batch(part.lengths.argsort(descending=True, stable=True)[:lanes].sort().values)
-        which = "training" if self.heldout is None else "held-out"
-        said = f"{config.source}, {lanes} of its {len(part):,} {which} sequences, the longest"
+        text = "{source}, {lanes} of its {count} held-out sequences, the longest"
+        text = "{source}, {lanes} of its {count} training sequences, the longest" if self.heldout is None else text
+        said = say(text, source=config.source, lanes=lanes, count=f"{len(part):,}")
         return [batch if steps is None else batch.first(steps)], said
 
     def pictures(self, counts: list[float]) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...flow.language import say
 from ..batches import Batches
 from ..config import Config
 from ..errors import InputError
@@ -228,7 +229,7 @@ class Series:
 
     def inspected(self, config: Config, steps: int | None, lanes: int | None) -> tuple[list[Any], str]:
         there = sum(len(x) for x, _ in self.train)
-        said = f"{config.source}, its training part of {there:,} steps"
+        said = say("{source}, its training part of {count} steps", source=config.source, count=f"{there:,}")
 
         def windows(B: int, T: int) -> Batches:
             return Streams(self.train, B, T, seed=0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ...flow.language import say
 from .. import corpus
 from ..batches import Batches, RandomWindows, Sequential
 from ..config import Config
@@ -158,9 +159,10 @@ class Text:
 
     def inspected(self, config: Config, steps: int | None, lanes: int | None) -> tuple[list[Any], str]:
         part = self.train if self.heldout is None else self.heldout
-        which = "text" if self.heldout is None else "held-out part"
+        text = "{source}, its text of {count}" if self.heldout is None else "{source}, its held-out part of {count}"
         tokens = token_count(part)
-        said = f"{config.source}, its {which} of {tokens:,} {COUNTED[config.tokens]}"
+        counted = say("{count} characters" if config.tokens == "char" else "{count} words", count=f"{tokens:,}")
+        said = say(text, source=config.source, count=counted)
         carries = config.batching == "sequential"
         return inspected(config, steps, lanes, lambda B, T: in_order(part, B, T), tokens, self, carries), said
 
