@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.cells import cell_len, set_cell_size
 
 from ..cells import CELLS, Cell
 from ._by_lag import Lags
@@ -90,6 +89,8 @@ class Verdict(Shown):
         return say(text, headline=self.headline, count=len(self.findings), change=change)
 
     def __str__(self) -> str:
+        from rich.cells import cell_len, set_cell_size  # here, so that importing the package loads no rich
+
         width = max(cell_len(topic) for topic, _ in self.findings)
         lines = [self.plain or self.headline, *self.conditions, ""]
         lines += [say("What to change:"), *(f"  - {text}" for text in self.advice)] if self.advice else [say(NOTHING)]
