@@ -2,7 +2,8 @@
 
     python benchmarks/classify.py TRAIN.ts TEST.ts [--save FILE]
 
-The files are aeon's (its package ships JapaneseVowels). Both networks start from the same weights, read the same
+The files are aeon's (its package ships JapaneseVowels), or any that `bptt train --classify` reads, such as those of
+`benchmarks/digits.py`. Both networks start from the same weights, read the same
 batches in the same order and take the same steps of Adam, in float32 on one thread; times are of the process, for
 training alone.
 """
@@ -24,15 +25,13 @@ import bptt
 from bptt.train import Config, prepare
 from bptt.train.network import build_model
 
-SIZES: dict[str, Any] = {"hidden": 64, "batch": 16, "epochs": 15, "threads": 1, "learning_rate": 0.002}
-
 
 def trained(config: Config, task: Any, model: torch.nn.Module) -> tuple[float, float]:
     """(held-out accuracy, seconds of the process)."""
     optimiser = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     batches = task.batches(config)
     started = process_time()
-    for epoch in range(SIZES["epochs"]):
+    for epoch in range(config.epochs):
         for index in range(batches.windows(epoch)):
             batch = batches.window(epoch, index)
             optimiser.zero_grad()
@@ -42,21 +41,35 @@ def trained(config: Config, task: Any, model: torch.nn.Module) -> tuple[float, f
             optimiser.step()
     seconds = process_time() - started
     with torch.no_grad():
-        part = task.heldout
-        batch = part.batch(torch.arange(len(part)))
-        right = model(batch.x, batch.lengths)[0].argmax(1) == batch.labels
-    return float(right.double().mean()), seconds
+        right = 0
+        for rows in torch.arange(len(task.heldout)).split(256):
+            batch = task.heldout.batch(rows)
+            right += int((model(batch.x, batch.lengths)[0].argmax(1) == batch.labels).sum())
+    return right / len(task.heldout), seconds
 
 
-def main(train: Path, test: Path, save: Annotated[Path | None, typer.Option()] = None) -> None:
-    """Three seeds of each cell and pooling; the two take turns."""
+def main(
+    train: Path,
+    test: Path,
+    cells: str = "gru,lstm",
+    pools: str = "last,mean",
+    seeds: int = 3,
+    hidden: int = 64,
+    batch: int = 16,
+    epochs: int = 15,
+    learning_rate: float = 0.002,
+    save: Annotated[Path | None, typer.Option()] = None,
+) -> None:
+    """Some seeds of each cell and pooling, on one thread; the two networks take turns."""
     torch.set_num_threads(1)
+    sizes: dict[str, Any] = {"hidden": hidden, "batch": batch, "epochs": epochs, "learning_rate": learning_rate}
     rows = []
-    for cell in ("gru", "lstm"):
-        for pool in ("last", "mean"):
+    for cell in cells.split(","):
+        for pool in pools.split(","):
             found: dict[str, list[tuple[float, float]]] = {"bptt": [], "torch": []}
-            for seed in range(3):
-                config = Config(classify=str(train), heldout_file=str(test), cell=cell, pool=pool, seed=seed, **SIZES)
+            for seed in range(seeds):
+                which: dict[str, Any] = {"cell": cell, "pool": pool, "seed": seed}
+                config = Config(classify=str(train), heldout_file=str(test), threads=1, **which, **sizes)
                 for who in ("bptt", "torch") if seed % 2 else ("torch", "bptt"):
                     torch.manual_seed(seed)
                     task = prepare(config)
@@ -73,7 +86,14 @@ def main(train: Path, test: Path, save: Annotated[Path | None, typer.Option()] =
                 }
             rows.append(row)
             print(json.dumps(row), flush=True)
-    result = {"data": train.name, **SIZES, "torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+    result = {
+        "data": train.name,
+        **sizes,
+        "threads": 1,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rows": rows,
+    }
     if save is not None:
         save.write_text(json.dumps(result, indent=1) + "\n")
 
