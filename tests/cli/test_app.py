@@ -34,7 +34,7 @@ def test_options_of_training_stand_in_groups_with_their_choices():
     assert list(by_name) == ["Options", "Data", "Series and sequences", "Model", "Gradient", "Optimisation", "Run"]
     flags = {
         "Data": ("--tokens", "char, word"),
-        "Model": ("--cell", "rnn, gru, lstm"),
+        "Model": ("--cell", "layer-norm-lstm"),
         "Optimisation": ("--optimizer", "adam, sgd"),
         "Run": ("--dtype", "float32, float64"),
     }
@@ -63,9 +63,11 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
         "tarin": "No such command",
         "train --hiden 3": "No such option: --hiden",
         "train --batch many": "Invalid value for '--batch'",
-        "train --cell rrn": "cell must be one of rnn, gru, lstm: got 'rrn'",
+        "train --cell rrn": "MODULE:CLASS of your own: got 'rrn' (did you mean rnn?)",
         "train --optimizer adm": "optimiser must be one of adam, sgd: got 'adm'",
         "train --gradient short": "gradient must be one of",
+        "train --cell nowhere_at_all:Cell": "there is no module nowhere_at_all, neither in",
+        "train --cell lif --nonlinearity relu": "nonlinearity is for cell=rnn: got",
         "train --kernel gpu": "kernel must be one of auto, cpu, fused, eager",
         "train --text none.txt": "cannot read text none.txt: No such file",
         "train --text none --documents files": "documents must be in a directory: none is none",

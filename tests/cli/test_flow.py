@@ -194,8 +194,8 @@ def test_compare_a_scan_of_ones_own(
 
     assert "leave out steps, cell" in error(*of[1:], "--steps", 3, "--cell", "gru")
     assert "must be MODULE:FUNCTION" in error("--scan", "my_own_loops")
-    assert "no attribute 'missing'" in error("--scan", "my_own_loops:missing")
-    assert "No module named 'nowhere_to_be_found'" in error("--scan", "nowhere_to_be_found:x")
+    assert "my_own_loops has no missing" in error("--scan", "my_own_loops:missing")
+    assert "there is no module nowhere_to_be_found" in error("--scan", "nowhere_to_be_found:x")
     assert "my_own_loops:nothing gave 3" in error("--scan", "my_own_loops:nothing")
 
 

@@ -13,7 +13,7 @@ from bptt.train import Config, InputError
     [
         ({"corpus": "bible"}, "corpus must be one of python-docs, timemachine: got 'bible'"),
         ({"text": ""}, "text must be a file name: got ''"),
-        ({"cell": "LSTM"}, "cell must be one of rnn, gru, lstm: got 'LSTM'"),
+        ({"cell": "LTSM"}, r"cell must be one of rnn, gru, lstm, .*: got 'LTSM' \(did you mean lstm\?\)"),
         ({"nonlinearity": "sigmoid"}, "nonlinearity must be one of tanh, relu: got 'sigmoid'"),
         ({"layers": 0}, "layers must be a whole number of at least 1: got 0"),
         ({"hidden": 2.5}, "hidden must be a whole number of at least 1: got 2.5"),

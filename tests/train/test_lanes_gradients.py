@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bptt.train import Lanes, LanguageModel
-from bptt.train.model import detach
+from bptt.train.carried import detach
 from bptt.train.window import IGNORE
 
 SIZES = [7, 2, 12, 1, 5, 0, 9, 3]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bptt.train import LanguageModel
-from bptt.train.model import detach, unigram_perplexity
+from bptt.train.carried import detach
+from bptt.train.model import unigram_perplexity
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])

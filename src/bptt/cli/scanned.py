@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 from ..flow import Scanned
 from ..train import InputError
+from ..train.imported import imported
 
 __all__ = ["load"]
 
@@ -22,14 +19,7 @@ def load(text: str) -> Scanned:
         raise InputError(
             f"scan must be MODULE:FUNCTION, of a function that returns bptt.flow.scanned(...): got {text!r}"
         )
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"scan must name a function that can be imported: {error}") from None
-    finally:
-        sys.path.remove(here)
+    found = imported("scan", text)
     made = found() if callable(found) else found
     if not isinstance(made, Scanned):
         raise InputError(f"scan must name a function that returns bptt.flow.scanned(...): {text} gave {made!r}")

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ..flow import Recording, record
-from ..flow.language import say
+from ..flow import Recording, Scanned, record
 from ..nn import LAYERS, init
 from ..train import InputError, RunDirectory
 from ..train.config import Config
@@ -31,7 +30,7 @@ class Subject:
     way it is measured.
     """
 
-    recording: Recording
+    recording: Recording | Scanned
     name: str
     directory: Path
     records: list[dict[str, Any]]
@@ -56,7 +55,10 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
             names = ", ".join(f"--{name}" for name in given)
             raise InputError(f"a run has its own network: leave out {names}, or give --cell without a run")
         directory = RunDirectory.open(run)
-        recording, data = record_data(directory, steps, lanes)
+        try:
+            recording, data = record_data(directory, steps, lanes)
+        except (ValueError, NotImplementedError) as error:  # a net that cannot be measured
+            raise InputError(str(error)) from None
         config = directory.config()
         name, seed = f"{run.name}: {_described(config)}", say("{seed}, the run's", seed=config.seed)
         return Subject(recording, name, run / "flow", directory.metrics(), data, seed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from ..flow import lag_map
+from ..flow import Scanned, lag_map
 from ..train import Record, RunDirectory, Trainer
 from ..train.extras import require
 from ..train.inspection import record_next
@@ -53,7 +53,8 @@ def board(trainer: Trainer, run: RunDirectory) -> Iterator[Callable[[Record], No
             for name, value in (record.measures or {}).items():
                 writer.add_scalar(f"held-out/{name}", value, record.step)
             if record.horizon is not None:
-                map = lag_map(record_next(trainer).sample(LANES))
+                of = record_next(trainer)
+                map = lag_map(of, lanes=min(LANES, of.B)) if isinstance(of, Scanned) else lag_map(of.sample(LANES))
                 for i, layer in enumerate(map.layers):
                     writer.add_figure(f"lag map/{layer}", plots.lag_map(map, layer=i), record.step)
             writer.flush()

@@ -15,6 +15,7 @@ from ..train import Config, InputError, NonFiniteError
 from ..train.config import read_entries, shown
 from ..train.corpus import encodable, read_file
 from ..train.found import found_run, found_text
+from ..train.imported import found_module
 from .options import with_training_options
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def train(
         """The options of a new run and its directory, if one is named, as far as they can be checked without torch."""
         directory = None if out is None else _directory("out", out)
         config, named = _read(config_file, given)
+        if ":" in config.cell:
+            found_module("cell", config.cell)
         if config.text is not None:
             found_text(config.text, config.documents)
         return config, directory or named
@@ -134,7 +137,7 @@ def _directory(name: str, value: object) -> Path:
 
 
 def _default_directory(config: Config) -> Path:
-    return Path("runs") / f"{Path(config.source).stem}-{config.cell}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{Path(config.source).stem}-{config.cell.replace(':', '.')}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _summary(run: RunDirectory, trainer: Trainer) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..flow import Lags, Recording, by_lag, lag_map
-from ..flow.language import say
+from ..flow import LARGEST, Lags, Recording, Scanned, by_lag, lag_map
 from ..train import InputError
 from .subject import Subject
 
@@ -55,9 +54,12 @@ def unsettled(lags: Lags) -> bool:
     return False
 
 
-def _looked_at(recording: Recording, show: Callable[[int], None]) -> Lags | None:
-    """The lags of a few losses; None where a loss has none."""
-    if recording.layer.bidirectional and recording.layer.num_layers > 1:
+def _looked_at(recording: Recording | Scanned, show: Callable[[int], None]) -> Lags | None:
+    """The lags of a few losses; None where a loss has none, and of a scan whose map nobody would see."""
+    if isinstance(recording, Scanned):
+        if recording.chain.S > LARGEST:
+            return None
+    elif recording.layer.bidirectional and recording.layer.num_layers > 1:
         return None
     show(recording.T)
     return by_lag(lag_map(recording, lags=recording.T, at=recording.losses(LOSSES)))

@@ -52,6 +52,7 @@ from ._spectrum import directions as directions
 from ._spectrum import spectrum as spectrum
 from ._steps import StepChain as StepChain
 from ._steps import steps as steps
+from ._survey import LARGEST as LARGEST
 from ._survey import STAGES as STAGES
 from ._survey import Survey as Survey
 from ._survey import survey as survey

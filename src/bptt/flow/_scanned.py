@@ -61,6 +61,15 @@ class Scanned:
         with torch.random.fork_rng(self._cuda):
             return self.scan.chain()
 
+    def losses(self, most: int) -> list[int]:
+        """Steps at which a loss reaches the carry, the last one among them and evenly from there, so that over all
+        lanes there are at most about `most`; all steps where there is none.
+        """
+        sent = (self.chain.errors != 0).any(-1)
+        steps = sent.any(1).nonzero()[:, 0].tolist() or list(range(self.T))
+        every = max(1, -(-int(sent.sum()) // most))
+        return steps[::-1][::every][::-1]
+
     def in_use(self, policy: Policy) -> Policy:
         """As it is: `bptt.scan` measures nothing."""
         return policy

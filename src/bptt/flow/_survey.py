@@ -28,7 +28,7 @@ from ._verdict import Verdict, verdict
 from .language import say
 from .shown import Shown
 
-__all__ = ["STAGES", "Survey", "survey"]
+__all__ = ["LARGEST", "STAGES", "Survey", "survey"]
 
 STAGES = ("lags", "shares", "W_hh", "gates", "Jacobians", "products", "exponents", "cell path", "policies")
 """What `survey` measures, in order."""
@@ -220,10 +220,7 @@ def _of_scan(
     map = None
     if chain is not None:
         K = min(LAGS if lags is None else max(lags, 1), chain.T)
-        sent = (chain.errors != 0).any(-1)
-        at = sent.any(1).nonzero()[:, 0].tolist() or list(range(chain.T))
-        every = max(1, -(-int(sent.sum()) // min(LOSSES, LOSS_LAGS // K)))
-        map = run("lags", lambda: lag_map(chain, lags=lags, at=at[::-1][::every][::-1]))
+        map = run("lags", lambda: lag_map(chain, lags=lags, at=scan.losses(min(LOSSES, WALKED // K))))
     count = 0 if chain is None else min(chain.S, EXPONENTS)
     return Survey(
         name=name,

@@ -19,7 +19,9 @@ from .errors import InputError
 from .extras import require
 from .options import (
     CELL,
+    CELLS,
     FILE,
+    FLAG,
     FRACTION,
     KERNEL,
     NOT_NEGATIVE,
@@ -32,8 +34,12 @@ from .options import (
     THREADS,
     Check,
     at_least,
+    has_kernels,
+    kernels_of,
+    named_cell,
     one_of,
     option,
+    with_nonlinearity,
 )
 from .rates import SCHEDULES
 
@@ -122,9 +128,10 @@ class Config:
     horizon: int = option(1, at_least(0, 10_000), "steps ahead to forecast; 0: the same step, from inputs", "series")
     season: int = option(1, at_least(1, SIDE), "steps of a season, for the seasonal-naive forecast", "series")
 
-    cell: str = option("lstm", CELL, "what recurs")
+    cell: str = option("lstm", CELL, "what recurs: a layer with kernels, a cell of the literature, or your own")
     nonlinearity: str | None = option(None, one_of("tanh", "relu"), "activation of the rnn cell; default tanh")
     layers: int = option(1, at_least(1, 1000), "recurrent layers")
+    bidirectional: bool = option(False, FLAG, "read every sequence from its end as well", "classify")
     hidden: int = option(256, at_least(1, SIDE), "units per recurrent layer")
     embedding: int = option(64, at_least(0, SIDE), "size of the token embedding; 0: one-hot", "text")
     pool: str = option("last", one_of(*POOLS), "which state is classified: the last, or the mean of all", "classify")
@@ -185,8 +192,7 @@ class Config:
                 raise InputError(f"documents={self.documents} needs text, the file or directory to read: got none")
         if self.patience and not self.heldout and self.heldout_file is None:
             raise InputError(f"patience={self.patience} needs held-out data: got heldout={self.heldout:g}")
-        if self.nonlinearity is not None:
-            _check_nonlinearity(self.nonlinearity, self.cell)
+        self._check_cell()
         if self.steps is not None and self.warmup >= self.steps:
             raise InputError(f"warmup must be less than steps={self.steps}: got {self.warmup}")
         if self.steps is None and self.epochs is None:
@@ -199,6 +205,19 @@ class Config:
                 raise InputError(f"give heldout or heldout_file, not both: got {self.heldout:g} and {given}")
         if self.task == "text" and self.text is None and self.corpus is None:
             object.__setattr__(self, "corpus", DEFAULT)
+
+    def _check_cell(self) -> None:
+        """Refuse what is for other cells."""
+        if self.nonlinearity is not None and self.cell not in with_nonlinearity():
+            able = " or ".join(with_nonlinearity())
+            raise InputError(
+                f"nonlinearity is for cell={able}: got nonlinearity={self.nonlinearity} and cell={self.cell}"
+            )
+        if self.kernel not in (able := kernels_of(self.cell)):
+            raise InputError(f"kernel must be one of {', '.join(able)} for cell={self.cell}: got {self.kernel!r}")
+        if not has_kernels(self.cell) and self.gradient.startswith("adaptive"):
+            layers = ", ".join(CELLS)
+            raise InputError(f"gradient=adaptive:... is for cell={layers}: got {self.gradient} and cell={self.cell}")
 
     def _choose_task(self) -> None:
         """Say which task it is, refuse the options of others, and fill in the defaults of its own."""
@@ -238,7 +257,8 @@ class Config:
         if float in allowed and type(value) is int and abs(value) <= sys.float_info.max:
             value = float(value)
         if type(value) not in allowed or not check.holds(value):
-            raise InputError(f"{name} must be {check.expected}: got {shown(value)}")
+            hint = check.hint(value) if type(value) is str else ""
+            raise InputError(f"{name} must be {check.expected}: got {shown(value)}{hint}")
         if type(value) is str and not encodable(value):
             raise InputError(f"{name} must be UTF-8, or config.toml could not hold it: got {value!r}")
         if type(value) is not str and value > check.most:
@@ -249,6 +269,8 @@ class Config:
                     return str(policies.parse(value))
                 case "memory":
                     return str(memory.parse(value))
+                case "cell":
+                    return named_cell(value)
                 case "device" if value != "cpu":
                     from torch import device
 
@@ -328,14 +350,6 @@ def shown(value: Any) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # Python writes no number of thousands of digits, and nothing nested so deep
         return f"{type(value).__name__} too large to be shown"
-
-
-def _check_nonlinearity(nonlinearity: str, cell: str) -> None:
-    from ..nn import LAYERS
-
-    if not LAYERS[cell].nonlinearities:
-        able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
-        raise InputError(f"nonlinearity is for cell={able}: got nonlinearity={nonlinearity} and cell={cell}")
 
 
 def bad_device(device: str, error: Exception) -> InputError:

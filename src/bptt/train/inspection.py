@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..flow import Recording
+from ..flow import Recording, Scanned
 from .errors import InputError
 from .loop import Trainer
 from .rundir import RunDirectory
@@ -14,11 +14,14 @@ from .trained import load
 __all__ = ["record_data", "record_next", "record_run"]
 
 
-def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu") -> Recording:
+def record_run(
+    run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu"
+) -> Recording | Scanned:
     """A window of the run's held-out data (of its training data, if none are held out), read by its last checkpoint.
 
     steps: default the run's `seq_length`. lanes: default 8, or the run's `batch` if that is less. Where the run carries
-    its state, and the text is long enough, the state comes from the window before.
+    its state, and the text is long enough, the state comes from the window before. Of a cell that `bptt.scan` runs it
+    is the scan of its layers.
 
     Raises InputError for a text too short for a window, and for files that do not belong together.
     """
@@ -27,7 +30,7 @@ def record_run(run: RunDirectory, steps: int | None = None, lanes: int | None = 
 
 def record_data(
     run: RunDirectory, steps: int | None = None, lanes: int | None = None, device: str = "cpu"
-) -> tuple[Recording, str]:
+) -> tuple[Recording | Scanned, str]:
     """(what `record_run` gives, what it was measured on in words)."""
     model, stored, config = load(run, device)
     task = prepare(config)
@@ -41,7 +44,7 @@ def record_data(
     return record_window(task, model, window, state), said
 
 
-def record_next(trainer: Trainer) -> Recording:
+def record_next(trainer: Trainer) -> Recording | Scanned:
     """The window a trainer comes to next, from the state it carries, without dropout. Training goes on as it would."""
     window = trainer.batches.window(trainer.epoch, trainer.index)
     trainer.model.eval()

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from ..flow import Diagnosis, Finding, adapt, watch
-from ..nn import plan
 from ..policies import Adaptive
 from . import generators
 from .batches import Batch, Batches
-from .carried import finite, gathered, lanes_of, to
+from .carried import State, detach, finite, gathered, lanes_of, packed, to, unpacked
 from .config import Config
 from .errors import InputError, NonFiniteError
-from .model import State, detach
-from .network import build_model, on_cpu, trial
+from .network import build_model, check_budget, on_cpu, trial
 from .processes import ALONE, Processes, first_cause, quiet
 from .rates import factor
 from .records import Meter, Record, Step
@@ -57,10 +55,7 @@ class Trainer:
         self.config, self.task = config, task
         self.model = build_model(config, task.stored)
         if config.memory.startswith("checkpoints:bytes"):
-            try:
-                plan(self.model, task.longest(config), config.batch)
-            except ValueError as error:
-                raise InputError(f"memory={config.memory}: {error}") from None
+            check_budget(config, task, self.model)
         optimiser = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[config.optimiser]
         self.optimiser: torch.optim.Optimizer = optimiser(self.model.parameters(), lr=config.learning_rate)
         self.processes = ALONE
@@ -303,7 +298,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "gradient": str(self.model.recurrent.gradient),  # an adaptive one has the window in use
-            "carry": self._whole(self.carry),
+            "carry": packed(self._whole(self.carry)),
             "position": {"step": self.step, "epoch": self.epoch, "index": self.index},
             "skipped": {"in_all": self.skipped, "in_a_row": self.in_a_row},
             "doctor": self.doctor.state(),
@@ -339,7 +334,8 @@ class Trainer:
         except RuntimeError as error:
             raise InputError(f"the checkpoint does not fit the configuration: {' '.join(str(error).split())}") from None
         self.optimiser.load_state_dict(state["optimiser"])
-        self.carry = to(lanes_of(state["carry"], self.processes), self.config.device)
+        carry = unpacked(state["carry"], lambda: self.model(*trial(self.task, self.task.stored, self.model))[1])
+        self.carry = to(lanes_of(carry, self.processes), self.config.device)
         self.step, self.epoch, self.index = (state["position"][name] for name in ("step", "epoch", "index"))
         self.meter, self.epoch_meter = Meter(**state["meter"]), Meter(**state["epoch_meter"])
         self.epoch_perplexity = state["epoch_perplexity"]

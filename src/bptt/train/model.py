@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from .. import nn
 from ..policies import Policy
+from .carried import State
+from .recurrence import recurrent_layers
 
-__all__ = ["LanguageModel", "Network", "State", "detach", "recurrent_layers", "unigram_perplexity"]
-
-State = Tensor | tuple[Tensor, Tensor] | None
+__all__ = ["LanguageModel", "Network", "unigram_perplexity"]
 
 
 class Network(torch.nn.Module):
@@ -27,36 +26,10 @@ class Network(torch.nn.Module):
     recurrent: Any
 
 
-def recurrent_layers(
-    cell: str,
-    inputs: int,
-    hidden: int,
-    *,
-    nonlinearity: str | None = None,
-    layers: int = 1,
-    dropout: float = 0.0,
-    gradient: str | Policy = "full",
-    memory: str = "auto",
-    kernel: str = "auto",
-) -> Any:
-    """The recurrent layers of a network. cell: a name in `bptt.nn.LAYERS`. dropout: between layers."""
-    kind: Any = nn.LAYERS[cell]
-    return kind(
-        inputs,
-        hidden,
-        num_layers=layers,
-        dropout=dropout if layers > 1 else 0.0,  # torch warns of dropout without a layer above
-        gradient=gradient,
-        memory=memory,
-        kernel=kernel,
-        **({"nonlinearity": nonlinearity} if nonlinearity is not None else {}),
-    )
-
-
 class LanguageModel(Network):
     """o_t = V dropout(h_t) + c, with h_t from recurrent layers over an embedding (or the one-hot code) of token t.
 
-    size: tokens in the vocabulary. cell: a name in `bptt.nn.LAYERS`. nonlinearity: of the rnn cell; None: tanh.
+    size: tokens in the vocabulary. cell: as for `recurrent_layers`. nonlinearity: of the rnn cell; None: tanh.
     embedding: its size; 0 feeds one-hot vectors.
     dropout: probability of zeroing an entry of the embedding, between layers, and before the output.
     gradient, memory, kernel: the recurrent layer's.
@@ -105,13 +78,6 @@ class LanguageModel(Network):
         given = {} if resets is None else {"resets": resets}
         y, state = self.recurrent(x, state, **given)
         return self.output(self.dropout(y)), state
-
-
-def detach(state: State) -> State:
-    """The same state with its history dropped: the next window's gradient stops here."""
-    if state is None:
-        return None
-    return state.detach() if isinstance(state, Tensor) else (state[0].detach(), state[1].detach())
 
 
 def unigram_perplexity(counts: Sequence[int], predicted: Iterable[Tensor]) -> float:

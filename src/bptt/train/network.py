@@ -6,14 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..engine import default_device
+from ..nn import plan
 from .config import Config, bad_device
 from .errors import InputError
 from .model import Network
 from .tasks import Task, task_of
 
-__all__ = ["build_model", "on_cpu", "trial"]
+__all__ = ["build_model", "check_budget", "on_cpu", "trial"]
 
 
 def on_cpu() -> AbstractContextManager[object]:
@@ -41,6 +43,20 @@ def build_model(config: Config, stored: Any) -> Network:
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error).splitlines()[0]) from error
     return model
+
+
+def check_budget(config: Config, task: Task, model: Network) -> None:
+    """Raise InputError for a budget of bytes that is too small for a batch."""
+    seen: list[Tensor] = []  # what the recurrent layers read
+    hook = model.recurrent.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            model(*trial(task, task.stored, model))
+        plan(model.recurrent, task.longest(config), config.batch, x=seen[0])
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"memory={config.memory}: {error}") from None
+    finally:
+        hook.remove()
 
 
 def trial(task: type[Task] | Task, stored: Any, model: Network) -> tuple[Any, ...]:

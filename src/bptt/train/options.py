@@ -6,48 +6,81 @@ Nothing here imports torch: what a configuration can be refused for without it, 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 __all__ = [
     "CELL",
     "CELLS",
     "FILE",
+    "FLAG",
     "FRACTION",
     "KERNEL",
     "KERNELS",
     "LANES",
+    "LITERATURE",
     "NOT_NEGATIVE",
     "POOLS",
     "RATE",
     "SEED",
     "SIDE",
     "SPLIT",
+    "STEP_KERNELS",
     "TEXT",
     "THREADS",
     "Check",
     "at_least",
+    "has_kernels",
+    "kernels_of",
+    "named_cell",
     "one_of",
     "option",
+    "with_nonlinearity",
 ]
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a value must be, in words and as a predicate. most: the largest number it may be. choices: all there are."""
+    """What a value must be, in words and as a predicate. most: the largest number it may be. choices: all there are.
+
+    hint: what to say of a text that it must not be.
+    """
 
     expected: str
     holds: Callable[[Any], bool]
     most: float = math.inf
     choices: tuple[str, ...] = ()
+    hint: Callable[[str], str] = lambda value: ""
 
 
 CELLS = ("rnn", "gru", "lstm")
 """Those of `bptt.nn.LAYERS`, for help and messages without torch."""
+NONLINEAR = ("rnn",)
+"""Those whose activation can be chosen."""
+LITERATURE = {
+    "alif": "ALIF",
+    "cfc": "CfC",
+    "cornn": "CoRNN",
+    "indrnn": "IndRNN",
+    "layer-norm-lstm": "LayerNormLSTM",
+    "leaky": "LeakyRNN",
+    "lif": "LIF",
+    "mgu": "MGU",
+    "slstm": "SLSTM",
+}
+"""The names of the cells of `bptt.nn.cells`, with their classes there."""
+ALSO = {"minimal-gated": "mgu", "minimal-gated-unit": "mgu"}
+"""Other names of them."""
+OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""A class of the user's own."""
 KERNELS = ("cpu", "fused", "eager")
 """Those of `bptt.kernels`, likewise."""
+STEP_KERNELS = ("interpreter", "eager", "replay")
+"""Those of `bptt.scan`, which runs every cell that has no kernels of its own."""
 LANES = 8
 """Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
 
@@ -56,6 +89,46 @@ def _known(names: tuple[str, ...], module: str, table: str) -> tuple[str, ...]:
     """The names of a table of the package, where its module is loaded; nobody can have added to it before."""
     loaded = sys.modules.get(f"bptt.{module}")
     return tuple(getattr(loaded, table, names))
+
+
+def named_cell(text: str) -> str | None:
+    """The cell of a name, of which case, dashes and underscores do not matter; None where nobody has that name.
+
+    >>> named_cell("LayerNormLSTM"), named_cell("minimal_gated"), named_cell("my_cells:Mine"), named_cell("rrn")
+    ('layer-norm-lstm', 'mgu', 'my_cells:Mine', None)
+    """
+    if has_kernels(text) or OWN.fullmatch(text):
+        return text
+    known = {_bare(name): name for name in _known(CELLS, "nn", "LAYERS")}
+    known |= {_bare(word): name for name, kind in LITERATURE.items() for word in (name, kind)}
+    known |= {_bare(word): name for word, name in ALSO.items()}
+    return known.get(_bare(text))
+
+
+def has_kernels(cell: str) -> bool:
+    """Whether a cell is a layer of `bptt.nn` with kernels of its own; the others are run by `bptt.scan`."""
+    return cell in _known(CELLS, "nn", "LAYERS")
+
+
+def kernels_of(cell: str) -> tuple[str, ...]:
+    """What may compute a cell, by name."""
+    return ("auto", *(_known(KERNELS, "kernels", "KERNELS") if has_kernels(cell) else STEP_KERNELS))
+
+
+def with_nonlinearity() -> tuple[str, ...]:
+    """The layers whose activation can be chosen."""
+    layers = getattr(sys.modules.get("bptt.nn"), "LAYERS", None)
+    return NONLINEAR if layers is None else tuple(name for name, kind in layers.items() if kind.nonlinearities)
+
+
+def nearest_cell(text: str) -> str:
+    """What somebody may have meant, in words; else nothing."""
+    near = get_close_matches(text.lower(), [*_known(CELLS, "nn", "LAYERS"), *LITERATURE, *ALSO], n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def one_of(*names: str) -> Check:
@@ -74,17 +147,23 @@ RATE = Check(  # float32 ends at 3.4e38, and Adam divides the rate by 0.1 in its
 )
 NOT_NEGATIVE = Check("a finite number of at least 0", lambda value: 0 <= value < math.inf)
 FRACTION = Check("a number of at least 0 and below 1", lambda value: 0 <= value < 1)
-CELL = Check(f"one of {', '.join(CELLS)}", lambda value: value in _known(CELLS, "nn", "LAYERS"), choices=CELLS)
+CELL = Check(
+    f"one of {', '.join((*CELLS, *LITERATURE))}, or MODULE:CLASS of your own",
+    lambda value: named_cell(value) is not None,
+    choices=(*CELLS, *LITERATURE, "MODULE:CLASS"),
+    hint=nearest_cell,
+)
 TEXT = Check("text", lambda value: True)  # what it may say is checked where it is read
 KERNEL = Check(
-    f"one of auto, {', '.join(KERNELS)}",
-    lambda value: value == "auto" or value in _known(KERNELS, "kernels", "KERNELS"),
-    choices=("auto", *KERNELS),
+    f"one of auto, {', '.join(KERNELS)}; of a cell without kernels of its own {', '.join(STEP_KERNELS)}",
+    lambda value: value in ("auto", *STEP_KERNELS) or value in _known(KERNELS, "kernels", "KERNELS"),
+    choices=("auto", *dict.fromkeys((*KERNELS, *STEP_KERNELS))),
 )
 SPLIT = Check(
     "lines, paragraphs, files or jsonl:FIELD",
     lambda value: value in ("lines", "paragraphs", "files") or (value.startswith("jsonl:") and len(value) > 6),
 )
+FLAG = Check("true or false", lambda value: True)
 FILE = Check("a file name", lambda value: bool(value) and "\0" not in value)
 POOLS = ("last", "mean")
 """Which of a sequence's states a classifier reads: the last one, or the mean of all."""

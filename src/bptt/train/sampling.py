@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from .carried import State
 from .config import Config
 from .corpus import PREPROCESSORS
 from .errors import InputError
-from .model import LanguageModel, State
+from .model import LanguageModel
 from .vocabulary import UNKNOWN, Vocabulary, tokenize
 
 __all__ = ["generate", "read_prompt"]

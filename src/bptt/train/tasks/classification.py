@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ...flow.language import say
+from ..carried import State
 from ..config import Config
 from ..errors import InputError
-from ..model import State
 from ..options import LANES
 from ..window import IGNORE
 from .classes import Classes
@@ -75,6 +74,7 @@ class Classification:
             cell=config.cell,
             nonlinearity=config.nonlinearity,
             layers=config.layers,
+            bidirectional=config.bidirectional,
             hidden=config.hidden,
             dropout=config.dropout,
             gradient=config.gradient,

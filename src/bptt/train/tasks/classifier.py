@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ..batches import epoch_generator
-from ..model import Network, recurrent_layers
+from ..model import Network
 from ..options import POOLS
+from ..recurrence import recurrent_layers
 from ..window import IGNORE
 
 __all__ = ["Classifier", "Labelled", "Part", "Shuffled"]
@@ -20,19 +21,30 @@ __all__ = ["Classifier", "Labelled", "Part", "Shuffled"]
 class Classifier(Network):
     """o = V dropout(s) + c over C classes, s the last state of the top layer, or the mean of its states over all steps.
 
-    inputs: at a step. classes: C. pool: "last" or "mean". options: those of `recurrent_layers`.
+    inputs: at a step. classes: C. pool: "last" or "mean". bidirectional: the last state of each direction counts, of
+    the reverse one that at the first step. options: those of `recurrent_layers`.
     """
 
     def __init__(
-        self, inputs: int, classes: int, *, cell: str, hidden: int, pool: str, dropout: float, **options: Any
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        cell: str,
+        hidden: int,
+        pool: str,
+        dropout: float,
+        bidirectional: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}: got {pool!r}")
         self.pool = pool
-        self.recurrent = recurrent_layers(cell, inputs, hidden, dropout=dropout, **options)
+        self.bidirectional, width = bidirectional, hidden * (2 if bidirectional else 1)
+        self.recurrent = recurrent_layers(cell, inputs, hidden, dropout=dropout, bidirectional=bidirectional, **options)
         self.dropout = torch.nn.Dropout(dropout)
-        self.output = torch.nn.Linear(hidden, classes)
+        self.output = torch.nn.Linear(width, classes)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, None]:
         """Logits `[B, C]`, and no state to carry on; from sequences `[T, B, inputs]` of `lengths` int64 `[B]`."""
@@ -46,6 +58,9 @@ class Classifier(Network):
             pooled = y.sum(0) / lengths.to(y)[:, None]
         else:
             pooled = y[lengths.to(y.device) - 1, torch.arange(y.shape[1], device=y.device)] if uneven else y[-1]
+            if self.bidirectional:
+                forward, _ = pooled.chunk(2, dim=1)
+                pooled = torch.cat([forward, y[0].chunk(2, dim=1)[1]], dim=1)
         return self.output(self.dropout(pooled)), None
 
 

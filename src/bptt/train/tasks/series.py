@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ...flow.language import say
 from ..batches import Batches
+from ..carried import State
 from ..config import Config
 from ..errors import InputError
-from ..model import Network, State, recurrent_layers
+from ..model import Network
+from ..recurrence import recurrent_layers
 from ..scaling import Scaling, naive_errors
 from ..streams import Stream, Streams
 from ..tables import Numbers, Table, read_table

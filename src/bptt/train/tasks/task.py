@@ -7,10 +7,12 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from ...flow import Recording, record
+from ...flow import Recording, Scanned, record, record_scan
+from ...nn import Recurrent
 from ..batches import Batches
+from ..carried import State
 from ..config import Config
-from ..model import Network, State
+from ..model import Network
 
 __all__ = ["Stored", "Task", "record_window"]
 
@@ -138,11 +140,14 @@ class Task(Protocol):
         ...
 
 
-def record_window(task: Task, model: Network, batch: Any, state: State) -> Recording:
-    """The recurrent layers' part in the mean loss of a batch. state: before it, None for zero."""
-    weight = next(model.parameters())
-    return record(
-        model,
-        task.arguments(batch, state, weight),
-        lambda output: task.loss(output, batch) / max(1, batch.tokens),
-    )
+def record_window(task: Task, model: Network, batch: Any, state: State) -> Recording | Scanned:
+    """The recurrent layers' part in the mean loss of a batch: of a cell without kernels of its own as a scan. state:
+    before it, None for zero.
+    """
+    arguments = task.arguments(batch, state, next(model.parameters()))
+
+    def loss(output: Any) -> Tensor:
+        return task.loss(output, batch) / max(1, batch.tokens)
+
+    scan = isinstance(model.recurrent, Recurrent)
+    return record_scan(model, arguments, loss) if scan else record(model, arguments, loss)

@@ -16,11 +16,12 @@ from torch.nn.functional import cross_entropy
 from ...flow.language import say
 from .. import corpus
 from ..batches import Batches, RandomWindows, Sequential
+from ..carried import State
 from ..config import Config
 from ..documents import Numbered, Texts
 from ..errors import InputError
 from ..lanes import Lanes
-from ..model import LanguageModel, State, unigram_perplexity
+from ..model import LanguageModel, unigram_perplexity
 from ..records import perplexity
 from ..vocabulary import Vocabulary, tokenize
 from ..window import IGNORE, Window
