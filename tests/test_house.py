@@ -292,6 +292,7 @@ TELL_CELLS_APART = {
     "bench/reach.py": "the speeds to reach",
     "bench/tables.py": "the cases of each table",
     "bench/step_cells/": "steps that are an LSTM's and a GRU's, written out",
+    "cli/bench_options.py": "the steps' names, for help without torch",
     "bench/steps.py": "a step that is an LSTM's, written out, and which steps are timed under policies",
     "bench/windows.py": "two loops of an RNN, written out",
     "cli/audit.py": "somebody's layer, which only its shapes tell",

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from bptt.cli.app import COMMANDS, app
 from bptt.kernels import KERNELS
 from bptt.nn import LAYERS
+from bptt.train import Config
 from bptt.train.options import CELLS
 from bptt.train.options import KERNELS as NAMES_OF_KERNELS
 
@@ -47,7 +48,7 @@ WITHOUT_TORCH = """
 import sys
 from bptt.cli import main
 
-for arguments in {lines}:
+for arguments in LINES:
     try:
         main(arguments.split())
     except SystemExit as exit:
@@ -58,7 +59,13 @@ print([name for name in ("torch", "numpy", "matplotlib") if name in sys.modules]
 
 def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
     """What takes two seconds is loaded when something is computed, and not before."""
-    helps = ["--help", *(f"{name} --help" for name in COMMANDS if name != "bench")]
+    for name, options in {"text": {}, "series": {"series": "none.csv"}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(Config(**options).to_toml())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.toml").write_text(Config(cell="nowhere_at_all:Cell").to_toml())
+    there = {*tmp_path.rglob("*")}
+    helps = ["--help", "--version", "", *(f"{name} --help" for name in COMMANDS)]
     wrong = {
         "tarin": "No such command",
         "train --hiden 3": "No such option: --hiden",
@@ -71,15 +78,33 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
         "train --kernel gpu": "kernel must be one of auto, cpu, fused, eager",
         "train --text none.txt": "cannot read text none.txt: No such file",
         "train --text none --documents files": "documents must be in a directory: none is none",
+        "train --series none.csv": "cannot read table none.csv: No such file",
+        "train --series text": "cannot read table text: Is a directory",
+        "train --classify none.npz": "cannot read sequences none.npz: No such file",
+        "train --classify none.txt": "sequences must be in a file of one of the forms .csv",
+        "train --classify none.ts --tokens word": "tokens is for task=text",
         "train --config none.toml": "cannot read configuration none.toml",
         "train --resume none": "none is not a run directory",
         "train --resume none --out x": "leave out --out",
+        "train --resume text --hidden 3": "hidden cannot change when a run is resumed",
+        "train --resume series": "cannot read table",
+        "train --resume mine": "there is no module nowhere_at_all",
         "sample none": "none is not a run directory",
         "flow none": "none is not a run directory",
         "compare none": "none is not a run directory",
+        "sample series": "series must be a run with task=text: got task=series; forecast with it: bptt predict series",
+        "predict none none.csv": "none is not a run directory",
+        "predict text none.csv": "must be a run with task=series or classify: got task=text; sample from it",
+        "predict series none.csv": "cannot read table none.csv",
+        "predict series none.csv --out a.png": "out must be the name of a .csv file",
+        "bench layer": "table must be one of layers, windows",
+        "bench --cell tcn": "cell must be one of rnn, gru, lstm: got 'tcn'",
+        "bench steps --shape 3": "shape must be three whole numbers",
+        "bench --peers keras": "peers must be one of torch, jax",
+        "bench --json none/x.json": "json must be a file in a directory that is there",
         "check --dtype float32": "--dtype is for the layer",
     }
-    program = WITHOUT_TORCH.format(lines=[*helps, *wrong])
+    program = WITHOUT_TORCH.replace("LINES", repr([*helps, *wrong]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     lines = done.stderr.splitlines()
     assert lines.pop() == "[]"
@@ -87,7 +112,7 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
     told, statuses = lines[len(helps) :: 2], lines[len(helps) + 1 :: 2]
     assert statuses == ["2"] * len(wrong)
     assert [said for said, words in zip(told, wrong.values(), strict=True) if words not in said] == []
-    assert list(tmp_path.iterdir()) == []
+    assert {*tmp_path.rglob("*")} == there
 
 
 @pytest.mark.parametrize("command", COMMANDS)

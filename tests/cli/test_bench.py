@@ -6,10 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from bptt.bench import PEERS, Results, Row, Selection, measure
+from bptt.bench import (
+    CALIBRATION_TABLES,
+    COMPILE_SECONDS,
+    PEERS,
+    SHAPES,
+    STEP_CELLS,
+    STEP_SHAPES,
+    TABLES,
+    Results,
+    Row,
+    Selection,
+    measure,
+)
 from bptt.bench.layers import layer_call
 from bptt.cli import bench as command
+from bptt.cli import bench_options as named
 from bptt.clock import Product
+from bptt.kernels import VARIABLE
 
 from .command import bptt, error_of
 
@@ -20,8 +34,8 @@ TINY = ("layers", "--cell", "gru", "--shape", "5,2,3,4", "--threads", "1", "--pe
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements in this process, without what takes time."""
     monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 1.0))
-    monkeypatch.setattr("bptt.cli.bench.measured", measure)
-    monkeypatch.setattr("bptt.cli.bench.compare", list)
+    monkeypatch.setattr("bptt.cli.benched.measured", measure)
+    monkeypatch.setattr("bptt.cli.benched.compare", list)
 
 
 def test_a_table_the_verdicts_and_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -52,7 +66,7 @@ def test_measurements_are_added_and_not_made_twice(
             if len(seen) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("bptt.cli.bench.measured", noted)
+    monkeypatch.setattr("bptt.cli.benched.measured", noted)
     three = ("--shape", "6,2,3,4", "--shape", "7,2,3,4", "--json", file, "--add")
     assert bptt(capsys, "bench", *TINY, *three).status == 130
     assert len(Results.from_json(file.read_text(encoding="utf-8")).rows) == 2  # of three
@@ -80,8 +94,8 @@ def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         seen.append((selection, threads))
         yield from ()
 
-    monkeypatch.setattr("bptt.cli.bench.measured", nothing)
-    monkeypatch.setattr("bptt.cli.bench.cores", lambda: 4)
+    monkeypatch.setattr("bptt.cli.benched.measured", nothing)
+    monkeypatch.setattr("bptt.cli.benched.cores", lambda: 4)
     assert bptt(capsys, "bench", "--threads", "4,1").status == 0
     assert bptt(capsys, "bench", "--quick").status == 0
     assert bptt(capsys, "bench", "scan", "train", "--cell", "lstm,rnn").status == 0
@@ -138,7 +152,7 @@ def test_which_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         seen.append(selection)
         yield from ()
 
-    monkeypatch.setattr("bptt.cli.bench.measured", nothing)
+    monkeypatch.setattr("bptt.cli.benched.measured", nothing)
     monkeypatch.setattr("shutil.which", lambda name: name)
     for options in (
         (),
@@ -169,7 +183,7 @@ def test_a_kernel_that_cannot_run_a_step_is_one_line(
     def refuse(step: object, carry: object, xs: object, kernel: str) -> None:
         raise RuntimeError(f"kernel={kernel!r} has no linalg_solve")
 
-    monkeypatch.setattr("bptt.cli.bench.scan", refuse)
+    monkeypatch.setattr("bptt.cli.benched.scan", refuse)
     message = error_of(bptt(capsys, "bench", *STEPS, "--cells", "kalman", "--kernel", "interpreter"))
     assert message == "kalman: kernel='interpreter' has no linalg_solve"
 
@@ -202,8 +216,8 @@ def test_nothing_is_timed_where_the_equations_disagree(
     class Wrong:
         net, policy, agrees = "gru", "full", False
 
-    monkeypatch.setattr("bptt.cli.bench.compare", lambda: [Wrong()])
-    monkeypatch.setattr("bptt.cli.bench.measured", None)
+    monkeypatch.setattr("bptt.cli.benched.compare", lambda: [Wrong()])
+    monkeypatch.setattr("bptt.cli.benched.measured", None)
     result = bptt(capsys, "bench", *TINY)
     assert (result.status, result.err) == (1, "")
     assert "not timed: these disagree with the equations, see bptt check: gru full" in result.out
@@ -216,7 +230,7 @@ def test_ctrl_c_shows_what_is_done_and_keeps_it(
         yield from measure(selection, threads)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bptt.cli.bench.measured", interrupted)
+    monkeypatch.setattr("bptt.cli.benched.measured", interrupted)
     file = tmp_path / "results.json"
     result = bptt(capsys, "bench", *TINY, "--json", file)
     assert result.status == 130
@@ -284,7 +298,7 @@ def test_a_bad_option_is_one_line(
     message: str,
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("bptt.cli.bench.measured", None)
+    monkeypatch.setattr("bptt.cli.benched.measured", None)
     assert message in error_of(bptt(capsys, "bench", *arguments))
 
 
@@ -296,3 +310,14 @@ def test_a_kernel_that_refuses_is_one_line(capsys: pytest.CaptureFixture[str], m
     message = error_of(bptt(capsys, "bench", *TINY))
     assert message == "kernel='cpu' cannot run this layer: no such processor"
     assert command.bench.__doc__
+
+
+def test_help_names_what_can_be_measured():
+    """Without torch it cannot ask."""
+    assert named.TABLES == tuple(name for name in TABLES if name not in CALIBRATION_TABLES)
+    assert Selection.tables == named.USUAL_TABLES
+    assert tuple(STEP_CELLS) == named.STEP_CELLS
+    assert Selection.step_cells == named.USUAL_STEPS
+    shapes = (SHAPES, Selection.step_shapes, STEP_SHAPES)
+    assert tuple(map(len, shapes)) == (named.LAYER_SHAPES, named.USUAL_STEP_SHAPES, named.STEP_SHAPES)
+    assert (named.COMPILE_SECONDS, named.CALIBRATION_FILE) == (COMPILE_SECONDS, VARIABLE)

@@ -18,8 +18,8 @@ from .command import bptt, error_of
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements in this process, without what takes time."""
     monkeypatch.setattr("bptt.bench.tables.product", lambda: Product(1e9, 1.0))
-    monkeypatch.setattr("bptt.cli.bench.measured", measure)
-    monkeypatch.setattr("bptt.cli.bench.compare", list)
+    monkeypatch.setattr("bptt.cli.benched.measured", measure)
+    monkeypatch.setattr("bptt.cli.benched.compare", list)
 
 
 def test_a_file_for_the_variable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_what_is_measured_by_default(
         selections.append(selection)
         yield from ()
 
-    monkeypatch.setattr("bptt.cli.bench.measured", noted)
+    monkeypatch.setattr("bptt.cli.benched.measured", noted)
     assert bptt(capsys, "bench", "--calibrate", "--json", tmp_path / "calibration.json").status == 0
     assert {selection.cells for selection in selections} == {("lstm",)}
     assert {selection.shapes for selection in selections} == {CALIBRATED}

@@ -49,7 +49,9 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     run = tmp_path / "text"
     assert bptt(capsys, "train", "--text", text, *SMALL, "--out", run).status == 0
     before = sorted(run.iterdir())
-    assert "must be a run with task=series: got task=text; sample" in error_of(bptt(capsys, "predict", run, table))
+    assert "must be a run with task=series or classify: got task=text; sample" in error_of(
+        bptt(capsys, "predict", run, table)
+    )
     assert sorted(run.iterdir()) == before
     for flags, message in (
         (["--target", "w"], "target must be a column of"),

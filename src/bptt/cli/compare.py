@@ -11,7 +11,7 @@ from rich.console import Console
 from .. import policies
 from ..train import InputError
 from ..train.extras import require
-from ..train.found import found_run
+from ..train.runs import options_of
 from .subject_options import (
     CellOption,
     HiddenOption,
@@ -83,7 +83,7 @@ def compare(
     except ValueError as error:
         raise InputError(str(error)) from None
     if run is not None and scan is None:
-        found_run(run)
+        options_of(run)
     require("matplotlib", "plots")
 
     from ..flow import compare as compared

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..train import InputError
 from ..train.extras import require
-from ..train.found import found_run
+from ..train.runs import options_of
 from .subject_options import (
     CellOption,
     HiddenOption,
@@ -61,7 +61,7 @@ def flow(
     if lang not in ("en", "zh"):
         raise InputError(f"lang must be en or zh: got {lang!r}")
     if run is not None:
-        found_run(run)
+        options_of(run)
     require_pictures()
 
     from ..flow.language import language, say

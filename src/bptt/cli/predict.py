@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..train import InputError
-from ..train.found import found_run
+from ..train.found import found_file, found_sequences
+from ..train.runs import options_of
 
 __all__ = ["predict"]
 
@@ -30,15 +31,18 @@ def predict(
     likeliest class of each and the probability of every class; where they have labels, also how many are right. Writes
     a CSV file and a picture.
     """
-    found_run(run)
+    task = options_of(run, "series", "classify").task
     if out is not None:
         _check_target(out)
+    if task == "classify":
+        found_sequences(str(data))
+    else:
+        found_file("table", str(data))
 
-    from ..train import RunDirectory
     from .classes import write_classes
     from .forecasts import write_forecast
 
-    if RunDirectory.open(run).config().task == "classify":
+    if task == "classify":
         typer.echo(write_classes(run, data, run / "classes.csv" if out is None else out, device))
     else:
         typer.echo(write_forecast(run, data, run / "forecast.csv" if out is None else out, device))

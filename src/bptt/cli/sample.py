@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..train import InputError
-from ..train.found import found_run
+from ..train.runs import options_of
 
 __all__ = ["sample"]
 
@@ -26,7 +26,7 @@ def sample(
 
     Same run, prompt and seed: same text. An empty prompt starts from a token drawn by its frequency.
     """
-    found_run(run)
+    options_of(run, "text")
 
     from ..train import RunDirectory, generate
     from ..train.sampling import read_prompt

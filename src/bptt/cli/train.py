@@ -14,8 +14,10 @@ import typer
 from ..train import Config, InputError, NonFiniteError
 from ..train.config import read_entries, shown
 from ..train.corpus import encodable, read_file
-from ..train.found import found_run, found_text
+from ..train.found import found_file, found_sequences, found_text
 from ..train.imported import found_module
+from ..train.options import USES
+from ..train.runs import changed, options_of
 from .options import with_training_options
 
 if TYPE_CHECKING:
@@ -58,10 +60,7 @@ def train(
         """The options of a new run and its directory, if one is named, as far as they can be checked without torch."""
         directory = None if out is None else _directory("out", out)
         config, named = _read(config_file, given)
-        if ":" in config.cell:
-            found_module("cell", config.cell)
-        if config.text is not None:
-            found_text(config.text, config.documents)
+        _check_found(config)
         return config, directory or named
 
     if resume_from is not None and (out is not None or config_file is not None or overwrite):
@@ -72,7 +71,7 @@ def train(
         if resume_from is None:
             asked()
         else:
-            found_run(_directory("resume", resume_from))
+            _check_found(changed(options_of(_directory("resume", resume_from)), given))
 
     from rich.console import Console
 
@@ -129,6 +128,19 @@ def _read(file: Path | None, flags: dict[str, Any]) -> tuple[Config, Path | None
     return Config.from_entries(entries, str(file), **flags), directory
 
 
+def _check_found(config: Config) -> None:
+    """Raise InputError where the data, or the module of a cell, are not there."""
+    if ":" in config.cell:
+        found_module("cell", config.cell)
+    if config.text is not None:
+        found_text(config.text, config.documents)
+    if config.series is not None:
+        found_file("table", config.series)
+    for sequences in (config.classify, config.heldout_file):
+        if sequences is not None:
+            found_sequences(sequences)
+
+
 def _directory(name: str, value: object) -> Path:
     """What an option says is a directory."""
     if not isinstance(value, str) or not value or "\0" in value or not encodable(value):
@@ -165,5 +177,5 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
     return (
         f"{trainer.step} steps{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, {trainer.task.file}, weights.safetensors, checkpoints\n"
-        f"{trainer.task.use.format(run=run.path)}; how far its gradients travel: bptt flow {run.path}"
+        f"{USES[trainer.task.name].format(run=run.path)}; how far its gradients travel: bptt flow {run.path}"
     )

@@ -19,7 +19,6 @@ from .errors import InputError
 from .extras import require
 from .options import (
     CELL,
-    CELLS,
     FILE,
     FLAG,
     FRACTION,
@@ -32,10 +31,12 @@ from .options import (
     SPLIT,
     TEXT,
     THREADS,
+    USES,
     Check,
     at_least,
     has_kernels,
     kernels_of,
+    layer_cells,
     named_cell,
     one_of,
     option,
@@ -58,7 +59,7 @@ GROUPS = {
 }
 """The first option of each group, and its name; the options that follow belong to it."""
 
-TASKS = ("text", "series", "classify")
+TASKS = tuple(USES)
 """The names of the tasks."""
 
 COLUMNS = ("series", "classify")
@@ -213,10 +214,10 @@ class Config:
             raise InputError(
                 f"nonlinearity is for cell={able}: got nonlinearity={self.nonlinearity} and cell={self.cell}"
             )
-        if self.kernel not in (able := kernels_of(self.cell)):
-            raise InputError(f"kernel must be one of {', '.join(able)} for cell={self.cell}: got {self.kernel!r}")
+        if self.kernel not in (kernels := kernels_of(self.cell)):
+            raise InputError(f"kernel must be one of {', '.join(kernels)} for cell={self.cell}: got {self.kernel!r}")
         if not has_kernels(self.cell) and self.gradient.startswith("adaptive"):
-            layers = ", ".join(CELLS)
+            layers = ", ".join(layer_cells())
             raise InputError(f"gradient=adaptive:... is for cell={layers}: got {self.gradient} and cell={self.cell}")
 
     def _choose_task(self) -> None:

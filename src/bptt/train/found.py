@@ -9,10 +9,28 @@ from typing import BinaryIO
 
 from .errors import InputError
 
-__all__ = ["CONFIG", "found_directory", "found_run", "found_text", "opening"]
+__all__ = [
+    "CONFIG",
+    "SEQUENCES",
+    "found_directory",
+    "found_file",
+    "found_run",
+    "found_sequences",
+    "found_text",
+    "opening",
+]
 
 CONFIG = "config.toml"
 """The file that makes a directory a run's."""
+
+SEQUENCES = {
+    ".csv": "a table of long form",
+    ".tsv": "likewise",
+    ".parquet": "likewise",
+    ".npz": "arrays x, y and lengths or offsets",
+    ".ts": "aeon's and sktime's form",
+}
+"""The endings of files of sequences, and what such a file is."""
 
 
 @contextmanager
@@ -23,6 +41,23 @@ def opening(file: Path) -> Iterator[BinaryIO]:
             yield opened
     except OSError as error:
         raise InputError(f"cannot read text {file}: {error.strerror}") from None
+
+
+def found_file(what: str, path: str) -> None:
+    """Raise InputError where a file cannot be read. what: it is, in words."""
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
+
+
+def found_sequences(path: str) -> None:
+    """Raise InputError for a file of sequences that has another ending than theirs, or cannot be read."""
+    if Path(path).suffix.lower() not in SEQUENCES:
+        forms = ", ".join(f"{end} ({what})" for end, what in SEQUENCES.items())
+        raise InputError(f"sequences must be in a file of one of the forms {forms}: got {path}")
+    found_file("sequences", path)
 
 
 def found_text(text: str, documents: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flow import Diagnosis, Finding, adapt, watch
+from ..flow import Diagnosis, Finding, Recording, adapt, watch
 from ..policies import Adaptive
 from . import generators
 from .batches import Batch, Batches
@@ -204,7 +204,9 @@ class Trainer:
         """Measure anew how far the gradient must reach, on all lanes, with dropout off, so that nothing is drawn."""
         self.model.eval()
         window = self.whole.window(self.epoch, self.index)
-        adapt(record_window(self.task, self.model, window, to(self._whole(start), self.config.device)))
+        recording = record_window(self.task, self.model, window, to(self._whole(start), self.config.device))
+        assert isinstance(recording, Recording)  # other cells are refused an adaptive policy
+        adapt(recording)
         if self.processes.world > 1:  # machines that round differently must not go different ways
             self.model.recurrent.gradient = self.processes.of_first(str(self.model.recurrent.gradient))
 

@@ -32,10 +32,12 @@ __all__ = [
     "STEP_KERNELS",
     "TEXT",
     "THREADS",
+    "USES",
     "Check",
     "at_least",
     "has_kernels",
     "kernels_of",
+    "layer_cells",
     "named_cell",
     "one_of",
     "option",
@@ -81,6 +83,12 @@ KERNELS = ("cpu", "fused", "eager")
 """Those of `bptt.kernels`, likewise."""
 STEP_KERNELS = ("interpreter", "eager", "replay")
 """Those of `bptt.scan`, which runs every cell that has no kernels of its own."""
+USES = {
+    "text": "sample from it: bptt sample {run}",
+    "series": "forecast with it: bptt predict {run} DATA.csv",
+    "classify": "classify with it: bptt predict {run} FILE",
+}
+"""The tasks by name, and what a run of each is good for; `{run}`: its directory."""
 LANES = 8
 """Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
 
@@ -99,15 +107,20 @@ def named_cell(text: str) -> str | None:
     """
     if has_kernels(text) or OWN.fullmatch(text):
         return text
-    known = {_bare(name): name for name in _known(CELLS, "nn", "LAYERS")}
+    known = {_bare(name): name for name in layer_cells()}
     known |= {_bare(word): name for name, kind in LITERATURE.items() for word in (name, kind)}
     known |= {_bare(word): name for word, name in ALSO.items()}
     return known.get(_bare(text))
 
 
+def layer_cells() -> tuple[str, ...]:
+    """The names of the layers of `bptt.nn`."""
+    return _known(CELLS, "nn", "LAYERS")
+
+
 def has_kernels(cell: str) -> bool:
     """Whether a cell is a layer of `bptt.nn` with kernels of its own; the others are run by `bptt.scan`."""
-    return cell in _known(CELLS, "nn", "LAYERS")
+    return cell in layer_cells()
 
 
 def kernels_of(cell: str) -> tuple[str, ...]:
@@ -123,7 +136,7 @@ def with_nonlinearity() -> tuple[str, ...]:
 
 def nearest_cell(text: str) -> str:
     """What somebody may have meant, in words; else nothing."""
-    near = get_close_matches(text.lower(), [*_known(CELLS, "nn", "LAYERS"), *LITERATURE, *ALSO], n=1)
+    near = get_close_matches(text.lower(), [*layer_cells(), *LITERATURE, *ALSO], n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -58,7 +58,7 @@ def recurrent_layers(
 def _maker(cell: str) -> Callable[[int, int], torch.nn.Module]:
     """What makes a cell of (input_size, hidden_size)."""
     if cell in LITERATURE:
-        return getattr(nn.cells, LITERATURE[cell])  # type: ignore[no-any-return]
+        return getattr(nn.cells, LITERATURE[cell])
     kind = imported("cell", cell)
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         what = f"the class {kind.__name__}" if isinstance(kind, type) else f"a {type(kind).__name__}"

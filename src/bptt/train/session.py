@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -17,15 +16,10 @@ from .interrupt import StopRequest
 from .loop import Trainer
 from .records import Record, Step
 from .rundir import RunDirectory
+from .runs import changed
 from .tasks import Task, prepare
 
-__all__ = ["CHANGEABLE", "fit", "located", "postponed", "resume", "start"]
-
-CHANGEABLE = (
-    *("steps", "epochs", "threads", "device", "log_every", "eval_every", "save_every", "keep", *FILES, "corpus"),
-    *("on_nonfinite", "patience"),
-)
-"""Options that may change when a run is resumed; the others would make it another run."""
+__all__ = ["fit", "located", "postponed", "resume", "start"]
 
 _waiting: ContextVar[list[tuple[RunDirectory, Callable[[], None]]] | None] = ContextVar("_waiting", default=None)
 """The directories that wait inside `postponed`, each with what writes to it."""
@@ -51,7 +45,7 @@ def start(
 
 
 def resume(path: Path, *, task: Task | None = None, **changes: Any) -> tuple[Trainer, RunDirectory]:
-    """The run in a directory, at its last checkpoint. changes: options out of `CHANGEABLE`. task: as for `start`.
+    """The run in a directory, at its last checkpoint. changes: options out of `runs.CHANGEABLE`. task: as for `start`.
 
     A damaged checkpoint is passed over for the one before it, which is logged. This process then is the only one that
     may write there, until `fit` or the process ends.
@@ -110,14 +104,7 @@ def _write(run: RunDirectory, write: Callable[[], None]) -> None:
 def _resume(run: RunDirectory, changes: dict[str, Any], task: Task | None) -> tuple[Trainer, Callable[[], None]]:
     """The trainer, and what writes to the directory that the run goes on."""
     old = run.config()
-    config = old.override(**changes)
-    for entry in fields(Config):
-        was, now = getattr(old, entry.name), getattr(config, entry.name)
-        if was != now and entry.name not in CHANGEABLE:
-            raise InputError(
-                f"{entry.name} cannot change when a run is resumed: it was {was!r}, got {now!r}; "
-                f"only {', '.join(CHANGEABLE)} can"
-            )
+    config = changed(old, changes)
     state = run.state()
     task = prepare(config) if task is None else task
     trainer = Trainer(located(config), task)

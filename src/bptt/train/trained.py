@@ -9,9 +9,10 @@ from .errors import InputError
 from .model import Network
 from .network import build_model
 from .rundir import RunDirectory
+from .runs import options_of
 from .tasks import TASKS
 
-__all__ = ["load", "uses"]
+__all__ = ["load"]
 
 
 def load(run: RunDirectory, device: str = "cpu", task: str | None = None) -> tuple[Any, Any, Config]:
@@ -19,9 +20,7 @@ def load(run: RunDirectory, device: str = "cpu", task: str | None = None) -> tup
 
     task: the only one that will do. Raises InputError for a run of another, and for files that do not belong together.
     """
-    config = run.config().override(device=device)
-    if task not in (None, config.task):
-        raise InputError(f"{run.path} must be a run with task={task}: got task={config.task}; {uses(run)}")
+    config = options_of(run.path, *([] if task is None else [task])).override(device=device)
     stored = run.stored()
     model: Network = build_model(config, stored)
     try:
@@ -31,8 +30,3 @@ def load(run: RunDirectory, device: str = "cpu", task: str | None = None) -> tup
         what = TASKS[config.task].what
         raise InputError(f"{run.weights_file} does not fit its configuration and {what}: {reason}") from None
     return model.eval(), stored, config
-
-
-def uses(run: RunDirectory) -> str:
-    """What a run's network is good for, with the command."""
-    return run.task.use.format(run=run.path)

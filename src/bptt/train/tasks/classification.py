@@ -38,7 +38,6 @@ class Classification:
     what: ClassVar[str] = "classes"
     data: ClassVar[str] = "set of sequences"
     units: ClassVar[str] = "sequences"
-    use: ClassVar[str] = "classify with it: bptt predict {run} FILE"
 
     stored: Classes
     train: Part

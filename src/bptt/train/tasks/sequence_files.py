@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..errors import InputError
+from ..found import found_sequences
 from .sequence_arrays import read_npz
 from .sequence_tables import sequences_of_table
 from .sequences import Sequences
@@ -13,13 +14,6 @@ from .ts_files import read_ts
 
 __all__ = ["read_sequences"]
 
-FORMS = {
-    ".csv": "a table of long form",
-    ".tsv": "likewise",
-    ".parquet": "likewise",
-    ".npz": "arrays x, y and lengths or offsets",
-    ".ts": "aeon's and sktime's form",
-}
 COLUMNS = ("group", "time", "target", "inputs")
 """The options that name columns, which only a table has."""
 TABLES = (".csv", ".tsv", ".parquet")
@@ -31,9 +25,7 @@ def read_sequences(path: Path, config: Config, labelled: bool = True) -> Sequenc
     labelled: whether each must have a label. Raises InputError for another ending, and for what the readers refuse.
     """
     ending = path.suffix.lower()
-    if ending not in FORMS:
-        forms = ", ".join(f"{end} ({what})" for end, what in FORMS.items())
-        raise InputError(f"classify must be a file of one of the forms {forms}: got {path}")
+    found_sequences(str(path))
     if ending in TABLES:
         inputs = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
         found = sequences_of_table(

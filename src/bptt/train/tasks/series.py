@@ -78,7 +78,6 @@ class Series:
     what: ClassVar[str] = "scaling"
     data: ClassVar[str] = "series"
     units: ClassVar[str] = "values"
-    use: ClassVar[str] = "forecast with it: bptt predict {run} DATA.csv"
 
     scaling: Scaling
     train: list[Stream]

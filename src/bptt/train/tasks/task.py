@@ -32,7 +32,7 @@ class Task(Protocol):
     `train/tasks/` with its row in `TASKS`, and its options in `Config`, each of which names the task it is for.
 
     name: in `TASKS` and as `Config.task`. file: of the run directory, with `stored` in it. what, data: what these are
-    called in messages. units: what is predicted, in the plural. use: what a run is good for, `{run}` its directory.
+    called in messages. units: what is predicted, in the plural.
 
     train, heldout: the two parts of the data, in a form of the task's own. sha256: tells these data from others when a
     run is resumed. stored: what the run keeps of them.
@@ -43,7 +43,6 @@ class Task(Protocol):
     what: ClassVar[str]
     data: ClassVar[str]
     units: ClassVar[str]
-    use: ClassVar[str]
 
     @property
     def train(self) -> Any: ...

@@ -53,7 +53,6 @@ class Text:
     what: ClassVar[str] = "vocabulary"
     data: ClassVar[str] = "text"
     units: ClassVar[str] = "tokens"
-    use: ClassVar[str] = "sample from it: bptt sample {run}"
 
     vocabulary: Vocabulary
     train: Part
