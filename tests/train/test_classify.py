@@ -141,10 +141,17 @@ BAD: dict[str, tuple[str, str | dict[str, Any], str]] = {
     "labels without sequences": ("a.npz", {"y": [*LABELS, "a"]}, "one label for each sequence: got 12 for 11"),
     "lengths beyond": ("a.npz", {"x": np.ones((11, 6, 2))}, "lengths must be at most the 6 steps of x: got 7"),
     "all missing": ("a.npz", {"x": np.full((47, 2), np.nan)}, "all values are missing"),
-    "not an array file": ("a.npz", "x", "is not an NPZ file"),
+    "not an array file": ("a.npz", "x", "is no file of NumPy's"),
     "no data": ("a.ts", "@classLabel true a b", "it has no @data"),
     "ragged dimensions": ("a.ts", "@classLabel true a b\n@data\n1,2:3:a", "line 3 must have as many values"),
     "unknown class": ("a.ts", "@classLabel true a b\n@data\n1,2:c", "line 3 has the class 'c'"),
+    "group without a name": (
+        "a.csv",
+        GOOD.replace("\n1,2,", "\n,2,"),
+        "must name the group of every row",
+    ),
+    "objects": ("a.npz", {"y": np.array(LABELS, dtype=object)}, "it holds Python objects, which are not read"),
+    "no classes": ("a.ts", "@data\n1,2:a\n1,2:b", "must have a line @classLabel true"),
     "another form": ("a.txt", "x", "one of the forms .csv"),
 }
 

@@ -192,6 +192,17 @@ BAD = {
     "short": ({"seq_length": 65}, None, "too short: 64 rows of group b .* seq_length=65 with horizon=3 needs 68"),
     "no time": ({"time": "who"}, None, "time and the group|time who of .* must be numbers or ISO dates"),
     "infinite": ({}, ("2003,a,", "2003,a,1e999 ,#"), "4 values in every row"),
+    "infinite time": ({}, ("2003,a", "inf,a"), "time when of .* must be numbers or ISO dates: line 5 has 'inf'"),
+    "no group": ({}, ("2003,a", "2003,"), "group who of .* must name the group of every row: line 5 has none"),
+    "too large": ({}, ("2003,a,", "2002.5,a,9e307,0\n2003,a,"), "target y of .* has values too large for a mean"),
+    "semicolons": ({}, ("when,who,y,z", "when;who;y;z"), "must have commas between its columns: .* has semicolons"),
+    "no names": (
+        {},
+        ("when,who,y,z", "2000,1,2,3"),
+        "with the names of its columns: .* numbers alone, 2000",
+    ),
+    "two alike": ({}, ("when,who,y,z", "when,y,y,z"), "a name of each column, each once: got .'when', 'y', 'y'"),
+    "a long season": ({"season": 72}, None, "season must be below the 72 rows to train on of .*: got 72"),
 }
 
 
@@ -212,6 +223,40 @@ def test_nothing_to_learn_from(tmp_path: Path, text: str | None, message: str) -
     lines = "when,who,y,z\n" + "".join(f"{t},a,,1\n" for t in range(90)) if text is None else text
     with pytest.raises(InputError, match=message):
         prepare(config(tmp_path, lines))
+
+
+def test_a_constant_has_no_mase_and_nothing_warns(tmp_path: Path) -> None:
+    lines = "when,who,y,z\n" + "".join(f"{t},a,5,1\n" for t in range(90))
+    task = prepare(config(tmp_path, lines))
+    trainer = Trainer(config(tmp_path, lines), task)
+    _, measures = trainer.measure(task.heldout)
+    assert measures["mae"] == 0
+    assert math.isnan(measures["mase"])
+    assert task.baseline().endswith("there is no mase")
+
+
+DAMAGED = {
+    "objects.npy": lambda path: np.save(path, np.array([1, "a", None], dtype=object), allow_pickle=True),
+    "objects.npz": lambda path: np.savez(path, y=np.array([1, "a", None], dtype=object)),
+    "empty.npy": lambda path: np.save(path, np.ones((0, 3))),
+    "three.npy": lambda path: np.save(path, np.ones((2, 2, 2))),
+    "cut.npz": lambda path: (np.savez(path, y=np.ones(90)), path.write_bytes(path.read_bytes()[:200])),
+    "junk.npz": lambda path: path.write_bytes(b"junk"),
+    "none.npy": lambda path: path.write_bytes(b""),
+    "picture.csv": lambda path: path.write_bytes(bytes(range(256))),
+    "field.csv": lambda path: path.write_text("y\n" + "9" * 200_000),
+    "quote.csv": lambda path: path.write_text('y\n"1\n2'),
+    "folder.npz": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_file_that_is_none_of_ours_is_one_line(tmp_path: Path, name: str) -> None:
+    DAMAGED[name](tmp_path / name)
+    said = "which are not read" if "objects" in name else f"table .*{name}"
+    with pytest.raises(InputError, match=said) as caught:
+        read_table(tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 def test_arrays_of_numpy_are_tables(tmp_path: Path) -> None:

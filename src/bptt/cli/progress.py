@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -51,7 +52,8 @@ def _heldout(record: Record, after: str) -> str:
         return f"held-out {record.heldout_perplexity:.2f}{after}"
     if record.heldout_loss is None:
         return ""
-    more = "".join(f" {name} {value:.4g}" for name, value in (record.measures or {}).items() if "/" not in name)
+    measures = {name: value for name, value in (record.measures or {}).items() if "/" not in name}
+    more = "".join(f" {name} {value:.4g}" for name, value in measures.items() if math.isfinite(value))
     return f"held-out {record.heldout_loss:.3f}{more}{after}"
 
 

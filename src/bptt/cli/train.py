@@ -170,7 +170,7 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
             measured += f"; held-out perplexity {last['heldout_perplexity']:.4g} at the end"
         elif last["heldout_loss"] is not None:
             named = {"loss": last["heldout_loss"], **(last["measures"] or {})}
-            told = ", ".join(f"{name} {value:.4g}" for name, value in named.items() if "/" not in name)
+            told = ", ".join(f"{n} {value:.4g}" for n, value in named.items() if "/" not in n and value is not None)
             measured += f"; held-out {told} at the end"
     if trainer.best is not None:
         measured += f"; kept: the weights of step {trainer.best['step']}, the best"

@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import InputError
 from .tables import Numbers
 
-__all__ = ["Scaling", "filled", "naive_errors"]
+__all__ = ["Scaling", "filled", "naive_errors", "scaled_error"]
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,14 @@ def naive_errors(series: list[Numbers], season: int) -> tuple[float, ...]:
     changes = np.concatenate([np.abs(y[season:] - y[:-season]) for y in series])
     known = (~np.isnan(changes)).sum(0)
     return tuple((np.nansum(changes, 0) / np.where(known, known, np.nan)).tolist())
+
+
+def scaled_error(mae: Numbers, naive: tuple[float, ...]) -> float:
+    """MASE: the mean over the targets of their error in units of the naive one; NaN where no target has both.
+
+    >>> scaled_error(np.array([1.0, 3.0, 4.0]), (2.0, 2.0, 0.0))
+    1.0
+    """
+    units = np.asarray(naive)
+    there = ~np.isnan(mae) & (units > 0)
+    return float((mae[there] / units[there]).mean()) if there.any() else float("nan")

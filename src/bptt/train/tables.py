@@ -13,12 +13,16 @@ from typing import Any, cast
 
 import numpy as np
 
+from .arrays import arrays_of
 from .errors import InputError
 
-__all__ = ["MISSING", "Numbers", "Table", "number_of_time", "read_table"]
+__all__ = ["MISSING", "Numbers", "Table", "column_names", "number_of_time", "read_table"]
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 """What stands for a missing value, in small letters."""
+
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
+"""What other programs put between columns, in words."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -68,17 +72,22 @@ class Table:
     def rows_of(self, group: str | None, time: str | None) -> dict[str, list[int]]:
         """The rows of each group, by its name, in the order in which they first appear; "" has all if group is None.
 
-        Raises InputError where the times of a group do not rise, or are neither numbers nor dates.
+        Raises InputError for a row of no group, and where the times of one do not rise, or are neither numbers nor
+        dates.
         """
         rows: dict[str, list[int]] = {}
         for i, key in enumerate([""] * len(self) if group is None else self.texts(group, "group")):
             rows.setdefault(key, []).append(i)
+        if group is not None and "" in rows:
+            raise InputError(
+                f"group {group} of {self.path} must name the group of every row: {self.place(rows[''][0])} has none"
+            )
         if time is None:
             return rows
         times = self.column(time, "time")
         numbers = [number_of_time(value) for value in times]
         for i, number in enumerate(numbers):
-            if number is None or math.isnan(number):
+            if number is None or not math.isfinite(number):
                 raise InputError(
                     f"time {time} of {self.path} must be numbers or ISO dates: {self.place(i)} has {times[i]!r}"
                 )
@@ -112,6 +121,18 @@ def read_table(path: Path) -> Table:
     return table
 
 
+def column_names(option: str, text: str) -> tuple[str, ...]:
+    """The columns that an option names, with commas between. Raises InputError where one has no name, or two the same.
+
+    >>> column_names("target", "y, z")
+    ('y', 'z')
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"{option} must be different columns with commas between: got {text!r}")
+    return names
+
+
 def number_of_time(value: Any) -> float | None:
     """A time as a number, in seconds where it is a date; None where it is neither.
 
@@ -134,8 +155,7 @@ def _csv(path: Path) -> Table:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             names = [name.strip() for name in next(rows, [])]
-            if not all(names) or len(set(names)) < len(names):
-                raise InputError(f"table {path} must begin with a name of each column, each once: got {names}")
+            _check_header(path, names)
             columns: list[list[Any]] = [[] for _ in names]
             lines = []
             for row in rows:
@@ -162,31 +182,59 @@ def _parquet(path: Path) -> Table:
         try:
             from pyarrow import parquet
 
+            _check_names(path, parquet.read_schema(path).names)
             return Table(path, parquet.read_table(path).to_pydict())
         except ModuleNotFoundError:
             import polars
 
+            _check_names(path, list(polars.read_parquet_schema(path)))
             return Table(path, polars.read_parquet(path).to_dict(as_series=False))
     except ModuleNotFoundError:
         raise InputError("neither pyarrow nor polars is installed: pip install 'bptt[parquet]'") from None
+    except InputError:
+        raise
     except Exception as error:  # each library has errors of its own
         raise InputError(f"table {path} is no Parquet: {' '.join(str(error).split())}") from None
 
 
 def _numpy(path: Path) -> Table:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            arrays = dict(loaded.items()) if hasattr(loaded, "items") else {"": loaded}
-    except (ValueError, EOFError) as error:
-        raise InputError(f"table {path} is no array of NumPy's: {str(error).splitlines()[0]}") from None
+    arrays = arrays_of(path, "table")
     if list(arrays) == [""]:
         array = arrays[""]
         if array.ndim not in (1, 2):
             raise InputError(f"table {path} must be an array [n] or [n, columns]: got {list(array.shape)}")
-        array = array.reshape(len(array), -1)
+        array = array[:, None] if array.ndim == 1 else array
         return Table(path, {str(i): array[:, i].tolist() for i in range(array.shape[1])})
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     if len({tuple(shape) for shape in shapes.values()}) != 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise InputError(f"table {path} must hold arrays [n] of one length: got {shapes}")
     return Table(path, {name: array.tolist() for name, array in arrays.items()})
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError for columns that cannot be told apart."""
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"table {path} must begin with a name of each column, each once: got {list(names)}")
+
+
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError for a first line of text that does not name the columns."""
+    _check_names(path, names)
+    if names and all(map(_is_number, names)) and list(names) != [str(i) for i in range(len(names))]:
+        raise InputError(
+            f"table {path} must begin with the names of its columns: its first line has numbers alone, "
+            f"{', '.join(names[:4])}"
+        )
+    if len(names) == 1 and (between := next((c for c in SEPARATORS if c in names[0]), None)):
+        raise InputError(
+            f"table {path} must have {'tabs' if path.suffix.lower() == '.tsv' else 'commas'} between its columns: its "
+            f"first line has {SEPARATORS[between]}"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -96,7 +96,7 @@ class Classes:
             whole = len(made.features) == len(made.mean) == len(made.scale) and len(made.names) > 1
             if not whole or not all(isinstance(x, float) for x in (*made.mean, *made.scale)):
                 raise ValueError("parts that do not belong together")
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             names = ", ".join(entry.name for entry in fields(cls))
             raise InputError(f"the classes of the run cannot be read, as {names}: {error}") from None
         return made

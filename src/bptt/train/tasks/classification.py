@@ -158,10 +158,8 @@ class Classification:
             raise InputError(f"steps and lanes must be at least 1: got steps={steps} and lanes={lanes}")
         longest = int(part.lengths.max())
         if lanes > len(part) or (steps or 0) > longest:
-            raise InputError(
-                f"the sequences to measure on are {len(part)} of at most {longest} steps: got steps={steps} and "
-                f"lanes={lanes}"
-            )
+            asked = f"lanes={lanes}" if steps is None else f"steps={steps} and lanes={lanes}"
+            raise InputError(f"the sequences to measure on are {len(part)} of at most {longest} steps: got {asked}")
         batch = part.batch(part.lengths.argsort(descending=True, stable=True)[:lanes].sort().values)
         text = "{source}, {lanes} of its {count} held-out sequences, the longest"
         text = "{source}, {lanes} of its {count} training sequences, the longest" if self.heldout is None else text

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import Array, arrays_of
 from ..errors import InputError
 from .sequences import Floats, Sequences, Whole
 
 __all__ = ["read_npz"]
 
 KNOWN = ("x", "y", "lengths", "offsets")
-Array = npt.NDArray[Any]
 
 
 def read_npz(path: Path) -> Sequences:
@@ -27,7 +24,9 @@ def read_npz(path: Path) -> Sequences:
 
     Raises InputError for other arrays, and for lengths beyond the data.
     """
-    arrays = _arrays(path)
+    arrays = arrays_of(path, "sequences")
+    if list(arrays) == [""]:
+        raise InputError(f"{path} must be an NPZ file, as numpy.savez writes: got one array")
     if "x" not in arrays:
         raise InputError(f"{path} must hold an array x: got {', '.join(arrays) or 'none'}")
     if unknown := [name for name in arrays if name not in KNOWN]:
@@ -59,20 +58,6 @@ def read_npz(path: Path) -> Sequences:
     values = _flat(x, lengths, path) if flat else _unpadded(x, lengths, path)
     labels = _labels(arrays["y"], path) if "y" in arrays else None
     return Sequences.of(values, lengths, labels=labels, source=str(path))
-
-
-def _arrays(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} must be an NPZ file, as numpy.savez writes: got one array")
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise InputError(f"cannot read sequences {path}: {error.strerror or error}") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not an NPZ file of numbers and text: {str(error).splitlines()[0]}") from None
 
 
 def _whole(array: Array, name: str, path: Path) -> Whole:

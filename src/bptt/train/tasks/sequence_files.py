@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import InputError
 from ..found import found_sequences
+from ..tables import column_names
 from .sequence_arrays import read_npz
 from .sequence_tables import sequences_of_table
 from .sequences import Sequences
@@ -27,7 +28,7 @@ def read_sequences(path: Path, config: Config, labelled: bool = True) -> Sequenc
     ending = path.suffix.lower()
     found_sequences(str(path))
     if ending in TABLES:
-        inputs = None if config.inputs is None else [name.strip() for name in config.inputs.split(",")]
+        inputs = None if config.inputs is None else column_names("inputs", config.inputs)
         found = sequences_of_table(
             path, group=config.group, time=config.time, target=config.target, inputs=inputs, labelled=labelled
         )
@@ -36,9 +37,7 @@ def read_sequences(path: Path, config: Config, labelled: bool = True) -> Sequenc
             raise InputError(
                 f"{given[0]} names a column of a table: got {given[0]}={getattr(config, given[0])} and {path}"
             )
-        found = read_npz(path) if ending == ".npz" else read_ts(path)
+        found = read_npz(path) if ending == ".npz" else read_ts(path, labelled)
     if labelled and found.labels is None:
-        raise InputError(
-            f"{path} has no labels: it must have {'an array y' if ending == '.npz' else 'a @classLabel true'}"
-        )
+        raise InputError(f"{path} has no labels: it must have an array y")
     return found

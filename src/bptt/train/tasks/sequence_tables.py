@@ -39,16 +39,14 @@ def sequences_of_table(
     group, target = group or GROUP, target or TARGET
     time = TIME if time is None and TIME in table.columns else time
     special = {group, target, time}
+    if len(special) < 3:
+        raise InputError(f"group, target and time must be different columns: got {group}, {target} and {time}")
     chosen = [name for name in table.columns if name not in special] if inputs is None else list(inputs)
     if not chosen:
         raise InputError(f"{path} has no features beside {', '.join(table.columns)}")
     if reserved := special & {*chosen}:
         raise InputError(f"inputs must not hold the group, the time or the target: got {', '.join(map(str, reserved))}")
     rows = table.rows_of(group, time)
-    if "" in rows:
-        raise InputError(
-            f"group {group} of {path} must say which sequence a row is of: {table.place(rows[''][0])} does not"
-        )
     labels = _one_each(table, target, rows) if labelled or target in table.columns else None
     values = np.stack([table.numbers(name, "inputs") for name in chosen], axis=1)
     order, lengths = [row for own in rows.values() for row in own], [len(own) for own in rows.values()]

@@ -20,9 +20,9 @@ from ..config import Config
 from ..errors import InputError
 from ..model import Network
 from ..recurrence import recurrent_layers
-from ..scaling import Scaling, naive_errors
+from ..scaling import Scaling, naive_errors, scaled_error
 from ..streams import Stream, Streams
-from ..tables import Numbers, Table, read_table
+from ..tables import Numbers, Table, column_names, read_table
 from ..window import Window
 from .stream import inspected
 
@@ -110,6 +110,10 @@ class Series:
                     f"{config.series} is too short: {cut} rows{of} are left to train on, a window of "
                     f"seq_length={config.seq_length} with horizon={config.horizon} needs {need}"
                 )
+        if config.season >= max(cuts):
+            raise InputError(
+                f"season must be below the {max(cuts)} rows to train on of {config.series}: got {config.season}"
+            )
         scaling = _scaling(config, groups, cuts, *names)
         train, heldout = [], []
         for group, cut in zip(groups, cuts, strict=True):
@@ -189,17 +193,20 @@ class Series:
         return torch.cat([t.sum((0, 1, 3)) for t in (error.abs(), error.square(), there)])
 
     def measures(self, counts: list[float]) -> dict[str, float]:
-        """MAE and RMSE of each target, MASE over all: by the naive and, with a season, the seasonal-naive forecast."""
+        """MAE and RMSE of each target, MASE over all: by the naive and, with a season, the seasonal-naive forecast.
+
+        A target that does not change in training has no MASE: NaN where none does.
+        """
         absolute, squared, there = np.asarray(counts).reshape(3, -1)
         many, found = len(self.scaling.targets) > 1, dict[str, float]()
         with np.errstate(invalid="ignore", divide="ignore"):
             mae, rmse = absolute / there, np.sqrt(squared / there)
-            for i, target in enumerate(self.scaling.targets):
-                after = f"_{target}" if many else ""
-                found |= {f"mae{after}": float(mae[i]), f"rmse{after}": float(rmse[i])}
-            found["mase"] = float(np.nanmean(mae / self.scaling.naive))
-            if self.scaling.season > 1:
-                found["mase_seasonal"] = float(np.nanmean(mae / self.scaling.seasonal))
+        for i, target in enumerate(self.scaling.targets):
+            after = f"_{target}" if many else ""
+            found |= {f"mae{after}": float(mae[i]), f"rmse{after}": float(rmse[i])}
+        found["mase"] = scaled_error(mae, self.scaling.naive)
+        if self.scaling.season > 1:
+            found["mase_seasonal"] = scaled_error(mae, self.scaling.seasonal)
         return found
 
     def pictures(self, counts: list[float]) -> Iterator[tuple[str, Any]]:
@@ -220,8 +227,10 @@ class Series:
 
     def baseline(self) -> str:
         naive, seasonal = self.naive
-        if not self.scaling.horizon or math.isnan(naive):
+        if not self.scaling.horizon:
             return "the mean has loss 1"
+        if math.isnan(naive):
+            return "the naive forecast errs nowhere in training, or is measured nowhere: there is no mase"
         more = f", the seasonal-naive one {seasonal:.4g}" if self.scaling.season > 1 else ""
         return f"the naive forecast has mase {naive:.4g}{more}"
 
@@ -260,7 +269,7 @@ def groups_of(
 def _names(config: Config, table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(targets, inputs): of a forecast the targets are inputs too; without a target, all columns are."""
     apart = [name for name in (config.time, config.group) if name is not None]
-    given = {o: _split(o, getattr(config, o)) for o in ("target", "inputs") if getattr(config, o) is not None}
+    given = {o: column_names(o, getattr(config, o)) for o in ("target", "inputs") if getattr(config, o) is not None}
     for option in ("time", "group"):
         if getattr(config, option) is not None:
             table.column(getattr(config, option), option)
@@ -283,13 +292,6 @@ def _names(config: Config, table: Table) -> tuple[tuple[str, ...], tuple[str, ..
     return targets, (*targets, *(name for name in inputs if name not in targets))
 
 
-def _split(option: str, text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"{option} must be different columns with commas between: got {text!r}")
-    return names
-
-
 def _scaling(
     config: Config, groups: list[Group], cuts: list[int], targets: tuple[str, ...], inputs: tuple[str, ...]
 ) -> Scaling:
@@ -300,9 +302,14 @@ def _scaling(
         for i, name in enumerate(names):
             if np.isnan(values[:, i]).all():
                 raise InputError(f"{option} {name} of {config.series} has no value to train on: all are missing")
-    changes = np.concatenate([np.diff(each, axis=0) for each in series]) if config.horizon else y - np.nanmean(y, 0)
-    step = np.sqrt(np.nansum(changes**2, 0) / np.maximum(1, (~np.isnan(changes)).sum(0)))
-    scale = np.nanstd(x, 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        changes = np.concatenate([np.diff(each, axis=0) for each in series]) if config.horizon else y - np.nanmean(y, 0)
+        step = np.sqrt(np.nansum(changes**2, 0) / np.maximum(1, (~np.isnan(changes)).sum(0)))
+        scale = np.nanstd(x, 0)
+    for option, columns, of in (("target", targets, step), ("inputs", inputs, scale)):
+        for name, value in zip(columns, of.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise InputError(f"{option} {name} of {config.series} has values too large for a mean and a deviation")
     return Scaling(
         targets,
         inputs,
@@ -337,5 +344,5 @@ def _naive(scaling: Scaling, groups: list[Group], cuts: list[int]) -> tuple[floa
         with np.errstate(invalid="ignore"):
             known = (~np.isnan(every)).sum(0)
             mae = np.nansum(every, 0) / np.where(known, known, np.nan)
-            found.append(float(np.nanmean(mae / scaling.naive)) if known.any() else math.nan)
+        found.append(scaled_error(mae, scaling.naive))
     return found[0], found[1]

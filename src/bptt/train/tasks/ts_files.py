@@ -37,10 +37,15 @@ class _Header:
     classes: tuple[str, ...] | None = field(default=None)
 
 
-def read_ts(path: Path) -> Sequences:
-    """The sequences of a `.ts` file, with labels where it has classes. Raises InputError that names the line."""
+def read_ts(path: Path, labelled: bool = False) -> Sequences:
+    """The sequences of a `.ts` file, with labels where it has classes. Raises InputError that names the line.
+
+    labelled: whether it must have classes.
+    """
     lines = read_file(path, "sequences").splitlines()
     header, first = _header(lines, str(path))
+    if labelled and header.classes is None:
+        raise InputError(f"{path} has no labels: its header must have a line @classLabel true, with the classes")
     values: list[Floats] = []
     labels: list[str] = []
     for number, line in enumerate(lines[first:], start=first + 1):
