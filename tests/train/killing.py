@@ -26,7 +26,7 @@ import torch
 from bptt.train import InputError, fit, resume, start
 
 from .faults import Disk, failing, not_waiting
-from .tiny import TEXT, tiny
+from .tiny import TEXT, of_task, tiny
 
 DRAWN: dict[str, Any] = {"dropout": 0.2, "gradient": "randomized:0.8"}
 LONG: list[dict[str, Any]] = [
@@ -34,6 +34,8 @@ LONG: list[dict[str, Any]] = [
     {"steps": 150, **DRAWN, "batching": "random"},
     {"steps": 150, **DRAWN, "documents": "lines", "cell": "lstm"},
     {"steps": 75, **DRAWN, "accumulate": 2},
+    {"steps": 150, **DRAWN, "task": "series"},
+    {"steps": 75, **DRAWN, "task": "classify", "accumulate": 2, "cell": "mgu"},
 ]
 LINES = "".join(f"{TEXT[i : i + 3 + 13 * i % 37]}\n" for i in range(40))
 SHORT: dict[str, Any] = {"steps": 6, "save_every": 3, "log_every": 2, "eval_every": 6, "keep": 2, "dropout": 0.2}
@@ -45,7 +47,10 @@ def live(path: Path, options: dict[str, Any]) -> None:
     try:
         trainer, run = resume(path)
     except InputError:  # killed before there was a run; if it is anything else, `start` fails as well
-        trainer, run = start(tiny(path.parent / "text.txt", **options), path)
+        folder, task = path.parent, options.get("task", "text")
+        given = {name: value for name, value in options.items() if name != "task"}
+        config = tiny(folder / "text.txt", **given) if task == "text" else of_task(folder, task, **given)
+        trainer, run = start(config, path)
     assert fit(trainer, run) is None
 
 

@@ -21,7 +21,7 @@ from bptt.train.processes import ALONE, Processes
 
 from .forked import forked
 from .outcomes import assert_same, outcome
-from .tiny import tiny, write, write_text
+from .tiny import of_task, write
 
 OWN = '''
 from collections import namedtuple
@@ -86,17 +86,6 @@ def test_the_names_are_those_of_the_cells_there_are() -> None:
     assert ("auto", *STEP_KERNELS) == KERNELS
     assert with_nonlinearity() == tuple(name for name, layer in LAYERS.items() if layer.nonlinearities)
     assert kernels_of("lif") == KERNELS
-
-
-def of_task(folder: Path, task: str, **options: Any) -> Config:
-    if task == "text":
-        return tiny(write_text(folder), **{"steps": 12, **options})
-    given = {"hidden": 6, "batch": 3, "steps": 12, "threads": 1, "log_every": 3, "eval_every": 8, "save_every": 7}
-    if task == "series":
-        lines = "".join(f"{(7 * t) % 5},{(3 * t) % 4}\n" for t in range(90))
-        return Config(series=str(write(folder, f"a,b\n{lines}", "data.csv")), seq_length=9, **{**given, **options})
-    lines = "".join(f"{i},{(i * t) % 7},{i % 2}\n" for i in range(14) for t in range(3 + 3 * i % 5))
-    return Config(classify=str(write(folder, f"id,x,label\n{lines}", "data.csv")), heldout=0.3, **{**given, **options})
 
 
 @pytest.mark.parametrize(
