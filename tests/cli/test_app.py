@@ -124,7 +124,8 @@ def test_no_word_of_help_is_cut_at_60_columns(command: str):
 
 def test_help_says_of_each_command_what_it_says_itself_and_lists_all_choices():
     for name, summary in COMMANDS.items():
-        command = getattr(importlib.import_module(f"bptt.cli.{name}"), name)
+        module = name.replace("-", "_")
+        command = getattr(importlib.import_module(f"bptt.cli.{module}"), module)
         assert summary.rstrip(".") in " ".join(inspect.getdoc(command).split()), name
     assert tuple(LAYERS) == CELLS
     assert tuple(KERNELS) == NAMES_OF_KERNELS

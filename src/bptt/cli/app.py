@@ -22,6 +22,7 @@ __all__ = ["COMMANDS", "app", "run"]
 
 COMMANDS = {
     "train": "Train a language model on a text, a forecast on a series, or a classifier of sequences.",
+    "find-lr": "Find a learning rate to begin with: train some steps at rising rates, and draw the loss at each.",
     "sample": "Continue a prompt with the model of a run, printed token by token.",
     "predict": "Forecast how a series goes on, or say which class sequences are of, by the model of a run.",
     "flow": "Measure how far gradients travel: a verdict on the screen, report.html and pictures in a directory.",
@@ -64,7 +65,8 @@ class _Command(TyperCommand):
     """A command by its name: what `bptt --help` needs of it. The command itself is made when its arguments are read."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        function = getattr(import_module(f".{self.name}", __package__), str(self.name))
+        module = str(self.name).replace("-", "_")
+        function = getattr(import_module(f".{module}", __package__), module)
         alone = typer.Typer(**SETTINGS)
         alone.command(self.name, help=_paragraphs(function))(_interruptible(function))
         return typer.main.get_command(alone).make_context(info_name, args, parent, **extra)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -17,17 +17,24 @@ __all__ = ["with_training_options"]
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def with_training_options(command: C) -> C:
+def with_training_options(*, without: Collection[str] = ()) -> Callable[[C], C]:
     """Give a command one flag per training option; those on the command line arrive in its `**options`.
 
-    A flag that is not given arrives as None, so that the command can tell it from the default.
+    A flag that is not given arrives as None, so that the command can tell it from the default. without: options that
+    the command does not take.
     """
+    return lambda command: _with_options(command, without)
+
+
+def _with_options(command: C, without: Collection[str]) -> C:
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = get_type_hints(Config)
     added, group = [], ""
     for option in fields(Config):
         group = GROUPS.get(option.name, group)
+        if option.name in without:
+            continue
         choices = option.metadata["check"].choices
         notes = [", ".join(choices)] if choices else []
         default = option.metadata["default"]

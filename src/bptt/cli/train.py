@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..train import Config, InputError, NonFiniteError
-from ..train.config import read_entries, shown
-from ..train.corpus import encodable, read_file
-from ..train.found import found_file, found_sequences, found_text
-from ..train.imported import found_module
 from ..train.options import USES
 from ..train.runs import changed, options_of
+from .checked_options import check_found, config_of, directory_of
 from .options import with_training_options
 
 if TYPE_CHECKING:
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-@with_training_options
+@with_training_options()
 def train(
     config_file: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="options from a TOML file, out included; flags win")
@@ -58,9 +55,8 @@ def train(
     @cache
     def asked() -> tuple[Config, Path | None]:
         """The options of a new run and its directory, if one is named, as far as they can be checked without torch."""
-        directory = None if out is None else _directory("out", out)
-        config, named = _read(config_file, given)
-        _check_found(config)
+        directory = None if out is None else directory_of("out", out)
+        config, named = config_of(config_file, given)
         return config, directory or named
 
     if resume_from is not None and (out is not None or config_file is not None or overwrite):
@@ -71,7 +67,7 @@ def train(
         if resume_from is None:
             asked()
         else:
-            _check_found(changed(options_of(_directory("resume", resume_from)), given))
+            check_found(changed(options_of(directory_of("resume", resume_from)), given))
 
     from rich.console import Console
 
@@ -86,7 +82,7 @@ def train(
         if tensorboard:
             require_tensorboard()
         if resume_from is not None:
-            return resume(_directory("resume", resume_from), **given)
+            return resume(directory_of("resume", resume_from), **given)
         config, directory = asked()
         if directory is None and may_restart():
             raise InputError("--max-restarts needs a directory where the run is found again: give --out DIR")
@@ -117,35 +113,6 @@ def train(
             for picture in write_pictures(trainer.task, trainer.counts, run.path):
                 typer.echo(f"{picture}")
     return status
-
-
-def _read(file: Path | None, flags: dict[str, Any]) -> tuple[Config, Path | None]:
-    """The options of a new run, and the directory that the file names for it."""
-    if file is None:
-        return Config(**flags), None
-    entries = read_entries(read_file(file, "configuration"), str(file), also=["out"])
-    directory = _directory(f"{file}: out", entries.pop("out")) if "out" in entries else None
-    return Config.from_entries(entries, str(file), **flags), directory
-
-
-def _check_found(config: Config) -> None:
-    """Raise InputError where the data, or the module of a cell, are not there."""
-    if ":" in config.cell:
-        found_module("cell", config.cell)
-    if config.text is not None:
-        found_text(config.text, config.documents)
-    if config.series is not None:
-        found_file("table", config.series)
-    for sequences in (config.classify, config.heldout_file):
-        if sequences is not None:
-            found_sequences(sequences)
-
-
-def _directory(name: str, value: object) -> Path:
-    """What an option says is a directory."""
-    if not isinstance(value, str) or not value or "\0" in value or not encodable(value):
-        raise InputError(f"{name} must be a directory name, in UTF-8: got {shown(value)}")
-    return Path(value)
 
 
 def _default_directory(config: Config) -> Path:

@@ -20,6 +20,7 @@ try:
     from ._lag_map import lag_map as lag_map
     from ._lyapunov import lyapunov as lyapunov
     from ._products import products as products
+    from ._rate_test import rate_test as rate_test
     from ._reach import reach as reach
     from ._shares import shares as shares
     from ._training import training as training

@@ -4,8 +4,8 @@
 
 A `Task` is what is learned: `Text` is a language model, `Series` a forecast, `Classification` the class of a sequence.
 `Config` holds every option, `prepare` reads the task it is for; `start` and `resume` open a run, `fit` trains it;
-`generate` samples from a language model, `forecast` says how a series goes on. Nothing here prints. Each name is loaded
-when it is first used: options can be checked without torch.
+`rate_test` looks for a learning rate; `generate` samples from a language model, `forecast` says how a series goes on.
+Nothing here prints. Each name is loaded when it is first used: options can be checked without torch.
 """
 
 from typing import TYPE_CHECKING
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .lanes import Lanes as Lanes
     from .loop import Trainer as Trainer
     from .model import LanguageModel as LanguageModel
+    from .rate_test import RateTest as RateTest
+    from .rate_test import rate_test as rate_test
     from .records import Record as Record
     from .records import Step as Step
     from .rundir import RunDirectory as RunDirectory
@@ -53,10 +55,12 @@ _HOMES = {
     "InputError": "errors",
     "NonFiniteError": "errors",
     "forecast": "forecasting",
+    "rate_test": "rate_test",
     "record_run": "inspection",
     "Lanes": "lanes",
     "Trainer": "loop",
     "LanguageModel": "model",
+    "RateTest": "rate_test",
     "Record": "records",
     "Step": "records",
     "RunDirectory": "rundir",
