@@ -41,6 +41,20 @@ def test_from_a_table_to_a_forecast(capsys: pytest.CaptureFixture[str], table: P
     assert "must be a run with task=text: got task=series; forecast" in error_of(bptt(capsys, "sample", out))
 
 
+def test_a_regression_of_series_of_several_lengths(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lines = [f"{t},{g},{t % 5},{t % 3}" for g, n in (("a", 40), ("b", 30)) for t in range(n)]
+    table, out = tmp_path / "data.csv", tmp_path / "run"
+    table.write_text("\n".join(["t,g,x,y", *lines]))
+    columns = ["--time", "t", "--group", "g", "--target", "y", "--inputs", "x", "--horizon", 0]
+    made = bptt(capsys, "train", "--series", table, *columns, *SMALL, "--patience", 1, "--eval-every", 1, "--out", out)
+    assert made.status == 0, made.err
+    assert ", the best, held-out loss " in made.out
+    result = bptt(capsys, "predict", out, table)
+    assert result.status == 0, result.err
+    assert len((out / "forecast.csv").read_text().splitlines()) == 71
+    assert (out / "forecast.png").stat().st_size > 5000
+
+
 def test_mistakes_are_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str], table: Path, tmp_path: Path
 ) -> None:

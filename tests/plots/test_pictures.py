@@ -93,7 +93,9 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "training diverged": lambda: plots.training([r | {"perplexity": INF, "grad_norm": NAN} for r in made.records(3)]),
     "confusion": lambda: plots.confusion([[9, 1], [0, 5]], ["low", "high"]),
     "confusion of many, one unseen": lambda: plots.confusion(np.diag([0, *[3] * 39]), [f"word {i}" for i in range(40)]),
-    "rate_test": lambda: plots.rate_test(*[np.geomspace(1e-4, 1, 30)] * 3, 0.01, "What the test says of rates", "conditions " * 30),
+    "rate_test": lambda: plots.rate_test(
+        *[np.geomspace(1e-4, 1, 30)] * 3, 0.01, "What the test says of rates", "conditions " * 30
+    ),
     "rate_test of two": lambda: plots.rate_test([0.1, 1], [1, 1], [1, 1]),
     "graph": lambda: plots.graph(),
     "graph lstm": lambda: plots.graph(2, "lstm"),

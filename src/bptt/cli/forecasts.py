@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,13 @@ def write_forecast(run: Path, data: Path, target: Path, device: str) -> str:
     found = forecast(model, scaling, read_table(data))
     atomic.write(target, _table(found, scaling).encode())
     picture = target.with_suffix(".png")
-    known, predicted = _drawn(found, scaling)
-    steps = None if scaling.horizon else range(len(found[0].times))
+    known, predicted, times = _drawn(found, scaling)
+    steps = None if scaling.horizon else range(max(len(each.times) for each in found))
     ahead = f"{scaling.horizon} steps ahead" if scaling.horizon else "by regression"
     assert plots is not None
-    plots.forecast(known, predicted, steps, f"{', '.join(scaling.targets)}, {ahead}").savefig(picture)
+    heading = f"{', '.join(scaling.targets)}, {ahead}"
+    named = {} if scaling.time is None else {"times": times, "time": scaling.time}
+    plots.forecast(known, predicted, steps, heading, **named).savefig(picture)
     return f"{target}: {sum(len(each.times) for each in found)} rows; picture: {picture}"
 
 
@@ -45,9 +48,11 @@ def _table(found: list[Forecast], scaling: Scaling) -> str:
     return text.getvalue()
 
 
-def _drawn(found: list[Forecast], scaling: Scaling) -> tuple[dict[str, Numbers], dict[str, Numbers]]:
-    """(what was known, what is predicted), by group and target."""
-    known, predicted = {}, {}
+def _drawn(
+    found: list[Forecast], scaling: Scaling
+) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, list[Any]]]:
+    """(what was known, what is predicted, the times of both), by group and target."""
+    known, predicted, times = {}, {}, {}
     alone = len(scaling.targets) == 1
     for each in found:
         for i, target in enumerate(scaling.targets):
@@ -55,4 +60,6 @@ def _drawn(found: list[Forecast], scaling: Scaling) -> tuple[dict[str, Numbers],
             predicted[name] = each.values[:, i]
             past = each.group.targets
             known[name] = past[:, i] if past.shape[1] == len(scaling.targets) else np.full(len(past), np.nan)
-    return known, predicted
+            later = each.times if scaling.horizon else []
+            times[name] = [*(each.group.time or range(len(past))), *later]
+    return known, predicted, times

@@ -38,12 +38,13 @@ def _with_options(command: C, without: Collection[str]) -> C:
         choices = option.metadata["check"].choices
         notes = [", ".join(choices)] if choices else []
         default = option.metadata["default"]
-        notes += [] if default is None else [f"default: {default}"]
+        notes += [] if default is None or default is False else [f"default: {default}"]
         note = f" ({'; '.join(notes)})" if notes else ""
         also = "".join(f"; also --{other}" for other, name in ALIASES.items() if name == option.name)
+        name = option.name.replace("_", "-")
         flag = typer.Option(
             None,
-            "--" + option.name.replace("_", "-"),
+            f"--{name}/--no-{name}" if hints[option.name] is bool else f"--{name}",
             help=f"{option.metadata['meaning']}{also}{note}",
             rich_help_panel=group,
         )

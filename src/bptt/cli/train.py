@@ -1,4 +1,4 @@
-"""`bptt train`: a language model on a text."""
+"""`bptt train`: a language model, a forecast, or a classifier."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
             told = ", ".join(f"{n} {value:.4g}" for n, value in named.items() if "/" not in n and value is not None)
             measured += f"; held-out {told} at the end"
     if trainer.best is not None:
-        measured += f"; kept: the weights of step {trainer.best['step']}, the best"
+        best = f"held-out loss {trainer.best['loss']:.4g}"
+        measured += f"; kept: the weights of step {trainer.best['step']}, the best, {best}"
     return (
         f"{trainer.step} steps{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, {trainer.task.file}, weights.safetensors, checkpoints\n"
