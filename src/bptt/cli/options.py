@@ -44,7 +44,7 @@ def _with_options(command: C, without: Collection[str]) -> C:
         name = option.name.replace("_", "-")
         flag = typer.Option(
             None,
-            f"--{name}/--no-{name}" if hints[option.name] is bool else f"--{name}",
+            f"--{name}",
             help=f"{option.metadata['meaning']}{also}{note}",
             rich_help_panel=group,
         )
