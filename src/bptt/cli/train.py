@@ -143,7 +143,7 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
         best = f"held-out loss {trainer.best['loss']:.4g}"
         measured += f"; kept: the weights of step {trainer.best['step']}, the best, {best}"
     return (
-        f"{trainer.step} steps{measured}\n"
+        f"{trainer.step} steps{', out of patience' if trainer.out_of_patience else ''}{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, {trainer.task.file}, weights.safetensors, checkpoints\n"
         f"{USES[trainer.task.name].format(run=run.path)}; how far its gradients travel: bptt flow {run.path}"
     )
