@@ -12,7 +12,7 @@ import torch
 from cli.command import bptt, error_of
 
 from bptt.train import Config, InputError, Trainer, prepare, rate_test
-from bptt.train.rate_test import _smoothed, _suggestion
+from bptt.train.range_test import _smoothed, _suggestion
 
 from .tiny import of_task, write
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .lanes import Lanes as Lanes
     from .loop import Trainer as Trainer
     from .model import LanguageModel as LanguageModel
-    from .rate_test import RateTest as RateTest
-    from .rate_test import rate_test as rate_test
+    from .range_test import RateTest as RateTest
+    from .range_test import rate_test as rate_test
     from .records import Record as Record
     from .records import Step as Step
     from .rundir import RunDirectory as RunDirectory
@@ -55,12 +55,12 @@ _HOMES = {
     "InputError": "errors",
     "NonFiniteError": "errors",
     "forecast": "forecasting",
-    "rate_test": "rate_test",
+    "rate_test": "range_test",
     "record_run": "inspection",
     "Lanes": "lanes",
     "Trainer": "loop",
     "LanguageModel": "model",
-    "RateTest": "rate_test",
+    "RateTest": "range_test",
     "Record": "records",
     "Step": "records",
     "RunDirectory": "rundir",

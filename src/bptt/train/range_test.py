@@ -83,7 +83,7 @@ def rate_test(
     >>> from bptt.train import Config, prepare, rate_test
     >>> config = Config(cell="gru", hidden=8, limit=4000, batch=4, seq_length=8, threads=1)
     >>> found = rate_test(prepare(config), config, steps=20)
-    >>> len(found.rates) <= 20, found.rates[0]
+    >>> len(found.rates) <= 20, float(found.rates[0])
     (True, 1e-05)
 
     Source: Smith 2017, "Cyclical learning rates for training neural networks" (arXiv 1506.01186), section 3.3; rates
