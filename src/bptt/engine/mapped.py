@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .levels import apply
+
 __all__ = ["folded", "lane", "one_by_one", "unfolded"]
 
 
@@ -42,7 +44,7 @@ def one_by_one(
 
     def call(i: int) -> tuple[Tensor, ...]:
         own = [t if d is None or t is None else t.select(d, i) for t, d in zip(given, dims, strict=True)]
-        results: tuple[Tensor, ...] = function.apply(*arguments, *own)
+        results: tuple[Tensor, ...] = apply(function, *arguments, *own)
         return results
 
     results = [call(i) for i in range(V)]

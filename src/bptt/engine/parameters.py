@@ -40,7 +40,7 @@ def parameter_gradients(
     if missing:
         steps = AllSteps(x, tape, given(result.da), result.recurrent, result.adjoints)
         if lane_groups is not None:
-            found |= {name: _by_group(cell, name, steps, present, lane_groups) for name in missing}
+            found |= _by_group(cell, missing, steps, present, lane_groups)
         elif isinstance(kernel, SummingKernel):
             found |= _by_kernel(kernel, cell, missing, steps, present)
         for name in missing:
@@ -73,8 +73,8 @@ def _by_kernel(
     return found
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _summed(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None) -> Tensor:
@@ -87,22 +87,39 @@ def _summed(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None) ->
     return _joined(parts)
 
 
-def _by_group(cell: Cell, weight: str, steps: AllSteps, present: Tensor | None, groups: int) -> Tensor:
-    """The gradient of one weight for each group of lanes `[groups, ...]`: one batch of products over steps."""
-    errors, inputs = cell.factors(weight, steps)
-    rows = None if inputs is None else _grouped(inputs, present, groups)
-    parts = [_grouped(e, present, groups) for e in errors]
-    return torch.cat([e.sum(1) if rows is None else torch.bmm(e.transpose(1, 2), rows) for e in parts], 1)
+def _by_group(
+    cell: Cell, weights: Sequence[str], steps: AllSteps, present: Tensor | None, groups: int
+) -> dict[str, Tensor | None]:
+    """The gradients of some weights for each group of lanes `[groups, ...]`: one batch of products over steps."""
+    found: dict[str, Tensor | None] = {}
+    sums: dict[tuple[int, ...], Tensor] = {}
+    for name in weights:
+        errors, inputs = cell.factors(name, steps)
+        parts = [_grouped(e, present, groups) for e in errors]  # [T, groups, each, F]
+        if inputs is not None:
+            rows = _rows(_grouped(inputs, present, groups))
+            found[name] = _joined([torch.bmm(_rows(e).transpose(1, 2), rows) for e in parts], 1)
+            continue
+        known = sums.get(key := tuple(map(id, errors)))
+        # Both biases may have the same gradient, but not in the same memory: gradients are added to in place.
+        found[name] = _joined([e.sum((0, 2)) for e in parts], 1) if known is None else known.clone()
+        sums[key] = given(found[name])
+    return found
 
 
 def _grouped(x: Tensor, present: Tensor | None, groups: int) -> Tensor:
-    """`[T, B, F]` -> `[groups, T * B / groups, F]`, zero where no step of a sequence is, which may hold anything."""
+    """`[T, B, F]` -> `[T, groups, B / groups, F]`, zero where no step of a sequence is, which may hold anything."""
     T, B, F = x.shape
     if present is not None:
         rows = x.flatten(0, 1)
         x = rows.new_zeros(T * B, F).index_copy(0, present, rows.index_select(0, present)).view(T, B, F)
-    each = B // groups if groups else 0
-    return x.reshape(T, groups, each, F).transpose(0, 1).reshape(groups, T * each, F)
+    return x.reshape(T, groups, B // groups if groups else 0, F)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[T, groups, each, F]` -> `[groups, T * each, F]`."""
+    T, groups, each, F = x.shape
+    return x.transpose(0, 1).reshape(groups, T * each, F)
 
 
 def restart_gradients(cell: Cell, w: Weights, tape: Tape, adjoints: States, present: Tensor | None) -> States:

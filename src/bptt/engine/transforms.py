@@ -17,6 +17,7 @@ from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
+from .levels import apply
 from .mapped import folded, lane, one_by_one, unfolded
 from .pull_request import PullRequest
 from .records import Asked, Saved, Tensors, given
@@ -42,7 +43,7 @@ def transformed() -> bool:
 
 def run_transformed(program: Any, tensors: Tensors) -> tuple[Tensor, ...]:
     """`boundary.run` inside a transform."""
-    return Transformed.apply(program, torch.is_grad_enabled(), *tensors, *program.held)[: program.outputs]
+    return apply(Transformed, program, torch.is_grad_enabled(), *tensors, *program.held)[: program.outputs]
 
 
 def pulled(program: Any, saved: Saved, asked: Asked) -> Tensors:
@@ -63,7 +64,7 @@ def pulled(program: Any, saved: Saved, asked: Asked) -> Tensors:
     )
     if not any(asked.needs):
         return (None,) * len(asked.needs)
-    grads = iter(Pulled.apply(request, *map(_alive, (*flat, *arrived))))
+    grads = iter(apply(Pulled, request, *map(_alive, (*flat, *arrived))))
     return tuple(next(grads) if need else None for need in asked.needs)
 
 
@@ -160,7 +161,7 @@ class Transformed(torch.autograd.Function):
             return one_by_one(Transformed, (program, keep), dims, tensors, V)
         whole = [t if i in weights else folded(t, dims[i], V) for i, t in enumerate(tensors)]
         held = tuple(whole[first:])
-        results = Transformed.apply(program.holding(held) if held else program, keep, *whole)
+        results = apply(Transformed, program.holding(held) if held else program, keep, *whole)
         return tuple(unfolded(r, V) for r in results), tuple(map(lane, results))
 
 
@@ -236,7 +237,7 @@ class Pulled(torch.autograd.Function):
             if not RULES[type(request.program)].sums_by_group(request.program):
                 return one_by_one(Pulled, (request,), dims, flat, V)
             request = replace(request, lane_groups=V * (1 if groups is None else groups))
-        results = Pulled.apply(request, *[t if i in weights else folded(t, dims[i], V) for i, t in enumerate(flat)])
+        results = apply(Pulled, request, *[t if i in weights else folded(t, dims[i], V) for i, t in enumerate(flat)])
         of_weights = [i in weights for i in wanted]
         apart = [
             unfolded(r, V) if not of else r if groups is None else r.unflatten(0, (V, groups))
