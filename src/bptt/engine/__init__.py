@@ -14,9 +14,9 @@ results of its backward call; `plain` is the short way through it for plain call
 derivatives of higher order; `ops` is the boundary for a compiler: the programs as operators of torch, `flops` their
 cost; `onnx` is a net as operators of ONNX; `tracing` says which observers need them. `transforms` is the boundary
 inside torch.func's transforms and dual levels, by the `rules` of each kind of program; `levels` takes a function
-through them; `pull_request` is a backward call there as data, which lanes divide. `pushforward` is the tangents of a
-net; `tangents` says where there are some, and refuses those that would be lost. `device` says what torch's default
-device is.
+through them; `pull_request` is a backward call there as data, which lanes divide; `mapped_steps` is a traced step for
+them. `pushforward` is the tangents of a net; `tangents` says where there are some, and refuses those that would be
+lost. `device` says what torch's default device is.
 """
 
 from .backward import BackwardPass as BackwardPass
@@ -27,6 +27,7 @@ from .boundary import own_precision as own_precision
 from .boundary import run as run
 from .crossing import block_sweep as block_sweep
 from .device import default_device as default_device
+from .mapped_steps import MappedSteps as MappedSteps
 from .net import Net as Net
 from .onnx import onnx_decompositions as onnx_decompositions
 from .onnx import onnx_layers as onnx_layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .levels import apply
 
-__all__ = ["folded", "lane", "one_by_one", "unfolded"]
+__all__ = ["at_once", "folded", "in_pieces", "lane", "one_by_one", "unfolded"]
+
+MOST_VALUES = 2**25
+"""Values of all lanes of the calls that are made at once: so many cotangents of one call share a tape."""
 
 
 def lane(tensor: Tensor) -> int:
@@ -50,3 +53,27 @@ def one_by_one(
     results = [call(i) for i in range(V)]
     together = tuple(map(torch.stack, zip(*results, strict=True)))
     return together, (0,) * len(together)
+
+
+def at_once(given: Sequence[Tensor | None], dims: Sequence[int | None], V: int, weights: Sequence[int]) -> int:
+    """How many of V calls are made as lanes of one, of which each takes a copy of what they share."""
+    shared = [t.numel() for i, (t, d) in enumerate(zip(given, dims, strict=True)) if t is not None and d is None
+              and i not in weights]  # fmt: skip
+    return V if sum(shared) * V <= MOST_VALUES else max(MOST_VALUES // sum(shared), 1)
+
+
+def in_pieces(
+    rule: Callable[..., tuple[tuple[Tensor, ...], tuple[int, ...]]],
+    info: Any,
+    dims: Sequence[int | None],
+    given: Sequence[Tensor | None],
+    size: int,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """(the results of all calls, where the calls are in them), by a rule for so many of them at once."""
+    parts: list[tuple[Tensor, ...]] = []
+    for first in range(0, info.batch_size, size):
+        some = min(size, info.batch_size - first)
+        own = [t if d is None or t is None else t.narrow(d, first, some) for t, d in zip(given, dims, strict=True)]
+        results, out_dims = rule(info._replace(batch_size=some), own)
+        parts.append(results)
+    return tuple(torch.cat(p, d) for p, d in zip(zip(*parts, strict=True), out_dims, strict=True)), out_dims

@@ -237,7 +237,10 @@ class _PackedRules:
     """See `transforms.Rules`: lanes are no dimension, so that nothing is mapped but one by one."""
 
     def weights(self, program: PackedStack) -> range:
-        return range(program.net.inputs)
+        return range(program.net.inputs + len(program.held))  # what is held too
+
+    def of_lanes(self, program: PackedStack, times: int) -> PackedStack:
+        raise AssertionError("nothing is mapped but one by one")
 
     def tapes(self, program: PackedStack) -> bool:
         return True

@@ -47,7 +47,7 @@ class PullRequest:
         some = iter(flat[at[-1] :])
         return Parts(inputs, held, outputs, tape, tuple(next(some) if there else None for there in self.arrived))
 
-    def weights(self) -> range | None:
+    def weights(self) -> Sequence[int] | None:
         """The inputs that are weights; None of a program without rules."""
         found = RULES.get(type(self.program))
         return None if found is None else found.weights(self.program)

@@ -21,7 +21,7 @@ from .bidirectional import CheckpointedBidirectional
 from .boundary import own_precision
 from .net import Net, States
 from .records import Tensors, given
-from .rules import RULES
+from .rules import RULES, reaches_all
 from .segments import Checkpointed
 from .stack import Stack
 
@@ -115,6 +115,9 @@ class _NetRules:
         net = program.net
         return range(1 + net.cell.states, net.inputs)
 
+    def of_lanes(self, program: Any, times: int) -> Any:
+        return program  # which finds its lanes in its tensors
+
     def tapes(self, program: Any) -> bool:
         return not program.net.kernel.own_gradients
 
@@ -125,11 +128,7 @@ class _NetRules:
         return not program.net.kernel.own_gradients
 
     def is_uncut(self, program: Any, x: Tensor) -> bool:
-        net, T = program.net, x.shape[0]
-        reach = net.reach
-        one_block = reach.every is None or reach.every >= T
-        reaches = reach.window is None or reach.window >= T
-        return not net.xi and reaches and (one_block or not reach.stops_at_start)
+        return not program.net.xi and reaches_all(program.net.reach, x.shape[0])
 
     def push(self, program: Any, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
         return push(program.net, inputs, tangents)

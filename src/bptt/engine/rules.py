@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..policies import Reach
 from .records import Tensors
 
-__all__ = ["RULES", "Rules"]
+__all__ = ["RULES", "Rules", "reaches_all"]
 
 
 class Rules(Protocol):
     """What the transforms need to know of a kind of program."""
 
-    def weights(self, program: Any) -> range:
+    def weights(self, program: Any) -> Sequence[int]:
         """The inputs that are weights. All other tensors have lanes, in the last dimension but one or the only one."""
+        ...
+
+    def of_lanes(self, program: Any, times: int) -> Any:
+        """The same program of so many times the lanes."""
         ...
 
     def tapes(self, program: Any) -> bool:
@@ -41,3 +47,10 @@ class Rules(Protocol):
 
 RULES: dict[type, Rules] = {}
 """The rules of each kind of program that can be transformed."""
+
+
+def reaches_all(reach: Reach, T: int) -> bool:
+    """Whether every loss of T steps reaches all steps before it."""
+    one_block = reach.every is None or reach.every >= T
+    reaches = reach.window is None or reach.window >= T
+    return reaches and (one_block or not reach.stops_at_start)

@@ -23,7 +23,7 @@ from .records import Asked, Grads, Saved, Tensors, given
 from .rerun import reversals
 from .step_plan import StepPlan
 
-__all__ = ["StepProgram"]
+__all__ = ["Check", "StepProgram"]
 
 Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]
 

@@ -18,7 +18,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from .levels import apply
-from .mapped import folded, lane, one_by_one, unfolded
+from .mapped import at_once, folded, in_pieces, lane, one_by_one, unfolded
 from .pull_request import PullRequest
 from .records import Asked, Saved, Tensors, given
 from .rules import RULES
@@ -160,7 +160,7 @@ class Transformed(torch.autograd.Function):
         if any(dims[i] is not None for i in weights):
             return one_by_one(Transformed, (program, keep), dims, tensors, V)
         whole = [t if i in weights else folded(t, dims[i], V) for i, t in enumerate(tensors)]
-        held = tuple(whole[first:])
+        held, program = tuple(whole[first:]), RULES[type(program)].of_lanes(program, V)
         results = apply(Transformed, program.holding(held) if held else program, keep, *whole)
         return tuple(unfolded(r, V) for r in results), tuple(map(lane, results))
 
@@ -232,11 +232,15 @@ class Pulled(torch.autograd.Function):
         weights = request.weights()
         if weights is None or any(dims[i] is not None for i in weights):
             return one_by_one(Pulled, (request,), dims, flat, V)
+        size = at_once(flat, dims, V, weights)
+        if size < V:
+            return in_pieces(lambda info, some: Pulled.vmap(info, in_dims, request, *some), info, dims, flat, size)
         wanted, groups = [i for i, need in enumerate(request.needs) if need], request.lane_groups
         if any(i in weights for i in wanted):
             if not RULES[type(request.program)].sums_by_group(request.program):
                 return one_by_one(Pulled, (request,), dims, flat, V)
             request = replace(request, lane_groups=V * (1 if groups is None else groups))
+        request = replace(request, program=RULES[type(request.program)].of_lanes(request.program, V))
         results = apply(Pulled, request, *[t if i in weights else folded(t, dims[i], V) for i, t in enumerate(flat)])
         of_weights = [i in weights for i in wanted]
         apart = [

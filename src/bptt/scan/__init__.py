@@ -7,8 +7,9 @@ for a step that is replayed: `recorded` records the steps as they run; elsewhere
 steps as they run and finds state that they keep outside of the carry, which `located` names; `leaked` is for tensors
 that leave a step elsewhere. `replay` runs one step again under the same `surroundings`, as a graph of its own.
 `segments` says which carries are kept, recomputes the others, and compares every replay with the forward pass. `sweep`
-is the block sweep over steps, `graph` the policy as a graph, for derivatives of higher order. `plain_loop` is a scan
-inside the transforms of torch.func and in forward mode. `eager` keeps a compiler out.
+is the block sweep over steps, `graph` the policy as a graph, for derivatives of higher order. `mapped_call` is a call
+by a traced step inside the transforms of torch.func, `plain_loop` one of any step there and in forward mode. `eager`
+keeps a compiler out.
 """
 
 from .compiled_call import KERNELS as KERNELS

@@ -191,6 +191,8 @@ def _compile(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tu
     try:
         read = Guard.of(given.step, ())
         obstacle = read.obstacle
+        if read.wrapped:  # by a transform, and by another one in the next call
+            return Compiled(None, "it captures a tensor that a transform of torch.func has wrapped"), ()
     except ValueError as error:  # of a lazy module, whose parameters have no shape yet
         return Compiled(None, str(error)), ()
     if obstacle is not None:

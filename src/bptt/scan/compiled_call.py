@@ -24,13 +24,31 @@ from .replay import Replay
 from .segments import KeptCarries
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
 
-__all__ = ["KERNELS", "FirstStepDiffers", "by_compiled_step", "reason_to_replay"]
+__all__ = [
+    "KERNELS",
+    "FirstStepDiffers",
+    "Results",
+    "StepDiffers",
+    "by_compiled_step",
+    "comparison",
+    "reason_not_to_compile",
+    "reason_to_replay",
+]
 
 KERNELS = ("auto", "interpreter", "eager", "replay")
 """What runs the steps: see `scan`."""
 
 
-class _Differs(Exception):  # noqa: N818  the caller replays
+class Results(NamedTuple):
+    """The results of a call: the tensors of the final carry, and of ys `[T, ...]`, with their forms."""
+
+    final: Sequence[Tensor]
+    carry_form: Form
+    ys: Sequence[Tensor]
+    y_form: Form
+
+
+class StepDiffers(Exception):  # noqa: N818  the caller replays
     """The step itself gives another result than its trace."""
 
 
@@ -48,12 +66,17 @@ class FirstStepDiffers(str):
 
 def reason_to_replay(given: Arguments, kernel: str) -> str | None:
     """Why the steps of a call are not to be compiled, whatever they do; None where nothing speaks against it."""
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active"
+    return reason_not_to_compile(given, kernel)
+
+
+def reason_not_to_compile(given: Arguments, kernel: str) -> str | None:
+    """`reason_to_replay` but for transforms, which are one."""
     if kernel == "replay":
         return "kernel='replay' was asked for"
     if kernel == "auto" and given.T < FEWEST_STEPS:
         return f"a trace pays from {FEWEST_STEPS} steps on, and this call has {given.T}"
-    if torch._C._are_functorch_transforms_active():
-        return "a transform of torch.func is active"
     if seen(given.carry[0] if given.carry else None) or torch._C._len_torch_function_stack():
         return "a mode of torch observes the call"
     if torch.nn.modules.module._has_any_global_hook():
@@ -101,7 +124,7 @@ def by_compiled_step(
     differentiated = torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]
     factors = edge_factors(policy, given) if differentiated else None
     again = partial(_pullback, given, policy, entry, captured, surroundings, factors, states)
-    check = _check(given, entry, surroundings, states) if entry.due() else None
+    check = comparison(given, entry, surroundings, states) if entry.due() else None
     check = check if traced.branches is None else _branches_then(check, given, entry)
     program = StepProgram(plan, factors, given.resets, again if differentiated else None, check)
     try:
@@ -114,7 +137,7 @@ def by_compiled_step(
         if error.t == 1:
             entry.reason = reason = FirstStepDiffers(reason)
         return reason
-    except _Differs as error:
+    except StepDiffers as error:
         if entry.calls > 1:
             raise RuntimeError(
                 f"step no longer does what it did when it was traced: {error}. Something that it depends on has "
@@ -199,7 +222,7 @@ def _again(
     return again
 
 
-def _check(
+def comparison(
     given: Arguments, entry: Compiled, surroundings: Surroundings, before: Sequence[GeneratorStates | None]
 ) -> Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]:
     """What compares the step itself with its program at some steps."""
@@ -222,7 +245,7 @@ def _check(
                     )
                 got = [*split(result[0], given.carry_form)[0], *split_y(result[1], entry.y_form)[0]]
                 if not all(_alike(g, e) for g, e in zip(got, expected, strict=True)):
-                    raise _Differs(f"at step {t} it gives another result than its trace")
+                    raise StepDiffers(f"at step {t} it gives another result than its trace")
 
     return check
 

@@ -28,6 +28,7 @@ from .eager import kept_eager
 from .first_carry import FirstCarryChanges, fitted, makes_its_own, may_fit, with_first_step_alone
 from .forward import ForwardPass, ForwardRun, ScanResults
 from .leaked import refuse_gradients
+from .mapped_call import by_mapped_step
 from .monitor import StepMonitor, complete, hidden
 from .plain_loop import by_plain_loop
 from .pullback import Rows, ScanPullback, edge_factors, obstacle_to_merging
@@ -153,10 +154,13 @@ def scan(
     where a later call finds that a compiled step no longer does what it did. NotImplementedError inside torch.jit.trace
     and torch.fx, whose graph would hold this number of steps for every input.
 
-    Inside the transforms of torch.func, and in forward mode, the steps are a plain loop that torch transforms (vmap,
-    grad, vjp, jvp, jacrev, jacfwd, hessian, dual tensors, in any nesting): in the time of that loop, whatever memory
-    and rows say; a named kernel raises there. A tangent is the full one under any policy, which changes adjoints alone;
-    so a tangent of a gradient, or a gradient of a tangent, raises NotImplementedError under a policy that cuts edges.
+    Inside vmap of torch.func, and at most one grad, vjp or jacrev, a compiled step runs as elsewhere: what is mapped
+    over becomes rows of one call, of captured tensors `[B, ...]` too. It keeps the carries. In every other transform
+    (jvp, jacfwd, hessian, dual tensors), or where the step draws random numbers, is given resets or a policy that draws
+    factors, or captures a tensor that a transform maps over or differentiates by, the steps are a plain loop that torch
+    transforms, in any nesting: in the time of that loop. Memory says nothing there, and a named kernel raises. A
+    tangent is the full one under any policy, which changes adjoints alone; so a tangent of a gradient, or a gradient of
+    a tangent, raises NotImplementedError under a policy that cuts edges.
 
     Use `bptt.nn` where the step is one of its cells: its adjoints are derived by hand.
 
@@ -188,7 +192,7 @@ def scan(
     if inside and kernel not in ("auto", "replay"):
         raise RuntimeError(
             f"kernel={kernel!r} cannot run this step inside the transforms of torch.func or in forward mode: pass "
-            "kernel='auto', which runs it as a plain loop there"
+            "kernel='auto', which finds its own way there"
         )
     if memory != "auto" and parse_memory(memory) == "gates":
         raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
@@ -200,8 +204,16 @@ def scan(
     elif recording and given.resets is not None:
         # Read again in backward: the caller may write the next ones into the same tensor.
         given = replace(given, resets=given.resets.clone())
-    final, ys = by_plain_loop(given, policy) if inside else _scanned(given, policy, rows, memory, kernel)
+    final, ys = _transformed(given, policy, rows, kernel) if inside else _scanned(given, policy, rows, memory, kernel)
     return final, tree_map_only(Tensor, lambda y: y.flip(0), ys) if reverse else ys
+
+
+def _transformed(given: Arguments, policy: Policy, rows: Rows, kernel: str) -> tuple[Any, Any]:
+    """(the final carry, ys in the order of the steps) inside a transform."""
+    found = by_mapped_step(given, policy, kernel) if rows == "auto" else None
+    if found is None:
+        return by_plain_loop(given, policy)
+    return found.carry_form.join(found.final), found.y_form.join(found.ys)
 
 
 def _scanned(given: Arguments, policy: Policy, rows: Rows, memory: str | Checkpoints, kernel: str) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from .listing import sizes as sizes
 from .parts import Part as Part
 from .parts import SplitStep as SplitStep
 from .parts import Value as Value
+from .rebinding import holds_wrapped as holds_wrapped
 from .rebinding import module_in as module_in
 from .rebinding import origin as origin
 from .rebinding import without_history as without_history

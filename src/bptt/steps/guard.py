@@ -140,6 +140,11 @@ class Guard:
         found = {id(t): name[1:-1] if name.startswith("`") else None for name, t, _ in self._tensors}
         return tuple(found[id(t)] for t in self.captured)
 
+    @property
+    def wrapped(self) -> bool:
+        """Whether a tensor that the step reads is the wrapper of a transform of torch.func."""
+        return any(torch._C._functorch.is_functorch_wrapped_tensor(t) for _, t, _ in self._tensors)
+
     def captured_by(self, step: Callable[..., Any]) -> tuple[Tensor, ...] | str:
         """The tensors that another step has in the places of `captured`; or what else differs, in a sentence.
 

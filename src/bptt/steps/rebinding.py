@@ -10,11 +10,12 @@ from itertools import islice
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .objects import described, form, redescribed, same, told
 
-__all__ = ["Rebinding", "module_in", "origin", "without_history"]
+__all__ = ["Rebinding", "holds_wrapped", "module_in", "origin", "without_history"]
 
 
 def origin(step: Callable[..., Any]) -> Hashable:
@@ -42,28 +43,45 @@ def module_in(step: Any, depth: int = 4) -> nn.Module | None:
     """
     if isinstance(step, nn.Module):
         return step
-    held: Iterable[Any] = ()
-    if isinstance(step, FunctionType):
-        held = map(_contents, step.__closure__ or ())
-    elif isinstance(step, MethodType):
-        held = step.__self__, step.__func__
-    elif isinstance(step, partial):
-        held = step.func, *step.args, *step.keywords.values()
-    elif type(step) in (list, tuple):
-        held = step[:_FEW]
-    elif type(step) is dict:
-        held = islice(step.values(), _FEW)
     found = None
     if depth > 0:
-        found = next((module for part in held if (module := module_in(part, depth - 1)) is not None), None)
+        found = next((module for part in _held(step) if (module := module_in(part, depth - 1)) is not None), None)
     if found is None and isinstance(step, FunctionType):
         named = map(step.__globals__.get, step.__code__.co_names)
         found = next((value for value in named if isinstance(value, nn.Module)), None)
     return found
 
 
+def holds_wrapped(step: Any, depth: int = 4) -> bool:
+    """Whether a tensor that a step holds, itself or in a module, is the wrapper of a transform of torch.func.
+
+    >>> import torch
+    >>> torch.func.grad(lambda w: float(holds_wrapped(lambda h, x: (h * w, x))) * w)(torch.tensor(2.0))
+    tensor(1.)
+    """
+    if isinstance(step, Tensor):
+        return torch._C._functorch.is_functorch_wrapped_tensor(step)
+    if isinstance(step, nn.Module):
+        own = (t for module in step.modules() for of in (module._parameters, module._buffers) for t in of.values())
+        return any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in own)
+    return depth > 0 and any(holds_wrapped(part, depth - 1) for part in _held(step))
+
+
+def _held(step: Any) -> Iterable[Any]:
+    """What a step is made of, or some of what a container holds."""
+    if isinstance(step, FunctionType):
+        return map(_contents, step.__closure__ or ())
+    if isinstance(step, MethodType):
+        return step.__self__, step.__func__
+    if isinstance(step, partial):
+        return step.func, *step.args, *step.keywords.values()
+    if type(step) in (list, tuple):
+        return step[:_FEW]
+    return islice(step.values(), _FEW) if type(step) is dict else ()
+
+
 _FEW = 16
-"""The items of a container among which a module is looked for."""
+"""The items of a container that are looked at."""
 
 
 def without_history(step: Callable[..., Any]) -> tuple[Callable[..., Any], dict[int, Tensor]]:

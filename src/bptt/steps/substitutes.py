@@ -134,6 +134,8 @@ class Substitutes(TorchFunctionMode):
         if self.inside.get(id(t)) is t or self.recorder.knows(t):
             return t
         self._check_class(t)
+        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+            raise self.recorder.refused("it captures a tensor that a transform of torch.func has wrapped")
         if t.requires_grad and not torch.is_grad_enabled():
             return t  # inside of a custom function: its gradient is that of the tensor which was handed over
         known = self.table.get(id(t))
