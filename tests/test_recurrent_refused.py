@@ -15,6 +15,14 @@ DOUBLE = torch.float64
 X = torch.zeros(T, B, I)
 
 
+def jagged(layout: torch.layout = torch.jagged) -> Tensor:
+    return torch.nested.nested_tensor([torch.zeros(n, I) for n in (3, 2)], layout=layout)
+
+
+def plain(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return h + x, h
+
+
 def gru(**kw: Any) -> bptt.nn.Recurrent:
     return bptt.nn.Recurrent(nn.GRUCell(I, H), **kw)
 
@@ -101,6 +109,21 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: gru()(X.to_sparse()),
         TypeError,
         "input must be a dense tensor: .* sparse_coo",
+    ),
+    "as_scan_jagged": (
+        lambda: gru().as_scan(jagged()),
+        TypeError,
+        r"must be a dense tensor: .* nested \(torch.nested.to_padded_tensor\(input, 0.0\) with lengths=",
+    ),
+    "scan_jagged": (
+        lambda: bptt.scan(plain, X[0], jagged()),
+        TypeError,
+        "got a nested tensor, which bptt.nn.Recurrent",
+    ),
+    "scan_packed": (
+        lambda: bptt.scan(plain, X[0], nn.utils.rnn.pack_sequence([X[:, 0]])),
+        TypeError,
+        r"xs must hold tensors \[T, ...\]: got a PackedSequence",
     ),
     "features": (
         lambda: gru()(torch.zeros(T, B, 9)),

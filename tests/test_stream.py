@@ -286,6 +286,8 @@ CHUNKED = {"gradient": "chunked:3"}
         ({"x": iter([])}, ValueError, "x must have at least 1 step: got 0"),
         ({"x": [torch.zeros(2, B, I), torch.zeros(2, 7, I)]}, ValueError, r"pieces \[n, 3, 4\] like the first: got"),
         ({"x": pack_sequence([torch.zeros(T, I)])}, TypeError, "x must be .*got a PackedSequence"),
+        ({"x": torch.nested.nested_tensor([torch.zeros(T, I)], layout=torch.jagged)}, TypeError, "got a nested tensor"),
+        ({"x": torch.zeros(T, 1, I).to_sparse()}, TypeError, "x must be a dense tensor: got layout torch.sparse_coo"),
         ({"x": pack_sequence([torch.zeros(T, I)]), **CHUNKED}, TypeError, "x must be .*got a PackedSequence"),
         ({"x": deque([torch.zeros(T, B, I)]), **CHUNKED}, TypeError, r"x must have slices .*got deque, whose \[0:1\]"),
         ({"x": iter([]), **CHUNKED}, ValueError, "x must have at least 1 step"),

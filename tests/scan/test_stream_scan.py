@@ -275,6 +275,8 @@ X, NO = torch.zeros(T, B, 4), torch.zeros(T, B, dtype=torch.bool)
         ({"xs": 3}, TypeError, "xs must be a pytree of what has a length and slices .*got a int"),
         ({"xs": (X, X[1:])}, ValueError, r"one number of steps: got leaves of xs of \[23, 22\] steps"),
         ({"xs": None}, ValueError, "one number of steps"),
+        ({"xs": torch.nn.utils.rnn.pack_sequence([X[:, 0]])}, TypeError, "lanes of one length: got a PackedSequence"),
+        ({"xs": (X, torch.nested.nested_tensor([X[:, 0]], layout=torch.jagged))}, TypeError, "got a nested tensor"),
         ({"length": 7}, ValueError, "one number of steps"),
         ({"xs": X[:0]}, ValueError, "at least 1 step: got 0"),
         ({"xs": iter([])}, ValueError, "at least 1 step: got 0"),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
 
@@ -132,3 +133,43 @@ def test_recurrent(form: dict[str, Any], gradient: str) -> None:
 def test_a_named_kernel_says_so() -> None:
     with pytest.raises(RuntimeError, match="kernel='eager' cannot run this step inside the transforms"):
         grad(loss(scanned, kernel="eager"))(*data())
+
+
+def test_sequences_of_several_lengths() -> None:
+    """Packed ones and flat ones, of which torch's functions read the memory where no transform is."""
+    for layer in (bptt.nn.Recurrent(bptt.nn.cells.MGU(H, 4)).double(), bptt.nn.GRU(H, 4, dtype=torch.float64)):
+        packed = pack_padded_sequence(data()[1], [4, 7, 2], enforce_sorted=False)
+        offsets = torch.tensor([0, 4, 4, 11, 13])
+
+        def of_packed(x: Tensor, layer: Any = layer, packed: Any = packed) -> Tensor:
+            y, final = layer(packed._replace(data=x))
+            return y.data.sin().sum() + final.cos().sum()
+
+        def of_flat(x: Tensor, layer: Any = layer, offsets: Tensor = offsets) -> Tensor:
+            y, final = layer(x, cu_seqlens=offsets)
+            return y.sin().sum() + final.cos().sum()
+
+        for value in (of_packed, of_flat):
+            leaf = packed.data.clone().requires_grad_()
+            (expected,) = torch.autograd.grad(value(leaf), leaf)
+            close(grad(value)(packed.data), expected)
+            close(vmap(grad(value))(torch.stack([packed.data] * 2)), torch.stack([expected] * 2))
+            moving = packed.data.cos()
+            close(jvp(value, (packed.data,), (moving,))[1], (expected * moving).sum())
+        for x, name in ((data()[1], "lengths"), (packed.data, "cu_seqlens")):
+            with pytest.raises(ValueError, match=f"{name} must be the same in all calls of a vmap"):
+                vmap(lambda n, layer=layer, x=x, name=name: layer(x, **{name: n})[0])(
+                    torch.ones(2, B, dtype=torch.int64)
+                )
+
+
+@pytest.mark.parametrize("kind", ["Recurrent", "GRU"])
+def test_no_calls(kind: str) -> None:
+    layer: Any = bptt.nn.GRU(H, 4) if kind == "GRU" else bptt.nn.Recurrent(bptt.nn.cells.MGU(H, 4))
+    x = torch.zeros(0, 9, B, H, requires_grad=True)
+    y = vmap(lambda x: layer(x)[0])(x)
+    assert y.shape == (0, 9, B, 4)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    weights = {n: p.detach() for n, p in layer.named_parameters()}
+    per_sample = vmap(grad(lambda p, x: functional_call(layer, p, (x,))[0].sum()), (None, 0))(weights, x.detach())
+    assert [g.shape for g in per_sample.values()] == [(0, *p.shape) for p in weights.values()]

@@ -60,6 +60,8 @@ from .tracing import recording as recording
 from .tracing import refusal as refusal
 from .tracing import refuse_recording as refuse_recording
 from .tracing import seen as seen
+from .transforms import refuse_mapped as refuse_mapped
 from .transforms import tangent_of_a_gradient as tangent_of_a_gradient
 from .transforms import transformed as transformed
+from .transforms import whole_numbers as whole_numbers
 from .transforms import without_reverse as without_reverse

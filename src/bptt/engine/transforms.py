@@ -18,7 +18,7 @@ from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 from .levels import apply
-from .mapped import at_once, folded, in_pieces, lane, one_by_one, unfolded
+from .mapped import at_once, folded, in_pieces, lane, no_calls, one_by_one, unfolded
 from .pull_request import PullRequest
 from .records import Asked, Saved, Tensors, given
 from .rules import RULES
@@ -29,9 +29,11 @@ __all__ = [
     "is_batched",
     "pulled",
     "pulled_batched",
+    "refuse_mapped",
     "run_transformed",
     "tangent_of_a_gradient",
     "transformed",
+    "whole_numbers",
     "without_reverse",
 ]
 
@@ -39,6 +41,19 @@ __all__ = [
 def transformed() -> bool:
     """Whether a call may be inside a transform: of torch.func, or a dual level of torch.autograd.forward_ad."""
     return torch._C._are_functorch_transforms_active() or forward_mode()
+
+
+def refuse_mapped(what: str, tensor: Tensor) -> None:
+    """Raise ValueError where vmap maps over whole numbers that are read as such."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise ValueError(f"{what} must be the same in all calls of a vmap: got a tensor that it maps over")
+        tensor = functorch.get_unwrapped(tensor)
+
+
+def whole_numbers(tensor: Tensor) -> list[int]:
+    """`tolist` of whole numbers `[n]`, which torch 2.8 has not inside its transforms."""
+    return [int(n) for n in tensor] if transformed() else tensor.tolist()
 
 
 def run_transformed(program: Any, tensors: Tensors) -> tuple[Tensor, ...]:
@@ -156,6 +171,8 @@ class Transformed(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], program: Any, keep: bool, *tensors: Tensor | None) -> Any:
         dims, first, V = in_dims[2:], len(tensors) - len(program.held), info.batch_size
+        if V == 0:
+            return no_calls(Transformed, (program, keep), dims, tensors)
         weights = RULES[type(program)].weights(program)
         if any(dims[i] is not None for i in weights):
             return one_by_one(Transformed, (program, keep), dims, tensors, V)
@@ -229,6 +246,8 @@ class Pulled(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], request: PullRequest, *flat: Tensor | None) -> Any:
         dims, V = in_dims[1:], info.batch_size
+        if V == 0:
+            return no_calls(Pulled, (request,), dims, flat)
         weights = request.weights()
         if weights is None or any(dims[i] is not None for i in weights):
             return one_by_one(Pulled, (request,), dims, flat, V)

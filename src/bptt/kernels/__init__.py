@@ -213,6 +213,10 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )
     data = x.data if isinstance(x, PackedSequence) else x
+    if data.is_nested:
+        if data.layout is not torch.jagged:
+            raise ValueError(f"x must be a dense tensor, packed, or nested in layout=torch.jagged: got {data.layout}")
+        data = data.values()
     if data.shape[-1] != layer.input_size:
         raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
+from ..engine import whole_numbers
 from ..scan.pytrees import Step
 from ._sequences import Sequences
 
@@ -23,7 +24,7 @@ def by_length(sequences: Sequences, run: Callable[[int, Tensor], tuple[Tensor, l
     assert sequences.lengths is not None
     lengths = sequences.lengths.to(sequences.x.device)
     ys, finals, lanes = [], [], []
-    for n in sequences.lengths.unique().tolist():
+    for n in whole_numbers(sequences.lengths.unique()):
         lanes.append(torch.nonzero(lengths == n)[:, 0])
         y, final = run(n, lanes[-1])
         ys.append(torch.cat([y, y.new_zeros(sequences.T - n, *y.shape[1:])]))

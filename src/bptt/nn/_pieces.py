@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["STEPS", "Sliceable", "as_tensor", "is_sliceable", "on_disk", "rechunked", "steps_of"]
+__all__ = ["STEPS", "Sliceable", "as_tensor", "check_lanes", "is_sliceable", "on_disk", "rechunked", "steps_of"]
 
 STEPS = 1024
 """The largest number of steps that are written to the files of pieces at a time."""
@@ -29,6 +30,22 @@ class Sliceable(Protocol):
 def is_sliceable(x: Any) -> bool:
     """Whether a value has a length and slices."""
     return hasattr(x, "__len__") and hasattr(x, "__getitem__")
+
+
+def check_lanes(name: str, x: Any, shape: str = "[T, ...]") -> None:
+    """Raise TypeError for sequences of several lengths, and for a tensor that is not dense."""
+    if isinstance(x, PackedSequence):
+        got = "a PackedSequence"
+    elif isinstance(x, Tensor) and x.is_nested:
+        got = f"a nested tensor of {x.layout}"
+    elif isinstance(x, Tensor) and x.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor: got layout {x.layout} (to_dense() of it)")
+    else:
+        return
+    raise TypeError(
+        f"{name} must be {shape} with lanes of one length: got {got}. Sequences one after the other may be one lane, "
+        "with resets where each begins"
+    )
 
 
 def steps_of(name: str, whole: Any, a: int, b: int) -> Tensor:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
+from ..engine import refuse_mapped
 from ..policies import Reach
+from .packing import packed_rows, padded
 
 __all__ = ["Sequences", "checked_lengths"]
 
@@ -50,13 +52,16 @@ class Sequences:
             if lengths is not None:
                 raise ValueError("lengths must be None for a PackedSequence, which has its own")
             ends: Tensor | None
-            x, ends = pad_packed_sequence(input)
+            x, ends = padded(input)
             packed, batched = input, True
         else:
             if not isinstance(input, Tensor):
                 raise TypeError(f"input must be a Tensor or a PackedSequence: got {type(input).__name__}")
             if input.layout is not torch.strided or input.is_nested:
-                raise TypeError(f"input must be a dense tensor: got one that is {_kind(input)}")
+                instead = ""
+                if input.is_nested:  # which calls of the layer itself take where it is jagged
+                    instead = " (torch.nested.to_padded_tensor(input, 0.0) with lengths= are the same sequences)"
+                raise TypeError(f"input must be a dense tensor: got one that is {_kind(input)}{instead}")
             least = 1 if not (input.is_floating_point() or input.is_complex()) else 2  # tokens, or features
             if input.dim() < least:
                 raise ValueError(f"input must have at least {least} dimensions: got {list(input.shape)}")
@@ -65,14 +70,14 @@ class Sequences:
             ends = checked_lengths(lengths, x)
         if len(x) == 0:
             raise ValueError(f"input must have at least one step: got shape {list(x.shape)}, time first")
-        padded = len(x)
+        given = len(x)
         if resets is not None:
             resets = _checked_resets(resets, x, batched, batch_first)
         if ends is not None and x.shape[1]:
             longest = int(ends.max())
             x, resets = x[:longest], None if resets is None else resets[:longest]
         uneven = ends is not None and bool((ends != len(x)).any())
-        return cls(x, ends if uneven else None, resets, packed, batched, batch_first, padded)
+        return cls(x, ends if uneven else None, resets, packed, batched, batch_first, given)
 
     @property
     def T(self) -> int:
@@ -156,17 +161,12 @@ class Sequences:
         if self.packed is None:
             return functional.dropout(output.new_ones(self.padded, self.B, *features), p)[: self.T]
         data = functional.dropout(output.new_ones(len(self.packed.data), *features), p)
-        return pad_packed_sequence(self.packed._replace(data=data))[0]
+        return padded(self.packed._replace(data=data))[0]
 
     def restore(self, y: Tensor) -> Tensor | PackedSequence:
         """The output `[T, B, ...]` in the caller's layout."""
         if self.packed is not None:
-            order, lengths = self.packed.sorted_indices, self.lengths
-            if lengths is None:
-                lengths = torch.full((self.B,), self.T, device="cpu")
-            if order is not None:
-                y, lengths = y.index_select(1, order), lengths[order.cpu()]
-            return self.packed._replace(data=pack_padded_sequence(y, lengths).data)
+            return self.packed._replace(data=packed_rows(y, self.packed, self.lengths))
         if self.padded > self.T:
             y = torch.cat([y, y.new_zeros(self.padded - self.T, *y.shape[1:])])
         if not self.batched:
@@ -186,6 +186,7 @@ def checked_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     if isinstance(lengths, Tensor):
         if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype is torch.bool:
             raise TypeError(f"lengths must be whole numbers: got a tensor of {lengths.dtype}")
+        refuse_mapped("lengths", lengths)
         found = lengths.detach().to("cpu", torch.int64)
     else:
         try:

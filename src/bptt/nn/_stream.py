@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
-from ._pieces import STEPS, Sliceable, as_tensor, is_sliceable, on_disk, rechunked, steps_of
+from ._pieces import STEPS, Sliceable, as_tensor, check_lanes, is_sliceable, on_disk, rechunked, steps_of
 from ._stream_loss import StreamLoss, checked_tensors
 from ._stream_recurrent import CellStream
 from .call import Call, Hidden, net_of
@@ -114,8 +113,7 @@ def stream_gradients(
         raise ValueError(f"memory must be Checkpoints(...) or its text form: got {memory!r}")
     if not callable(loss):
         raise TypeError(f"loss must be a function of (steps, y): got {type(loss).__name__}")
-    if isinstance(x, PackedSequence):
-        raise TypeError("x must be [T, B, I] with lanes of one length: got a PackedSequence")
+    check_lanes("x", x, "[T, B, I]")
     if reset_state is not None and resets is None:
         raise ValueError("reset_state is what resets restart from: got it without resets")
     tensors = checked_tensors(wrt)

@@ -15,7 +15,7 @@ from .. import policies
 from ..memory import Checkpoints, parse
 from ..scan import KERNELS
 from ..scan.pytrees import Form, Step, split
-from ._pieces import Sliceable, is_sliceable, rechunked
+from ._pieces import Sliceable, check_lanes, is_sliceable, rechunked
 from ._scan_stream import ScanStream, zeros_for_none
 from ._stream_loss import StreamLoss, checked_tensors
 
@@ -156,10 +156,12 @@ class _Steps(ScanStream):
 
     def of_leaves(self, xs: Any, length: int | None) -> tuple[list[Any], int]:
         """The leaves of xs, and T."""
+        check_lanes("xs", xs)
         leaves, self.spec = tree_flatten(xs)
         self.places = [leaf is not None for leaf in leaves]
         leaves = [leaf for leaf in leaves if leaf is not None]
         for leaf in leaves:
+            check_lanes("xs", leaf)
             if not is_sliceable(leaf):
                 raise TypeError(
                     f"xs must be a pytree of what has a length and slices of steps, or an iterator of pieces: got a "

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ..engine import transformed
+from ..engine import transformed, whole_numbers
 
 __all__ = ["packed_rows", "padded"]
 
@@ -18,12 +18,12 @@ def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
         # A graph is broken here anyway, since lengths are values; of torch 2.8 a compiler cannot trace it either.
         pad = torch.compiler.disable(pad_packed_sequence) if is_dynamo_compiling() else pad_packed_sequence
         return pad(packed)
-    sizes: list[int] = packed.batch_sizes.tolist()
+    sizes = whole_numbers(packed.batch_sizes)
     T, B = len(sizes), sizes[0]
     x = packed.data.new_zeros(T * B, *packed.data.shape[1:]).index_copy(0, _places(packed), packed.data)
     lengths = [sum(size > lane for size in sizes) for lane in range(B)]
     if packed.unsorted_indices is not None:
-        lengths = [lengths[lane] for lane in packed.unsorted_indices.tolist()]
+        lengths = [lengths[lane] for lane in whole_numbers(packed.unsorted_indices)]
     return x.unflatten(0, (T, B)), torch.tensor(lengths, device="cpu")
 
 
@@ -41,9 +41,9 @@ def packed_rows(y: Tensor, packed: PackedSequence, lengths: Tensor | None) -> Te
 
 def _places(packed: PackedSequence) -> Tensor:
     """The row of `[T * B]` in which each row of the data lies."""
-    sizes: list[int] = packed.batch_sizes.tolist()
+    sizes = whole_numbers(packed.batch_sizes)
     B = sizes[0]
-    lanes = list(range(B)) if packed.sorted_indices is None else packed.sorted_indices.tolist()
+    lanes = list(range(B)) if packed.sorted_indices is None else whole_numbers(packed.sorted_indices)
     return torch.tensor(
         [t * B + lane for t, size in enumerate(sizes) for lane in lanes[:size]], device=packed.data.device
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from ..engine import recorder
@@ -36,6 +37,8 @@ class Arguments:
     @classmethod
     def of(cls, step: Step, carry: Any, xs: Any, length: int | None = None, resets: Tensor | None = None) -> Arguments:
         """The arguments as a user gives them. Raises TypeError and ValueError as `scan` says."""
+        if isinstance(xs, PackedSequence):
+            raise TypeError("xs must hold tensors [T, ...]: got a PackedSequence, which bptt.nn.Recurrent takes")
         (state, form), (inputs, x_form) = split_known(carry), split_known(xs)
         check_no_tensor_hidden(form)
         T = _steps(inputs, x_form, length)
@@ -110,6 +113,11 @@ def _steps(xs: list[Tensor], form: Form, length: int | None) -> int:
     """T, which xs and length must agree on."""
     if form.values or any(x.dim() == 0 for x in xs):
         raise ValueError("every leaf of xs must be a tensor [T, ...] or None")
+    if True in [x.is_nested for x in xs]:
+        raise TypeError(
+            "every leaf of xs must be a tensor [T, ...] or None: got a nested tensor, which bptt.nn.Recurrent takes "
+            "where it is jagged"
+        )
     try:
         length = length if length is None else index(length)
     except TypeError:

@@ -207,4 +207,4 @@ def _size(tree: Any) -> Hashable:
     """The dimensions of the first tensor, for trees that are known to hold it there."""
     while type(tree) in (tuple, list) and tree:
         tree = tree[0]
-    return tree.shape if isinstance(tree, Tensor) else None
+    return tree.shape if isinstance(tree, Tensor) and not tree.is_nested else None

@@ -104,7 +104,8 @@ def _bare(t: Tensor) -> Tensor:
         dims.append(functorch.maybe_get_bdim(t) if functorch.is_batchedtensor(t) else None)
         t = functorch.get_unwrapped(t)
     for dim in reversed(dims):
-        t = t if dim is None else t.select(dim, 0)
+        if dim is not None:
+            t = t.select(dim, 0) if t.shape[dim] else t.new_zeros(t.movedim(dim, 0).shape[1:])
     return t.detach()
 
 
