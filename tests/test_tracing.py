@@ -227,6 +227,17 @@ def test_a_scan_is_refused_by_name() -> None:
         torch.fx.symbolic_trace(Scan())
 
 
+def test_the_graph_of_a_scan_takes_any_lanes_but_one_number_of_steps() -> None:
+    x, lanes = normal(7, 2, I), torch.export.Dim("B", min=2, max=64)
+    for model in (Scan(), bptt.nn.Recurrent(bptt.nn.cells.MGU(I, H)).double()):
+        with torch.no_grad():
+            exported = torch.export.export(model, (x,), dynamic_shapes=({1: lanes},), strict=False).module()
+            wider = normal(7, 5, I)
+            torch.testing.assert_close(exported(wider), model(wider))
+            with pytest.raises(NotImplementedError, match="number of steps is dynamic"):
+                torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("T", max=64)},), strict=False)
+
+
 # What is built on it
 
 

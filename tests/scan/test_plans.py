@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _python_dispatch
 from torch.utils._pytree import tree_leaves
 
 import bptt
@@ -186,6 +187,8 @@ def test_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not faults
+    # Each trace has a mode of its own, and torch's flags are those of all threads: none is left behind.
+    assert not _python_dispatch.is_in_torch_dispatch_mode()
 
 
 @pytest.mark.parametrize("gradient", ["full", "truncated:5/2"])

@@ -79,7 +79,7 @@ def unlike(cells: Iterable[nn.Module], x: Tensor, given: Any = None) -> int:
     """A number of lanes that no size in cells, input or states can be mistaken for."""
     modules = nn.ModuleList(cells)
     held = (t for t in (*modules.parameters(), *modules.buffers()) if not is_lazy(t))
-    sizes = {n for t in (x, *held, *tree_leaves(given)) if isinstance(t, Tensor) for n in t.shape}
+    sizes = {n for t in (x, *held, *tree_leaves(given)) if isinstance(t, Tensor) for n in t.shape if isinstance(n, int)}
     return next(n for n in range(5, 10_000) if n not in sizes)
 
 

@@ -117,11 +117,14 @@ class CellCall:
         return spec.unflatten([_whole(t, like, self.rows, B) if is_tensor(like) else t for t, like in pairs])
 
 
+def _one(t: Tensor) -> bool:
+    """Whether a tensor is known to have one lane: in a graph their number may be a symbol."""
+    return isinstance(t.shape[0], int) and t.shape[0] == 1
+
+
 def broadcast(state: Any, B: int) -> Any:
     """A state whose tensors `[1, ...]` have B equal lanes."""
-    return tree_map(
-        lambda t: t.expand(B, *t.shape[1:]) if isinstance(t, Tensor) and t.dim() and len(t) == 1 else t, state
-    )
+    return tree_map(lambda t: t.expand(B, *t.shape[1:]) if isinstance(t, Tensor) and t.dim() and _one(t) else t, state)
 
 
 def first_lane(state: Any, B: int) -> Any:

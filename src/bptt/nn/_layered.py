@@ -54,12 +54,12 @@ def stack_hidden(states: Sequence[Any], B: int, batched: bool) -> Any:
     if len(states) == 1 and batched:  # most have one cell, and a tensor or two as its state
         state = states[0]
         tensors = state if type(state) is tuple else (state,)
-        if all(isinstance(t, Tensor) and t.dim() and len(t) == B for t in tensors):
+        if all(isinstance(t, Tensor) and t.dim() and t.shape[0] == B for t in tensors):
             stacked = [t.unsqueeze(0) for t in tensors]
             return tuple(stacked) if type(state) is tuple else stacked[0]
     flat = [tree_flatten(state) for state in states]
     (first, spec), *others = flat
-    shapes = [t.shape if isinstance(t, Tensor) and t.dim() and len(t) == B else None for t in first]
+    shapes = [t.shape if isinstance(t, Tensor) and t.dim() and t.shape[0] == B else None for t in first]
     alike = all(other == spec and [getattr(t, "shape", None) for t in leaves] == shapes for leaves, other in others)
     if isinstance(states[0], list) or None in shapes or not alike:
         return list(states) if batched else [tree_map(lambda t: _alone(t, 0), state) for state in states]

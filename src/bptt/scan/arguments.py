@@ -122,6 +122,11 @@ def _steps(xs: list[Tensor], form: Form, length: int | None) -> int:
         length = length if length is None else index(length)
     except TypeError:
         raise TypeError(f"length must be an integer or None: got {length!r}") from None
+    if any(isinstance(x.shape[0], torch.SymInt) for x in xs):
+        raise NotImplementedError(
+            "the graph of bptt.scan holds each of its steps, and so one number of them: got xs whose number of steps "
+            "is dynamic. Leave that dimension out of dynamic_shapes; a bptt.nn.RNN, GRU or LSTM takes any T"
+        )
     lengths = {x.shape[0] for x in xs} | (set() if length is None else {length})
     if len(lengths) != 1:
         raise ValueError(

@@ -82,7 +82,10 @@ def direct_call(
     kernel: str,
 ) -> tuple[Any, Any] | None:
     """What `scan` returns; None where the call is none of those known, or is observed."""
-    known = _KNOWN.get(_key(step, carry, xs, length))
+    try:
+        known = _KNOWN.get(_key(step, carry, xs, length))
+    except TypeError:  # of the sizes of a graph that is being made, which are no numbers
+        return None
     if known is None or is_observed() or torch._C._len_torch_function_stack():
         return None
     if torch.nn.modules.module._has_any_global_hook():

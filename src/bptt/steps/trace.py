@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.fx import Node
+from torch.utils import _python_dispatch
 
 from .lines import raised_at
 from .one_row import OneRow, as_rows
@@ -62,10 +63,12 @@ def trace(
     def attempt(lanes: frozenset[int], seen: Seen) -> TracedStep:
         first, second = counts
         try:
-            a, left = _record(step, carry, x, first, lanes, seen)
+            with _AS_WRITTEN:
+                a, left = _record(step, carry, x, first, lanes, seen)
             restore()
             _check_left(left)
-            b, left = _record(step, carry, x, second, lanes, seen)
+            with _AS_WRITTEN:
+                b, left = _record(step, carry, x, second, lanes, seen)
             restore()
             _check_left(left)
             return merged(a, b, lanes)
@@ -127,17 +130,23 @@ class _AsWritten:
     """A context in which what torch.compile has wrapped runs as it was written, in all threads.
 
     The compiler's stance belongs to the process. The first of the traces that overlap sets it, the last one puts back
-    what was there: if each put back what it had found, one that began later would leave the compiler switched off.
+    what was there: if each put back what it had found, one that began later would leave the compiler switched off. The
+    same holds of the flags by which torch knows that a dispatch mode is active, and of torch 2.8 the compiler stops at.
     """
 
     def __init__(self) -> None:
         self.lock, self.inside = threading.Lock(), 0
         self.stance: Any = None
+        self.flags: dict[str, bool] = {}
 
     def __enter__(self) -> None:
         with self.lock:
             if self.stance is None and "torch._dynamo" in sys.modules:  # else nothing has been compiled
                 self.stance = torch.compiler.set_stance("force_eager")
+            if self.inside == 0:
+                self.flags = {
+                    name: value for name, value in vars(_python_dispatch).items() if name.startswith("_is_in_")
+                }
             self.inside += 1
 
     def __exit__(self, *error: object) -> None:
@@ -146,6 +155,8 @@ class _AsWritten:
             if self.inside == 0 and self.stance is not None:
                 self.stance.__exit__(None, None, None)
                 self.stance = None
+            if self.inside == 0:
+                vars(_python_dispatch).update(self.flags)
 
 
 _AS_WRITTEN = _AsWritten()
@@ -181,7 +192,7 @@ def _record(
     substitutes.one_row = isinstance(step, OneRow)
     substitutes.inside |= {id(t): t for t in (*cs, *xs)}
     try:
-        with torch.random.fork_rng(_generators((*carry, *x))), _AS_WRITTEN, torch.enable_grad(), recorder, substitutes:
+        with torch.random.fork_rng(_generators((*carry, *x))), torch.enable_grad(), recorder, substitutes:
             received = [c.clone() for c in cs], [t.clone() for t in xs]
             new, y = step(*received) if not isinstance(step, OneRow) else step.mapped(*received, substitutes.note)
     except NotTraceable:
