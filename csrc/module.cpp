@@ -161,7 +161,7 @@ template <class Real> struct Fields<Infer<Real>> {
     static constexpr auto all = std::make_tuple(
         BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(x),
         BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih), BPTT_FIELD(b_hh),
-        BPTT_FIELD(w_hr), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
+        BPTT_FIELD(w_hr), BPTT_FIELD(resets), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
 };
 
 template <class Real> struct Fields<Sweep<Real>> {

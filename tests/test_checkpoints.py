@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import bptt
 from bptt.engine import Stack
+from bptt.kernels.whole import WholeWalks
 from bptt.memory import Checkpoints, Cut, parse
 from bptt.schedules import advances, binomial
 
@@ -238,7 +239,7 @@ def test_blocks_both_ways_in_many_groups(monkeypatch, layout, slots):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The steps of every stack that is run."""
+    """The steps of every stack that is run, and of every whole pass over a layer and direction forward."""
     steps, forward = [], Stack._forward
 
     def counted(self, x, tensors, keep):
@@ -246,6 +247,13 @@ def ran(monkeypatch):
         return forward(self, x, tensors, keep)
 
     monkeypatch.setattr(Stack, "_forward", counted)
+    for name in ("infer", "taped"):
+
+        def counted_whole(self, tensors, *others, own=getattr(WholeWalks, name)):
+            steps.append(len(tensors[0]))
+            return own(self, tensors, *others)
+
+        monkeypatch.setattr(WholeWalks, name, counted_whole)
     return steps
 
 

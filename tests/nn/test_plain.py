@@ -7,11 +7,13 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import bptt
 from bptt.kernels.whole import WholeWalks
@@ -37,8 +39,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-def results(layer: Any, x: Tensor, hx: Any, asked: str) -> list[Tensor]:
-    """Outputs and gradients. asked: x, h (of the initial state), f (from the final state), e (from an expanded one)."""
+def results(layer: Any, x: Tensor, hx: Any, asked: str, of: Any = None) -> list[Tensor]:
+    """Outputs and gradients. asked: x, h (of the initial state), f (from the final state), e (from an expanded one).
+
+    of: the layer whose parameters get gradients, if `layer` is another call of it.
+    """
     x = x.clone().requires_grad_("x" in asked)
     states = () if hx is None else tuple(h.clone().requires_grad_("h" in asked) for h in hx)
     y, final = layer(x, None if hx is None else states if len(states) == 2 else states[0])
@@ -46,7 +51,7 @@ def results(layer: Any, x: Tensor, hx: Any, asked: str) -> list[Tensor]:
     end = outputs if "f" in asked else outputs[:1]
     torch.manual_seed(1)
     cotangents = [torch.ones(()).expand_as(o) if "e" in asked else torch.randn_like(o) for o in end]
-    inputs = [t for t in (x, *states, *layer.parameters()) if t.requires_grad]
+    inputs = [t for t in (x, *states, *(of or layer).parameters()) if t.requires_grad]
     return [*(o.detach() for o in outputs), *torch.autograd.grad(end, inputs, cotangents)]
 
 
@@ -68,6 +73,45 @@ def test_bits_of_the_long_way(cell: str, policy: str, asked: str, monkeypatch: p
                     assert a.stride() == b.stride()
 
 
+@pytest.mark.parametrize(("memory", "asked"), [("auto", "xhf"), ("auto", "fe"), ("checkpoints", "xhf")])
+@pytest.mark.parametrize("policy", ["full", "chunked:3", "randomized:0.6"])
+@pytest.mark.parametrize(("layers_of", "both"), [(1, False), (3, False), (2, True)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_bits_of_nets(
+    cell: str, layers_of: int, both: bool, policy: str, memory: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several layers and directions, factors, resets and checkpoints; the numbers that are drawn are the same."""
+    options = {"num_layers": layers_of, "bidirectional": both, "gradient": policy, "memory": memory}
+    for (T, B, inputs, H), dtype in zip(SIZES, (torch.float64, torch.float32, torch.float32), strict=True):
+        layer = getattr(bptt.nn, cell)(inputs, H, dtype=dtype, **options)
+        layer.bias_hh_l0.requires_grad_(False)
+        x, first = torch.randn(T, B, inputs, dtype=dtype), torch.randn(layers_of * (1 + both), B, H, dtype=dtype)
+        hx = [first] * (1 + (cell == "LSTM"))
+        for resets in (None, torch.rand(T, B) < 0.3):
+            found = []
+            for way in (layers.plain, lambda *_: None):
+                torch.manual_seed(0)
+                with monkeypatch.context() as patch:
+                    patch.setattr(layers, "plain", way)
+                    with torch.no_grad():
+                        y = layer(x, resets=resets)[0]
+                    found.append([y, *results(partial(layer, resets=resets), x, hx, asked, layer)])
+            for a, b in zip(*found, strict=True):
+                assert torch.equal(a, b)
+                assert a.stride() == b.stride()
+
+
+def test_a_net_whose_graph_is_walked_twice_keeps_its_factors() -> None:
+    """Once observed, which is the long way, and once not."""
+    layer, x = bptt.nn.GRU(3, 4, gradient="randomized:0.5", num_layers=2), torch.randn(9, 2, 3)
+    y, _ = layer(x, resets=torch.rand(9, 2) < 0.3)
+    with FlopCounterMode(display=False):
+        first = torch.autograd.grad(y.sum(), list(layer.parameters()), retain_graph=True)
+    again = torch.autograd.grad(y.sum(), list(layer.parameters()))
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_which_calls_are_plain(cell: str, taken: list[bool]) -> None:
     x = torch.randn(5, 2, 3)
@@ -80,14 +124,19 @@ def test_which_calls_are_plain(cell: str, taken: list[bool]) -> None:
     with torch.no_grad():
         make(3, 4, memory="checkpoints")(x)
         make(3, 4, gradient="randomized:0.5")(x)
-    assert taken == [True] * 6
-    taken.clear()
-    make(3, 4, num_layers=2)(x)
+    make(3, 4, num_layers=2, dropout=0.5).eval()(x)
     make(3, 4, bidirectional=True)(x)
-    make(3, 4, kernel="eager")(x)
     make(3, 4, memory="checkpoints")(x)
     make(3, 4, gradient="randomized:0.5")(x)
+    make(3, 4)(x, resets=torch.ones(5, 2, dtype=torch.bool))
+    assert taken == [True] * 11
+    taken.clear()
+    make(3, 4, num_layers=2, dropout=0.5)(x)
+    make(3, 4, num_layers=2, gradient="truncated:3")(x)
+    make(3, 4, memory="checkpoints:steps=2")(x)
+    make(3, 4, kernel="eager")(x)
     make(3, 4)(x.transpose(0, 1).contiguous().transpose(0, 1))
+    make(3, 4, batch_first=True)(x, resets=torch.ones(5, 2, dtype=torch.bool))
     with torch.autocast("cpu"):
         make(3, 4)(x)
     assert taken == [False] * 7

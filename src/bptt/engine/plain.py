@@ -1,18 +1,19 @@
-"""A plain call: one layer in one direction, in which nothing is drawn, reset or padded, by the kernel's whole passes.
+"""A plain call: layers in which nothing is dropped or padded and blocks do not meet, by the kernel's whole passes.
 
 It gives what `boundary.run` gives of the same program, bit by bit, with less between the caller and the kernel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels import WholePasses
+from ..kernels import Edges, WholePasses
 from .boundary import Boundary
+from .net import Net
 from .stack import Stack
 from .tangents import forward_mode
 from .tracing import is_profiled, modes, recorder
@@ -42,48 +43,81 @@ class PlainCall:
     """All of a plain call but its tensors, for calls of the same sizes.
 
     stack: the same computation as a program. passes: of its kernel. initial: the state where none is given, zeros.
-    by_autograd: whether the passes are left to autograd, which records what `passes.infer` does.
+    by_autograd: whether the passes are left to autograd, which records what `passes.infer` does. runs_again: whether
+    the backward pass makes the tape, of which nothing is kept: checkpoints of one segment.
     """
 
     stack: Stack
     passes: WholePasses
     initial: tuple[Tensor, ...]
     by_autograd: bool = False
+    runs_again: bool = False
 
-    def __call__(self, tensors: tuple[Tensor, ...], differentiated: bool) -> tuple[Tensor, ...] | None:
-        """The outputs from the program's inputs, differentiable; None where these tensors need `boundary.run`."""
-        places = self.passes.places(tensors)
-        if places is None:
-            return None
+    def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+        """Where the program's inputs lie; None where these tensors need `boundary.run`."""
+        return self.passes.places(tensors)
+
+    def __call__(
+        self,
+        tensors: tuple[Tensor, ...],
+        places: tuple[int, ...],
+        differentiated: bool,
+        xi: tuple[Tensor, ...] = (),
+        resets: tuple[Tensor, ...] = (),
+    ) -> tuple[Tensor, ...]:
+        """The outputs from the program's inputs, differentiable. xi, resets: as in `Net`, of this call."""
         if differentiated and not self.by_autograd:
-            return _apply((self, places), *tensors)
-        return self.passes.infer(tensors, places)
+            return _apply((self, places, xi, resets), *tensors)
+        return self.passes.infer(tensors, places, self.edges((), resets))
+
+    def net(self, xi: tuple[Tensor, ...], resets: tuple[Tensor, ...]) -> Net:
+        """The net of a call with these."""
+        return replace(self.stack.net, xi=xi, resets=resets) if xi or resets else self.stack.net
+
+    def edges(self, xi: tuple[Tensor, ...], resets: tuple[Tensor, ...]) -> list[Edges]:
+        """What is special about the time edges of each layer and direction."""
+        if not xi and not resets:
+            return []
+        net = self.net(xi, resets)
+        dtype, K = self.initial[0].dtype, net.layers * net.directions
+        return [Edges(net.resets_of(k % net.directions), net.edge_factors(k, dtype)) for k in range(K)]
 
 
 class _Plain(Boundary):
-    """The autograd function of a plain call. ctx.call: it."""
+    """The autograd function of a plain call. ctx.call: it, and where in what is saved the inputs end, xi, and the
+    resets; the tape is the rest.
+    """
 
     @staticmethod
-    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # of any function
-        ctx.call, places = prepared
-        outputs, tape = ctx.call.passes.taped(tensors, places)
-        ctx.save_for_backward(*tensors, *tape)
+    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        call, places, xi, resets = prepared
+        count = len(tensors)
+        edges = call.edges((), resets)
+        if call.runs_again:
+            outputs, tape = call.passes.infer(tensors, places, edges), ()
+        else:
+            outputs, tape = call.passes.taped(tensors, places, edges)
+        ctx.call = call, count, count + len(xi), count + len(xi) + len(resets)
+        ctx.save_for_backward(*tensors, *xi, *resets, *tape)
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs, call = ctx.needs_input_grad[1:], ctx.call
-        count = len(needs)
+        needs, (call, count, second, third) = ctx.needs_input_grad[1:], ctx.call
+        saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
+        xi, resets = saved[count:second], saved[second:third]
         if not (torch.is_grad_enabled() or is_observed() or is_batched(cotangents)):
-            saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
-            grads = call.passes.pulled(saved[:count], saved[count:], cotangents, needs)
+            tensors, tape, edges = saved[:count], saved[third:], call.edges(xi, resets)
+            if call.runs_again:
+                places = call.places(tensors)
+                tape = None if places is None else call.passes.taped(tensors, places, edges)[1]
+            grads = None if tape is None else call.passes.pulled(tensors, tape, cotangents, needs, edges)
             if grads is not None:
                 return (None, *grads)
-        ctx.program, ctx.ends = call.stack, (count, count, count)
-        ctx.witnesses = (
-            (_WRITTEN,) if call.passes.own_tape else ()
-        )  # the stack cannot read such a tape: it makes its own
+        ctx.program, ctx.ends = replace(call.stack, net=call.net(xi, resets)), (count, count, third)
+        # A tape that the stack cannot read, or none: it makes its own.
+        ctx.witnesses = (_WRITTEN,) if call.passes.own_tape or call.runs_again else ()
         return Boundary.backward(ctx, *cotangents)
 
 

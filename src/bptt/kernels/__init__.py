@@ -33,6 +33,7 @@ from .edges import scaled as scaled
 from .frames import Frames as Frames
 from .fused import Fused as Fused
 from .interpreter import Interpreter as Interpreter
+from .kernel import Edges as Edges
 from .kernel import Kernel as Kernel
 from .kernel import PackedKernel as PackedKernel
 from .kernel import Request as Request
@@ -56,6 +57,7 @@ from .step_values import StepValues as StepValues
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 from .torch_layers import BY_LIBRARY as BY_LIBRARY
+from .whole_net import WholeNet as WholeNet
 from .whole_steps import WholeSteps as WholeSteps
 from .whole_torch import WholeTorch as WholeTorch
 

@@ -23,6 +23,7 @@ from .frames import Frames
 from .packed_rows import PackedRows
 
 __all__ = [
+    "Edges",
     "Kernel",
     "PackedKernel",
     "Request",
@@ -125,10 +126,15 @@ class SweepResult(NamedTuple):
     dx: Tensor | None = None  # [T, B, I], by position [R, N, I], where the kernel has it
 
 
+class Edges(NamedTuple):
+    """What is special about the time edges of one call of one layer and direction, in its own time: see `Sweep`."""
+
+    resets: Tensor | None  # bool [T, B, 1], where the state is zeroed before the step; None is nowhere
+    factors: Tensor | None  # [T, B, 1], 0 at resets too; None is 1
+
+
 class WholeRequest(NamedTuple):
-    """A request for the passes over one layer in one direction, of which no sequence ends before T, no state is
-    replaced, and P is H.
-    """
+    """A request for the passes over one layer in one direction, of which no sequence ends before T, and P is H."""
 
     cell: Cell
     dtype: torch.dtype
@@ -203,27 +209,37 @@ class WholePasses(Protocol):
     with the bits of `Kernel.forward` and `sweep`, in less time than their bookkeeping would take.
 
     tensors: x, the initial state `[1, B, .]`, the weights. outputs: y `[T, B, H]`, the final state `[1, B, .]`.
-    own_tape: whether the tape is for `pulled` alone; else it is the states of `Tape`, then the gates if kept.
+    own_tape: whether the tape is for `pulled` alone; else it is the states of `Tape`, then the gates if kept. pulls:
+    whether `pulled` gives gradients, where more is asked for than the initial state alone. edges: of the layer, dense;
+    () where nothing is special.
     """
 
     own_tape: bool
+    pulls: bool
 
     def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
         """Where the values of tensors lie; None where one is not as it should be, and `Kernel.forward` says why."""
         ...
 
-    def infer(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def infer(
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...], edges: Sequence[Edges] = ()
+    ) -> tuple[Tensor, ...]:
         """The outputs."""
         ...
 
     def taped(
-        self, tensors: tuple[Tensor, ...], places: tuple[int, ...]
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...], edges: Sequence[Edges] = ()
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(outputs, tape). A caller may write to the outputs; the tape is as `own_tape` says."""
         ...
 
     def pulled(
-        self, tensors: tuple[Tensor, ...], tape: tuple[Tensor, ...], cotangents: Tensors, needs: tuple[bool, ...]
+        self,
+        tensors: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...],
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+        edges: Sequence[Edges] = (),
     ) -> Tensors | None:
         """The gradient of each of the tensors that needs one, stages 3 and 4; None: `Kernel.sweep` is the only way.
 

@@ -6,13 +6,15 @@ is one crossing into compiled code, and all that it needs besides its results li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _walks
-from .kernel import Tensors, WholeRequest
+from .addresses import at
+from .kernel import Edges, Tensors, WholeRequest
 
 __all__ = ["WholeWalks"]
 
@@ -35,6 +37,7 @@ class WholeWalks:
         self.variant, self.biased, self.pulls, self.states = variant, biased, pulls, cell.states
         self.y, self.h, self.last = (T, B, H), (T + 1, B, H), (1, B, H)
         self.x, self.ih, self.hh, self.b = (T, B, I), (GH, I), (GH, H), (GH,)
+        self.leaving = self.last if self.frames.whole else (len(self.frames.start), H)
         self.keeps = gates and cell.taped_per_unit > 0
         self.gates = T, B, cell.taped_per_unit * H if self.keeps else GH
         state_is_tape = cell.taped_per_unit == 0
@@ -55,16 +58,18 @@ class WholeWalks:
     def places(self, tensors: tuple[Tensor, ...]) -> tuple[int, ...] | None:
         return _walks.places(tensors, self.shapes, self.dtype)
 
-    def infer(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...]:
-        walk = self._copy(1, places)
+    def infer(
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...], edges: Sequence[Edges] = ()
+    ) -> tuple[Tensor, ...]:
+        walk = self._copy(1, places, edges)
         outputs = self._outputs(walk, tensors[0])
         walk.run(variant=self.variant, threads=torch.get_num_threads())
         return outputs
 
     def taped(
-        self, tensors: tuple[Tensor, ...], places: tuple[int, ...]
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...], edges: Sequence[Edges] = ()
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        walk, x = self._copy(0, places), tensors[0]
+        walk, x = self._copy(0, places, edges), tensors[0]
         outputs = self._outputs(walk, x)
         h = x.new_empty(self.h)
         walk.h = at_h = h.data_ptr()
@@ -83,9 +88,11 @@ class WholeWalks:
         walk.run(variant=self.variant, threads=torch.get_num_threads())
         return outputs, tape
 
-    def _copy(self, which: int, places: tuple[int, ...]) -> Any:
+    def _copy(self, which: int, places: tuple[int, ...], edges: Sequence[Edges]) -> Any:
         """The walk, with the places of what it computes from."""
         walk = self.walks[which].copy()
+        if edges and edges[0].resets is not None:
+            walk.resets = edges[0].resets.data_ptr()
         if self.states == 2:
             walk.x, walk.h_0, walk.c_0, walk.w_ih, walk.w_hh, *biases = places
         else:
@@ -106,11 +113,16 @@ class WholeWalks:
         return y, h_n, c_n
 
     def pulled(
-        self, tensors: tuple[Tensor, ...], tape: tuple[Tensor, ...], cotangents: Tensors, needs: tuple[bool, ...]
+        self,
+        tensors: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...],
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+        edges: Sequence[Edges] = (),
     ) -> Tensors | None:
         states = self.states
         needs_initial, needs_weight = True in needs[1 : 1 + states], True in needs[1 + states :]
-        if not self.pulls or not (needs[0] or needs_weight) or (needs_initial and not self.frames.whole):
+        if not self.pulls or not (needs[0] or needs_weight):
             return None
         x, dy = tensors[0], cotangents[0]
         if dy is not None and not dy.is_contiguous():
@@ -127,15 +139,18 @@ class WholeWalks:
             walk.gates, walk.errors, walk.arriving_h = rest
         else:
             walk.errors, walk.arriving_h = rest
+        if edges:
+            resets, factors = edges[0]
+            walk.resets, walk.edge_factors = at(resets), at(factors)
         grads: list[Tensor | None] = [None] * len(needs)
         if needs[0]:
             grads[0] = dx = x.new_empty(self.x)
             walk.dx = dx.data_ptr()
         if needs_initial:
-            grads[1] = dh = x.new_empty(self.last)
+            grads[1] = dh = x.new_empty(self.leaving)
             walk.leaving_h = dh.data_ptr()
             if states == 2:
-                grads[2] = dc = x.new_empty(self.last)
+                grads[2] = dc = x.new_empty(self.leaving)
                 walk.leaving_c = dc.data_ptr()
         if needs_weight:
             dw_ih, dw_hh = x.new_empty(self.ih), x.new_empty(self.hh)
@@ -148,6 +163,9 @@ class WholeWalks:
                 walk.db_hh = db_hh.data_ptr()
                 grads[3 + states :] = db_ih, db_hh
         walk.run(variant=self.variant, threads=torch.get_num_threads())
+        if needs_initial and not self.frames.whole:
+            of_lanes = self.frames.collect_initial(grads[1 : 1 + states])
+            grads[1 : 1 + states] = [None if s is None else s[None] for s in of_lanes]
         return tuple(grads) if False not in needs else _needed(grads, needs)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import _walks
-from .kernel import Tensors, WholeRequest
+from .kernel import Edges, Tensors, WholeRequest
 from .torch_layers import CALLS, can_record, keeps_graph
 
 __all__ = ["WholeTorch"]
@@ -20,6 +22,7 @@ class WholeTorch:
     """
 
     own_tape = True
+    pulls = True
 
     def __init__(self, request: WholeRequest, by_autograd: bool = False) -> None:
         self.by_autograd = by_autograd
@@ -40,7 +43,9 @@ class WholeTorch:
                 return False
         return True
 
-    def infer(self, tensors: tuple[Tensor, ...], places: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def infer(
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...], edges: Sequence[Edges] = ()
+    ) -> tuple[Tensor, ...]:
         outputs = self._call(tensors, train=False)
         if torch.is_grad_enabled():
             return outputs
@@ -48,7 +53,7 @@ class WholeTorch:
         return tuple([output.data if output._is_view() else output for output in outputs])
 
     def taped(
-        self, tensors: tuple[Tensor, ...], places: tuple[int, ...]
+        self, tensors: tuple[Tensor, ...], places: tuple[int, ...], edges: Sequence[Edges] = ()
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         leaves = tuple([t.detach().requires_grad_(t.requires_grad) for t in tensors])
         with torch.enable_grad():
@@ -62,7 +67,12 @@ class WholeTorch:
         return CALLS[self.mode](x, hx, weights, self.biased, 1, 0.0, train, False, False)
 
     def pulled(
-        self, tensors: tuple[Tensor, ...], tape: tuple[Tensor, ...], cotangents: Tensors, needs: tuple[bool, ...]
+        self,
+        tensors: tuple[Tensor, ...],
+        tape: tuple[Tensor, ...],
+        cotangents: Tensors,
+        needs: tuple[bool, ...],
+        edges: Sequence[Edges] = (),
     ) -> Tensors | None:
         reached = [(root, c) for root, c in zip(tape, cotangents, strict=False) if c is not None]
         asked = [leaf for leaf, needed in zip(tape[1 + self.states :], needs, strict=True) if needed]

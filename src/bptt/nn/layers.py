@@ -137,12 +137,12 @@ class DropInLayer(Settings, torch.nn.RNNBase):
         and the states are `[L*D, N, .]`; resets are `[S]`, reset_state like hx; a sequence without a step keeps its
         first state.
         """
-        plainly = resets is None and reset_state is None and lengths is None and cu_seqlens is None
+        plainly = reset_state is None and lengths is None and cu_seqlens is None
         if plainly and type(input) in (Tensor, PackedSequence):
-            result = plain(self, input, hx)
+            result = plain(self, input, hx, resets)
             if result is not None:
                 return result
-        if type(input) is not Tensor or (hx is not None and type(hx) is not Tensor) or not plainly:
+        if type(input) is not Tensor or not (plainly and resets is None and type(hx) in (type(None), Tensor)):
             keywords: dict[str, Any] = {"resets": resets, "reset_state": reset_state}
             keywords |= {"lengths": lengths, "cu_seqlens": cu_seqlens}
             node = fx_node(self, input, hx, keywords)

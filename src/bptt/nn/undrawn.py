@@ -1,4 +1,4 @@
-"""A call in which nothing is drawn, reset or padded: what it runs is known from one such call to the next."""
+"""A call in which nothing is dropped or padded: what it runs is known from one such call to the next."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.overrides import has_torch_function
 
 from .. import kernels, policies
 from ..cells import Cell, Weights
-from ..engine import PlainCall, Stack, is_observed, named, needs_gradient, seen
+from ..engine import Net, NetPrograms, PlainCall, Stack, is_observed, named, needs_gradient, seen, with_checkpoints
 from ..kernels import Frames, Kernel, Request, WholeKernel, WholeRequest
-from ..memory import Checkpoints, Tapes, keeps_gates
+from ..memory import Checkpoints, Memory, Tapes, keeps_gates
 from ._packed import packed_call
 from .call import Call, Hidden, Layer, bare, plain_net
 
@@ -57,13 +57,13 @@ def _known(
 
 
 def plain(
-    layer: Layer, input: Tensor | PackedSequence, hx: Hidden | None
+    layer: Layer, input: Tensor | PackedSequence, hx: Hidden | None, resets: Tensor | None = None
 ) -> tuple[Tensor | PackedSequence, Hidden] | None:
-    """The result of a call without resets, where it is plain: see `engine.plain`, or packed. None for all others, among
-    them those with something to refuse.
+    """The result of a call that is plain: see `engine.plain`, or packed without resets. None for all others, among them
+    those with something to refuse.
     """
     if isinstance(input, PackedSequence):
-        return packed_call(layer, input, hx)
+        return packed_call(layer, input, hx) if resets is None else None
     if is_observed() or input.is_nested:
         return None
     parameters = layer._parameters
@@ -90,37 +90,57 @@ def plain(
             x, given = x.unsqueeze(1), tuple([s.unsqueeze(1) for s in given])
         else:
             x = x.transpose(0, 1).contiguous()
-    call = plain_call(layer, x.shape, x.dtype, len(weights), differentiated)
+    call = plain_call(layer, x.shape, x.dtype, len(weights), differentiated, resets is not None)
     if call is None:
         return None
-    outputs = call((x, *(given or call.initial), *weights), differentiated)
-    if outputs is None:
+    inputs = (x, *(given or call.initial), *weights)
+    places = call.places(inputs)
+    if places is None:
         return None
-    y, *final = outputs
+    own_resets: tuple[Tensor, ...] = ()
+    if resets is not None:
+        if type(resets) is not Tensor or resets.dtype != torch.bool or not resets.is_cpu or resets.shape != x.shape[:2]:
+            return None
+        if dims == 2 or batch_first or resets.layout is not torch.strided:
+            return None
+        own = resets.clone(memory_format=torch.contiguous_format) if differentiated else resets.contiguous()
+        own_resets = call.stack.net.with_resets(own).resets
+    xi: tuple[Tensor, ...] = ()
+    if differentiated and layer.gradient.draws_factors:
+        xi = _drawn(layer.gradient, x, layer.num_layers, 2 if layer.bidirectional else 1)
+    y, *final = call(inputs, places, differentiated, xi, own_resets)
     if dims == 2:
         return y.squeeze(1), bare(tuple([state.squeeze(1) for state in final]))
     return y.transpose(0, 1) if batch_first else y, bare(tuple(final))
 
 
+def _drawn(gradient: policies.Policy, x: Tensor, layers: int, D: int) -> tuple[Tensor, ...]:
+    """The factors that a policy draws for a call on x, as `net_of` does."""
+    draws = [gradient.draw(*x.shape[:2]) for _ in range(layers * D if D == 2 else 1)]
+    factors = tuple([d[..., None].to(x).contiguous() for d in draws if d is not None])
+    return factors if D == 2 else factors * layers
+
+
 def plain_call(
-    layer: Layer, shape: torch.Size, dtype: torch.dtype, weights: int, differentiated: bool
+    layer: Layer, shape: torch.Size, dtype: torch.dtype, weights: int, differentiated: bool, resets: bool = False
 ) -> PlainCall | None:
     """The plain call of a layer on x of this shape `[T, B, I]` on the CPU; None where it is not plain.
 
-    weights: how many the layer has.
+    weights: how many the layer has. resets: whether states are reset.
     """
     gradient, memory, reach = layer.gradient, layer.memory, policies.EVERYTHING
-    if not differentiated:
-        memory = "gates"
-    elif gradient.draws_factors or isinstance(memory, Checkpoints):
+    if layer.dropout > 0 and layer.training and layer.num_layers > 1:
         return None
+    if not differentiated:
+        memory, special = "gates", resets
     else:
-        reach = gradient.reach(shape[0])
+        reach, special = gradient.reach(shape[0]), resets or gradient.draws_factors
     sizes = layer.num_layers, layer.bidirectional, layer.proj_size, layer.hidden_size, weights
     kinds, threads = tuple(kernels.KERNELS.values()), torch.get_num_threads()
     return _plain(
-        layer.kernel, layer.cell(), dtype, kinds, shape, sizes, layer.bias, reach, memory, differentiated, threads
-    )
+        layer.kernel, layer.cell(), dtype, kinds, shape, sizes, layer.bias, reach, memory, differentiated, special,
+        threads,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=256)
@@ -133,33 +153,62 @@ def _plain(
     sizes: tuple[int, bool, int, int, int],
     biased: bool,
     reach: policies.Reach,
-    memory: Tapes,
+    memory: Memory,
     differentiated: bool,
+    special: bool,
     threads: int,
 ) -> PlainCall | None:
-    """See `plain_call`."""
+    """See `plain_call`. special: whether something is about the time edges."""
     (T, B, inputs), (layers, bidirectional, proj_size, H, weights) = shape, sizes
-    if layers > 1 or bidirectional or proj_size > 0 or T * B == 0:
+    if proj_size > 0 or T * B == 0:
         return None
-    device, gains = torch.device("cpu"), None
+    D = 2 if bidirectional else 1
+    one, device, gains = layers * D == 1 and not special, torch.device("cpu"), None
+    if not one and kernel not in ("auto", "cpu"):
+        return None
     call = kernels.PlainSizes(cell, dtype, T, B, inputs, H)
-    if kernel == "auto":
+    tapes: Tapes = "gates" if isinstance(memory, Checkpoints) else memory
+    if kernel == "auto" and one and not isinstance(memory, Checkpoints):
         gains = kernels.gains(call, reach, memory, differentiated, threads)
     request = Request(cell, device, dtype, gains=gains)
-    stack = _known(kernel, request, kernels_there_are, (1, 1, weights), biased, reach, memory)
-    chosen = stack.net.kernel
-    if not isinstance(chosen, WholeKernel):
+    stack = _known(kernel, request, kernels_there_are, (layers, D, weights), biased, reach, tapes)
+    net, chosen = stack.net, stack.net.kernel
+    blocks = net.blocks(T, B)
+    if not isinstance(chosen, WholeKernel) or net.by_block(blocks):
         return None
-    frames = Frames.of(stack.net.blocks(T, B), None, T, B)
-    gates = keeps_gates(memory, T * B * chosen.taped_per_unit(cell, reach) * H * dtype.itemsize)
-    whole = WholeRequest(cell, dtype, T, B, inputs, H, biased, frames, gates)
-    by_torch = kernel == "auto" and kernels.left_to_torch(call, differentiated)
+    runs_again = False
+    if isinstance(memory, Checkpoints):
+        keeper = None if chosen.own_gradients else _keeper(net, memory, shape, H, dtype)
+        if keeper is None or keeper.segment_starts(T) != (0, T):
+            return None
+        runs_again = not isinstance(keeper, Stack)
+    frames = Frames.of(blocks, None, T, B)
+    taped = T * B * layers * D * chosen.taped_per_unit(cell, reach) * H * dtype.itemsize
+    whole = WholeRequest(cell, dtype, T, B, inputs, H, biased, frames, keeps_gates(tapes, taped))
+    by_torch = kernel == "auto" and one and not runs_again and kernels.left_to_torch(call, differentiated)
     passes = kernels.WholeTorch(whole, differentiated) if by_torch else chosen.whole(whole)
-    if passes is None:
+    if passes is not None and layers * D > 1:
+        upper = chosen.whole(whole._replace(I=D * H))
+        passes = None if upper is None else kernels.WholeNet(whole, layers, D, passes, upper)
+    if passes is None or (differentiated and (layers * D > 1 or runs_again) and not passes.pulls):
         return None
     with torch.inference_mode(False):  # whatever the mode of the first call
-        initial = tuple(torch.zeros(1, B, H, dtype=dtype, device=device) for _ in range(cell.states))
-    return PlainCall(stack, passes, initial, by_torch and differentiated)
+        initial = tuple(torch.zeros(layers * D, B, H, dtype=dtype, device=device) for _ in range(cell.states))
+    return PlainCall(stack, passes, initial, by_torch and differentiated, runs_again)
+
+
+def _keeper(net: Net, memory: Checkpoints, shape: torch.Size, H: int, dtype: torch.dtype) -> NetPrograms | None:
+    """The program with checkpoints of a call on x of this shape; None where the budget is too small."""
+    (_, B, inputs), D, GH = shape, net.directions, net.cell.gates_per_unit * H
+    like = torch.empty(0, dtype=dtype, device="meta")  # sizes alone are looked at
+    tensors = [like.new_empty(shape), *[like.new_empty(net.layers * D, B, H) for _ in range(net.cell.states)]]
+    for k in range(net.layers * D):
+        width = inputs if k < D else D * H
+        tensors += [like.new_empty(GH, width), like.new_empty(GH, H), *[like.new_empty(GH)] * (2 * net.biased)]
+    try:
+        return with_checkpoints(net, memory, tuple(tensors))
+    except ValueError:
+        return None
 
 
 def at_once(stack: Stack, call: Call) -> tuple[Tensor, ...] | None:
