@@ -1,5 +1,6 @@
 """`bptt.nn.Recurrent` of torch's cells: the layers of the same weights, by the reference's loop over plain steps."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -194,3 +195,30 @@ def test_a_window_counts_steps_of_the_whole_net() -> None:
     y, _ = recurrent(theirs, "gru", gradient="truncated:3")(x)
     (g,) = torch.autograd.grad(y[-1].sum(), x)
     assert [bool(row.any()) for row in g] == [False] * (T - 3) + [True] * 3
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_call_of_a_known_kind(batch_first):
+    """The short way gives the bits of the long one, and sees what has changed: cells, weights, sizes, policy, mode."""
+    cells = [torch.nn.LSTMCell(3, 5), torch.nn.LSTMCell(5, 5)]
+    layer, x = bptt.nn.Recurrent(cells, batch_first=batch_first, dropout=0.5).eval(), torch.randn(6, 6, 3)
+
+    def results(of, x):
+        y, state = of(x)
+        return [y, *state, *torch.autograd.grad(y.square().sum(), list(of.parameters()))]
+
+    def agree(change=lambda: None, x=x):
+        change()
+        for _ in range(3):
+            found = results(layer, x)
+        for a, b in zip(found, results(copy.deepcopy(layer), x), strict=True):
+            torch.testing.assert_close(a, b)
+            assert a.stride() == b.stride()
+
+    agree()
+    agree(x=torch.randn(6, 4, 3))
+    agree(lambda: cells[0].weight_hh.data.mul_(2))
+    agree(lambda: setattr(layer, "gradient", "chunked:2"))
+    agree(lambda: layer.cells.__setitem__(0, torch.nn.LSTMCell(3, 5)))
+    layer.train()
+    assert not torch.equal(layer(x)[0], layer(x)[0])

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from ._forms import Form
 from ._trial import declared_starts, try_cell
 
-__all__ = ["cells_of", "learnable_state", "sample", "unlike"]
+__all__ = ["cells_of", "learnable_state", "learned_state", "sample", "unlike"]
 
 
 def cells_of(cell: Any, num_layers: int | None, D: int) -> list[nn.Module]:
@@ -73,6 +73,11 @@ def learnable_state(k: int, cell: nn.Module, form: Form) -> Any:
         if not isinstance(t, Tensor) or not t.is_floating_point() or not t.dim():
             raise TypeError(f"learn_initial_state needs states of floating-point tensors [B, ...]: got {t!r}")
     return spec.unflatten([nn.Parameter(t[0].detach().clone()) for t in leaves])
+
+
+def learned_state(learned: Any, places: Any, B: int) -> Any:
+    """A state of B lanes of the learned tensors, at the places that a state of their numbers names."""
+    return tree_map(lambda i: learned[i].expand(B, *learned[i].shape), places)
 
 
 def unlike(cells: Iterable[nn.Module], x: Tensor, given: Any = None) -> int:

@@ -147,7 +147,8 @@ def _of_layer(layer: DropInLayer, T: int, B: int, memory: Memory) -> Plan:
         plain = plain_call(own, call.x.shape, one.dtype, len(call.weights), True) if one.is_cpu else None
         if plain is not None:
             net = replace(net, kernel=plain.stack.net.kernel)
-            given += 0 if plain.by_autograd else T * B * layer.hidden_size * weight.element_size()  # y is a copy
+            copies = layer.num_layers * 2 if layer.bidirectional else 1  # y is one, and what both directions put out
+            given += 0 if plain.by_autograd else copies * T * B * layer.hidden_size * weight.element_size()
         keeper = program(own, call, net)
         given += sum({t.data_ptr(): t.nbytes for t in (*drawn.masks, *drawn.xi)}.values()) * T // short.x.shape[0]
         tape = keeper.tape_values(call.tensors) * B * weight.element_size()

@@ -20,9 +20,11 @@ from ..scan.arguments import check_not_traced
 from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
 from ._by_length import scan_by_length
-from ._cell_list import cells_of, learnable_state, sample, unlike
+from ._cell_list import cells_of, learnable_state, learned_state, sample, unlike
+from ._flat import is_flat
 from ._flat_recurrent import flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
+from ._known_call import MOST_KNOWN, kind_of, remember
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
 from ._overlapping import Layers, StackCall, overlapping
 from ._sequences import Sequences
@@ -138,7 +140,7 @@ class Recurrent(Settings, nn.Module):
         self.batch_first, self.dropout, self.form = bool(batch_first), float(dropout), form
         self.reverse, self.bidirectional = bool(reverse), bool(bidirectional)
         self.gradient, self.memory, self.kernel = gradient, memory, kernel
-        self._steps: dict[Any, Step] = {}
+        self._steps: dict[Any, Any] = {}  # of scans, and calls whose kind is known
         self._trials: tuple[Any, list[CellCall]] | None = None
         self._learned: list[Any] = []  # for each cell a state that holds the places of its tensors in initial_states
         if learn_initial_state:
@@ -170,10 +172,14 @@ class Recurrent(Settings, nn.Module):
         reset_state: Any = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """(y, final state) of the sequences: see the class."""
+        kind = kind_of(self, input, (hx, lengths, cu_seqlens, resets, reset_state))
+        if kind in self._steps:
+            return self._steps[kind](self, input)
         check_not_traced(input, hx, lengths, resets, reset_state)
         if is_flat(input, cu_seqlens):
             return flat_recurrent(self, input, hx, lengths, cu_seqlens, resets, reset_state)
         sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
+        remember(self, kind, sequences, calls, states)
         restarts = None if reset_state is None else split_restarts(reset_state, sequences, calls, states)
         if not self.bidirectional:
             xs = (sequences.x, *masks)
@@ -248,12 +254,8 @@ class Recurrent(Settings, nn.Module):
     def _start(self, k: int, call: CellCall, B: int) -> Any:
         """The state that cell k starts from where none is given; None where the cell makes it."""
         if self._learned:
-            return self._learned_state(k, B)
+            return learned_state(self.initial_states, self._learned[k], B)
         return None if call.start is None else call.start(B)
-
-    def _learned_state(self, k: int, B: int) -> Any:
-        learned: Any = self.initial_states
-        return tree_map(lambda i: learned[i].expand(B, *learned[i].shape), self._learned[k])
 
     def _both(
         self,
@@ -329,7 +331,7 @@ class Recurrent(Settings, nn.Module):
         )
         key = (*cells, *(call.form for call in calls), *own, keeps)
         if key not in self._steps:
-            if len(self._steps) >= 8 * len(self.cells):
+            if len(self._steps) >= MOST_KNOWN * len(self.cells):
                 self._steps.clear()  # of cells that have been replaced
             self._steps[key] = layered_step(cells, calls, own, keeps=keeps)
         return self._steps[key], carry, tuple(sequences.own_time(x, d) for x in xs), sequences.own_resets(d)
@@ -367,5 +369,5 @@ class Recurrent(Settings, nn.Module):
         if given is not None:
             return [lambda B: first_lane(given[k], B)], True
         if self._learned:
-            return [lambda B: self._learned_state(k, B)], True
+            return [lambda B: learned_state(self.initial_states, self._learned[k], B)], True
         return declared_starts(cell, x)
