@@ -33,6 +33,7 @@ template <class T> struct ProgramMemory {
     void **base = nullptr; // [places] this worker's
     long *stride = nullptr;
     long *columns = nullptr, *at = nullptr; // [N] this worker's columns; [rows] where they are
+    long *moving = nullptr;                 // [places] this worker's: those that lie elsewhere at each step
     void **shared = nullptr;                // [places] what is computed once, of all workers
     double **sums = nullptr;                // [places, workers]
     long bytes;
@@ -66,7 +67,9 @@ template <class T> struct ProgramMemory {
             void **own_base = scratch.take<void *>(a.places);
             long *own_stride = scratch.take<long>(a.places);
             long *own_columns = a.back ? scratch.take<long>(a.N) : nullptr, *own_at = scratch.take<long>(rows);
+            long *own_moving = scratch.take<long>(a.places);
             if (i == id) tile = own_tile, base = own_base, stride = own_stride, columns = own_columns, at = own_at;
+            if (i == id) moving = own_moving;
         }
         bytes = scratch.bytes();
     }
@@ -77,6 +80,7 @@ template <class T> struct Walk {
     const Worker &worker;
     ProgramMemory<T> s;
     Machine<T> machine;
+    long moving = 0, handed = 0; // places that lie elsewhere at each step; after them, adjoints and what is sent back
 
     Walk(const Program<T> &a, void *memory, const Worker &worker)
         : a(a), worker(worker), s(a, memory, worker.id, worker.count), machine{a, s.base, s.stride, s.rows} {}
@@ -84,13 +88,18 @@ template <class T> struct Walk {
     T *outside(long p) const { return reinterpret_cast<T *>(a.outside[p]); }
     T *buffer(long at) const { return s.tile + at * s.rows; }
 
+    // Of sums that one worker makes in one turn, so that they need no doubles: the distance is not 0.
+    void set_directly() {
+        if (worker.count > 1 || a.back || a.T > 1 || a.B > s.rows) return;
+        for (long i = a.once; i < a.count; ++i)
+            if (Machine<T>::sets_sums(a.code[i], a.B)) {
+                const long p = a.code[i].x[0].place;
+                s.base[p] = outside(p), s.stride[p] = a.place[p].width;
+            }
+    }
+
     // What is computed once, by the first worker; the places that do not move from step to step.
     void begin() {
-        if (worker.id == 0)
-            for (long p = 0; p < a.places; ++p)
-                if (a.place[p].kind == Kind::sum)
-                    for (int i = 0; i < worker.count; ++i)
-                        std::memset(s.sums[p * worker.count + i], 0, a.place[p].width * sizeof(double));
         if (worker.id == 0) {
             long widest = 1;
             for (long p = 0; p < a.places; ++p)
@@ -110,6 +119,19 @@ template <class T> struct Walk {
             default: s.base[p] = place.at >= 0 ? buffer(place.at) : nullptr, s.stride[p] = place.width;
             }
         }
+        set_directly();
+        const auto gather = [&](auto wanted) {
+            for (long p = 0; p < a.places; ++p)
+                if (wanted(a.place[p].kind)) s.moving[moving + handed++] = p;
+        };
+        gather([](Kind k) {
+            return k == Kind::input || k == Kind::output || k == Kind::owned || k == Kind::next || k == Kind::carry;
+        });
+        moving = handed, handed = 0;
+        gather([](Kind k) { return k == Kind::adjoint || k == Kind::back; });
+        for (long p = 0; p < a.places; ++p)
+            if (a.place[p].kind == Kind::sum && !s.stride[p])
+                std::memset(s.base[p], 0, a.place[p].width * sizeof(double));
         if (worker.id == 0) {
             machine.run(0, a.once, 1);
             worker.wait();
@@ -127,7 +149,8 @@ template <class T> struct Walk {
                 bool resets = false;
                 if (a.resets)
                     for (long r = 0; r < rows; ++r) resets |= a.resets[row + r] != 0;
-                for (long p = 0; p < a.places; ++p) {
+                for (long i = 0; i < moving; ++i) {
+                    const long p = s.moving[i];
                     const Place &place = a.place[p];
                     const long width = place.width;
                     switch (place.kind) {
@@ -193,7 +216,7 @@ template <class T> struct Walk {
         worker.wait();
         if (worker.id != 0) return;
         for (long p = 0; p < a.places; ++p)
-            if (a.place[p].kind == Kind::sum) {
+            if (a.place[p].kind == Kind::sum && !s.stride[p]) {
                 const long n = a.place[p].width;
                 long i = 0;
                 for (; i + lanes<T> <= n; i += lanes<T>) {
@@ -268,7 +291,8 @@ template <class T> struct Walk {
 
     // Where the rows of the j-th step of the walk lie.
     void place(const long *columns, long rows, long j, bool regular, long distance, long least_own, long most_own) {
-        for (long p = 0; p < a.places; ++p) {
+        for (long i = 0; i < moving; ++i) {
+            const long p = s.moving[i];
             const Place &place = a.place[p];
             const long width = place.width;
             if (place.kind == Kind::output) {
@@ -298,8 +322,8 @@ template <class T> struct Walk {
     // Rows that are not written where they belong.
     void spread(long rows, bool regular) {
         if (regular && !a.overlaps) return;
-        for (long p = 0; p < a.places; ++p) {
-            const long width = a.place[p].width;
+        for (long i = 0; i < moving; ++i) {
+            const long p = s.moving[i], width = a.place[p].width;
             if (a.place[p].kind != Kind::output) continue;
             const T *from = static_cast<const T *>(s.base[p]);
             for (long r = 0; r < rows; ++r, from += width) {
@@ -317,7 +341,8 @@ template <class T> struct Walk {
 
     // What goes on to the step before, and of the columns that end here, out. A closed edge stops NaN too.
     void hand_on(const long *columns, long rows, long going) {
-        for (long p = 0; p < a.places; ++p) {
+        for (long i = moving; i < moving + handed; ++i) {
+            const long p = s.moving[i];
             const Place &place = a.place[p];
             const long width = place.width;
             if (place.kind == Kind::back) {
@@ -333,7 +358,8 @@ template <class T> struct Walk {
                 }
             }
         }
-        for (long p = 0; p < a.places; ++p) {
+        for (long i = moving; i < moving + handed; ++i) {
+            const long p = s.moving[i];
             const Place &place = a.place[p];
             if (place.kind != Kind::adjoint) continue;
             if (place.partner >= 0) {

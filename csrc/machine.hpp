@@ -345,10 +345,24 @@ template <class T> struct Machine {
         });
     }
 
-    // The products of so many rows are added up as they are, and then to doubles.
+    static constexpr long outer_rows = 128;
+
+    // Whether the sums of an instruction are those of one turn, of so many rows in all.
+    static bool sets_sums(const Instruction &in, long rows) {
+        return in.op == (long)Op::add_outer && in.n[1] == 1 && rows <= outer_rows;
+    }
+
+    // The products of so many rows are added up as they are, and then to doubles. Where the sums have a distance
+    // between rows, they are values of the caller's, and set.
     void add_outer(const Instruction &in, long rows) const {
-        constexpr long most = 128;
-        double *sums = static_cast<double *>(base[in.x[0].place]) + in.x[0].offset;
+        if (stride[in.x[0].place])
+            outers<true>(in, rows, static_cast<T *>(base[in.x[0].place]) + in.x[0].offset);
+        else
+            outers<false>(in, rows, static_cast<double *>(base[in.x[0].place]) + in.x[0].offset);
+    }
+
+    template <bool sets, class To> void outers(const Instruction &in, long rows, To *sums) const {
+        constexpr long most = outer_rows;
         const At x = at(in.x[1]), y = at(in.x[2]);
         const long I = in.n[2], J = in.n[3], down = in.x[0].strides[2], along = in.x[1].strides[2];
         for (long r = 0; r < rows; r += most)
@@ -359,8 +373,8 @@ template <class T> struct Machine {
                     const T *q = y.p + r * y.row + k * in.x[2].strides[1] + j;
                     for (long i = 0; i < I;) {
                         const int M = I - i >= 8 ? 8 : 1;
-                        const auto outer = M == 8 ? (J - j > L ? outer_of<T, 8, 2> : outer_of<T, 8, 1>)
-                                                  : (J - j > L ? outer_of<T, 1, 2> : outer_of<T, 1, 1>);
+                        const auto outer = M == 8 ? (J - j > L ? outer_of<T, 8, 2, sets> : outer_of<T, 8, 1, sets>)
+                                                  : (J - j > L ? outer_of<T, 1, 2, sets> : outer_of<T, 1, 1, sets>);
                         const T *p = x.p + r * x.row + k * in.x[1].strides[1] + i * along;
                         outer(sums + i * down + j, down, p, x.row, along, q, y.row, count, last);
                         i += M;

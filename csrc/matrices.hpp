@@ -125,9 +125,9 @@ template <class T> struct WideOf {
 template <class T> using Wide = typename WideOf<T>::Type;
 
 // to[m * down + j] += the sum over rows r of p[r * p_row + m * along] q[r * q_row + j], for M values m and V vectors
-// of j, of the last of which only `last` values count.
-template <class T, int M, int V>
-void outer_of(double *to, long down, const T *p, long p_row, long along, const T *q, long q_row, long rows, int last) {
+// of j, of the last of which only `last` values count. Where `sets`, `to` are values of T, and are set.
+template <class T, int M, int V, bool sets>
+void outer_of(void *to, long down, const T *p, long p_row, long along, const T *q, long q_row, long rows, int last) {
     constexpr int L = lanes<T>;
     Vec<T> sum[M][V] = {};
     for (long r = 0; r < rows; ++r, p += p_row, q += q_row) {
@@ -143,12 +143,16 @@ void outer_of(double *to, long down, const T *p, long p_row, long along, const T
     }
     for (int m = 0; m < M; ++m)
         for (int v = 0; v < V; ++v) {
-            double *out = to + m * down + v * L;
-            const Wide<T> wide = __builtin_convertvector(sum[m][v], Wide<T>);
-            if (v + 1 < V || last == L)
-                *reinterpret_cast<Wide<T> *>(out) += wide;
-            else
-                for (int l = 0; l < last; ++l) out[l] += wide[l];
+            if constexpr (sets) {
+                store(static_cast<T *>(to) + m * down + v * L, sum[m][v], v + 1 < V ? L : last);
+            } else {
+                double *out = static_cast<double *>(to) + m * down + v * L;
+                const Wide<T> wide = __builtin_convertvector(sum[m][v], Wide<T>);
+                if (v + 1 < V || last == L)
+                    *reinterpret_cast<Wide<T> *>(out) += wide;
+                else
+                    for (int l = 0; l < last; ++l) out[l] += wide[l];
+            }
         }
 }
 
