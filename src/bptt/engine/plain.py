@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import Edges, WholePasses
+from ..cells import Weights
+from ..kernels import Edges, Frames, Sweep, Tape, WholePasses, product
 from .boundary import Boundary
-from .net import Net
+from .parameters import parameter_gradients
+from .records import Tensors, given
 from .stack import Stack
 from .tangents import forward_mode
 from .tracing import is_profiled, modes, recorder
@@ -70,15 +72,15 @@ class PlainCall:
             return _apply((self, places, xi, resets), *tensors)
         return self.passes.infer(tensors, places, self.edges((), resets))
 
-    def net(self, xi: tuple[Tensor, ...], resets: tuple[Tensor, ...]) -> Net:
-        """The net of a call with these."""
-        return replace(self.stack.net, xi=xi, resets=resets) if xi or resets else self.stack.net
+    def program(self, xi: tuple[Tensor, ...], resets: tuple[Tensor, ...]) -> Stack:
+        """The same computation as a program, of a call with these."""
+        return replace(self.stack, net=replace(self.stack.net, xi=xi, resets=resets)) if xi or resets else self.stack
 
     def edges(self, xi: tuple[Tensor, ...], resets: tuple[Tensor, ...]) -> list[Edges]:
         """What is special about the time edges of each layer and direction."""
         if not xi and not resets:
             return []
-        net = self.net(xi, resets)
+        net = replace(self.stack.net, xi=xi, resets=resets)
         dtype, K = self.initial[0].dtype, net.layers * net.directions
         return [Edges(net.resets_of(k % net.directions), net.edge_factors(k, dtype)) for k in range(K)]
 
@@ -109,16 +111,59 @@ class _Plain(Boundary):
         xi, resets = saved[count:second], saved[second:third]
         if not (torch.is_grad_enabled() or is_observed() or is_batched(cotangents)):
             tensors, tape, edges = saved[:count], saved[third:], call.edges(xi, resets)
-            if call.runs_again:
+            if not call.passes.pulls:
+                grads = None if edges else _swept(call.stack, tensors, tape, cotangents, needs)
+                if grads is not None:
+                    return (None, *grads)
+                tape = None
+            elif call.runs_again:
                 places = call.places(tensors)
                 tape = None if places is None else call.passes.taped(tensors, places, edges)[1]
             grads = None if tape is None else call.passes.pulled(tensors, tape, cotangents, needs, edges)
             if grads is not None:
                 return (None, *grads)
-        ctx.program, ctx.ends = replace(call.stack, net=call.net(xi, resets)), (count, count, third)
+        ctx.program, ctx.ends = call.program(xi, resets), (count, count, third)
         # A tape that the stack cannot read, or none: it makes its own.
         ctx.witnesses = (_WRITTEN,) if call.passes.own_tape or call.runs_again else ()
         return Boundary.backward(ctx, *cotangents)
+
+
+def _swept(
+    stack: Stack, tensors: tuple[Tensor, ...], tape: tuple[Tensor, ...], cotangents: Tensors, needs: tuple[bool, ...]
+) -> Tensors | None:
+    """The gradients of one layer and direction whose blocks meet, so that no whole pass has them: by one sweep, with
+    what follows from it, as `BackwardPass` has them. None where the gates are to be rebuilt.
+    """
+    net, x, S = stack.net, tensors[0], stack.net.cell.states
+    cell, kernel, frames = net.cell, net.kernel, Frames.of(net.blocks(*x.shape[:2]), None, *x.shape[:2])
+    if net.kernel.own_gradients or len(tape) < S + (cell.taped_per_unit > 0):
+        return None
+    w, own, leaving = Weights.of(tensors[1 + S :], net.biased), needs[1 + S :], True in needs[1 : 1 + S]
+    kept, wanted = Tape(tape[:S], None, tape[S] if len(tape) > S else None), True in own
+    finals = cotangents[1:]
+    request = Sweep(
+        cell=cell,
+        w=w,
+        tape=kept,
+        frames=frames,
+        errors=cotangents[0],
+        arriving=() if all(f is None for f in finals) else tuple([None if f is None else f[0] for f in finals]),
+        leaving=leaving,
+        x=x,
+        weights=wanted,
+        bias=net.biased and wanted,
+        dx=needs[0],
+    )
+    result = kernel.sweep(request)
+    weights = parameter_gradients(cell, w, x, kept, result, own, None, kernel)
+    initial: Tensors = (None,) * S
+    if leaving:
+        found = frames.collect_initial(result.leaving)
+        initial = tuple([s[None] if needed else None for s, needed in zip(found, needs[1 : 1 + S], strict=True)])
+    dx = result.dx
+    if needs[0] and dx is None:
+        dx = product(given(result.da).flatten(0, 1), cell.input_weight(w).t()).view(x.shape)
+    return (dx, *initial, *weights)
 
 
 _apply: Any = super(torch.autograd.Function, _Plain).apply
