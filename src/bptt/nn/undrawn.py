@@ -79,7 +79,7 @@ def plain(
         if type(t) is not Parameter and type(t) is not Tensor:
             return None
     tensors: Any = (input, *given, *weights)
-    if has_torch_function(tensors):
+    if has_torch_function(tensors) or input.dtype != weights[0].dtype:
         return None
     differentiated = torch.is_grad_enabled() and needs_gradient(tensors)
     x, dims, batch_first = input, len(input.shape), layer.batch_first
