@@ -2,9 +2,13 @@
 
 import functools
 import itertools
+import logging
+import os
 import random
+import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,9 @@ from bptt.steps.guard import Guard
 
 calls = 0
 record: dict[str, Tensor] = {}
+logger = logging.getLogger(__name__)
+context, of_thread = ContextVar("context", default=1.0), threading.local()
+weight = torch.ones(2, requires_grad=True)
 
 
 def global_counter(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,6 +34,18 @@ def global_counter(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def global_dictionary(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     record["h"] = h
     return h, x
+
+
+class OfClass:
+    t = 0
+
+    def __call__(self, h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        type(self).t += 1
+        return h, x
+
+
+def counter_of_the_class() -> Any:
+    return OfClass()
 
 
 def closure_counter() -> Any:
@@ -266,6 +285,14 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (appended_in_a_comprehension, "calls `history.append`"),
     (lambda: lambda h, x: (h if h.requires_grad else 2 * h, x), "asks by `requires_grad` whether gradients are"),
     (lambda: lambda h, x: (h if (h + x).grad_fn else 2 * h, x), "asks by `grad_fn` whether gradients are"),
+    (lambda: lambda h, x: (h, logger.info("a step")), "`logger` logs"),
+    (lambda: lambda h, x: (h, logging.info("a step")), "`logging.info` logs"),
+    (lambda: lambda h, x: (h * float(os.environ["GAIN"]), x), "`os.environ` is the environment, which may change"),
+    (lambda: lambda h, x: (h * float(os.getenv("GAIN", "1")), x), "`os.getenv` reads the environment"),
+    (lambda: lambda h, x: (h * context.get(), x), "`context` is a ContextVar, which may have another value in each"),
+    (lambda: lambda h, x: (h * of_thread.gain, x), "`of_thread` may hold other values in each thread"),
+    (lambda: lambda h, x: (h - weight.grad, x), "reads the gradient of the tensor `weight`"),
+    (counter_of_the_class, "sets `type(step).t`"),
     (lambda: lambda h, x: (h if torch.is_grad_enabled() else 2 * h, x), "asks whether gradients are recorded"),
 ]
 

@@ -133,3 +133,20 @@ def test_a_step_that_leads_back_to_itself_is_remembered_as_it_is() -> None:
     copy, stand_ins = without_history(net)
     assert copy is not net
     assert [t.grad_fn for t in stand_ins.values()] == [None]
+
+
+def test_what_lies_deep_is_compared_too() -> None:
+    def made(inner: Any) -> Any:
+        kept: list[Any] = [inner]
+        for _ in range(3000):
+            kept = [kept]
+        nested = (inner,)
+        for _ in range(3000):
+            nested = (nested,)  # type: ignore[assignment]
+        return lambda h, x: (h * len(kept) * len(nested), x)
+
+    guard = Guard.of(made(0.5), [])
+    assert guard.captured_by(made(0.5)) == ()
+    difference = guard.captured_by(made(0.25))
+    assert isinstance(difference, str)
+    assert difference.endswith(f"[0][0]` is 0.25, and was 0.5{WHEN}")

@@ -35,6 +35,9 @@ MOST_PLANS = 64
 MOST_OF_A_KIND = 8
 """Traces of one step for calls of one kind: one that needs more, and uses each but once, is run itself."""
 
+PATIENCE = 256
+"""Calls in which such a step is run itself, before it is traced once more: what it reads may have come to rest."""
+
 
 @dataclass(eq=False)
 class Compiled:
@@ -42,7 +45,8 @@ class Compiled:
 
     one_lane: it is traced for calls as `as_one_lane` makes them. whatever_rows: the reason has nothing to do with what
     counts as a row. calls: how often it was used; a real step is compared with it at the first call, and at every one
-    whose number is a power of two. direct: what `direct` keeps of calls, by their kind.
+    whose number is a power of two. direct: what `direct` keeps of calls, by their kind. missed: the calls since it was
+    made, as the last of the most traces of a kind, that could use none of them.
     """
 
     guard: Guard | None
@@ -55,6 +59,7 @@ class Compiled:
     calls: int = 0
     plans: dict[Hashable, StepPlan] = field(default_factory=dict)
     direct: dict[Hashable, Any] = field(default_factory=dict)
+    missed: int = 0
 
     def plan(self, kernel: str, carry: Sequence[Tensor], reach: Reach, T: int, B: int, memory: Memory) -> StepPlan:
         """The plan of a call, known from an earlier one of its kind. Raises as `choice` and `StepPlan.of` do."""
@@ -113,16 +118,17 @@ _KEPT: Kept[Compiled] = Kept(MOST)
 
 
 def compiled_step(
-    given: Arguments, surroundings: Surroundings, one_lane: bool = True
+    given: Arguments, surroundings: Surroundings, one_lane: bool = True, whatever_it_takes: bool = False
 ) -> tuple[Compiled, tuple[Tensor, ...]]:
     """The traced step of a call, and the tensors that it captures now; the reason where it cannot be traced.
 
-    one_lane: where rows are not independent, or there are none, the whole batch may be one lane.
+    one_lane: where rows are not independent, or there are none, the whole batch may be one lane. whatever_it_takes: it
+    is traced anew as often as something that it reads is another.
     """
-    found, captured = _entry(given, surroundings, False)
+    found, captured = _entry(given, surroundings, False, whatever_it_takes)
     if found.reason is None or found.whatever_rows or not one_lane:
         return found, captured
-    whole, others = _entry(given, surroundings, True)
+    whole, others = _entry(given, surroundings, True, whatever_it_takes)
     return (whole, others) if whole.reason is None or not _shares_rows(given) else (found, captured)
 
 
@@ -132,7 +138,9 @@ def _shares_rows(given: Arguments) -> bool:
     return all(shapes) and len({shape[0] for shape in shapes}) == 1
 
 
-def _entry(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tuple[Compiled, tuple[Tensor, ...]]:
+def _entry(
+    given: Arguments, surroundings: Surroundings, one_lane: bool, whatever_it_takes: bool
+) -> tuple[Compiled, tuple[Tensor, ...]]:
     """The traced step, or the reason, of rows or of one lane."""
     key = _key(given, surroundings, one_lane)
     if key is None:
@@ -144,16 +152,23 @@ def _entry(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tupl
             if not isinstance(captured, str):
                 return entry, captured
     if len(entries) >= MOST_OF_A_KIND:
-        oldest = next((entry for entry in entries if entry.calls > 1), None)  # of another model, which is done perhaps
-        if oldest is None:
-            return Compiled(
-                None, f"it was traced {MOST_OF_A_KIND} times, and something that it reads is another each time"
-            ), ()
-        entries.remove(oldest)
+        # One that was used before may be of another model, which is done perhaps.
+        oldest = next((entry for entry in entries if entry.calls > 1), None)
+        entries[-1].missed += 1
+        if oldest is None and not whatever_it_takes and entries[-1].missed < PATIENCE:
+            return Compiled(None, _given_up(entries)), ()
+        entries.remove(oldest or entries[0])
     made, captured = _compile(given, surroundings, one_lane)
     if made.guard is not None:
         entries.append(made)
     return made, captured
+
+
+def _given_up(entries: Sequence[Compiled]) -> str:
+    """Why a step of which there are as many traces as may be is run itself."""
+    each_time = f"it was traced {len(entries)} times, and something that it reads is another each time"
+    found = entries[-1].reason
+    return each_time if found is None else f"{found} ({each_time})"
 
 
 def _key(given: Arguments, surroundings: Surroundings, one_lane: bool) -> Hashable | None:

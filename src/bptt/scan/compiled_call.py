@@ -98,7 +98,8 @@ def by_compiled_step(
 
     independent: rows are said to be so.
     """
-    entry, captured = compiled_step(given, surroundings, not independent and not lanes_differ(given, policy))
+    whole = not independent and not lanes_differ(given, policy)
+    entry, captured = compiled_step(given, surroundings, whole, kernel != "auto")
     if entry.one_lane and entry.reason is None:
         given = as_one_lane(given)
     n = len(given.carry)

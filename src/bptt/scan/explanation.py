@@ -135,7 +135,7 @@ def _explained(given: Arguments, kernel: str, setting: str) -> StepExplanation:
     first = given.carry[0] if given.carry else None
     dtype, device = (None, None) if first is None else (first.dtype, first.device)
     if reason is None:
-        entry, captured = compiled_step(given, Surroundings.current(given.devices))
+        entry, captured = compiled_step(given, Surroundings.current(given.devices), whatever_it_takes=kernel != "auto")
         rows = 1 if entry.one_lane else rows
         reason = entry.obstacle(captured, rows or 0)
         if reason is None:

@@ -58,6 +58,7 @@ _SPECIAL: dict[Any, _Statistics | int] = {
 }
 """Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count too."""
 
+_READS_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[attr-defined]  # as below
 _SETS_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the class; to mypy, a tensor
 _NOTHING: frozenset[int] = frozenset()
 
@@ -177,6 +178,8 @@ class StepMonitor(TorchFunctionMode):
         for t in tensors:
             if id(t) not in inside and id(t) not in outside:
                 self._meet((t,))
+        if func == _READS_GRADIENT and id(args[0]) in outside:
+            return func(*args)  # as much from outside as what has it
         special = _SPECIAL.get(func)
         updated: Sequence[Tensor] = ()
         counted = tensors

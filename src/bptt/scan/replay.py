@@ -155,15 +155,31 @@ def graph_edge(t: Tensor) -> _GraphEdge:
     return edge.node, edge.output_nr
 
 
-class _Substitution(TorchFunctionMode):
-    """A function mode that replaces captured tensors by others. made: where given, receives the tensors made inside."""
+_READS_GRADIENT = Tensor.grad.__get__  # type: ignore[attr-defined]  # a property, which torch's stubs call a tensor
 
-    def __init__(self, table: dict[int, Tensor], made: list[weakref.ref[Tensor]] | None) -> None:
+
+class _Substitution(TorchFunctionMode):
+    """A function mode that replaces captured tensors by others, and those in `written` by copies.
+
+    What a call returns in place of a written one, as `buffer += 1` does, is that one again: Python assigns it to where
+    it was read from. made: where given, receives the tensors made inside.
+    """
+
+    def __init__(
+        self, table: dict[int, Tensor], written: Sequence[Tensor], made: list[weakref.ref[Tensor]] | None
+    ) -> None:
         super().__init__()
-        self.table, self.made = table, made
+        copies = [(old, old.clone()) for old in written]
+        self.table = table | {id(old): copy for old, copy in copies}
+        self.originals = {id(copy): old for old, copy in copies}
+        self.made = made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == _READS_GRADIENT:  # which the original has
+            return func(*args, **kwargs or {})
         result = func(*self._swap(args), **self._swap(kwargs or {}))
+        if id(result) in self.originals:
+            return self.originals[id(result)]
         if self.made is not None:
             self.made += [weakref.ref(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
         return result
@@ -229,13 +245,13 @@ class Replay:
         """The carry after step t, which is run again as in forward, and y."""
         given = len(entries) - len(self.captured)
         table = {id(old): new for old, new in zip(self.captured, entries[given:], strict=True)}
-        table |= {id(old): old.clone() for old in self.written}
         state = self.states[t]
         if state is not None:
             set_generators(state)
         received = [r.clone() for r in entries[:given]] if self.overwrites else list(entries[:given])
         n = given - self.x.count
-        substitution = _Substitution(table, made) if table or made is not None else nullcontext()
+        swaps = bool(table) or bool(self.written) or made is not None
+        substitution = _Substitution(table, self.written, made) if swaps else nullcontext()
         with self.surroundings.entered(), substitution:
             carry, y = self.step(self.carry[t].join(received[:n]), self.x.join(received[n:]))
         plain, plain_y = self.carry[t].tensors(carry), self.y.tensors(y)

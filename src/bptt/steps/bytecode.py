@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .objects import ASKS_FOR_HISTORY, MUTATORS, is_plain
 
-__all__ = ["METHOD", "PART", "Frame", "Known", "Reader", "method"]
+__all__ = ["METHOD", "PART", "Frame", "Known", "Reader", "method", "owner_of"]
 
 PART = object()
 """Stands for an unknown value that belongs to a known object: an item of a list over which a loop runs, say."""
@@ -241,7 +241,11 @@ class Frame:
         owners = [known for known in callees if known.value is METHOD]
         if any(known.value is function for known in callees for function in _PASS_PARTS):
             owners += filter(None, args)
-        self._push(_part_of(owners[0]) if owners else None)
+        one = args[0] if len(args) == 1 else None
+        if one is not None and one.value is not PART and any(known.value is type for known in callees):
+            self._push(Known(f"type({one.path})", type(one.value)))
+        else:
+            self._push(_part_of(owners[0]) if owners else None)
 
 
 def _effect(op: dis.Instruction) -> int:
@@ -268,3 +272,10 @@ def _item(owner: Known | None, key: Known | None) -> Known | None:
 def _part_of(owner: Known) -> Known:
     path = owner.path.rpartition(".")[0] if owner.value is METHOD else owner.path
     return Known(path if path.endswith("[...]") else f"{path}[...]", PART)
+
+
+def owner_of(bound: Known) -> Known:
+    """The object of a bound method, by its path."""
+    path, dot, name = bound.path.rpartition(".")
+    named = path if dot and name == bound.value.__func__.__name__ else f"{bound.path}.__self__"
+    return Known(named or "self", bound.value.__self__)

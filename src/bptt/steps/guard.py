@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .absences import KeptAbsences
 from .objects import described, form, item_path, redescribed, same, told
 from .reading import Reads
 from .rebinding import Rebinding
@@ -52,7 +53,6 @@ class Guard:
     - state of objects made in C, of queues, loggers, context variables and such of the standard library, or behind weak
       references; a container changed by a library's function (`heapq.heappush`);
     - what a function changes that came to it by `*args`, or is a part of what it was given or of a call's result;
-    - an attribute set on an object that hides a method of its class;
     - that Python read a captured tensor's value (`if w.sum() > 0`, `float(w)`) while the step was traced: whoever
       traces must refuse that; here only the names `item`, `tolist` and `numpy` are seen, and tensors of one element
       that need no gradient and are not in the graph are compared by value;
@@ -89,6 +89,7 @@ class Guard:
     _arrays: tuple[tuple[str, np.ndarray[Any, Any], tuple[Any, ...]], ...]
     _holders: Mapping[int, set[int]]
     _lanes: frozenset[int]
+    _absences: KeptAbsences
     _computed: tuple[tuple[nn.Module, tuple[str, ...]], ...] = ()
 
     @classmethod
@@ -117,6 +118,7 @@ class Guard:
             _arrays=tuple((f"`{path}`", array, _bytes(array)) for path, array in reads.arrays.values()),
             _holders={id(t): reads.holders.get(id(t), set()) for t in captured},
             _lanes=frozenset(id(t) for t, own in zip(captured, lanes, strict=False) if own),
+            _absences=reads.absences.kept(),
             _computed=tuple(reads.computed),
         )
 
@@ -182,6 +184,8 @@ class Guard:
         for name, t, before in self._tensors:
             if form(t) != before[0] or (before[1] is not None and t.stride() != before[1]):
                 return redescribed(name, before, described(t))
+        if (found := self._absences.changed()) is not None:
+            return found
         for name, t, version, value in self._flags:
             if t._version != version and not torch.equal(t, value):
                 return f"{name} is {t.item()}, and was {value.item()} when the step was traced"

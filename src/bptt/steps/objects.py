@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import array
+import logging
 import mmap
+import os
 import random
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from enum import Enum
 from functools import cache
 from operator import attrgetter
@@ -36,6 +40,7 @@ __all__ = [
     "computed",
     "described",
     "draws",
+    "elsewhere",
     "foreign",
     "form",
     "in_library",
@@ -48,6 +53,7 @@ __all__ = [
     "same",
     "shown",
     "told",
+    "unreadable",
     "written_array",
 ]
 
@@ -98,17 +104,34 @@ def foreign(value: Any) -> bool:
     return own or any(base.__module__ == "_ctypes" for base in type(value).__mro__)
 
 
+def unreadable(value: Any) -> str | None:
+    """Why what an object does cannot be told from what it is; None where it can."""
+    kind = type(value).__name__
+    if draws(value):
+        return f"is a {kind}, whose state changes with each draw"
+    if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        what = "module" if isinstance(value, nn.Module) else "function"
+        return f"is a scripted {what}, whose code cannot be read"
+    if foreign(value):
+        return f"is a {kind}, which nothing compares at each call: it may be memory of any kind"
+    if isinstance(value, type) and value.__module__ in VARYING:
+        return "may give another value at each call"
+    if hasattr(type(value), "__next__"):
+        return f"is a {kind}, which gives another item each time"
+    return elsewhere(value)
+
+
 _WRITE_FIRST = (np.copyto, np.put, np.place, np.putmask, np.fill_diagonal, np.put_along_axis)
 """Functions of NumPy that write to their first argument."""
 
 
-def written_array(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> int | str | None:
-    """Which argument of a function, if it is an array, it writes to; None where it writes to none."""
+def written_array(function: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """The argument of a function to which it writes, if that is an array; None where it writes to none."""
     if "out" in keywords:
-        return "out"
-    if isinstance(function, np.ufunc):
-        return function.nin if len(args) > function.nin else None
-    return 0 if any(function is f for f in _WRITE_FIRST) else None
+        return keywords["out"]
+    first = 0 if any(function is f for f in _WRITE_FIRST) else len(args)
+    which = function.nin if isinstance(function, np.ufunc) else first
+    return args[which] if which < len(args) else None
 
 
 ACTS = {
@@ -120,10 +143,27 @@ ACTS = {
     globals: "reads globals whose names are not in the code",
     eval: "runs code that is not read",
     exec: "runs code that is not read",
+    os.getenv: "reads the environment",
     torch.is_grad_enabled: "asks whether gradients are recorded",
     torch.is_inference_mode_enabled: "asks whether gradients are recorded",
 }
-"""Builtin functions that do more than give a value, or more than can be read, or give one of the call alone."""
+"""Functions that do more than give a value, or more than can be read, or give one of the call alone."""
+
+
+def elsewhere(value: Any) -> str | None:
+    """What a value does or holds that is seen elsewhere than in the step; None where nothing is known of that."""
+    if isinstance(value, logging.Logger | logging.LoggerAdapter):
+        return "logs"
+    if isinstance(value, FunctionType) and module_of(value) == "logging":
+        return "logs"
+    if value is os.environ:
+        return "is the environment, which may change"
+    if isinstance(value, ContextVar):
+        return "is a ContextVar, which may have another value in each context"
+    if isinstance(value, threading.local):
+        return "may hold other values in each thread"
+    return None
+
 
 ASKS_FOR_HISTORY = frozenset({"requires_grad", "grad_fn", "is_leaf"})
 """Attributes of a tensor that tell whether gradients are recorded: those of carry and x differ from call to call."""
@@ -143,14 +183,18 @@ OPERATORS = frozenset(f"__{name}__" for name in _OPERATORS.split())
 """Methods that syntax calls."""
 
 
-def is_plain(value: Any) -> bool:
+_DEEPEST = 16
+"""Tuples within one another that are compared as one value; deeper ones are looked at like lists."""
+
+
+def is_plain(value: Any, depth: int = _DEEPEST) -> bool:
     """Whether a value is a number, a string or such, which cannot change and can be compared.
 
     >>> is_plain((1, "a", None)), is_plain([1])
     (True, False)
     """
     if isinstance(value, tuple | frozenset):
-        return all(map(is_plain, value))
+        return depth > 0 and all(is_plain(item, depth - 1) for item in value)
     return isinstance(value, _PLAIN + _PLAIN_OF_TORCH)
 
 

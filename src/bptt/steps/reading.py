@@ -12,10 +12,10 @@ from types import BuiltinFunctionType, CellType, FunctionType, MemberDescriptorT
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .bytecode import PART, Frame, Known, method
+from .absences import Absences
+from .bytecode import PART, Frame, Known, method, owner_of
 from .objects import (
     ACTS,
     CONTAINERS,
@@ -31,13 +31,14 @@ from .objects import (
     changes,
     computed,
     draws,
-    foreign,
+    elsewhere,
     in_library,
     is_plain,
     item_path,
     module_of,
     names_in_class,
     namespaces,
+    unreadable,
     written_array,
 )
 
@@ -67,7 +68,7 @@ class Reads:
     a variable of a closure. containers: those whose items are read; the path of a module's own ends with ".".
     obstacle: why a traced step would not do the same. names: of attributes that the code reads. by_any_name: whether it
     calls getattr or vars. holders: by the id of a tensor, those of all that hold it. computed: of modules, attributes
-    that hooks of torch compute.
+    that hooks of torch compute. absences: names that it looks up where they are not.
     """
 
     entries: dict[int, Fields] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Reads:
     by_any_name: bool = False
     holders: dict[int, set[int]] = field(default_factory=dict)
     computed: list[tuple[nn.Module, tuple[str, ...]]] = field(default_factory=list)
+    absences: Absences = field(default_factory=Absences)
     _used: dict[int, Any] = field(default_factory=dict)
     _functions: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _queue: deque[Callable[[], None]] = field(default_factory=deque)
@@ -103,10 +105,9 @@ class Reads:
 
     def read_global(self, namespace: dict[str, Any], name: str) -> Known | None:
         if name in namespace:
-            value = namespace[name]
-            library = isinstance(value, ModuleType) and in_library(value.__name__)
-            return Known(name, value) if library else self._entry(namespace, name, name, f"the global `{name}`")
-        return Known(name, getattr(builtins, name)) if hasattr(builtins, name) else None
+            return self._entry(namespace, name, name, f"the global `{name}`")
+        self.absences.note(namespace, namespace, name, name)
+        return self._entry(vars(builtins), name, name) if name in vars(builtins) else None
 
     def read_attribute(self, owner: Known, name: str, where: str) -> Known | None:
         value, path = owner.value, f"{owner.path}.{name}"
@@ -116,11 +117,19 @@ class Reads:
                 self.refuse(f"reads the value of the tensor `{owner.path}` by `{name}`", where)
             elif name.endswith("_") and not name.startswith("_"):
                 self.refuse(f"changes the tensor `{owner.path}` by `{name}`", where)
+            elif name in ("grad", "_grad"):
+                self.refuse(f"reads the gradient of the tensor `{owner.path}`", where)
+            elif name in vars(value):
+                return self._entry(vars(value), name, path)
+            elif not hasattr(type(value), name):
+                self.absences.before(value, name, path)
             return None
         if value is None or isinstance(value, int | float | complex | str):
             return None
+        if elsewhere(value):
+            self.use(owner)
         if isinstance(value, ModuleType) and in_library(value.__name__):
-            return Known(path, vars(value)[name]) if name in vars(value) else None
+            return self._entry(vars(value), name, path) if name in vars(value) else None
         self.by_any_name = self.by_any_name or name == "__dict__"
         for namespace in namespaces(value):
             if name in namespace:
@@ -143,16 +152,15 @@ class Reads:
 
     def _call(self, function: Known, args: Sequence[Known | None], keywords: Mapping[str, Known | None]) -> None:
         path, value = function
-        which = written_array(value, args, keywords)
-        given = None if which is None else keywords[which] if isinstance(which, str) else _at(args, which)
+        given = written_array(value, args, keywords)
         if given is not None and isinstance(given.value, np.ndarray):
             self.refuse(f"writes to the array `{given.path}`", f"`{path}`")
         if isinstance(value, FunctionType):
             self._function(path, value, args, keywords)
         elif isinstance(value, MethodType):
-            self.call(Known(path, value.__func__), (_owner(function), *args), keywords)
+            self.call(Known(path, value.__func__), (owner_of(function), *args), keywords)
             if in_library(module_of(value.__func__)):
-                self.use(_owner(function))
+                self.use(owner_of(function))
         elif isinstance(value, partial):
             self.use(function)
             first = [Known(f"{path}.args[{i}]", arg) for i, arg in enumerate(value.args)]
@@ -161,6 +169,11 @@ class Reads:
         else:
             self.use(function)
             name = "forward" if isinstance(value, nn.Module) else "__call__"
+            if (value is getattr or value is hasattr) and len(args) > 1 and args[0] and args[1]:
+                asked = args[1].value
+                if isinstance(asked, str) and args[0].value is not PART:
+                    self.names.add(asked)
+                    self.read_attribute(args[0], asked, f"`{path}`")
             if not isinstance(value, type) and (known := self._of_class(function, name)) is not None:
                 self.call(known, args, keywords)
 
@@ -180,26 +193,15 @@ class Reads:
             self.call(known, (), {})
         elif isinstance(value, partial):
             self.call(known, (), {})
-            for name in ("func", "args", "keywords"):
-                self.use(Known(f"{path}.{name}", getattr(value, name)))
+            self._use_all([self._attribute(value, name, f"{path}.{name}") for name in ("func", "args", "keywords")])
         elif isinstance(value, BuiltinFunctionType):
             self._builtin(known)
-        elif draws(value):
-            self.refuse(f"is a {type(value).__name__}, whose state changes with each draw", f"`{path}`")
-        elif isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-            kind = "module" if isinstance(value, nn.Module) else "function"
-            self.refuse(f"is a scripted {kind}, whose code cannot be read", f"`{path}`")
-        elif foreign(value):
-            kind = type(value).__name__
-            self.refuse(f"is a {kind}, which nothing compares at each call: it may be memory of any kind", f"`{path}`")
+        elif reason := unreadable(value):
+            self.refuse(reason, f"`{path}`")
         elif isinstance(value, nn.Module):
             self._module(known)
         elif isinstance(value, attrgetter | methodcaller) or value is attrgetter or value is methodcaller:
             self.by_any_name = True
-        elif isinstance(value, type) and value.__module__ in VARYING:
-            self.refuse("may give another value at each call", f"`{path}`")
-        elif hasattr(type(value), "__next__"):
-            self.refuse(f"is a {type(value).__name__}, which gives another item each time", f"`{path}`")
         elif "__wrapped__" in next(namespaces(value)):  # a function behind functools.lru_cache, say
             self.use(Known(f"{path}.__wrapped__", value.__wrapped__))
         elif not (isinstance(value, ModuleType) and in_library(value.__name__)):
@@ -233,6 +235,7 @@ class Reads:
         value, path = owner.value, f"{owner.path}.{name}"
         bound = not isinstance(value, type)
         found = None
+        self.absences.before(value, name, path)
         for base in (type(value) if bound else value).__mro__:
             if name not in vars(base):
                 continue
@@ -269,6 +272,8 @@ class Reads:
             self.refuse("gives another value at each call", f"`{path}`")
         if any(function is f for f in SETTINGS):
             self.refuse("changes torch's settings or random generators", f"`{path}`")
+        if act := ACTS.get(function) or elsewhere(function):
+            self.refuse(act, f"`{path}`")
         if in_library(module_of(function)):
             return
         given = (*args, *keywords.values())
@@ -348,7 +353,7 @@ class Reads:
         if "training" in vars(module):  # torch.compile's modules pass it on
             self._entry(vars(module), "training", f"{path}.training")
         for name in (*sorted(REGISTRIES), *HOOKS):
-            held = vars(module).get(name, {})
+            held = self._entry(vars(module), name, f"{path}.{name}").value if name in vars(module) else {}
             if name in HOOKS:
                 if any(not in_library(module_of(hook)) for hook in held.values()):
                     # A hook may do anything with what it reaches, which may be a whole trainer.
@@ -358,6 +363,8 @@ class Reads:
             self.containers[id(held)] = Known(f"{path}.", held)
             self._held(held, *held.values())
             self._use_all([Known(item_path(path, key), item) for key, item in held.items()])
+        self.absences.before(module, "forward", f"{path}.forward")
+        self._attribute(type(module), "forward", f"{type(module).__name__}.forward")
         if made := computed(module):
             self.computed.append((module, tuple(made)))
         of_torch = frozenset().union(*map(names_in_class, bases(type(module), library=True)))
@@ -383,14 +390,3 @@ class Reads:
             else:
                 continue
             self._use_all([found])
-
-
-def _at(args: Sequence[Known | None], i: int) -> Known | None:
-    return args[i] if i < len(args) else None
-
-
-def _owner(bound: Known) -> Known:
-    """The object of a bound method, by its path."""
-    path, dot, name = bound.path.rpartition(".")
-    named = path if dot and name == bound.value.__func__.__name__ else f"{bound.path}.__self__"
-    return Known(named or "self", bound.value.__self__)

@@ -194,20 +194,24 @@ class Rebinding:
             return f"`{path}` has another tensor in one place, and the one it had when the step was traced in another"
         return found
 
-    def _differs(self, before: Any, now: Any, path: str, holder: Any = None) -> str | None:
-        if isinstance(before, Tensor):
-            return self._tensor(before, now, path, holder)
-        if before is now or (id(before), id(now)) in self._compared or same(before, now):
-            return None
-        self._compared.add((id(before), id(now)))
-        parts, others = _parts(before, path), _parts(now, path)
-        if type(before) is not type(now) or parts is None or others is None or parts.keys() != others.keys():
-            return told(f"`{path}`", now, before)
-        if isinstance(before, FunctionType) and before.__globals__ is not now.__globals__:
-            return f"`{path}` is of another module than when the step was traced"
-        for name, (one, owner) in parts.items():
-            if difference := self._differs(one, others[name][0], name, owner):
-                return difference
+    def _differs(self, before: Any, now: Any, path: str) -> str | None:
+        """The first difference. What lies within one another is looked into one after the other, however deep."""
+        todo: list[tuple[Any, Any, str, Any]] = [(before, now, path, None)]
+        while todo:
+            before, now, path, holder = todo.pop()
+            if isinstance(before, Tensor):
+                if difference := self._tensor(before, now, path, holder):
+                    return difference
+                continue
+            if before is now or (id(before), id(now)) in self._compared or same(before, now):
+                continue
+            self._compared.add((id(before), id(now)))
+            parts, others = _parts(before, path), _parts(now, path)
+            if type(before) is not type(now) or parts is None or others is None or parts.keys() != others.keys():
+                return told(f"`{_short(path)}`", now, before)
+            if isinstance(before, FunctionType) and before.__globals__ is not now.__globals__:
+                return f"`{path}` is of another module than when the step was traced"
+            todo += [(one, others[name][0], name, owner) for name, (one, owner) in reversed(parts.items())]
         return None
 
     def _tensor(self, before: Tensor, now: Any, path: str, holder: Any) -> str | None:
@@ -250,6 +254,10 @@ def _parts(value: Any, path: str) -> dict[str, tuple[Any, Any]] | None:
     if type(value) is dict:
         return {f"{path}[{key!r}]": (item, value) for key, item in value.items()}
     return None
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 200 else f"{path[:100]}...{path[-80:]}"
 
 
 def _contents(cell: CellType) -> Any:
