@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -156,7 +157,8 @@ def _entry(
         oldest = next((entry for entry in entries if entry.calls > 1), None)
         entries[-1].missed += 1
         if oldest is None and not whatever_it_takes and entries[-1].missed < PATIENCE:
-            return Compiled(None, _given_up(entries)), ()
+            last = entries[-1]
+            return Compiled(None, _given_up(entries), whatever_rows=last.reason is None or last.whatever_rows), ()
         entries.remove(oldest or entries[0])
     made, captured = _compile(given, surroundings, one_lane)
     if made.guard is not None:
@@ -228,6 +230,14 @@ def _compile(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tu
         # What the step has kept of the trace has a history that ends in substitutes: no gradient goes through it.
         needed = any(t.requires_grad for t in error.left)
         refuse_gradients(list(error.left), [torch.zeros((), requires_grad=True, device="cpu")] if needed else ())
+        if error.changing:
+            warnings.warn(
+                f"the step of bptt.scan cannot be told from one that keeps a state: {error}. It was called to be "
+                "traced, and so that state has moved on before the first of its steps: keep it in the carry, or pass "
+                "kernel='replay'",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         refused = _refused(given, str(error))
         refused.whatever_rows = error.whatever_rows
         return refused, ()

@@ -230,6 +230,7 @@ def comparison(
     T = given.T
     times = sorted({0, T // 2, T - 1}) if entry.calls == 1 else [entry.calls * 7919 % T]
 
+    rounding = 0.0 if entry.traced is None else entry.traced.rounding
     drawing = before.at(times) if isinstance(before, DrawnStates) else {}
 
     def check(a: int, states: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
@@ -245,20 +246,23 @@ def comparison(
                         given.carry_form.join(carry), given.x_form.join(x[t].detach().clone() for x in given.xs)
                     )
                 got = [*split(result[0], given.carry_form)[0], *split_y(result[1], entry.y_form)[0]]
-                if not all(_alike(g, e) for g, e in zip(got, expected, strict=True)):
-                    raise StepDiffers(f"at step {t} it gives another result than its trace")
+                if not all(_alike(g, e, rounding) for g, e in zip(got, expected, strict=True)):
+                    raise _Differs(f"at step {t} it gives another result than its trace")
 
     return check
 
 
-def _alike(got: Tensor, expected: Tensor) -> bool:
-    """Whether two results are the same up to rounding, which may flip a comparison in a few places."""
+def _alike(got: Tensor, expected: Tensor, rounding: float) -> bool:
+    """Whether two results are the same up to rounding, which may flip a comparison in a few places.
+
+    rounding: the relative error of the least precise type on the way to them, as under autocast to float32 results.
+    """
     got = got.detach()
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return False
     if not differentiable(got):
         return bool((got != expected).float().mean() <= _FLIPPED) if got.numel() else True
-    tolerance = torch.finfo(got.dtype).eps ** 0.5
+    tolerance = max(torch.finfo(got.dtype).eps, rounding) ** 0.5
     off = ~torch.isclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     return not got.numel() or bool(off.float().mean() <= _FLIPPED)
 

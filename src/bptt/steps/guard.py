@@ -42,7 +42,8 @@ class Guard:
     defaults, attributes that the code reads by name, items of lists, sets and dictionaries, small NumPy
     arrays; of modules the parameters, buffers, submodules, hooks and training flags; of tensors the shape, strides,
     dtype, device and requires_grad, but not their values, which the traced step reads as the step does. Functions that
-    the code calls are read likewise, those of torch, NumPy and the standard library excepted.
+    the code calls are read likewise, those of torch, NumPy and the standard library excepted. Where a name was looked
+    up in vain, on the way to where it was found or at all (`Absences`), it must not have been set since.
 
     captured: the tensors of the traced graph. obstacle: why the step must be run itself, or None: its code changes what
     outlives the call (a variable of its closure, a global, an attribute or an item of what it has captured), gives
@@ -50,13 +51,13 @@ class Guard:
 
     No guard can see:
 
-    - state of objects made in C, of queues, loggers, context variables and such of the standard library, or behind weak
-      references; a container changed by a library's function (`heapq.heappush`);
+    - state of objects made in C, of queues and such of the standard library, or behind weak references; a container
+      changed by a library's function (`heapq.heappush`);
     - what a function changes that came to it by `*args`, or is a part of what it was given or of a call's result;
     - that Python read a captured tensor's value (`if w.sum() > 0`, `float(w)`) while the step was traced: whoever
       traces must refuse that; here only the names `item`, `tolist` and `numpy` are seen, and tensors of one element
       that need no gradient and are not in the graph are compared by value;
-    - files, the environment, and settings of torch: autocast, grad mode, default dtype and device, determinism, hooks
+    - files, warnings, and settings of torch: autocast, grad mode, default dtype and device, determinism, hooks
       of all modules.
 
     And it may see more than the step depends on: branches that are not taken are read as well, and an object that is

@@ -32,9 +32,11 @@ class NotTraceable(Exception):  # noqa: N818  it says what a step is, and is no 
     """The reason why a step cannot be recorded as a graph.
 
     whatever_rows: it has nothing to do with what counts as a row. left: tensors of the trace that the step has kept.
+    changing: the step does something else each time.
     """
 
     left: tuple[Tensor, ...] = ()
+    changing = False
 
     def __init__(self, reason: str, whatever_rows: bool = False) -> None:
         super().__init__(reason)
@@ -116,8 +118,7 @@ class Recorder(TorchDispatchMode):
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a tensor's value is in the graph."""
-        known = self._known.get(id(tensor))
-        return known is not None  # a tensor that is known stays alive, and so does its id
+        return id(tensor) in self._known  # a tensor that is known stays alive, and so does its id
 
     def made(self, tensor: Tensor) -> Node | None:
         """The current value of a tensor that is in the graph; None of any other."""

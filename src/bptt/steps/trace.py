@@ -23,7 +23,7 @@ from .lines import raised_at
 from .one_row import OneRow, as_rows
 from .recorder import NotTraceable, Recorder
 from .substitutes import Seen, Substitutes, repeated
-from .traced import Recorded, TracedStep, merged
+from .traced import Recorded, TracedStep, check_same_again, merged
 
 __all__ = ["Tensors", "trace"]
 
@@ -71,7 +71,15 @@ def trace(
                 b, left = _record(step, carry, x, second, lanes, seen)
             restore()
             _check_left(left)
-            return merged(a, b, lanes)
+            before = a.operations()
+            try:
+                return merged(a, b, lanes)
+            except NotTraceable as error:
+                if not error.whatever_rows:
+                    again, left = _record(step, carry, x, first, lanes, seen)
+                    _check_left(left)
+                    check_same_again(before, again.operations())
+                raise
         except NotTraceable:
             restore()
             raise

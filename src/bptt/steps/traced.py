@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any, cast
 
 import torch
@@ -22,7 +23,7 @@ from .recorder import NotTraceable
 from .rows import at_line, check_rows, kind_of
 from .simplify import simplified
 
-__all__ = ["Recorded", "TracedStep", "merged"]
+__all__ = ["Recorded", "TracedStep", "check_same_again", "merged"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,12 @@ class TracedStep:
         """Whether it solves linear systems, which the step itself raises an error for where a matrix is singular."""
         return any(n.target in _SOLVERS for n in self.graph.nodes)
 
+    @cached_property
+    def rounding(self) -> float:
+        """The relative rounding error of the least precise type that it computes in."""
+        types = {value.dtype for value in self.values.values()}
+        return max((torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point), default=0.0)
+
 
 _SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_ex.default}
 
@@ -78,6 +85,26 @@ class Recorded:
     constants: list[bool]
     opaque: bool
     decided: tuple[tuple[str, bool], ...] = ()
+
+    def operations(self) -> list[tuple[str, str]]:
+        """Each operation with its arguments, in words, and where it stands."""
+        made = [(t.tolist(), name) for (t, name), own in zip(self.captured, self.constants, strict=True) if own]
+        nodes = [(f"{n.target}{n.args}{n.kwargs}", at_line(n)) for n in self.graph.nodes]
+        return [*nodes, *((f"{name} {values}", "") for values, name in made)]
+
+
+def check_same_again(before: list[tuple[str, str]], now: list[tuple[str, str]]) -> None:
+    """Raise NotTraceable where a second trace with the same number of rows has other operations than the first."""
+    pairs = zip_longest(before, now, fillvalue=("", ""))
+    where = next((one[1] or other[1] for one, other in pairs if one[0] != other[0]), None)
+    if where is not None:
+        error = NotTraceable(
+            f"it does something else when it is called again with the same carry and x{where}: by a state of Python's, "
+            "the time or the like",
+            whatever_rows=True,
+        )
+        error.changing = True
+        raise error
 
 
 def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
