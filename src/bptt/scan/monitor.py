@@ -58,7 +58,7 @@ _SPECIAL: dict[Any, _Statistics | int] = {
 }
 """Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count too."""
 
-_READS_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[attr-defined]  # as below
+_READS_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]  # as below
 _SETS_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the class; to mypy, a tensor
 _NOTHING: frozenset[int] = frozenset()
 

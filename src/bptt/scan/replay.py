@@ -155,7 +155,7 @@ def graph_edge(t: Tensor) -> _GraphEdge:
     return edge.node, edge.output_nr
 
 
-_READS_GRADIENT = Tensor.grad.__get__  # type: ignore[attr-defined]  # a property, which torch's stubs call a tensor
+_READS_GRADIENT = Tensor.grad.__get__  # type: ignore[union-attr]  # a property of the class; to mypy, a tensor
 
 
 class _Substitution(TorchFunctionMode):

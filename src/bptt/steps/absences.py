@@ -82,7 +82,7 @@ class KeptAbsences:
 
     def changed(self) -> str | None:
         """What has been set since, in a sentence; None where nothing has."""
-        if True in map(contains, self.holders, self.names):  # type: ignore[arg-type]
+        if True in map(contains, self.holders, self.names):
             places = zip(self.holders, self.names, self.paths, strict=True)
             path = next(path for holder, name, path in places if name in holder)
             return f"`{path}` is set, and was not when the step was traced"

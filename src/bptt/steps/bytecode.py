@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .objects import ASKS_FOR_HISTORY, MUTATORS, is_plain
 
-__all__ = ["METHOD", "PART", "Frame", "Known", "Reader", "method", "owner_of"]
+__all__ = ["METHOD", "PART", "Frame", "Known", "Reader", "is_class_of", "method", "owner_of"]
 
 PART = object()
 """Stands for an unknown value that belongs to a known object: an item of a list over which a loop runs, say."""
@@ -243,7 +243,7 @@ class Frame:
             owners += filter(None, args)
         one = args[0] if len(args) == 1 else None
         if one is not None and one.value is not PART and any(known.value is type for known in callees):
-            self._push(Known(f"type({one.path})", type(one.value)))
+            self._push(Known(f"{_CLASS_OF}{one.path})", type(one.value)))
         else:
             self._push(_part_of(owners[0]) if owners else None)
 
@@ -272,6 +272,14 @@ def _item(owner: Known | None, key: Known | None) -> Known | None:
 def _part_of(owner: Known) -> Known:
     path = owner.path.rpartition(".")[0] if owner.value is METHOD else owner.path
     return Known(path if path.endswith("[...]") else f"{path}[...]", PART)
+
+
+_CLASS_OF = "type("
+
+
+def is_class_of(known: Known) -> bool:
+    """Whether a value is what `type` gave for another: where its attributes are not read, its name perhaps is."""
+    return isinstance(known.value, type) and known.path.startswith(_CLASS_OF)
 
 
 def owner_of(bound: Known) -> Known:

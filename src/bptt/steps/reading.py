@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter, methodcaller
 from types import BuiltinFunctionType, CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
 
 from .absences import Absences
-from .bytecode import PART, Frame, Known, method, owner_of
+from .bytecode import PART, Frame, Known, is_class_of, method, owner_of
 from .objects import (
     ACTS,
     CONTAINERS,
@@ -146,6 +146,8 @@ class Reads:
         self._queue.append(partial(self._call, function, args, keywords))
 
     def use(self, known: Known) -> None:
+        if is_class_of(known):
+            return  # that it is still the object's class is among `absences`
         if id(known.value) not in self._used and not is_plain(known.value) and known.value is not PART:
             self._used[id(known.value)] = known.value
             self._queue.append(partial(self._look, known))
@@ -272,7 +274,7 @@ class Reads:
             self.refuse("gives another value at each call", f"`{path}`")
         if any(function is f for f in SETTINGS):
             self.refuse("changes torch's settings or random generators", f"`{path}`")
-        if act := ACTS.get(function) or elsewhere(function):
+        if act := ACTS.get(cast("Any", function)) or elsewhere(function):
             self.refuse(act, f"`{path}`")
         if in_library(module_of(function)):
             return
