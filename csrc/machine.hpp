@@ -5,6 +5,7 @@
 // of products over rows, for its sums.
 #pragma once
 
+#include "indexed.hpp"
 #include "matrices.hpp"
 #include "narrow.hpp"
 #include "operations.hpp"
@@ -62,7 +63,14 @@ template <class T> struct Machine {
         case Op::pack: return pack(in);
         case Op::small: return small(in, rows);
         case Op::solve: return solve(in, rows);
-        case Op::cumsum: return cumulate(in, rows);
+        case Op::cumsum:
+        case Op::cumprod: return cumulate(in, rows);
+        case Op::gather: return by_index(in, rows, gather_row<T>);
+        case Op::scatter:
+        case Op::scatter_add: return by_index(in, rows, scatter_row<T>);
+        case Op::argmax:
+        case Op::argmin: return to_index(in, rows, extreme_index<T>);
+        case Op::order: return to_index(in, rows, order_row<T>);
         case Op::add_rows: return add_rows(in, rows);
         case Op::add_outer: return add_outer(in, rows);
         default: return reduce(in, rows);
@@ -313,13 +321,24 @@ template <class T> struct Machine {
     void cumulate(const Instruction &in, long rows) const {
         const At out = at(in.x[0]), x = at(in.x[1]);
         const long to = in.x[0].strides[3], from = in.x[1].strides[3];
+        const bool sums = in.op == (long)Op::cumsum;
         nest<2, 3>(in, [&](const long *d) {
             for (long r = 0; r < rows; ++r) {
-                T *p = out.p + d[0] + r * out.row, sum = 0;
+                T *p = out.p + d[0] + r * out.row, all = sums ? T(0) : T(1);
                 const T *q = x.p + d[1] + r * x.row;
-                for (long i = 0; i < in.n[3]; ++i) p[i * to] = sum += q[i * from];
+                for (long i = 0; i < in.n[3]; ++i) p[i * to] = all = sums ? all + q[i * from] : all * q[i * from];
             }
         });
+    }
+
+    template <class F> void by_index(const Instruction &in, long rows, F f) const {
+        const At out = at(in.x[0]), x = at(in.x[1]), index = at(in.x[2]);
+        for (long r = 0; r < rows; ++r) f(in, out.p + r * out.row, x.p + r * x.row, index.p + r * index.row);
+    }
+
+    template <class F> void to_index(const Instruction &in, long rows, F f) const {
+        const At out = at(in.x[0]), x = at(in.x[1]);
+        for (long r = 0; r < rows; ++r) f(in, out.p + r * out.row, x.p + r * x.row);
     }
 
     // The rows at hand are added up as they are, and then to doubles: there are many of them in a walk.

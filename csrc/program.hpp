@@ -61,6 +61,14 @@ enum class Op : std::int64_t {
     most,         //
     least,        //
     cumsum,       // n: three dimensions of their own, one along which is added up
+    cumprod,      // likewise multiplied
+    gather,       // out[.., i, ..] = x1[.., x2[.., i, ..], ..]; modes: the size of the dimension that is indexed, times
+                  // 2^32, and its stride; x1.strides: 0 there
+    scatter,      // out[.., x2[.., i, ..], ..] = x1[.., i, ..], likewise with out in the place of x1
+    scatter_add,  // the same, added to what out holds
+    argmax,       // n: three dimensions that stay, one along which the index of the extreme is found
+    argmin,       //
+    order,        // n: likewise; the indices in the order of the values, by modes the largest first
     add_rows,     // n: as element-wise
     add_outer,    // n: 1, rows of a value that belong to a row, I, J; sums[i, j] += x1[i] x2[j]
     element_wise, // the first of these

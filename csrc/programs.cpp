@@ -13,8 +13,8 @@ struct Names {
 };
 
 constexpr Names all_names() {
-    Names all{{"copy", "product", "pack", "small", "solve", "sum", "mean", "amax", "amin", "cumsum", "add_rows",
-               "add_outer"}};
+    Names all{{"copy", "product", "pack", "small", "solve", "sum", "mean", "amax", "amin", "cumsum", "cumprod",
+               "gather", "scatter", "scatter_add", "argmax", "argmin", "order", "add_rows", "add_outer"}};
     for (int i = 0; i < element_wise; ++i) all.names[structural + i] = operations<float>[i].name;
     return all;
 }

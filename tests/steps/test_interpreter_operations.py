@@ -42,6 +42,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "where": lambda a, b: torch.where(a > 0, a, b), "tanh backward": aten.tanh_backward,
     "sigmoid backward": aten.sigmoid_backward, "a b + a": lambda a, b: a * b + a, "a - a b": lambda a, b: a - a * b,
     "a b - a": lambda a, b: a * b - a, "alpha": lambda a, b: torch.sub(a, b, alpha=0.5),
+    "isnan": lambda a, b: torch.isnan(a) | (b > 0), "pow": torch.pow,
     "clamp by tensors": lambda a, b: torch.clamp(a, b, b + 1), "sum of truth": lambda a, b: (a > 0) + (b > 0),
 }  # fmt: skip
 

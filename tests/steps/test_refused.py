@@ -39,7 +39,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
     "weights by numpy": (lambda h, x, w: torch.tanh(h @ w + x * float(w.detach().numpy().sum())), ""),
     "branch on weights": (lambda h, x, w: torch.tanh(h @ w + x * (1.0 if w.sum() > 0 else 2.0)), "reads a value"),
     "a nested scan": (lambda h, x, w: bptt.scan(lambda a, _: both(torch.tanh(a @ w + x)), h, length=2)[0], ""),
-    "complex numbers": (lambda h, x, w: torch.tanh((torch.complex(h, x) ** 2).real @ w), "not known whether"),
+    "the commonest value": (lambda h, x, w: torch.tanh(h @ w + x) * h.mode(1, True).values, "not known whether"),
     "weights clipped in backward": (lambda h, x, w: torch.tanh(h @ Clipped.apply(w) + x), "not linear"),
 }  # fmt: skip
 

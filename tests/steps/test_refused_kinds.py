@@ -113,10 +113,6 @@ def seeded(h: Tensor, x: Tensor, w: Tensor) -> Tensor:
     return torch.tanh(h @ w + x + torch.rand(H, dtype=DOUBLE))
 
 
-def mapped(h: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    return torch.func.vmap(lambda a, b: torch.tanh(a @ w + b))(h, x)
-
-
 def doubling_inside(h: Tensor, x: Tensor, w: Tensor) -> Tensor:
     product = h.as_subclass(Doubling) @ w
     return torch.tanh(torch.add(product, x)).as_subclass(Tensor)
@@ -134,7 +130,6 @@ INSIDE: dict[str, tuple[Function, str]] = {
     "default dtype": (with_default_dtype, "`torch.set_default_dtype` changes torch's settings"),
     "a generator made inside": (generator_inside, "from a generator of its own (aten.rand.generator), at test_refused"),
     "seeds": (seeded, "`torch.manual_seed` changes torch's settings or random generators"),
-    "vmap": (mapped, "a transform of torch.func (matmul), at test_refused_kinds.py:"),
     "scripted function": (lambda h, x, w: scripted(h @ w, x), "`scripted` is a scripted function"),
     "subclass inside": (doubling_inside, "another class than torch.Tensor (Doubling), at test_refused_kinds.py:"),
 }

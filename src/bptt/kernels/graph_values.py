@@ -12,12 +12,12 @@ from torch.fx import Node
 from ..steps import Part, SplitStep, Value
 from .program import Refused
 from .views import dims_of
+from .whole_numbers import COUNTS, Bounds, bounds_of
 
 __all__ = ["GraphValues", "is_part", "is_weight_gradient", "packet"]
 
 aten = torch.ops.aten
 
-COUNTS = (torch.int64, torch.int32)
 EXACT = {
     aten.full, aten.scalar_tensor, aten.zeros, aten.ones, aten.where, aten.sum, aten.neg, aten.add, aten.sub, aten.mul,
     aten._to_copy, aten.view, aten.reshape, aten.unsqueeze, aten.squeeze, aten.expand, aten.clone, aten.detach,
@@ -46,10 +46,12 @@ def is_weight_gradient(node: Node) -> bool:
 
 
 class GraphValues:
-    """The values of a part of a step, as far as some of its outputs need them. ends: the names of these outputs."""
+    """The values of a part of a step, as far as some of its outputs need them. ends: the names of these outputs.
+    counts: whether whole numbers are computed, between bounds that every call looks at.
+    """
 
-    def __init__(self, part: Part, step: SplitStep, ends: Sequence[str]) -> None:
-        self.step, self.dtype = step, step.values[step.carry[0]].dtype
+    def __init__(self, part: Part, step: SplitStep, ends: Sequence[str], counts: bool = False) -> None:
+        self.step, self.dtype = step, step.dtype
         self.nodes = list(part.graph.nodes)
         placeholders = [node for node in self.nodes if node.op == "placeholder"][1:]
         (output,) = [node for node in self.nodes if node.op == "output"]
@@ -60,6 +62,11 @@ class GraphValues:
         nodes = [self.results[name] for name in ends]
         self.needed = self._needed(nodes)
         self.counts = self._counts(nodes)
+        self.bounds: dict[Node, Bounds] = {}
+        self.assumed: dict[str, Bounds] = {}
+        if counts:
+            needed = [node for node in self.nodes if node in self.needed]
+            self.bounds, self.assumed = bounds_of(needed, self._known, self.inputs, self.dtype)
         self.absorbed = self._absorbed()
 
     def _needed(self, ends: Sequence[Node]) -> set[Node]:
@@ -104,19 +111,26 @@ class GraphValues:
                     break
         return found
 
+    def _known(self, node: Node) -> Value | None:
+        return self.kinds.get(node) or self.step.values.get(node.name)
+
     def kind(self, node: Node) -> Value:
-        found = self.kinds.get(node)
-        if found is None:
-            found = self.step.values.get(node.name)
+        found = self._known(node)
         if found is None:
             raise Refused(f"{self.told(node)}: nothing says of which kind its value is")
         if found.rows < 0:
             raise Refused(f"{self.told(node)}: rows lie in another dimension than the first")
-        if found.dtype not in (torch.bool, self.dtype) and not (found.dtype in COUNTS and packet(node) in EXACT):
+        counts = found.dtype in COUNTS and (node in self.bounds or (packet(node) in EXACT and not self._cut(node)))
+        if found.dtype not in (torch.bool, self.dtype) and not counts:
             raise Refused(f"{self.told(node)}: its values are {found.dtype}, others are {self.dtype}")
         if 0 in found.shape:
             raise Refused(f"{self.told(node)}: it has no values")
         return found
+
+    def _cut(self, node: Node) -> bool:
+        """Whether it makes whole numbers of real ones."""
+        first = node.args[0] if packet(node) is aten._to_copy else None
+        return isinstance(first, Node) and (known := self._known(first)) is not None and known.dtype.is_floating_point
 
     def told(self, node: Node) -> str:
         line = node.meta.get("line")

@@ -23,6 +23,7 @@ from .program import Program, Refused
 from .row_parts import RowPart
 from .step_memories import NotWhole, StepRequest
 from .step_values import Layout, StepValues
+from .whole_numbers import COUNTS, Bounds, OutOfBounds, check
 from .whole_steps import WholeSteps
 
 __all__ = ["Interpreter"]
@@ -46,6 +47,7 @@ class Interpreter:
         self.variant, self._variant = chosen_variant(variant)
         self._programs: WeakKeyDictionary[SplitStep, dict[tuple[str, ...] | None, Program | Refused]]
         self._programs = WeakKeyDictionary()
+        self._beyond: WeakKeyDictionary[SplitStep, str] = WeakKeyDictionary()
         self._prepared: WeakKeyDictionary[SplitStep, dict[tuple[str, ...] | None, Prepared]] = WeakKeyDictionary()
 
     def refuses(self, step: SplitStep, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -53,8 +55,10 @@ class Interpreter:
             return f"it runs on the CPU, not on {device}"
         if dtype not in PROGRAM:
             return f"it computes float32 and float64, not {dtype}"
+        if step in self._beyond:
+            return self._beyond[step]
         for name in step.carry:
-            if step.values[name].dtype != dtype:
+            if step.values[name].dtype not in (dtype, torch.bool, *COUNTS):
                 return f"the carry {name} is {step.values[name].dtype}, not {dtype}"
         try:
             self.forward_program(step, [name for name in step.forward.outputs if name not in step.next])
@@ -107,7 +111,8 @@ class Interpreter:
         kinds = step.values
         B = carry[0].shape[0] // kinds[step.carry[0]].rows
         ready = self._ready(step, tuple(dict.fromkeys(keep)))
-        run, new = Run(ready, T, B), carry[0].new_empty
+        self._look_at(step, ready.program.assumed, {**values, **dict(zip(step.carry, carry, strict=True))})
+        run, new = Run(ready, T, B), ready.like.new_empty
         carries: list[Tensor] = []
         for (name, at, after, size, whole), first in zip(run.sized.carries, carry, strict=True):
             states = new(whole)
@@ -115,10 +120,11 @@ class Interpreter:
             address = run.addresses[after] = states.data_ptr()
             if at >= 0:
                 run.addresses[at] = address
-            run.moves += (address, run.checked(name, first, size, size), first.nbytes)
+            run.moves += (address, run.checked(name, first, size, size), first.numel() * ready.itemsize)
         run.before = len(carries)
         for states, end in zip(carries, last, strict=False):
-            run.moves += (end.data_ptr(), states.data_ptr() + T * end.nbytes, end.nbytes)
+            if end.dtype == ready.dtype:
+                run.moves += (end.data_ptr(), states.data_ptr() + T * end.nbytes, end.nbytes)
         run.give(values)
         layout = run.sized.layout
         keep_heap(layout.size * ready.itemsize + sum([states.nbytes for states in carries]))
@@ -144,7 +150,23 @@ class Interpreter:
                     end.copy_(first)
         for name in ready.exact:
             own[name] = own[name].to(kinds[name].dtype)
+        for i, name in enumerate(step.carry):
+            if kinds[name].dtype != ready.dtype:
+                if kinds[name].dtype != torch.bool:
+                    self._look_at(step, {name: ready.program.assumed.get(name, ready.program.room)}, {name: carries[i]})
+                carries[i] = carries[i].to(kinds[name].dtype)
+                if last:
+                    last[i].copy_(carries[i][-1])
         return carries, StepValues(kinds, T, B, own, layout.places, memories)
+
+    def _look_at(self, step: SplitStep, assumed: Mapping[str, Bounds], values: Mapping[str, Tensor]) -> None:
+        """Raise OutOfBounds, now, and say so in `refuses`, where whole numbers are not what a program is made for."""
+        for name, bounds in assumed.items():
+            try:
+                check(name, values[name], bounds)
+            except OutOfBounds as beyond:
+                self._beyond[step] = str(beyond)
+                raise
 
     def sweep(
         self,
@@ -212,6 +234,9 @@ class Interpreter:
 
     def whole(self, request: StepRequest) -> WholeSteps | None:
         """The passes for calls of the same sizes, of which no tensor is another's part; None where there are none."""
+        if request.step.dtype not in PROGRAM or any(request.step.values[n].dtype != request.step.dtype
+                                                    for n in (*request.step.carry, *request.step.x)):  # fmt: skip
+            return None
         core, kept = (self._ready(request.step, tuple(dict.fromkeys(names))) for names in request.core)
         try:
             return WholeSteps(request, (core, kept, self._ready(request.step, None)), self._variant)
@@ -247,10 +272,10 @@ def _lowered(step: SplitStep, core: Part, kinds: Mapping[str, str], ends: Sequen
     if not set(core.inputs).isdisjoint(step.constants.outputs):
         for computes in (ELEMENT_WISE, ()):
             try:
-                return Lowering(with_constants(step, core, computes), step, kinds, ends).program
+                return Lowering(with_constants(step, core, computes), step, kinds, ends, counts=True).program
             except Refused:  # perhaps for a view that an operand cannot be
                 pass
-    return Lowering(core, step, kinds, ends).program
+    return Lowering(core, step, kinds, ends, counts=True).program
 
 
 def _adjoint(step: SplitStep) -> Program:

@@ -12,12 +12,15 @@ import torch
 from torch.fx import Node
 
 from ..steps import Part, SplitStep
+from .composed_values import ComposedValues
 from .convolutions import Convolution
 from .graph_values import is_part, is_weight_gradient, packet
+from .indexed_values import gives_parts
 from .program import Refused
 from .solved_systems import solve
-from .viewed_values import SAME, ViewedValues
+from .viewed_values import SAME
 from .views import Slot, View, collapse, dims_of
+from .whole_numbers import COUNTS
 
 __all__ = ["Lowering"]
 
@@ -41,15 +44,21 @@ ON_TRUTH = {aten.bitwise_not, aten.bitwise_and, aten.bitwise_or, aten.bitwise_xo
 
 ARITHMETIC_OF_TRUTH = {"add": "or", "mul": "and"}
 ROUNDED = {aten.ceil, aten.trunc, aten.round}
-REDUCED = {aten.sum: "sum", aten.mean: "mean", aten.amax: "amax", aten.amin: "amin"}
-POWERS = {2: ["square"], 1: ["same"], 0.5: ["sqrt"], -1: ["reciprocal"], -0.5: ["rsqrt"], -2: ["square", "reciprocal"]}
+REDUCED = {aten.sum: "sum", aten.mean: "mean", aten.amax: "amax", aten.amin: "amin", aten.all: "amin", aten.any: "amax"}
 
 
-class Lowering(ViewedValues):
+class Lowering(ComposedValues):
     """The program of a part of a step, forward or adjoint. Raises Refused for what has no instruction."""
 
-    def __init__(self, part: Part, step: SplitStep, inputs: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> None:
-        super().__init__(part, step, inputs, ends)
+    def __init__(
+        self,
+        part: Part,
+        step: SplitStep,
+        inputs: Mapping[str, str],
+        ends: Sequence[tuple[str, str]],
+        counts: bool = False,
+    ) -> None:
+        super().__init__(part, step, inputs, ends, counts)
         self.packs: dict[tuple[Slot, int, tuple[int, ...], tuple[int, ...]], Slot] = {}
         for node in self.nodes:
             if node in self.needed and node.op not in ("placeholder", "output") and node not in self.absorbed:
@@ -57,7 +66,7 @@ class Lowering(ViewedValues):
         self.finish()
 
     def _node(self, node: Node) -> None:
-        if packet(node) in (aten._linalg_solve_ex, aten.convolution_backward):
+        if packet(node) in (aten._linalg_solve_ex, aten.convolution_backward) or gives_parts(node):
             return  # its result is a part of what it gives
         if packet(node) is None and not is_part(node):
             if node.op == "call_function" and node.target in (operator.mul, operator.add, operator.floordiv):
@@ -76,7 +85,7 @@ class Lowering(ViewedValues):
         """A copy of a tensor, in a part of which another is written."""
         base, source = node.args[0], node.args[1]
         assert isinstance(base, Node)
-        self._emit(node, "same", to, [base])
+        self.emit(node, "same", to, [base])
         dim = self.dimension(node, 2, 0, base)
         if to.by_row and dim == 0:
             raise Refused(f"{self.told(node)}: it writes rows")
@@ -96,7 +105,10 @@ class Lowering(ViewedValues):
         elif op is aten.bmm:
             self._small(node, to)
         elif is_part(node):
-            self._solved(node, to)
+            if not self.part(node, to):
+                self._solved(node, to)
+        elif self.indexed(node, to):
+            pass
         elif op is aten.convolution:
             x, w, bias = (self.view(n) if isinstance(n, Node) else None for n in node.args[:3])
             Convolution.of(node, self).lower(self.program, to, x, w, bias, self.told(node))
@@ -105,13 +117,13 @@ class Lowering(ViewedValues):
         elif op is aten.rsub:
             if self.argument(node, 2, "alpha", 1) != 1:
                 raise Refused(f"{self.told(node)}: its argument alpha")
-            self._emit(node, "sub", to, [node.args[1], node.args[0]])
+            self.emit(node, "sub", to, [node.args[1], node.args[0]])
         elif op is aten.pow:
-            self._power(node, to)
+            self.power(node, to)
         elif op is aten.clamp:
-            self._clamp(node, to)
+            self.clamp(node, to)
         elif op in ROUNDED and len(node.args) == 1 and not node.kwargs:
-            self._rounded(node, to)
+            self.rounded(to, self.operand(node.args[0], to, node), op)
         elif op is aten.cat:
             for part, place in self.parts_of_cat(node, to):
                 view = self.view(part)
@@ -121,17 +133,23 @@ class Lowering(ViewedValues):
             self._scattered(node, to)
         elif op in REDUCED:
             self._reduced(node, to)
-        elif op is aten.cumsum:
+        elif op in (aten.cumsum, aten.cumprod):
             self._cumulated(node, to)
         elif op in SAME:
-            self._emit(node, "truth", to, [node.args[0]])
+            if self.kind(node).dtype == torch.bool:
+                self.emit(node, "truth", to, [node.args[0]])
+            else:
+                self.rounded(to, self.operand(node.args[0], to, node), aten.trunc)
+        elif op is aten.isnan:
+            self.emit(node, "ne", to, [node.args[0], node.args[0]])
+        elif op in (aten.remainder, aten.div) and self.kind(node).dtype in COUNTS:
+            self.divided(node, to)
+        elif op in (aten.tril, aten.triu):
+            self.triangle(node, to)
         elif op in ELEMENT_WISE:
             self._element_wise(node, to)
         else:
             raise Refused(f"{self.told(node)}: the interpreter has no such operation")
-
-    def _emit(self, node: Node, op: str, to: View, operands: Sequence[object]) -> None:
-        self.program.element_wise(op, to, [self.operand(x, to, node) for x in operands])
 
     def _element_wise(self, node: Node, to: View) -> None:
         op, operands = packet(node), list(node.args[:2] if packet(node) in (aten.add, aten.sub) else node.args)
@@ -144,7 +162,7 @@ class Lowering(ViewedValues):
             raise Refused(f"{self.told(node)}: its number of results depends on values")
         if self.kind(node).dtype == torch.bool:
             name = ARITHMETIC_OF_TRUTH.get(name, name)
-        self._emit(node, name, to, operands)
+        self.emit(node, name, to, operands)
 
     def _sum_of_two(self, node: Node, to: View) -> None:
         a, b = node.args[0], node.args[1]
@@ -155,69 +173,11 @@ class Lowering(ViewedValues):
             self._product(inner, to, self.operand(other, to, node))
         elif inner is not None:
             op = "mul_add" if adds else "mul_sub" if inner is a else "sub_mul"
-            self._emit(node, op, to, [*inner.args[:2], other])
+            self.emit(node, op, to, [*inner.args[:2], other])
         elif alpha != 1:
-            self._emit(node, "mul_add" if adds else "sub_mul", to, [b, alpha, a])
+            self.emit(node, "mul_add" if adds else "sub_mul", to, [b, alpha, a])
         else:
             self._element_wise(node, to)
-
-    def _power(self, node: Node, to: View) -> None:
-        x, exponent = node.args[0], node.args[1]
-        if not isinstance(exponent, (bool, int, float)):
-            raise Refused(f"{self.told(node)}: its exponent is a tensor")
-        if exponent == 0:
-            self._emit(node, "same", to, [1.0])
-        elif exponent in POWERS:
-            for op in POWERS[exponent]:
-                self.program.element_wise(op, to, [self.operand(x, to, node)])
-                x = node
-                self.views[node] = to
-        elif exponent == int(exponent) and 0 < exponent <= 16:
-            square = self.operand(x, to, node)
-            factor = square
-            for bit in bin(int(exponent))[3:]:  # square and multiply
-                self.program.element_wise("square", to, [square])
-                square = to
-                if bit == "1":
-                    self.program.element_wise("mul", to, [to, factor])
-        else:
-            if exponent == int(exponent):
-                raise Refused(f"{self.told(node)}: its exponent {exponent}")
-            self._emit(node, "pow", to, [x, exponent])
-
-    def _clamp(self, node: Node, to: View) -> None:
-        x: object = node.args[0]
-        for position, name, op in ((1, "min", "maximum"), (2, "max", "minimum")):
-            bound = self.argument(node, position, name)
-            if bound is not None:
-                self._emit(node, op, to, [x, bound])
-                self.views[node], x = to, node
-
-    def _rounded(self, node: Node, to: View) -> None:
-        """By floors of |x|, times its sign: those are exact. Halves go to the even one of two numbers."""
-        op, (x,) = packet(node), node.args
-        emit, new = self.program.element_wise, lambda: self.program.new(to.dims, to.by_row)
-        given = self.operand(x, to, node)
-        if op is aten.ceil:
-            emit("neg", to, [given])
-            emit("floor", to, [to])
-            return emit("neg", to, [to])
-        size, whole = new(), new()
-        emit("abs", size, [given])
-        emit("floor", whole, [size])
-        if op is aten.round:
-            half, odd, over = self.operand(0.5, to, node), new(), new()
-            emit("sub", size, [size, whole])
-            emit("mul", odd, [whole, half])
-            emit("floor", odd, [odd])
-            emit("sub_mul", odd, [odd, self.operand(2.0, to, node), whole])
-            emit("gt", over, [size, half])
-            emit("eq", size, [size, half])
-            emit("where", odd, [size, odd, over])
-            emit("add", whole, [whole, odd])
-        sign = new()
-        emit("sign", sign, [given])
-        return emit("mul", to, [sign, whole])
 
     def _product(self, node: Node, to: View, start: View | None) -> None:
         left: Any = node.args[0]
@@ -295,10 +255,15 @@ class Lowering(ViewedValues):
 
     def _reduced(self, node: Node, to: View) -> None:
         first: Any = node.args[0]
-        view, op = self.view(first), REDUCED[packet(node)]
-        rank, dims = len(view.dims), self._reduced_dimensions(node)
-        kept = [d for d in range(rank) if d not in dims]
         keepdim = bool(self.argument(node, 2, "keepdim", False))
+        self._reduce(node, REDUCED[packet(node)], to, self.view(first), self._reduced_dimensions(node), keepdim)
+
+    def extreme(self, op: str, to: View, view: View, dim: int, keepdim: bool) -> None:
+        self._reduce(None, op, to, view, [dim % max(1, len(view.dims))] if view.dims else [], keepdim)
+
+    def _reduce(self, node: Node | None, op: str, to: View, view: View, dims: Sequence[int], keepdim: bool) -> None:
+        rank = len(view.dims)
+        kept = [d for d in range(rank) if d not in dims]
         left = to.pick(kept) if keepdim else to
         over = view.pick(dims)
         sizes, (strides,) = collapse(over.dims, [over.strides])
@@ -311,7 +276,7 @@ class Lowering(ViewedValues):
             outer, outer_strides = collapse(left.dims, [left.strides, here.strides])
             view, strides = turned, [1]
         if len(outer) > 3:
-            raise Refused(f"{self.told(node)}: over {len(outer)} dimensions of their own")
+            raise Refused(f"{op if node is None else self.told(node)}: over {len(outer)} dimensions of their own")
         n = [*([1] * (3 - len(outer))), *outer, sizes[0]]
         along = strides[0] if sizes[0] > 1 else 1
         padded = [[*([0] * (3 - len(outer))), *s, along] for s in outer_strides]
@@ -321,13 +286,13 @@ class Lowering(ViewedValues):
         first: Any = node.args[0]
         view, dim = self.view(first), self.dimension(node, 1, 0, first) if to.dims else 0
         if not to.dims:
-            return self._emit(node, "same", to, [first])
+            return self.emit(node, "same", to, [first])
         rest = [d for d in range(len(to.dims)) if d != dim]
         sizes, strides = collapse([to.dims[d] for d in rest], [[v.strides[d] for d in rest] for v in (to, view)])
         if len(sizes) > 3 or (to.by_row and dim == 0):
             raise Refused(f"{self.told(node)}: over rows, or {len(sizes)} other dimensions of their own")
         along = [[*s, v.strides[dim]] for s, v in zip(strides, (to, view), strict=True)]
-        self.program.add("cumsum", [to, view], [*sizes, to.dims[dim]], along, work=2 * math.prod(to.dims))
+        self.program.add(packet(node).__name__, [to, view], [*sizes, to.dims[dim]], along, work=2 * math.prod(to.dims))
         return None
 
     def _reduced_dimensions(self, node: Node) -> list[int]:

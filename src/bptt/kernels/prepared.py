@@ -35,12 +35,12 @@ class Prepared:
     of each; inputs: (name, number, `Value.rows`, shape) of what else is given; kept, sent, summed: (name, number) of
     what is brought back; backs: (leaf, number); lanes: of the inputs, those
     that are the same at every step; exact: those brought back that are truths or whole numbers; whole: the kept values
-    that may be given as such.
+    that may be given as such; counts: the inputs that are whole numbers.
     """
 
     def __init__(self, program: Program, step: SplitStep, keep: tuple[str, ...] | None) -> None:
         self.program, self.kinds = program, step.values
-        self.dtype = step.values[step.carry[0]].dtype
+        self.dtype = step.dtype
         self.itemsize, self.like = self.dtype.itemsize, torch.empty(0, dtype=self.dtype, device="cpu")
         self.numbers, self.count = program.number, len(program.slots)
         self.inputs = [(name, self.numbers[slot], step.values[name].rows, step.values[name].shape)
@@ -64,7 +64,10 @@ class Prepared:
         brought = (*self.kept, *self.sent, *self.summed)
         self.lanes = frozenset(name for name, slot in program.inputs.items() if slot.kind == "lane")
         self.exact = [n for n, _ in brought if not step.values[n].dtype.is_floating_point]
-        self.whole = frozenset(step.kept)
+        self.whole, self.counts = (
+            frozenset(step.kept),
+            program.counts | {name for name in step.carry if not step.values[name].dtype.is_floating_point},
+        )
         self.together = [n for n, _ in self.kept if n in step.kept and n not in step.y and n not in self.exact]
         self._sized: dict[tuple[int, int], Sized] = {}
         self.walk, self.constants, self.addresses = walk_of(program, self.dtype)
@@ -157,7 +160,8 @@ class Run:
         if not x.is_cpu:
             raise RuntimeError(f"{name} must be on the CPU: got {x.device}")
         if x.dtype != self.ready.dtype:
-            if x.dtype != torch.bool and (x.is_floating_point() or name not in self.ready.whole):
+            allowed = name in self.ready.whole or name in self.ready.counts
+            if x.dtype != torch.bool and (x.is_floating_point() or not allowed):
                 raise RuntimeError(f"{name} must be {self.ready.dtype}: got {x.dtype}")
             x = x.to(self.ready.dtype)
             self.alive.append(x)
@@ -172,17 +176,21 @@ class Run:
         places: Mapping[str, Place]
         flat: Mapping[str, Tensor]
         lanes: Mapping[str, Tensor]
-        places, flat, lanes, starts = {}, values, {}, []
+        places, flat, lanes, starts, kinds = {}, values, {}, [], []
         if isinstance(values, StepValues):
             places, flat, lanes = values.places, values.flat, values.lanes
             starts = [m.data_ptr() for m in values.memories]
+            kinds = [m.dtype for m in values.memories]
         for name, at, size, whole in self.sized.inputs:
             x = lanes.get(name) if name in lanes else flat.get(name)
             if x is None:
                 place = places.get(name)
                 if place is None:
                     raise KeyError(f"values must hold {name}: got {', '.join(sorted(values))}")
-                addresses[at] = starts[place.memory] + place.offset * self.ready.itemsize
+                if kinds[place.memory] == self.ready.dtype:
+                    addresses[at] = starts[place.memory] + place.offset * self.ready.itemsize
+                else:  # whole numbers of the carry
+                    addresses[at] = self.checked(name, values[name], size, whole)
             else:
                 addresses[at] = self.checked(name, x, size, whole)
 

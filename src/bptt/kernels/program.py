@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import _walks
 from .views import Slot, View, collapse, dense_strides
+from .whole_numbers import Bounds
 
 __all__ = ["Instruction", "Program", "Refused"]
 
@@ -61,6 +62,7 @@ class Program:
     ends: list[Slot] = field(default_factory=list)  # of the outputs
     work: float = 0.0
     row_values: int = 0  # of a tile's memory, for each row
+    assumed: dict[str, Bounds] = field(default_factory=dict)  # of whole numbers among the inputs
     _constants: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -118,6 +120,13 @@ class Program:
                 slot.at, size = size, size + _rounded(slot.width)
             living.append(slot)
         self.row_values = size
+
+    room: Bounds = field(default=Bounds(-(2**24), 2**24))  # of whole numbers that it does not read
+
+    @cached_property
+    def counts(self) -> frozenset[str]:
+        """The inputs that are whole numbers."""
+        return frozenset(self.assumed)
 
     @cached_property
     def number(self) -> dict[Slot, int]:

@@ -47,7 +47,7 @@ class _RowProgram:
         self.inputs = tuple(program.inputs)
         self.at = [program.number[program.inputs[name]] for name in self.inputs]
         self.ends = [program.number[slot] for slot in program.ends]
-        self.dtype = step.values[step.carry[0]].dtype
+        self.dtype = step.dtype
         self.walk, self.constants, self.addresses = walk_of(program, self.dtype)
 
     def bound(self, R: int, sources: Mapping[str, tuple[int, int]]) -> _walks.Bound:
@@ -68,7 +68,7 @@ class RowPart:
     """
 
     def __init__(self, step: SplitStep, parts: Sequence[Part], wanted: Sequence[str], variant: int) -> None:
-        self.kinds, self.dtype, self.variant = step.values, step.values[step.carry[0]].dtype, variant
+        self.kinds, self.dtype, self.variant = step.values, step.dtype, variant
         divided = _Divided(in_one(parts, tuple(dict.fromkeys(wanted))), step.values)
         if divided.worth < FEWEST:
             raise Refused("hardly anything is to be computed")

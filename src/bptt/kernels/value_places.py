@@ -10,9 +10,10 @@ import torch
 from torch.fx import Node
 
 from ..steps import Part, SplitStep
-from .graph_values import COUNTS, GraphValues, packet
+from .graph_values import GraphValues, packet
 from .program import Program, Refused
 from .views import Slot, View, dims_of
+from .whole_numbers import COUNTS
 
 __all__ = ["ValuePlaces"]
 
@@ -26,16 +27,24 @@ class ValuePlaces(GraphValues):
     in the kinds "next", "output", "back" and "sum".
     """
 
-    def __init__(self, part: Part, step: SplitStep, inputs: Mapping[str, str], ends: Sequence[tuple[str, str]]) -> None:
-        super().__init__(part, step, [name for _, name in ends])
-        self.program = Program()
+    def __init__(
+        self,
+        part: Part,
+        step: SplitStep,
+        inputs: Mapping[str, str],
+        ends: Sequence[tuple[str, str]],
+        counts: bool = False,
+    ) -> None:
+        super().__init__(part, step, [name for _, name in ends], counts)
+        self.program = Program(assumed=self.assumed)
+        self.looks_at_indices = any(kind == "next" for kind, _ in ends)
         self.constants = self.program.slot("outside", 0, "constants")
         self.views: dict[Node, View] = {}
         self.wanted: dict[Node, Slot] = {}  # where a value is written at once
         self.places: dict[Node, View] = {}  # where one is written that is asked for
         for node, name in self.inputs.items():
             if node in self.needed:
-                self.views[node] = self._input(name, inputs.get(name, "input"))
+                self.views[node] = self._input(node, name, inputs.get(name, "input"))
         self.ends = ends
         self.program.ends = [self._end(self.results[name], kind, name) for kind, name in ends]
 
@@ -45,11 +54,12 @@ class ValuePlaces(GraphValues):
             self.program.ends[i] = self._finish(self.results[name], self.program.ends[i], name)
         self.constants.width = max(1, len(self.program.constants))
 
-    def _input(self, name: str, kind: str) -> View:
+    def _input(self, node: Node, name: str, kind: str) -> View:
         value = self.step.values[name]
         if value.rows < 0:
             raise Refused(f"input {name}: rows lie in another dimension than the first")
-        if value.dtype not in (torch.bool, self.dtype) and not (value.dtype in COUNTS and name in self.step.kept):
+        counts = value.dtype in COUNTS and (name in self.step.kept or node in self.bounds)
+        if value.dtype not in (torch.bool, self.dtype) and not counts:
             raise Refused(f"input {name}: its values are {value.dtype}, others are {self.dtype}")
         slot = self.program.slot(kind if value.rows else "outside", math.prod(dims_of(value)), name)
         self.program.inputs[name] = slot
@@ -58,7 +68,8 @@ class ValuePlaces(GraphValues):
     def _end(self, node: Node, kind: str, name: str) -> Slot:
         """The slot of an output, which the first output of a value is written to at once."""
         value = self.kind(node)
-        if value.dtype not in (torch.bool, self.dtype) and not (value.dtype in COUNTS and name in self.step.kept):
+        counts = value.dtype in COUNTS and (name in self.step.kept or node in self.bounds)
+        if value.dtype not in (torch.bool, self.dtype) and not counts:
             raise Refused(f"{self.told(node)}: {name} is {value.dtype}")
         slot = self.program.slot(
             "outside" if kind == "output" and not value.rows else kind, math.prod(dims_of(value)), name

@@ -10,10 +10,11 @@ import torch
 from torch.fx import Node
 
 from ..steps import Value
-from .graph_values import COUNTS, packet
+from .graph_values import packet
 from .program import Refused
 from .value_places import ValuePlaces
 from .views import View, dims_of
+from .whole_numbers import COUNTS
 
 __all__ = ["SAME", "ViewedValues"]
 
@@ -34,7 +35,8 @@ class ViewedValues(ValuePlaces):
         if op in FILLED or op in (aten.full, aten.full_like, aten.scalar_tensor):
             at = {aten.full: 1, aten.full_like: 1, aten.scalar_tensor: 0}.get(op)
             number: Any = FILLED[op] if at is None else node.args[at]
-            if not isinstance(number, (bool, int, float)) or (kind.dtype in COUNTS and abs(number) > 2**16):
+            large = kind.dtype in COUNTS and node not in self.bounds and abs(number) > 2**16
+            if not isinstance(number, (bool, int, float)) or large:
                 raise Refused(f"{self.told(node)}: its argument {number}")
             place = self.program.constant(float(number))
             return View(self.constants, by_row, dims, (0,) * len(dims), place)
@@ -46,7 +48,7 @@ class ViewedValues(ValuePlaces):
             return View(self.constants, False, dims, (1,), place)
         first = node.args[0] if node.args else None
         if op in SAME and isinstance(first, Node):
-            return None if self._makes_truth(first, kind) else self.views[first]
+            return None if self._makes_truth(first, kind) or self._cut(node) else self.views[first]
         if op in RESHAPED or op in (aten.squeeze, aten.unsqueeze):
             assert isinstance(first, Node)
             return self._reshaped(self.views[first], dims, by_row, node)

@@ -79,7 +79,14 @@ class Compiled:
     def choice(self, name: str, carry: Sequence[Tensor]) -> StepChoice:
         """The kernel for its core, and why. Raises RuntimeError where a named one cannot compute it."""
         assert self.parts is not None
-        return choose_step(name, self.parts, carry[0].device, carry[0].dtype)
+        return choose_step(name, self.parts, carry[0].device, self.parts.dtype)
+
+    @property
+    def counts(self) -> bool:
+        """Whether whole numbers are a part of its carry or of x."""
+        return self.parts is not None and any(
+            not self.parts.values[name].dtype.is_floating_point for name in (*self.parts.carry, *self.parts.x)
+        )
 
     def begins(self, carry: Sequence[Tensor]) -> bool:
         """Whether its code branches, on a first carry, as it did when it was traced."""
@@ -201,8 +208,8 @@ def _compile(given: Arguments, surroundings: Surroundings, one_lane: bool) -> tu
         return _refused(given, "carry and xs hold tensors of another class than torch.Tensor"), ()
     if given.carry_form.values:
         return _refused(given, "the carry holds Python values"), ()
-    if any(t.layout is not torch.strided or t.is_complex() for t in (*given.carry, *given.xs)):
-        return _refused(given, "carry and xs hold sparse or complex tensors"), ()
+    if any(t.layout is not torch.strided for t in (*given.carry, *given.xs)):
+        return _refused(given, "carry and xs hold sparse tensors"), ()
     if not any(map(differentiable, given.carry)):
         return _refused(given, "no tensor of the carry has a gradient"), ()
     try:

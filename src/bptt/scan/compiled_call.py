@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Again, StepProgram, run, seen
+from ..kernels import OutOfBounds
 from ..memory import Checkpoints
 from ..memory import parse as parse_memory
 from ..policies import Policy
@@ -98,8 +99,8 @@ def by_compiled_step(
 
     independent: rows are said to be so.
     """
-    whole = not independent and not lanes_differ(given, policy)
-    entry, captured = compiled_step(given, surroundings, whole, kernel != "auto")
+    asked = given
+    entry, captured = compiled_step(given, surroundings, not independent and not lanes_differ(given, policy))
     if entry.one_lane and entry.reason is None:
         given = as_one_lane(given)
     n = len(given.carry)
@@ -116,7 +117,7 @@ def by_compiled_step(
         return "it draws random numbers"
     if traced.draws and not all(t.is_contiguous() for t in (*given.carry, *(x[0] for x in given.xs))):
         return "it draws random numbers, in an order that may be another where carry or x is not contiguous"
-    undone = entry.calls == 0 or traced.branches is not None
+    undone = entry.calls == 0 or traced.branches is not None or traced.tells_by_nan or entry.counts
     before = generator_states(given.devices) if undone else {}
     own = getattr(policy, "generator", None)
     factors_before = None if own is None or not undone else own.get_state()
@@ -130,6 +131,13 @@ def by_compiled_step(
     program = StepProgram(plan, factors, given.resets, again if differentiated else None, check)
     try:
         outputs = run(program, *tensors)
+    except OutOfBounds:
+        set_generators(before)
+        if own is not None and factors_before is not None:
+            own.set_state(factors_before)
+        entry.plans.clear()
+        entry.direct.clear()
+        return by_compiled_step(asked, policy, memory, kernel, surroundings, independent)  # by another kernel
     except _OtherWay as error:
         set_generators(before)
         if own is not None and factors_before is not None:
@@ -149,8 +157,13 @@ def by_compiled_step(
         if own is not None and factors_before is not None:
             own.set_state(factors_before)  # the same factors are drawn again
         return entry.reason
-    if traced.solves and not all(bool(t.isfinite().all()) for t in outputs):
-        return "it solves linear systems, and a matrix may be singular: a result is not finite"
+    if traced.tells_by_nan and not all(bool(t.isfinite().all()) for t in outputs):
+        set_generators(before)
+        if own is not None and factors_before is not None:
+            own.set_state(factors_before)
+        if traced.solves:
+            return "it solves linear systems, and a matrix may be singular: a result is not finite"
+        return "its Python code checks values, and a check may have failed: a result is not finite"
     remember(given, policy, memory, kernel, entry, plan, _again(given, policy, entry, surroundings))
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
     return ScanResults(final, given.carry_form, ys, entry.y_form)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
 
 from ..engine import Again, PlainSteps, StepPlan, default_device, is_observed
+from ..kernels import OutOfBounds
 from ..memory import Checkpoints
 from ..policies import Chunked, Full, Policy, Truncated, parse
 from ..steps import origin
@@ -140,18 +141,26 @@ def _outputs(
     traced, call = direct.entry.traced, direct.call
     assert traced is not None
     if not traced.draws:
-        outputs = call((step, [None] * call.plan.T), (*carry, *xs, *captured))
-        return outputs if outputs is None or not traced.solves or all(map(_finite, outputs)) else None
+        outputs = _called(call, (step, [None] * call.plan.T), (*carry, *xs, *captured))
+        return outputs if outputs is None or not traced.tells_by_nan or all(map(_finite, outputs)) else None
     if not all(t.is_contiguous() for t in (*carry, *xs)):
         return None
     given = Arguments(step, list(carry), direct.carry_form, list(xs), direct.x_form, call.plan.T, None)
     numbers, states = drawn(traced, given, captured, call.plan.B)
     assert isinstance(states, DrawnStates)
-    outputs = call((step, states), (*carry, *xs, *numbers, *captured))
-    if outputs is None or (traced.solves and not all(map(_finite, outputs))):
+    outputs = _called(call, (step, states), (*carry, *xs, *numbers, *captured))
+    if outputs is None or (traced.tells_by_nan and not all(map(_finite, outputs))):
         set_generators(states.before)
         return None
     return outputs
+
+
+def _called(call: Callable[..., Any], step: Any, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """What a call gives; None where its whole numbers are too large for the kernel."""
+    try:
+        return cast("tuple[Tensor, ...] | None", call(step, tensors))
+    except OutOfBounds:
+        return None
 
 
 def _finite(t: Tensor) -> bool:

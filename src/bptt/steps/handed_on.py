@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.fx import Node
 
-from .rows import ELEMENTWISE, VIEWS, row_dim
+from .kinds import ELEMENTWISE, VIEWS
+from .rows import row_dim
 
 __all__ = ["HandedOn", "by_lane", "cheapest_to_send"]
 

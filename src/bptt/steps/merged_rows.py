@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Graph, Node
 
-from .rows import ELEMENTWISE
+from .kinds import ELEMENTWISE
 
 __all__ = ["rows_ahead"]
 

@@ -151,6 +151,12 @@ class SplitStep:
     by_operations: Callable[[], SplitStep] | None = field(default=None, repr=False)
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """That of the carry: of its first tensor of real numbers, if it has one."""
+        kinds = [self.values[name].dtype for name in self.carry]
+        return next((dtype for dtype in kinds if dtype.is_floating_point), kinds[0])
+
+    @cached_property
     def for_operations(self) -> SplitStep:
         """The same for kernels that call one operation after another: whatever can wait is computed for all rows."""
         return self if self.by_operations is None else self.by_operations()

@@ -7,19 +7,20 @@ other views. So a graph never reads a value that was overwritten.
 from __future__ import annotations
 
 import operator
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .canonical import RULES, by_row, scattered, without_write
+from .canonical import RULES, by_row, taken_apart, without_write
 from .draws import filling, normal_parts
+from .kinds import KNOWN
+from .known_tensors import Known, KnownTensors, is_captured, place
 from .lines import current_line
 from .truths import truths
 
@@ -44,46 +45,20 @@ class NotTraceable(Exception):  # noqa: N818  it says what a step is, and is no 
 
 
 @dataclass(eq=False)
-class _Memory:
-    """Memory that tensors share. writes: how often it was written to. tensors: those that are known."""
-
-    writes: int = 0
-    tensors: list[_Known] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Known:
-    """A tensor whose value is in the graph.
-
-    view: the tensor that it is a view of, and the operation on a node that makes its value from that one's. read: the
-    number of writes to the memory when `node` was its value.
-    """
-
-    tensor: Tensor
-    node: Node
-    memory: _Memory
-    view: tuple[_Known, Callable[[Node], Node], tuple[Any, ...]] | None = None
-    read: int = 0
-
-
-@dataclass(eq=False)
-class Recorder(TorchDispatchMode):
+class Recorder(KnownTensors, TorchDispatchMode):
     """A mode in which operations run as they are asked for, and are recorded. Use it as a context.
 
-    captured: the tensors from outside that were read, with their nodes. draws: what random numbers are drawn, in order:
-    placeholders, whose "filling" says what fills them; probabilities: of each number of a draw. branches: a value of
-    truths, "all" or "any", and whether that held, for each branch. reason: why what was recorded is no graph.
+    draws: what random numbers are drawn, in order: placeholders, whose "filling" says what fills them; probabilities:
+    of each number of a draw. branches: a value of truths, "all" or "any", and whether that held, for each branch.
+    checks: truths that all had this value. reason: why what was recorded is no graph.
     """
 
-    graph: Graph = field(default_factory=Graph)
-    captured: list[tuple[Tensor, Node]] = field(default_factory=list)
     draws: list[Node] = field(default_factory=list)
     probabilities: list[Node | None] = field(default_factory=list)
     branches: list[tuple[Node, str, bool]] = field(default_factory=list)
+    checks: list[tuple[Node, bool]] = field(default_factory=list)
     reason: str | None = None
-    _known: dict[int, _Known] = field(default_factory=dict)
-    _memory: dict[int, _Memory] = field(default_factory=dict)
-    _alive: list[Any] = field(default_factory=list)
+    _apart: list[Any] = field(default_factory=list)  # operations that are being taken apart
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -96,91 +71,6 @@ class Recorder(TorchDispatchMode):
     def active() -> bool:
         """Whether a step is being recorded now."""
         return any(isinstance(mode, Recorder) for mode in _get_current_dispatch_mode_stack())
-
-    def release(self) -> list[weakref.ref[Tensor]]:
-        """Let go of all tensors. Returns references to those that were made inside."""
-        given = {id(t) for t, _ in self.captured}
-        made = [weakref.ref(k.tensor) for k in self._known.values() if k.node.op != "placeholder"]
-        made = [r for r in made if id(r()) not in given]
-        for memory in self._memory.values():
-            memory.tensors.clear()  # a circle with what knows it
-        self._known.clear()
-        self._memory.clear()
-        self._alive.clear()
-        return made
-
-    # What enters ------------------------------------------------------------------------------------------------------
-
-    def enter(self, tensor: Tensor, name: str) -> None:
-        """Give a tensor that is given from outside a name in the graph."""
-        node = self.graph.placeholder(name)
-        self._note(tensor, node)
-
-    def knows(self, tensor: Tensor) -> bool:
-        """Whether a tensor's value is in the graph."""
-        return id(tensor) in self._known  # a tensor that is known stays alive, and so does its id
-
-    def made(self, tensor: Tensor) -> Node | None:
-        """The current value of a tensor that is in the graph; None of any other."""
-        known = self._known.get(id(tensor)) or self._another_name(tensor)
-        return None if known is None else self._read(known)
-
-    def node(self, tensor: Tensor) -> Node:
-        """The current value of a tensor; one from outside is captured."""
-        known = self._known.get(id(tensor)) or self._another_name(tensor)
-        if known is None:
-            node = self.graph.placeholder(f"captured_{len(self.captured)}")
-            node.meta["line"] = current_line()
-            self.captured.append((tensor, node))
-            known = self._note(tensor, node)
-        return self._read(known)
-
-    def _another_name(self, tensor: Tensor) -> _Known | None:
-        """The tensor made inside that one is another name for: autograd hands out what it saved as new ones."""
-        memory = self._memory.get(_place(tensor))
-        for known in () if memory is None else memory.tensors:
-            other = known.tensor
-            same = other.shape == tensor.shape and other.stride() == tensor.stride() and other.dtype == tensor.dtype
-            if same and other.storage_offset() == tensor.storage_offset() and not _captured(known.node):
-                self._known[id(tensor)] = known
-                self._alive.append(tensor)
-                return known
-        return None
-
-    def _note(self, tensor: Tensor, node: Node) -> _Known:
-        """Note that a tensor has the value of a node; it has memory of its own."""
-        if "tensor" not in node.meta:
-            node.meta["tensor"] = tensor.shape, tensor.dtype
-        memory = self._memory.setdefault(_place(tensor), _Memory())
-        known = self._known[id(tensor)] = _Known(tensor, node, memory, read=memory.writes)
-        memory.tensors.append(known)
-        self._alive.append(tensor)  # so that no other tensor gets its id, nor its memory
-        return known
-
-    def _read(self, known: _Known) -> Node:
-        if known.read != known.memory.writes:
-            if known.view is None:
-                raise self.refused("a tensor is written to through another one that is no view of it")
-            known.node = known.view[1](self._read(known.view[0]))
-            known.read = known.memory.writes
-        return known.node
-
-    def _write(self, known: _Known, value: Node) -> None:
-        """Give a tensor another value, and what it is a view of."""
-        above, chain = known, list[tuple[_Known, Node]]()
-        while above.view is not None:
-            above = above.view[0]
-            chain.append((above, self._read(above)))
-        known.memory.writes += 1
-        known.node, known.read = value, known.memory.writes
-        below = known
-        for base, before in chain:
-            assert below.view is not None
-            made = scattered(self, before, below.node, *below.view[2])
-            if made is None:
-                raise self.refused(f"a view made by {below.view[2][0]} is written to")
-            base.node, base.read = made, known.memory.writes
-            below = base
 
     # Operations -------------------------------------------------------------------------------------------------------
 
@@ -196,11 +86,11 @@ class Recorder(TorchDispatchMode):
             raise self.refused(f"its Python code reads a value of a tensor ({_name(func)})")
         rule = RULES.get(func)
         if rule is not None:
-            with self:
+            with self, torch._C.DisableTorchFunction():
                 result = by_row(self, func, args)
                 result = rule(*args, **kwargs) if result is None else result
             if result is not NotImplemented:
-                return result
+                return self._as_view(func, args, kwargs, result)
         if torch.Tag.nondeterministic_seeded in func.tags:
             return self._drawn(func, args, kwargs)
         if "batch_norm" in _name(func):
@@ -209,20 +99,54 @@ class Recorder(TorchDispatchMode):
             return self._reshaped(func, args, kwargs)
         if func._schema.is_mutable:
             return self._written(func, args, kwargs)
+        if func in _OF_MEMORY:
+            return func(*args, **kwargs)
+        if func not in KNOWN and func not in self._apart and (apart := taken_apart(func)) is not None:
+            self._apart.append(func)
+            try:
+                with self, torch._C.DisableTorchFunction():
+                    result = apart(*args, **kwargs)
+            finally:
+                self._apart.pop()
+            if result is not NotImplemented:
+                return result
         result = func(*args, **kwargs)
         if func is aten.lift_fresh.default:
             return self._constant(result)
         self._record(func, args, kwargs, result)
         return result
 
+    def _as_view(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
+        """What a rule gives of an operation: still a view of its argument where torch's is one, though it copies."""
+        base: Any = args[0] if args else None
+        alias = func._schema.arguments[0].alias_info if args else None
+        if alias is None or alias.is_write or not isinstance(result, Tensor) or not isinstance(base, Tensor):
+            return result
+        if not result.numel() or place(result) == place(base):
+            return result
+        self.node(base)
+        view = func(*args, **kwargs)
+        known = self.note(view, self.node(result))
+        again = self._again(func, args, kwargs, base, view, None)
+        known.view = self.known[id(base)], again, (func, self.call(func, args, kwargs).args, kwargs)
+        return view
+
     def _branch(self, tensor: Tensor) -> bool | None:
-        """The value on which Python code branches, where whole numbers of the carry alone decide it; else None."""
+        """The value on which Python code branches, where whole numbers of the carry alone decide it, or all of a tensor
+        or nothing of it holds, which every call can look at; else None.
+        """
         node = self.made(tensor)
         found = None if node is None else truths(node)
         if found is None:
             return None
         value = bool(aten._local_scalar_dense.default(tensor))
-        self.branches.append((*found, value))
+        given, kind, of_carry = found
+        if of_carry:
+            self.branches.append((given, kind, value))
+        elif value == (kind == "all"):
+            self.checks.append((given, value))
+        else:
+            return None
         return value
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -240,11 +164,11 @@ class Recorder(TorchDispatchMode):
             if not isinstance(result, Tensor):
                 own = self.graph.call_function(operator.getitem, (node, i))
             own.meta["tensor"] = output.shape, output.dtype
-            known = self._note(output, own)
-            base = next((t for t in tensors if _place(t) == _place(output)), None)
+            known = self.note(output, own)
+            base = next((t for t in tensors if place(t) == place(output)), None)
             if base is not None and base is not output and output.numel():
                 again = self._again(func, args, kwargs, base, output, None if isinstance(result, Tensor) else i)
-                known.view = self._known[id(base)], again, (func, node.args, kwargs)
+                known.view = self.known[id(base)], again, (func, node.args, kwargs)
 
     def _again(
         self, func: Any, args: Any, kwargs: Any, base: Tensor, output: Tensor, i: int | None
@@ -297,25 +221,25 @@ class Recorder(TorchDispatchMode):
         self.draws.append(node)
         self.probabilities.append(by)
         if known is None:
-            self._note(result, node)
+            self.note(result, node)
         else:
-            self._write(known, node)
+            self.write(known, node)
         return result
 
     def _reshaped(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An operation that makes its first argument a view of what it was: `squeeze_`, `t_` and such."""
         target: Tensor = args[0]
-        known = self._known.get(id(target))
+        known = self.known.get(id(target))
         packet = getattr(aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        overload = None if packet is None else getattr(packet, func._overloadname, None)
+        overload = getattr(packet, func._overloadname, getattr(packet, "int", None))  # `transpose` has no other
         if known is None or overload is None:
             raise self.refused(f"it changes the shape of a tensor in place ({_name(func)})")
         with self:
             made = overload(*args, **kwargs)
-        if made.untyped_storage()._cdata != target.untyped_storage()._cdata:
+        if place(made) != place(target):
             raise self.refused(f"it changes the shape of a tensor in place ({_name(func)})")
         func(*args, **kwargs)
-        view = self._known[id(made)]
+        view = self.known[id(made)]
         before = replace(known)  # what it was: of which it is a view from now on, as others may be
         for other in known.memory.tensors:
             if other.view is not None and other.view[0] is known:
@@ -333,10 +257,10 @@ class Recorder(TorchDispatchMode):
             raise self.refused(f"it writes in place by {_name(func)}")
         value = self.node(made)
         func(*args, **kwargs)
-        self._write(known, value)
+        self.write(known, value)
         return target
 
-    def _target(self, func: Any, args: Any) -> _Known:
+    def _target(self, func: Any, args: Any) -> Known:
         """The first argument of an operation that writes to it."""
         target = args[0] if args else None
         if not isinstance(target, Tensor) or not func._schema.arguments[0].is_write:
@@ -345,11 +269,11 @@ class Recorder(TorchDispatchMode):
             raise self.refused(f"it writes to a captured tensor {list(target.shape)} ({_name(func)})")
         if torch._debug_has_internal_overlap(target) == 1:
             raise self.refused("it writes to an expanded tensor")
-        known = self._known[id(target)]
+        known = self.known[id(target)]
         base = known
         while base.view is not None:
             base = base.view[0]
-        if _captured(base.node):
+        if is_captured(base.node):
             raise self.refused(f"it writes to a captured tensor {list(base.tensor.shape)} ({_name(func)})")
         return known
 
@@ -363,7 +287,7 @@ class Recorder(TorchDispatchMode):
             node = self.graph.call_function(aten.full.default, (list(tensor.shape), tensor.item()),
                                             {"dtype": tensor.dtype, "device": tensor.device})  # fmt: skip
         node.meta["tensor"] = tensor.shape, tensor.dtype
-        self._note(tensor, node)
+        self.note(tensor, node)
         return tensor
 
     def refused(self, reason: str) -> NotTraceable:
@@ -372,6 +296,9 @@ class Recorder(TorchDispatchMode):
         self.reason = reason if line is None else f"{reason}, at {line}"
         return NotTraceable(self.reason, whatever_rows=True)
 
+
+_OF_MEMORY = {aten._has_same_storage_numel.default}
+"""Operations that say how tensors lie in memory, which is the same at every call."""
 
 _VALUES = {aten.equal.default, aten.is_nonzero.default, aten._local_scalar_dense.default, aten.item.default}
 
@@ -388,12 +315,3 @@ _DEFAULTS: dict[Any, tuple[Any, ...]] = {aten.slice.Tensor: (0, None, None, 1), 
 
 def _name(func: Any) -> str:
     return str(func).removesuffix(".default")
-
-
-def _captured(node: Node) -> bool:
-    return node.op == "placeholder" and node.name.startswith("captured_")
-
-
-def _place(tensor: Tensor) -> int:
-    with torch._C.DisableTorchFunction():  # which would be told that Python reads it
-        return tensor.untyped_storage()._cdata

@@ -9,57 +9,13 @@ from typing import Any, cast
 import torch
 from torch.fx import Graph, Node
 
+from .kinds import ALONG, BATCHED, COMPLEX, ELEMENTWISE, FACTORIES, SUMS
 from .parts import Value
 from .recorder import NotTraceable
 
-__all__ = ["ELEMENTWISE", "SUMS", "VIEWS", "at_line", "check_rows", "kind_of", "mixes_rows", "row_dim"]
+__all__ = ["at_line", "check_rows", "kind_of", "mixes_rows", "row_dim"]
 
 aten = torch.ops.aten
-
-ELEMENTWISE = {
-    getattr(getattr(aten, name), overload)
-    for name, overloads in {
-        "add sub mul div eq ne lt le gt ge": "Tensor Scalar",
-        "neg exp expm1 log log1p log2 tanh sigmoid sqrt rsqrt abs reciprocal relu sign sgn sin cos erf erfc floor ceil "
-        "round trunc logical_not bitwise_not tanh_backward sigmoid_backward logical_and logical_or logical_xor maximum "
-        "minimum fmax fmin clamp_min clamp_max _to_copy isnan isinf atan asin acos sinh cosh tan asinh acosh atanh "
-        "atan2 exp2 lgamma digamma angle hypot logaddexp": "default",
-        "rsub": "Scalar",
-        "where": "self",
-        "pow": "Tensor_Scalar Tensor_Tensor Scalar",
-        "bitwise_and bitwise_or bitwise_xor fmod remainder": "Tensor Scalar",
-        "clamp_min clamp_max": "Tensor",
-        "div": "Tensor_mode Scalar_mode",
-    }.items()
-    for name in name.split()
-    for overload in overloads.split()
-}
-"""Operations on each element by itself."""
-
-SUMS = {aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.prod.dim_int, aten.any.dim, aten.any.dims,
-        aten.all.dim, aten.all.dims}  # fmt: skip
-"""Operations that reduce dimensions, whose second argument names."""
-
-VIEWS = {aten.view.default, aten.permute.default, aten.expand.default, aten.slice.Tensor, aten.select.int,
-         aten.unsqueeze.default, aten.squeeze.dims, aten.cat.default}  # fmt: skip
-"""Operations that do not compute."""
-
-_ALONG = {
-    aten.slice.Tensor: 1, aten.select.int: 1, aten.cumsum.default: 1, aten.cumprod.default: 1, aten.gather.default: 1,
-    aten.scatter_add.default: 1, aten.scatter.src: 1, aten.scatter.value: 1, aten.argmax.default: 1,
-    aten.argmin.default: 1, aten.max.dim: 1, aten.min.dim: 1, aten.flip.default: 1, aten.topk.default: 2,
-    aten.sort.default: 1, aten.sort.stable: 2, aten.logcumsumexp.default: 1,
-    aten.roll.default: 2, aten.cummax.default: 1, aten.cummin.default: 1,
-}  # fmt: skip
-"""Operations along dimensions, and which argument names these."""
-
-_BATCHED = {aten.bmm.default, aten.linalg_solve_triangular.default, aten.triu.default, aten.tril.default,
-            aten.linalg_inv_ex.default, aten.linalg_cholesky_ex.default, aten.cholesky_solve.default,
-            aten._linalg_solve_ex.default, aten.linalg_lu_solve.default, aten.linalg_lu_factor_ex.default}  # fmt: skip
-"""Operations on matrices in the last two dimensions."""
-
-_FACTORIES = {aten.full.default, aten.arange.default, aten.arange.start, aten.arange.start_step, aten.eye.default,
-              aten.eye.m}  # fmt: skip
 
 
 def row_dim(node: Any) -> int | None:
@@ -91,7 +47,7 @@ def _contracts(node: Node) -> bool:
     target, args = node.target, cast("Any", node.args)
     if target is operator.getitem:
         return False
-    if target in _FACTORIES:
+    if target in FACTORIES:
         if target is not aten.full.default and row_dim(node) is not None:
             raise _mixing(node)
         return False
@@ -118,7 +74,7 @@ def _contracts(node: Node) -> bool:
         if (first, second) in ((0, None), (None, 1)):
             return False
         raise _mixing(node)
-    if target in _BATCHED:
+    if target in BATCHED:
         if any(_index(n) >= len(n.meta["dims"]) - 2 for n in given):
             if target is aten.bmm.default and row_dim(args[0]) == 2 and row_dim(args[1]) == 1:
                 return True
@@ -128,7 +84,7 @@ def _contracts(node: Node) -> bool:
         if out is None or not _kept(args[0], node):
             raise _mixing(node)
         return False
-    if target in (aten.permute.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims):
+    if target in COMPLEX | {aten.permute.default, aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims}:
         if out is None:
             raise _mixing(node)
         return False
@@ -148,8 +104,8 @@ def _contracts(node: Node) -> bool:
         if index is None or table is not None or source != dim:
             raise _mixing(node)
         return True
-    if target in _ALONG:
-        named = args[_ALONG[target]] if len(args) > _ALONG[target] else None
+    if target in ALONG:
+        named = args[ALONG[target]] if len(args) > ALONG[target] else None
         named = named if isinstance(named, (tuple, list)) else [named]
         rank = len(args[0].meta["dims"]) if isinstance(args[0], Node) else 0
         if None in named or any((d + rank if d < 0 else d) == along for d in named):

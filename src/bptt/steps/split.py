@@ -18,9 +18,11 @@ from torch.fx import Graph, Node
 
 from .algebra import reassociated
 from .handed_on import HandedOn, by_lane, cheapest_to_send
+from .kinds import ELEMENTWISE, VIEWS
+from .linear import linear
 from .parts import Part, SplitStep
 from .recorder import NotTraceable
-from .rows import ELEMENTWISE, VIEWS, kind_of, mixes_rows, row_dim
+from .rows import kind_of, mixes_rows, row_dim
 from .traced import TracedStep
 
 __all__ = ["split"]
@@ -38,19 +40,6 @@ _ELEMENTARY = (
 
 _COSTLY = {getattr(aten, name).default for name in _ELEMENTARY.split()}
 _COSTLY |= {aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar}
-
-_LINEAR = {aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.sum.dim_IntList, aten._to_copy.default,
-           aten.cumsum.default, aten.flip.default, aten.roll.default, operator.getitem} | VIEWS  # fmt: skip
-"""Operations that are linear in all of their arguments together."""
-
-_LINEAR_IN_ONE = {aten.mul.Tensor, aten.mm.default, aten.bmm.default}
-
-_LINEAR_IN_FIRST = {aten.div.Tensor, aten.tanh_backward.default, aten.sigmoid_backward.default, aten.mul.Scalar,
-                    aten.div.Scalar, aten.gather.default, aten.convolution_backward.default,
-                    aten.convolution.default, aten.index_select.default, aten.tril.default,
-                    aten.triu.default}  # fmt: skip
-
-_ADDED_TO_ZEROS = {aten.index_add.default, aten.scatter_add.default}  # linear in what they add to zeros
 
 
 def split(traced: TracedStep) -> SplitStep:
@@ -177,18 +166,7 @@ class _Splitter:
         return _ancestors(filter(None, (*self.dx, *self.dcaptured))) & self.dual
 
     def _linear(self, n: Node) -> bool:
-        if n.op == "placeholder" or n.target in _LINEAR:
-            return True
-        dual = [i for i, a in enumerate(n.args) if isinstance(a, Node) and a in self.dual]
-        if n.target in _LINEAR_IN_ONE:
-            return len(dual) == 1
-        if n.target in _ADDED_TO_ZEROS:
-            return dual == [3] and _zero(n.args[0])
-        if n.target is aten._linalg_solve_ex.default:
-            return dual == [1]
-        if n.target is aten.where.self:
-            return 0 not in dual and all(a in self.dual or _zero(a) for a in n.args[1:])
-        return n.target in _LINEAR_IN_FIRST and dual == [0]
+        return linear(n, self.dual)
 
     @cached_property
     def summed(self) -> list[Node]:
@@ -393,7 +371,3 @@ def _wanted_names(nodes: Iterable[Node | None]) -> tuple[str | None, ...]:
 
 def _unique(nodes: Sequence[Node]) -> list[Node]:
     return list(dict.fromkeys(nodes))
-
-
-def _zero(node: object) -> bool:
-    return isinstance(node, Node) and node.target is aten.full.default and bool(node.args[1] == 0)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -76,8 +78,6 @@ class Substitutes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
             raise self.recorder.refused(f"its Python code reads a value of a tensor ({func.__name__})")
-        if (torch._C._functorch.maybe_current_level() or 0) > self.one_row:
-            raise self.recorder.refused(f"it uses a transform of torch.func ({_name(func)})")
         if self.one_row:
             func = CELLS.get(getattr(func, "__name__", ""), func)
         func = _REPLACED.get(func, func)
@@ -97,10 +97,13 @@ class Substitutes(TorchFunctionMode):
     def blame(self, tensors: Sequence[Tensor]) -> None:
         """Note the captured tensors of which those are made alone that did not fit, if they may have lanes.
 
-        By what is done with it, a matrix of weights is told from a tensor with a row for each lane.
+        By what is done with it, a matrix of weights is told from a tensor with a row for each lane; and a parameter is
+        taken for one where there is nothing else.
         """
         made_of = [self.sources.get(id(t), self.lanes) for t in tensors]
-        self.seen.at_fault.update(*(sources for sources in made_of if not sources & self.lanes))
+        found = set[int]().union(*(sources for sources in made_of if not sources & self.lanes))
+        parameters = {id(t) for t in self.seen.captured if isinstance(t, torch.nn.Parameter)}
+        self.seen.at_fault |= found - parameters or found
 
     def note(self, value: Any) -> None:
         """Note that tensors were made inside."""
@@ -131,7 +134,7 @@ class Substitutes(TorchFunctionMode):
         return value
 
     def _substitute(self, t: Tensor) -> Tensor:
-        if self.inside.get(id(t)) is t or self.recorder.knows(t):
+        if self.inside.get(id(t)) is t or self.recorder.knows(t) or is_functorch_wrapped_tensor(t):
             return t
         self._check_class(t)
         if torch._C._functorch.is_functorch_wrapped_tensor(t):
@@ -142,7 +145,7 @@ class Substitutes(TorchFunctionMode):
         if known is not None and known[0] is t:
             return known[1]
         made = t
-        with _disable_current_modes(), torch.no_grad():
+        with _disable_current_modes(), temporarily_clear_interpreter_stack(), torch.no_grad():
             counting = id(t) in self.lanes and counts_rows(t, self.seen.B)
             if counting:
                 made = torch.arange(self.R, device=t.device)
@@ -151,7 +154,7 @@ class Substitutes(TorchFunctionMode):
             elif t.requires_grad or t.is_inference():
                 made = t.detach().clone()
         if made is not t:
-            with _disable_current_modes():
+            with _disable_current_modes(), temporarily_clear_interpreter_stack():
                 made = leaf(made, t.requires_grad)
             self.back[id(made)] = t
             if counting:

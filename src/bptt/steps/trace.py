@@ -19,6 +19,7 @@ from torch.autograd.graph import _engine_run_backward
 from torch.fx import Node
 from torch.utils import _python_dispatch
 
+from .checks import nan_where_failed
 from .lines import raised_at
 from .one_row import OneRow, as_rows
 from .recorder import NotTraceable, Recorder
@@ -99,13 +100,17 @@ def trace(
                 continue
             reason = error if blamed else reason  # else it may be one of the lanes that are tried
         # Captured tensors of as many rows as there are lanes may have one for each: those that did not fit as they are,
-        # then all. One that is not met again is another each time, which the step makes where no mode sees it.
+        # then all that are no parameters, then all. One that is not met again is another each time: the step makes it
+        # where no mode sees it.
         if not lanes <= {id(t) for t in seen.captured}:
             raise reason
         more = lanes | seen.at_fault
         blamed = more != lanes
         if not blamed:
-            more = lanes | {id(t) for t in seen.captured if seen.may_have_lanes(t)}
+            every = [t for t in seen.captured if seen.may_have_lanes(t)]
+            more = lanes | {id(t) for t in every if not isinstance(t, torch.nn.Parameter)}
+            if more == lanes:
+                more = lanes | {id(t) for t in every}
         if more == lanes:
             raise reason
         lanes = more
@@ -254,7 +259,7 @@ def _with_gradients(
     found: dict[int, Tensor] = {}
     if outs and inputs:
         try:
-            with recorder:
+            with recorder, substitutes:  # which what runs again in the gradient meets too
                 # torch.autograd.grad loads sympy for the shapes of cotangents, which takes a second.
                 grads = _engine_run_backward(
                     tuple(outs), tuple(cotangents), False, False, tuple(inputs), True, accumulate_grad=False
@@ -285,13 +290,15 @@ def _with_gradients(
             names["adjoint"][i] = f"adjoint_{i}"
             recorder.graph.placeholder(f"adjoint_{i}").meta["tensor"] = t.shape, t.dtype
     dcaptured = gradients([t for t, _ in recorder.captured])
+    nan_where_failed(recorder.graph, recorder.checks, R, values)
     branches: list[Node | None] = [node for node, _, _ in recorder.branches]
     outputs = [*values, back, dx, dcaptured, list(recorder.probabilities), branches]
     constants = [bool(node.meta.get("constant")) for _, node in recorder.captured]
     recorder.graph.output([list(part) for part in outputs])
     decided = tuple((kind, value) for _, kind, value in recorder.branches)
     return Recorded(
-        R, recorder.graph, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided
+        R, recorder.graph, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided,
+        bool(recorder.checks),
     )  # fmt: skip
 
 

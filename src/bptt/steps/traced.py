@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .branches import Branches
-from .canonical import OF_NUMBERS, solved_again
+from .canonical import OF_NUMBERS, nan_where_not_definite, solved_again
 from .draws import Draw
 from .known import known_before
 from .merged_rows import rows_ahead
 from .parts import Part, Value
 from .recorder import NotTraceable
 from .rows import at_line, check_rows, kind_of
+from .rows_first import rows_first
 from .simplify import simplified
 
 __all__ = ["Recorded", "TracedStep", "check_same_again", "merged"]
@@ -34,7 +35,8 @@ class TracedStep:
     the tensors; lanes: those of them that have a row for each lane. constants: those that the step makes of Python
     values alone. opaque: it hands captured tensors to calls that cannot be looked into. draws: the random numbers that
     it is given: the last leaves of x, in this order. probabilities: of x and captured tensors, of these draws.
-    counted: which captured tensors have to be the numbers of the rows, from 0 on.
+    counted: which captured tensors have to be the numbers of the rows, from 0 on. checked: its code
+    checks values.
     """
 
     graph: Graph
@@ -57,20 +59,23 @@ class TracedStep:
     probabilities: Part | None = None
     branches: Branches | None = None
     counted: tuple[bool, ...] = ()
+    checked: bool = False
 
     @cached_property
     def solves(self) -> bool:
-        """Whether it solves linear systems, which the step itself raises an error for where a matrix is singular."""
+        """Whether it solves linear systems, which the step itself raises an error for where a matrix is singular, or
+        has a Cholesky factor, for which that is not positive definite.
+        """
         return any(n.target in _SOLVERS for n in self.graph.nodes)
 
-    @cached_property
-    def rounding(self) -> float:
-        """The relative rounding error of the least precise type that it computes in."""
-        types = {value.dtype for value in self.values.values()}
-        return max((torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point), default=0.0)
+    @property
+    def tells_by_nan(self) -> bool:
+        """Whether a result is not finite where the step itself would do something else, raise an error above all."""
+        return self.checked or self.solves
 
 
-_SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_ex.default}
+_SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_ex.default,
+            torch.ops.aten.linalg_cholesky_ex.default}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +90,7 @@ class Recorded:
     constants: list[bool]
     opaque: bool
     decided: tuple[tuple[str, bool], ...] = ()
+    checked: bool = False
 
     def operations(self) -> list[tuple[str, str]]:
         """Each operation with its arguments, in words, and where it stands."""
@@ -112,6 +118,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
     rows_ahead(a.graph, a.R, b.graph, b.R)
     for recorded in (a, b):
         solved_again(recorded.graph)
+        nan_where_not_definite(recorded.graph)
         simplified(recorded.graph)
     _make_constants(a, b)
     nodes_a, nodes_b = list(a.graph.nodes), list(b.graph.nodes)
@@ -163,9 +170,12 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         [None if n is None else made[n] for n in part]
         for part in cast("list[list[Node | None]]", a.graph.output_node().args[0])
     ]
-    branches, probabilities = final.pop(), final.pop()
-    graph.output(final)
+    end = graph.output(final)
     check_rows(graph)
+    rows_first(graph)
+    final = [list(part) for part in cast("list[list[Node | None]]", end.args[0])]
+    branches, probabilities = final.pop(), final.pop()
+    end.args = (final,)
     values = {n.name: kind_of(n) for n in graph.nodes if "dims" in n.meta}
     drawn = [n for n in nodes_a if "filling" in n.meta]
     draws = tuple(_draw(n, dims[n.name], by) for n, by in zip(drawn, probabilities, strict=True))
@@ -191,6 +201,7 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         known_before(graph, [n for n in probabilities if n is not None]),
         Branches.of(graph, [n for n in branches if n is not None], a.decided),
         tuple(name in counted for _, name in a.captured),
+        a.checked,
     )
 
 

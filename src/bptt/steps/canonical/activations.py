@@ -35,6 +35,11 @@ def _hardtanh_backward(grad: Tensor, a: Tensor, low: Any, high: Any) -> Tensor:
     return _zero_where(aten.logical_or.default(aten.le.Scalar(a, low), aten.ge.Scalar(a, high)), grad)
 
 
+@rule(aten.hardshrink_backward.default, aten.softshrink_backward.default)
+def _shrink_backward(grad: Tensor, a: Tensor, size: Any) -> Tensor:
+    return _zero_where(aten.logical_and.default(aten.ge.Scalar(a, -size), aten.le.Scalar(a, size)), grad)
+
+
 @rule(aten.hardsigmoid.default)
 def _hardsigmoid(a: Tensor) -> Tensor:
     return aten.div.Tensor(clamp(aten.add.Tensor(a, 3), 0, 6), 6)

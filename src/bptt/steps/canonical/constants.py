@@ -49,6 +49,25 @@ def _ones_of(size: Sequence[int], *, dtype: Any = None, device: Any = None, **_:
     return aten.full.default(size, 1, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
 
 
+@rule(aten.empty.memory_format, aten.empty_strided.default)
+def _empty(size: Sequence[int], *_: Any, dtype: Any = None, device: Any = None, **__: Any) -> Tensor:
+    """Zeros: what it holds is written before it is read."""
+    return aten.full.default(size, 0, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")
+
+
+@rule(aten.new_empty.default, aten.new_empty_strided.default)
+def _new_empty(a: Tensor, size: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Tensor:
+    return full(a, size, 0, dtype)
+
+
+@rule(aten.empty_like.default)
+def _empty_like(a: Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """In the order in memory of what it is like: random numbers may be drawn into it in that."""
+    order = sorted(range(a.dim()), key=lambda d: -a.stride(d))
+    made = full(a, [a.shape[d] for d in order], 0, dtype)
+    return made if order == sorted(order) else aten.permute.default(made, [order.index(d) for d in range(a.dim())])
+
+
 @rule(aten.scalar_tensor.default)
 def _scalar_tensor(value: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
     return aten.full.default([], value, dtype=dtype or torch.get_default_dtype(), device=device or "cpu")

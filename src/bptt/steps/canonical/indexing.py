@@ -38,29 +38,51 @@ def _embedding_backward(grad: Tensor, index: Tensor, count: int, padding: int, b
 
 @rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def _index(a: Tensor, indices: Indices) -> Any:
-    """By one tensor of whole numbers; others stay as they are."""
+    """By tensors of whole numbers for dimensions one after the other; others stay as they are."""
+    found = _joined(a, indices)
+    return NotImplemented if found is None else _selected(*found)
+
+
+def _joined(a: Tensor, indices: Indices) -> tuple[Tensor, int, Tensor] | None:
+    """A tensor with the dimensions that are indexed as one, that one, and its index; None where they are apart."""
     given = [(dim, i) for dim, i in enumerate(indices) if i is not None]
-    if len(given) != 1 or given[0][1].dtype not in _WHOLE:
-        return NotImplemented
-    dim, index = given[0]
-    return _selected(a, dim, _from_first(index, a.shape[dim]))
+    first = given[0][0] if given else 0
+    if not given or [dim for dim, _ in given] != list(range(first, first + len(given))):
+        return None
+    if any(i.dtype not in _WHOLE for _, i in given):
+        return None
+    index = _from_first(given[0][1], a.shape[first])
+    for dim, i in given[1:]:
+        index = aten.add.Tensor(aten.mul.Tensor(index, a.shape[dim]), _from_first(i, a.shape[dim]))
+    if len(given) == 1:
+        return a, first, index
+    last = first + len(given)
+    return _viewed(a, [*a.shape[:first], prod(a.shape[first:last]), *a.shape[last:]]), first, index
 
 
 @rule(aten.index_put.default, aten._index_put_impl.default)
 def _index_put(a: Tensor, indices: Indices, values: Tensor, accumulate: bool = False, *_: Any) -> Any:
     given = [(dim, i) for dim, i in enumerate(indices) if i is not None]
-    if len(given) != 1:
+    if not given:
         return NotImplemented
     dim, index = given[0]
-    if index.dtype == torch.bool and dim == 0 and not accumulate and values.numel() == 1:
+    if len(given) == 1 and index.dtype == torch.bool and dim == 0 and not accumulate and values.numel() == 1:
         mask = _viewed(index, [*index.shape, *[1] * (a.dim() - index.dim())])
         return aten.where.self(mask, _viewed(cast(values, a.dtype), []), a)
-    if index.dtype not in _WHOLE or not accumulate:
+    found = _joined(a, indices)
+    if found is None:
         return NotImplemented
-    shape = [*a.shape[:dim], *index.shape, *a.shape[dim + 1 :]]
+    flat, dim, index = found
+    shape = [*flat.shape[:dim], *index.shape, *flat.shape[dim + 1 :]]
+    values = cast(values, a.dtype)
     values = values if list(values.shape) == shape else aten.expand.default(values, shape)
-    rows = _viewed(values, [*a.shape[:dim], index.numel(), *a.shape[dim + 1 :]])
-    return aten.index_add.default(a, dim, _flat(_from_first(index, a.shape[dim])), rows)
+    rows = _viewed(values, [*flat.shape[:dim], index.numel(), *flat.shape[dim + 1 :]])
+    if accumulate:
+        made = aten.index_add.default(flat, dim, _flat(index), rows)
+    else:
+        along = _viewed(index, [*[1] * dim, index.numel(), *[1] * (flat.dim() - dim - 1)])
+        made = aten.scatter.src(flat, dim, aten.expand.default(along, list(rows.shape)), rows)
+    return _viewed(made, list(a.shape))
 
 
 def by_row(recorder: Any, func: Any, args: Sequence[Any]) -> Tensor | None:
@@ -78,9 +100,10 @@ def by_row(recorder: Any, func: Any, args: Sequence[Any]) -> Tensor | None:
     index = aten.expand.default(index, [len(a), 1, *a.shape[2:]])
     if func is aten.index.Tensor:
         return aten.squeeze.dims(aten.gather.default(a, 1, index), [1])
-    if len(args) < 4 or not args[3] or args[2].shape != (len(a), *a.shape[2:]):
-        return None
-    return aten.scatter_add.default(a, 1, index, aten.unsqueeze.default(args[2], 1))
+    adds, shape = len(args) > 3 and args[3], [len(a), *a.shape[2:]]
+    values = args[2] if list(args[2].shape) == shape else aten.expand.default(args[2], shape)
+    write = aten.scatter_add.default if adds else aten.scatter.src
+    return write(a, 1, index, aten.unsqueeze.default(cast(values, a.dtype), 1))
 
 
 def _counts(recorder: Any, t: Tensor, n: int) -> bool:

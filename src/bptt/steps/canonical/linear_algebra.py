@@ -1,11 +1,12 @@
 """Solved linear systems in the canonical set.
 
-torch looks at what the solver says about each matrix and raises where one is singular. A recorded step does not look:
-its results are not finite then, and `scan` runs the step itself (see `TracedStep.solves`).
+torch looks at what the solver says about each matrix and raises where one is singular, or not positive definite. A
+recorded step does not look: its results are not finite then, and `scan` runs the step itself (see `TracedStep.solves`).
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, cast
@@ -16,14 +17,18 @@ from torch.fx import Graph
 
 from .rules import full, rule
 
-__all__ = ["solved_again"]
+__all__ = ["nan_where_not_definite", "solved_again"]
 
 aten = torch.ops.aten
 
 
 @rule(aten._linalg_check_errors.default)
 def _check_errors(info: Tensor, name: str, *, is_matrix: bool) -> Any:
-    return None if name.removeprefix("torch.") in ("linalg.solve", "linalg.inv") else NotImplemented
+    return (
+        None
+        if name.removeprefix("torch.") in ("linalg.solve", "linalg.inv", "linalg.cholesky", "cholesky")
+        else NotImplemented
+    )
 
 
 @rule(aten.diagonal.default)
@@ -31,7 +36,7 @@ def _diagonal(a: Tensor, offset: int = 0, first: int = 0, second: int = 1) -> An
     dims, size = (first % a.dim(), second % a.dim()), a.shape[-1]
     if offset or sorted(dims) != [a.dim() - 2, a.dim() - 1] or a.shape[-2] != size:
         return NotImplemented
-    flat = aten.view.default(aten.clone.default(a), [*a.shape[:-2], size * size])
+    flat = aten.view.default(aten.clone.default(a, memory_format=torch.contiguous_format), [*a.shape[:-2], size * size])
     return aten.slice.Tensor(flat, a.dim() - 2, 0, size * size, size + 1)
 
 
@@ -93,3 +98,31 @@ def solved_again(graph: Graph) -> None:
 
 def _last_two_exchanged(values: Sequence[int]) -> list[int]:
     return [*values[:-2], values[-1], values[-2]]
+
+
+def nan_where_not_definite(graph: Graph) -> None:
+    """Rewrite a graph in place: a Cholesky factor is NaN where the matrix has none, and not what is left of a try."""
+    for node in list(graph.nodes):
+        if node.target is not aten.linalg_cholesky_ex.default:
+            continue
+        line, factors = node.meta.get("line"), [n for n in node.users if n.args[1] == 0]
+        (shape, dtype), device = factors[0].meta["tensor"], node.args[0].meta.get("device")
+        batch = torch.Size(shape[:-2])
+
+        def made(target: Any, size: Sequence[int], of: torch.dtype, *args: Any, line: Any = line, **kwargs: Any) -> Any:
+            new = graph.call_function(target, args, kwargs)
+            new.meta |= {"tensor": (torch.Size(size), of), "line": line}
+            return new
+
+        with graph.inserting_after(factors[-1]):
+            info = made(operator.getitem, batch, torch.int32, node, 1)
+        with graph.inserting_after(info):
+            fails = made(aten.ne.Scalar, batch, torch.bool, info, 0)
+        with graph.inserting_after(fails):
+            by_matrix = made(aten.view.default, (*batch, 1, 1), torch.bool, fails, [*batch, 1, 1])
+        with graph.inserting_after(by_matrix):
+            nan = made(aten.full.default, (), dtype, [], math.nan, dtype=dtype, device=device)
+        for factor in factors:
+            with graph.inserting_after(nan):
+                whole = made(aten.where.self, shape, dtype, by_matrix, nan, factor)
+            factor.replace_all_uses_with(whole, lambda user, own=whole: user is not own)

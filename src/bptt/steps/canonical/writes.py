@@ -50,6 +50,8 @@ def scattered(recorder: Any, base: Any, value: Any, func: Any, args: Sequence[An
     if func is aten.permute.default:
         dims = list(args[1])
         return _node(graph, aten.permute.default, value, base, [dims.index(d) for d in range(len(dims))])
+    if func is aten.diagonal.default:
+        return _on_diagonal(graph, base, value, *args[1:], **kwargs)
     if func is aten.select.int or func is aten.slice.Tensor:
         dim, whole = args[1], shape[args[1]]
         if func is aten.select.int:
@@ -59,7 +61,7 @@ def scattered(recorder: Any, base: Any, value: Any, func: Any, args: Sequence[An
         else:
             start, end, step = args[2:5]
         if step != 1:
-            return None
+            return _node(graph, aten.slice_scatter.default, base, base, value, dim, start, end, step)
         parts = []
         for a, b in ((0, start), (end, whole)):
             if b > a:
@@ -71,8 +73,20 @@ def scattered(recorder: Any, base: Any, value: Any, func: Any, args: Sequence[An
     return None
 
 
-def _node(graph: Any, func: Any, value: Any, like: Any, *args: Any) -> Any:
-    node = graph.call_function(func, (value, *args))
+def _on_diagonal(graph: Any, base: Any, value: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    """Matrices in the last two dimensions with another diagonal: every so many of their values."""
+    shape, dtype = base.meta["tensor"]
+    rank, n = len(shape), shape[-1]
+    if offset or (dim1 % rank, dim2 % rank) != (rank - 2, rank - 1) or shape[-2] != n:
+        return None
+    flat = _node(graph, aten.view.default, base, None, [*shape[:-2], n * n])
+    flat.meta["tensor"] = torch.Size([*shape[:-2], n * n]), dtype
+    written = _node(graph, aten.slice_scatter.default, flat, flat, value, rank - 2, 0, n * n, n + 1)
+    return _node(graph, aten.view.default, written, base, list(shape))
+
+
+def _node(graph: Any, func: Any, value: Any, like: Any, *args: Any, **kwargs: Any) -> Any:
+    node = graph.call_function(func, (value, *args), kwargs)
     if like is not None:
         node.meta["tensor"] = like.meta["tensor"]
     return node
