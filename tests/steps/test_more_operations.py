@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -158,6 +159,13 @@ def image(h: Tensor, x: Tensor, w: Tensor) -> Tensor:
     )
 
 
+def resized(h: Tensor, x: Tensor, w: Tensor, groups: int) -> Tensor:
+    kernel = torch.cat([w, w * 2], 1).flatten()[: 4 * 4 // groups * 4].view(4, 4 // groups, 2, 2)
+    n = functional.conv2d(h, kernel, w[0, :4], (2, 1), (1, 1), (1, 2), groups=groups)
+    n = functional.conv_transpose2d(n, kernel, None, (2, 1), (1, 0), (1, 0), groups, 1)
+    return torch.tanh(n + x[:, :4, None, None])
+
+
 def columns(h: Tensor, x: Tensor, w: Tensor) -> Tensor:
     n = h.clone()
     n[:, [4, 1]] = x[:, :2]
@@ -189,6 +197,9 @@ STEPS: dict[str, Callable[[], Made]] = {
     "a running product": plain(lambda h, x, w: torch.cumprod(torch.sigmoid(h @ w + x) + 0.3, 1)),
     "pooled": plain(pooled),
     "pooled images": plain(image, 2, 4, 5),
+    "strided images": plain(partial(resized, groups=1), 4, 5, 6),
+    "grouped images": plain(partial(resized, groups=2), 4, 5, 6),
+    "images by channel": plain(partial(resized, groups=4), 4, 5, 6),
     "orthogonal weights": plain(lambda h, x, w: torch.tanh(h @ torch.matrix_exp(w - w.T) + x)),
     "factored weights": plain(
         lambda h, x, w: torch.tanh(h @ torch.linalg.qr(w)[0] @ torch.linalg.cholesky(w @ w.T + torch.eye(H).to(w)) + x)

@@ -17,22 +17,29 @@ from .views import View
 __all__ = ["Convolution"]
 
 
+MOST_GROUPS = 8
+"""Groups of channels that have instructions of their own, unless each is a channel by itself."""
+
+
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution by 1 step at a time, in one group; transposed, it is that with the kernel turned round."""
+    """A convolution; transposed, it is one by 1 step at a time with the kernel turned round, of an image whose places
+    lie `stride` apart.
+    """
 
+    stride: tuple[int, int]
     padding: tuple[int, int]
+    dilation: tuple[int, int]
     transposed: bool
+    groups: int
 
     @classmethod
     def of(cls, node: Node, values: GraphValues, first: int = 3) -> Convolution:
         """The one that a node is. Raises Refused for others. first: the position of its stride among the arguments."""
-        stride, padding, dilation, transposed, output_padding, groups = values_of(node, first)
-        if groups != 1 or {*stride, *dilation} != {1} or any(output_padding):
-            raise Refused(f"{values.told(node)}: it has a stride, a dilation, groups or output padding")
+        stride, padding, dilation, transposed, _, groups = values_of(node, first)
         if len(stride) > 2:
             raise Refused(f"{values.told(node)}: over {len(stride)} dimensions")
-        return cls((0, *padding)[-2:], bool(transposed))
+        return cls((1, *stride)[-2:], (0, *padding)[-2:], (1, *dilation)[-2:], bool(transposed), groups)
 
     def lower(self, program: Program, to: View, x: View | None, w: View | None, bias: View | None,
               told: str) -> None:  # fmt: skip
@@ -42,33 +49,74 @@ class Convolution:
         x, w, to = (_with_two_dimensions(v, first) for v, first in ((x, 2), (w, 2), (to, 2)))
         if w.by_row or w.slot.by_row or not x.by_row or x.dims[0] != 1:
             raise Refused(f"{told}: its kernel is one for each row, or a row has several images")
-        C, (_, O, OH, OW) = x.dims[1], to.dims
+        C, (_, O, OH, OW), groups = x.dims[1], to.dims, self.groups
         h, v = w.dims[2:]
-        above, before = (h - 1 - self.padding[0], v - 1 - self.padding[1]) if self.transposed else self.padding
+        (down, right), far = self.dilation, ((h - 1) * self.dilation[0], (v - 1) * self.dilation[1])
+        above, before = (far[0] - self.padding[0], far[1] - self.padding[1]) if self.transposed else self.padding
         if above < 0 or before < 0:
             raise Refused(f"{told}: it has more padding than its kernel")
-        kernel = program.dense(_turned(w) if self.transposed else w.pick((2, 3, 1, 0)))  # [h, w, C, O]
-        padded = _padded(program, x, (above, before), (OH + h - 1, OW + v - 1))
+        if groups > MOST_GROUPS and not (C == O == groups):
+            raise Refused(f"{told}: it has {groups} groups")
+        apart, step = (self.stride, (1, 1)) if self.transposed else ((1, 1), self.stride)
+        size = ((OH - 1) * step[0] + far[0] + 1, (OW - 1) * step[1] + far[1] + 1)
+        padded = _padded(program, x, (above, before), size, apart)
         made = program.new((1, OH, OW, O), True)
-        across, start = padded.dims[2] * C, bias
-        strides = [[0, OW * O, O, 1], [0, across, C, 1], []]
-        for i in range(h):
-            packed = program.slot("packed", O, at=v * C)
-            weights = View(packed, False, (v * C, O), (O, 1))
-            lines = replace(kernel, dims=(v * C, O), strides=(O, 1), offset=kernel.offset + i * v * C * O)
-            program.add("pack", [weights, lines], [0, v * C, O, 0], [[], [O, 1, 0, 0]])
-            left = replace(padded, offset=padded.offset + i * across)
-            starts = [] if start is None else [0, 0, 0, 1] if start is bias else strides[0]
-            program.add("product", [made, left, weights, start], [OH * OW, v * C, O, OW], [*strides, starts],
-                        work=OH * OW * v * C * O)  # fmt: skip
-            start = made
+        across = padded.dims[2] * C
+        if C == O == groups:
+            self._by_channel(program, made, padded, w, bias, step)
+            return program.copy(to, made.pick((0, 3, 1, 2)))
+        inputs, outputs = C // groups, O // groups
+        whole = v if right == 1 and groups == 1 else 1  # places of a line that are multiplied together
+        for g in range(groups):
+            own = w.slice(0, g * inputs, inputs) if self.transposed else w.slice(0, g * outputs, outputs)
+            kernel = program.dense(_turned(own) if self.transposed else own.pick((2, 3, 1, 0)))  # [h, w, C, O]
+            result = replace(made, offset=made.offset + g * outputs)
+            start = None if bias is None else replace(bias, offset=bias.offset + g * outputs * bias.strides[0])
+            first = start
+            strides = [[0, OW * O, O, 1], [0, across * step[0], C * step[1], 1], []]
+            for i in range(h):
+                for j in range(0, v, whole):
+                    K = whole * inputs
+                    packed = program.slot("packed", outputs, at=K)
+                    weights = View(packed, False, (K, outputs), (outputs, 1))
+                    lines = replace(kernel, dims=(K, outputs), strides=(outputs, 1),
+                                    offset=kernel.offset + (i * v + j) * inputs * outputs)  # fmt: skip
+                    program.add("pack", [weights, lines], [0, K, outputs, 0], [[], [outputs, 1, 0, 0]])
+                    place = i * down * across + j * right * C + g * inputs
+                    left = replace(padded, offset=padded.offset + place)
+                    starts = [] if start is None else [0, 0, 0, 1] if start is first else strides[0]
+                    program.add("product", [result, left, weights, start], [OH * OW, K, outputs, OW],
+                                [*strides, starts], work=OH * OW * K * outputs)  # fmt: skip
+                    start = result
         program.copy(to, made.pick((0, 3, 1, 2)))
+        return None
+
+    def _by_channel(self, program: Program, made: View, padded: View, w: View, bias: View | None,
+                    step: tuple[int, int]) -> None:  # fmt: skip
+        """Each channel by itself: sums of all that a place of the kernel covers, times its numbers."""
+        _, OH, OW, C = made.dims
+        h, v = w.dims[2:]
+        kernel = program.dense(_turned(w) if self.transposed else w.pick((2, 3, 1, 0)))  # [h, w, 1, C] or [h, w, C, 1]
+        before = (
+            None if bias is None else replace(bias, by_row=True, dims=made.dims, strides=(0, 0, 0, bias.strides[0]))
+        )
+        for i in range(h):
+            for j in range(v):
+                part = padded.slice(1, i * self.dilation[0], OH, step[0]).slice(2, j * self.dilation[1], OW, step[1])
+                factor = View(kernel.slot, True, made.dims, (0, 0, 0, 1), kernel.offset + (i * v + j) * C)
+                if before is None:
+                    program.element_wise("mul", made, [part, factor])
+                else:
+                    program.element_wise("mul_add", made, [part, factor, before])
+                before = made
 
     def lower_weights(self, program: Program, to: View, errors: View, x: View, told: str) -> None:
         """Append the instructions for to `[O, C, h, w]`, the sum over all rows of the kernel's gradient.
 
         errors: the gradient of x * w. Each of its places is multiplied by all that the kernel covers there.
         """
+        if self.groups != 1 or {*self.stride, *self.dilation} != {1}:
+            raise Refused(f"{told}: the gradient of a kernel with a stride, a dilation or groups")
         x, errors, to = (_with_two_dimensions(v, 2) for v in (x, errors, to))
         if self.transposed or to.by_row or not (x.by_row and errors.by_row) or x.dims[0] != 1:
             raise Refused(f"{told}: the gradient of a kernel that is transposed, or one for each row")
@@ -91,13 +139,21 @@ class Convolution:
         program.add("add_outer", [to, by_place, columns], [1, k, O, covered], strides, work=k * O * covered)
 
 
-def _padded(program: Program, x: View, before: tuple[int, int], size: tuple[int, int]) -> View:
-    """An image in the middle of zeros, channels last. before: so many lines and places; size: of all."""
+def _padded(
+    program: Program, x: View, before: tuple[int, int], size: tuple[int, int], apart: tuple[int, int] = (1, 1)
+) -> View:
+    """An image in the middle of zeros, channels last. before: so many lines and places; size: of all; apart: how far
+    its own lines and places lie apart.
+    """
     (_, C, H, W), (line, place) = x.dims, before
     padded = program.new((1, *size, C), True)
     if size != (H, W):
         program.copy(padded, View(program.slots[0], True, padded.dims, (0,) * 4, program.constant(0.0)))
-    program.copy(padded.slice(1, line, H).slice(2, place, W), x.pick((0, 2, 3, 1)))
+    # A stride may leave some of the image out at its end.
+    lines, places = (min(n, -(-(whole - first) // s)) for n, whole, first, s
+                     in zip((H, W), size, before, apart, strict=True))  # fmt: skip
+    within = padded.slice(1, line, lines, apart[0]).slice(2, place, places, apart[1])
+    program.copy(within, x.pick((0, 2, 3, 1)).slice(1, 0, lines).slice(2, 0, places))
     return padded
 
 

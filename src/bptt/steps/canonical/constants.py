@@ -63,7 +63,7 @@ def _new_empty(a: Tensor, size: Any, *_: Any, dtype: torch.dtype | None = None, 
 @rule(aten.empty_like.default)
 def _empty_like(a: Tensor, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     """In the order in memory of what it is like: random numbers may be drawn into it in that."""
-    order = sorted(range(a.dim()), key=lambda d: -a.stride(d))
+    order = sorted(range(a.dim()), key=a.stride, reverse=True)
     made = full(a, [a.shape[d] for d in order], 0, dtype)
     return made if order == sorted(order) else aten.permute.default(made, [order.index(d) for d in range(a.dim())])
 

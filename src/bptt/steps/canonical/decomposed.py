@@ -12,7 +12,8 @@ __all__ = ["taken_apart"]
 
 aten = torch.ops.aten
 
-_AS_THEY_ARE = {aten.lift_fresh.default, aten.detach.default, aten.alias.default, aten.clone.default}
+_AS_THEY_ARE = {aten.lift_fresh.default, aten.detach.default, aten.alias.default, aten.clone.default, aten.all.default,
+                aten.any.default, aten._is_all_true.default, aten._is_any_true.default}  # fmt: skip
 """Operations that a recorder and what simplifies its graph know."""
 
 

@@ -100,7 +100,7 @@ def _avg_pool_backward(
 
 def _mean_to(sizes: Sequence[int]) -> Along:
     count = len(sizes)
-    pool = torch.nn.functional.adaptive_avg_pool2d if count == 2 else torch.nn.functional.adaptive_avg_pool3d
+    pool: Any = torch.nn.functional.adaptive_avg_pool2d if count == 2 else torch.nn.functional.adaptive_avg_pool3d
     return lambda a, d: pool(a, _alone(sizes[d], d, count, 1))
 
 

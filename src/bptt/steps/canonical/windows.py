@@ -31,12 +31,12 @@ def _both(values: Any) -> tuple[int, int]:
 class _Windows:
     """Windows over the last two dimensions, of a tensor with these sizes and padding around."""
 
-    sizes: tuple[int, int]
+    sizes: tuple[int, ...]
     window: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
-    counts: tuple[int, int]  # of windows
+    counts: tuple[int, ...]  # of windows
 
     @classmethod
     def over(
@@ -52,16 +52,16 @@ class _Windows:
         return cls(sizes, k, s, p, d, tuple(counts))
 
     @property
-    def padded(self) -> tuple[int, int]:
+    def padded(self) -> tuple[int, ...]:
         """The sizes with padding, as far as windows reach."""
         return tuple(
             max(n + 2 * p, (c - 1) * s + (k - 1) * d + 1)
             for n, p, c, s, k, d in zip(
                 self.sizes, self.padding, self.counts, self.stride, self.window, self.dilation, strict=True
             )
-        )  # type: ignore[return-value]
+        )
 
-    def places(self) -> Iterator[tuple[tuple[int, int], list[tuple[int, int, int]]]]:
+    def places(self) -> Iterator[tuple[tuple[int, ...], list[tuple[int, int, int]]]]:
         """Of each place in a window: the row and column there, and the slices that all windows have there."""
         for at in itertools.product(*(range(k) for k in self.window)):
             firsts = [i * d for i, d in zip(at, self.dilation, strict=True)]
