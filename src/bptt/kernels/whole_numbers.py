@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def _indexed(nodes: Iterable[Node], given: list[Node], kind: Callable[[Node], Va
     for n in nodes:
         if _packet(n) not in _TAKES or not isinstance(n.args[0], Node) or not isinstance(n.args[2], Node):
             continue
-        table, dim, index = n.args[0], n.args[1], n.args[2]
+        table, dim, index = cast("Any", n.args[:3])
         known = kind(table)
         if known is None or known.rows < 0 or (known.rows and dim == 0):
             continue
