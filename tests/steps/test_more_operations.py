@@ -162,7 +162,7 @@ def image(h: Tensor, x: Tensor, w: Tensor) -> Tensor:
 def resized(h: Tensor, x: Tensor, w: Tensor, groups: int) -> Tensor:
     kernel = torch.cat([w, w * 2], 1).flatten()[: 4 * 4 // groups * 4].view(4, 4 // groups, 2, 2)
     n = functional.conv2d(h, kernel, w[0, :4], (2, 1), (1, 1), (1, 2), groups=groups)
-    n = functional.conv_transpose2d(n, kernel, None, (2, 1), (1, 0), (1, 0), groups, 1)
+    n = functional.conv_transpose2d(n, kernel, None, (2, 1), (1, 1), (1, 0), groups, (1, 2))
     return torch.tanh(n + x[:, :4, None, None])
 
 
