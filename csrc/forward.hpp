@@ -62,7 +62,7 @@ template <Cell f, class T> struct RnnForward : Step<T> {
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
-            T *h = a.h + (this->at[n + i] + a.B) * a.H;
+            T *h = a.h + a.state_after(this->at[n + i]) * a.H;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 const int count = (int)least(a.H - u, lanes<T>);
@@ -79,7 +79,7 @@ template <class T> struct GruForward : Step<T> {
         const T *b_in = a.b_ih ? a.b_ih + 2 * H : this->zeros;
         for (int i = 0; i < rows; ++i, sums += 3 * width) {
             const long row = this->at[n + i];
-            T *g = a.gates + row * a.stride, *h = a.h + (row + a.B) * H;
+            T *g = a.gates + row * a.stride, *h = a.h + a.state_after(row) * H;
             const T *h_prev = this->h_prev[n + i];
             for (int v = 0; v < vectors; ++v) {
                 const long u = unit + v * lanes<T>;
@@ -108,8 +108,8 @@ template <class T> struct LstmForward : Step<T> {
         const long H = a.H, width = vectors * lanes<T>;
         for (int i = 0; i < rows; ++i, sums += 4 * width) {
             const long row = this->at[n + i];
-            T *gates = a.gates + row * a.stride, *c = a.c + (row + a.B) * H;
-            T *h = this->m ? this->m + (n + i) * H : a.h + (row + a.B) * H;
+            T *gates = a.gates + row * a.stride, *c = a.c + a.state_after(row) * H;
+            T *h = this->m ? this->m + (n + i) * H : a.h + a.state_after(row) * H;
             const T *c_prev = this->c_prev[n + i];
             for (int v = 0; v < vectors; ++v) {
                 const long u = unit + v * lanes<T>;
@@ -138,7 +138,7 @@ template <class T> struct Projected : Step<T> {
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
-            T *h = a.h + (this->at[n + i] + a.B) * a.P;
+            T *h = a.h + a.state_after(this->at[n + i]) * a.P;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 store(h + u, load(sums), (int)least(a.P - u, lanes<T>));
@@ -198,8 +198,9 @@ void forward_walk(const Forward<T> &a, void *memory, const Worker &worker) {
     const bool projects = a.w_hr != nullptr, shares = worker.split == Split::panels;
     if (worker.id == 0) {
         clear(s.zeros, a.H > a.P ? a.H : a.P);
-        for (long i = 0; i < a.B * a.P; ++i) a.h[i] = a.h_0[i];
-        for (long i = 0; a.c && i < a.B * a.H; ++i) a.c[i] = a.c_0[i];
+        T *h = a.h + a.initial() * a.P, *c = a.c + a.initial() * a.H;
+        for (long i = 0; i < a.B * a.P; ++i) h[i] = a.h_0[i];
+        for (long i = 0; a.c && i < a.B * a.H; ++i) c[i] = a.c_0[i];
     }
     const auto bias = [&](int g, long unit) {
         if (!a.b_ih) return T(0);

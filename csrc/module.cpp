@@ -1,5 +1,5 @@
-// The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/cpu.py) has checked
-// shapes, strides and types, and keeps the tensors alive.
+// The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/compiled_forward.py and
+// compiled_sweep.py) has checked shapes, strides and types, and keeps the tensors alive.
 #include "bound.hpp"
 #include "memory.hpp"
 #include "selected.hpp"
@@ -36,9 +36,11 @@ struct Division {
 // Multiplications of a step from which on it is shared, where every step has a barrier of about 0.3 us.
 constexpr double least_step = 5e4;
 
+// Multiplications that a thread must have: what starting it costs, about 5 us.
+constexpr double least_work = 2e5;
+
 // How many threads are worth it, and what they share: `work` is the multiplications of one row and step.
-Division division(int threads, long rows, long steps, double work, long weight_bytes) {
-    constexpr double least_work = 2e5;       // of a thread: what starting it costs, about 5 us
+Plan plan(int threads, long rows, long steps, double work, long weight_bytes) {
     constexpr long near_bytes = 1024 * 1024; // weights beyond that are read from far for every group of rows
     if (threads <= 1 || rows < 1 || rows * steps * work < threads * least_work) return {1, Split::rows};
     if (rows >= threads * (weight_bytes > near_bytes ? 16 : 4)) return {threads, Split::rows};
@@ -55,29 +57,107 @@ template <class Arguments> long weight_bytes(const Arguments &a) {
     return gates_of(a.cell) * a.H * a.P * long(sizeof *a.w_hh);
 }
 
-// Runs a walk on its threads with the scratch memory it asks for. own: bytes before it, which `place` puts to use.
-template <class Arguments>
-void walk(Arguments &a, const Division &divided, long (*bytes)(const Arguments &, int, Split),
-          void (*function)(const Arguments &, void *, const Worker &), long own = 0,
-          void (*place)(Arguments &, void *) = nullptr) {
-    long size = 64;
-    for (int workers = 1; workers <= divided.threads; ++workers) { // fewer may come than asked for
-        const long needed = bytes(a, workers, divided.split);
-        if (needed > size) size = needed;
+struct Free {
+    void operator()(void *p) const { std::free(p); }
+};
+
+// Scratch memory of at least so many bytes, of the calling thread. What a small call needs it keeps for the next one:
+// malloc gives back such a piece at once and has to make it again.
+class ScratchMemory {
+  public:
+    explicit ScratchMemory(long size) {
+        static thread_local std::unique_ptr<void, Free> kept;
+        static thread_local long kept_size = 0;
+        if (size > most_kept) {
+            own.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
+            memory = own.get();
+        } else {
+            if (size > kept_size) {
+                kept_size = 0;
+                kept.reset(); // before the larger one is there
+                kept.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
+                kept_size = kept ? size : 0;
+            }
+            memory = kept.get();
+        }
+        if (!memory) throw std::bad_alloc();
     }
-    own = (own + 63) / 64 * 64;
-    const ScratchMemory memory(own + size);
-    if (place) place(a, memory.get());
-    void *const scratch = static_cast<char *>(memory.get()) + own;
-    run(divided.threads, divided.split, [&](const Worker &worker) { function(a, scratch, worker); });
+    void *get() const { return memory; }
+
+  private:
+    static constexpr long most_kept = 512 * 1024;
+    std::unique_ptr<void, Free> own;
+    void *memory;
+};
+
+// A walk, its threads and the scratch memory it asks for.
+template <class Arguments> struct Walk {
+    Arguments a;
+    Plan plan;
+    long (*bytes)(const Arguments &, int, Split);
+    void (*function)(const Arguments &, void *, const Worker &);
+    long own = 0; // bytes before what it asks for, which `place` puts to use
+    void (*place)(Arguments &, void *) = nullptr;
+
+    long size() const {
+        long most = 64;
+        for (int workers = 1; workers <= plan.threads; ++workers) // fewer may come than asked for
+            most = std::max(most, bytes(a, workers, plan.split));
+        return lines(own) + lines(most);
+    }
+
+    // What its threads do, with memory of that size.
+    Shared on(void *memory) {
+        if (place) place(a, memory);
+        void *const scratch = static_cast<char *>(memory) + lines(own);
+        return {plan.threads, plan.split, [this, scratch](const Worker &worker) { function(a, scratch, worker); }};
+    }
+
+  private:
+    static long lines(long count) { return (count + 63) / 64 * 64; }
+};
+
+template <class Arguments> void run(Walk<Arguments> walk) {
+    const ScratchMemory memory(walk.size());
+    const Shared shared = walk.on(memory.get());
+    run(shared.threads, shared.split, shared.work);
+}
+
+// Runs two walks at the same time.
+template <class Arguments> void run_both(Walk<Arguments> first, Walk<Arguments> second) {
+    const long size = first.size();
+    const ScratchMemory memory(size + second.size());
+    run_both(first.on(memory.get()), second.on(static_cast<char *>(memory.get()) + size));
+}
+
+// How many of the threads each of two walks has while both walk at the same time; 0 where that is not worth it. work:
+// the multiplications of each.
+int threads_of_each(int threads, double work) { return work < least_work ? 0 : threads / 2; }
+
+template <class Real> Walk<Forward<Real>> prepared(int variant, const Forward<Real> &a, int threads) {
+    const Walks<Real> &walks = walks_of<Real>(variant);
+    return {a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward};
+}
+
+// The last states, and those of all steps once more, where they are wanted.
+template <class Real> void put_outputs(const Forward<Real> &a) {
+    const long last = a.state_after(a.reverse ? 0 : (a.T - 1) * a.B);
+    if (a.y) std::copy_n(a.h + a.state_after(0) * a.P, a.T * a.B * a.P, a.y);
+    if (a.h_n) std::copy_n(a.h + last * a.P, a.B * a.P, a.h_n);
+    if (a.c_n) std::copy_n(a.c + last * a.H, a.B * a.H, a.c_n);
 }
 
 template <class Real> void forward(int variant, Forward<Real> a, int threads) {
-    const Walks<Real> &walks = walks_of<Real>(variant);
-    walk(a, division(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
-    if (a.y) std::copy_n(a.h + a.B * a.P, a.T * a.B * a.P, a.y);
-    if (a.h_n) std::copy_n(a.h + a.T * a.B * a.P, a.B * a.P, a.h_n);
-    if (a.c_n) std::copy_n(a.c + a.T * a.B * a.H, a.B * a.H, a.c_n);
+    run(prepared(variant, a, threads));
+    put_outputs(a);
+}
+
+template <class Real> void forward_both(int variant, const Forward<Real> &a, const Forward<Real> &b, int threads) {
+    const int each = threads_of_each(threads, double(a.rows()) * work(a));
+    if (each == 0) return forward(variant, a, threads), forward(variant, b, threads);
+    run_both(prepared(variant, a, each), prepared(variant, b, each));
+    put_outputs(a);
+    put_outputs(b);
 }
 
 // Stage 1 of a small layer of which only the outputs are wanted: what lies between is kept here.
@@ -97,25 +177,35 @@ template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     forward<Real>(variant, a, threads);
 }
 
-template <class Real> void sweep(int variant, Sweep<Real> a, int threads) {
-    if (a.N == 0) return;
+template <class Real> Walk<Sweep<Real>> prepared(int variant, const Sweep<Real> &a, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
     const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
-    Division divided = division(threads, a.N, a.R, work(a), weight_bytes(a));
-    if (a.sums && divided.split == Split::rows && divided.threads > a.B) // the columns of a lane stay together
-        divided = a.N * work(a) >= least_step ? Division{divided.threads, Split::panels} : Division{1, Split::rows};
-    if (a.da || a.sums)
-        walk(a, divided, walks.sweep_bytes, walks.sweep);
-    else
-        walk<Sweep<Real>>(a, divided, walks.sweep_bytes, walks.sweep, a.rows() * width * long(sizeof(Real)),
-                          [](Sweep<Real> &b, void *memory) { b.da = static_cast<Real *>(memory); });
+    Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
+    if (a.sums && planned.split == Split::rows && planned.threads > a.B) // the columns of a lane stay together
+        planned = a.N * work(a) >= least_step ? Plan{planned.threads, Split::panels} : Plan{1, Split::rows};
+    Walk<Sweep<Real>> walk{a, planned, walks.sweep_bytes, walks.sweep};
+    if (!a.da && !a.sums) {
+        walk.own = a.rows() * width * long(sizeof(Real));
+        walk.place = [](Sweep<Real> &b, void *memory) { b.da = static_cast<Real *>(memory); };
+    }
+    return walk;
 }
 
-template <class Real> void row_sums(int variant, RowSums<Real> a, int threads) {
+template <class Real> void sweep(int variant, const Sweep<Real> &a, int threads) {
+    if (a.N > 0) run(prepared(variant, a, threads));
+}
+
+template <class Real> void sweep_both(int variant, const Sweep<Real> &a, const Sweep<Real> &b, int threads) {
+    const int each = threads_of_each(threads, double(a.N) * double(a.R) * work(a));
+    if (each == 0 || a.N == 0 || b.N == 0) return sweep(variant, a, threads), sweep(variant, b, threads);
+    run_both(prepared(variant, a, each), prepared(variant, b, each));
+}
+
+template <class Real> void row_sums(int variant, const RowSums<Real> &a, int threads) {
     const Walks<Real> &walks = walks_of<Real>(variant);
-    Division divided = division(threads, a.M, a.N, double(a.K + a.K2), 0);
-    divided.split = Split::rows;
-    walk(a, divided, walks.row_sums_bytes, walks.row_sums);
+    Plan planned = plan(threads, a.M, a.N, double(a.K + a.K2), 0);
+    planned.split = Split::rows;
+    run(Walk<RowSums<Real>>{a, planned, walks.row_sums_bytes, walks.row_sums});
 }
 
 void copy(const Move *moves, long count) {
@@ -130,7 +220,7 @@ template <class Real> void program(int variant, Program<Real> a, int threads) {
     divided.split = Split::rows;
     if (divided.threads > apart) divided.threads = apart < 1 ? 1 : static_cast<int>(apart);
     copy(a.moves, a.before);
-    walk(a, divided, programs.bytes, programs.run);
+    run(Walk<Program<Real>>{a, planned, programs.bytes, programs.run});
     copy(a.moves + a.before, a.after);
 }
 
@@ -170,8 +260,8 @@ template <class Real> struct Fields<Sweep<Real>> {
         BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(N),
         BPTT_FIELD(R), BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(error_stride),
         BPTT_FIELD(errors_by_position), BPTT_FIELD(by_position), BPTT_FIELD(sums), BPTT_FIELD(columns),
-        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(gates), BPTT_FIELD(h),
-        BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
+        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(reverse), BPTT_FIELD(gates),
+        BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
         BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c), BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr),
         BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh),
         BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx),
@@ -211,8 +301,9 @@ template <> struct Given<Cell> {
     static Cell value(int number) { return static_cast<Cell>(number); }
 };
 
-// A class of Python with these fields, to be set one by one, and a function that runs the walk.
-template <class Struct, auto run> void define(nb::module_ &module, const char *name) {
+// A class of Python with these fields, to be set one by one, and functions that run the walk, or two of them at the
+// same time.
+template <class Struct, auto run, auto run_beside = nullptr> void define(nb::module_ &module, const char *name) {
     nb::class_<Struct> defined(module, name);
     defined.def(nb::init<>());
     defined.def("copy", [](const Struct &a) { return a; });
@@ -225,6 +316,11 @@ template <class Struct, auto run> void define(nb::module_ &module, const char *n
     defined.def(
         "run", [](const Struct &a, int variant, int threads) { run(variant, a, threads); }, nb::kw_only(),
         nb::arg("variant"), nb::arg("threads"), Released());
+    if constexpr (run_beside != nullptr)
+        defined.def(
+            "run_beside",
+            [](const Struct &a, const Struct &b, int variant, int threads) { run_beside(variant, a, b, threads); },
+            nb::arg("other"), nb::kw_only(), nb::arg("variant"), nb::arg("threads"), Released());
 }
 
 template <class Real> void define_bound(nb::module_ &module, const char *name) {
@@ -313,12 +409,12 @@ std::vector<std::pair<std::string, bool>> names() {
 NB_MODULE(_walks, module) {
     using namespace bptt;
     nb::set_leak_warnings(false); // prepared walks and programs are kept until the process ends
-    define<Forward<float>, forward<float>>(module, "ForwardFloat32");
-    define<Forward<double>, forward<double>>(module, "ForwardFloat64");
+    define<Forward<float>, forward<float>, forward_both<float>>(module, "ForwardFloat32");
+    define<Forward<double>, forward<double>, forward_both<double>>(module, "ForwardFloat64");
     define<Infer<float>, infer<float>>(module, "InferFloat32");
     define<Infer<double>, infer<double>>(module, "InferFloat64");
-    define<Sweep<float>, sweep<float>>(module, "SweepFloat32");
-    define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
+    define<Sweep<float>, sweep<float>, sweep_both<float>>(module, "SweepFloat32");
+    define<Sweep<double>, sweep<double>, sweep_both<double>>(module, "SweepFloat64");
     define<RowSums<float>, row_sums<float>>(module, "RowSumsFloat32");
     define<RowSums<double>, row_sums<double>>(module, "RowSumsFloat64");
     define<Program<float>, program<float>>(module, "ProgramFloat32");

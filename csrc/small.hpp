@@ -132,7 +132,7 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
             {},
             [&](Panels<T> &w, long p) {
                 w.pack_columns(p, [&](long k) {
-                    if (!a.resets || !a.resets[k]) return a.h + (a.before ? a.before[k] : k) * a.P;
+                    if (!a.resets || !a.resets[k]) return a.h + a.state_before(k) * a.P;
                     return restart(a.reset_h, a.reset_h_step, k, a.B, a.P, zeros);
                 });
             },

@@ -25,7 +25,7 @@ template <class T> struct Back {
     long width;          // of a row of da: G H
     long j;              // steps before this one
     const long *columns; // the group's, by their numbers in `a`
-    const long *at;      // [columns] row of the step in a [T, B, ...] tensor; one step before 0: minus B plus lane
+    const long *at;      // [columns] row of the step in a [T, B, ...] tensor; before step 0: see row_before
     T *const *to;        // [columns] where da goes, from where the next step's product takes it
     T *carried;          // [columns, H] what passes to the step before beside the product: an LSTM's dc, a GRU's dh z
     T *lambda;           // [columns, P] where a projection follows, lambda of h
@@ -39,7 +39,7 @@ template <class T> struct Back {
     BPTT_INLINE long adjoint_place(long n) const { return a.by_position && !a.sums ? position(n) : at[n]; }
 
     // The factor on what comes from the step after.
-    BPTT_INLINE T factor(long n) const { return a.edge_factors && j ? a.edge_factors[at[n] + a.B] : T(1); }
+    BPTT_INLINE T factor(long n) const { return a.edge_factors && j ? a.edge_factors[a.row_after(at[n])] : T(1); }
 
     // The step's own error of h, or zeros.
     BPTT_INLINE const T *error(long n) const {
@@ -55,8 +55,7 @@ template <class T> struct Back {
 
     // The state before the step.
     BPTT_INLINE const T *before(const T *states, const T *reset, long step, long size, long n) const {
-        if (a.before) return states + a.before[at[n]] * size;
-        if (!a.resets || !a.resets[at[n]]) return states + at[n] * size;
+        if (!a.resets || !a.resets[at[n]]) return states + a.state_before(at[n]) * size;
         return restart(reset, step, at[n], a.B, size, zeros);
     }
 
@@ -99,7 +98,7 @@ template <Cell f, class T> struct RnnBack : Back<T> {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
             const Arriving<T> arriving(*this, n + i);
-            const T *h = a.h + (this->at[n + i] + a.B) * a.H;
+            const T *h = a.h + a.state_after(this->at[n + i]) * a.H;
             T *to = this->to[n + i], *sum = this->sum(n + i);
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
@@ -150,7 +149,7 @@ template <class T> struct LstmBack : Back<T> {
         const bool projects = a.w_hr != nullptr;
         for (int i = 0; i < rows; ++i) {
             const long row = this->at[n + i];
-            const T *gates = a.gates + row * 4 * H, *c = a.c + (row + a.B) * H;
+            const T *gates = a.gates + row * 4 * H, *c = a.c + a.state_after(row) * H;
             const T *c_prev = this->before(a.c, a.reset_c, a.reset_c_step, H, n + i);
             const T *arrived = this->arrived(a.arriving_c, H, n + i);
             const T factor = this->factor(n + i);
@@ -305,7 +304,7 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
     for (long g0 = 0; g0 < own; g0 += s.together) {
         const long size = least(s.together, own - g0), *columns = s.columns + g0;
         for (long n = 0; n < size; ++n) {
-            s.at[n] = a.tops ? a.tops[columns[n]] : a.top(columns[n]) * a.B + a.lane(columns[n]);
+            s.at[n] = a.first_row(columns[n]);
             s.from[n] = nullptr;
         }
         long longer = size; // those that are longer than j; then those that are at the initial state
@@ -315,7 +314,7 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             while (left < size && a.length(columns[left]) == j && a.top(columns[left]) + 1 == j) ++left;
             const Back<T> back{a, width, j, columns, s.at, s.to, s.carried, s.lambda, s.zeros};
             for (long n = 0; n < left; ++n) {
-                if (j) s.at[n] = (a.before ? a.before[s.at[n]] : s.at[n]) - a.B;
+                if (j) s.at[n] = a.row_before(s.at[n]);
                 if (s.ring) {
                     s.from[n] = s.rows[(j + 1) % 2] + n * width, s.to[n] = s.rows[j % 2] + n * width;
                 } else {

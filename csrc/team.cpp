@@ -1,5 +1,6 @@
 #include "team.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <system_error>
 #include <thread>
@@ -110,6 +111,26 @@ void run(int count, Split split, const Work &work) {
         run_on_openmp(count, job);
     else
         run_on_own(count, job);
+}
+
+void run_both(const Shared &first, const Shared &second) {
+    Barrier barriers[2];
+    const auto both = [&](const Worker &worker) {
+        const int count = worker.count;
+        if (count == 1) {
+            first.work(Worker{0, 1, first.split, &barriers[0]});
+            second.work(Worker{0, 1, second.split, &barriers[1]});
+            return;
+        }
+        // Where fewer threads have come than were asked for, both pieces have fewer.
+        const int of_first = std::max(1, std::min(first.threads, count / 2));
+        const int of_second = std::min(second.threads, count - of_first), id = worker.id - of_first;
+        if (id < 0)
+            first.work(Worker{worker.id, of_first, first.split, &barriers[0]});
+        else if (id < of_second)
+            second.work(Worker{id, of_second, second.split, &barriers[1]});
+    };
+    run(first.threads + second.threads, Split::rows, both);
 }
 
 } // namespace bptt

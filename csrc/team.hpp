@@ -14,4 +14,15 @@ namespace bptt {
 // runtime may wait for threads that were not copied, the caller works alone.
 void run(int count, Split split, const std::function<void(const Worker &)> &work);
 
+// Work for so many threads that share it in one way.
+struct Shared {
+    int threads;
+    Split split;
+    std::function<void(const Worker &)> work;
+};
+
+// Runs two pieces of work, which do not wait for each other, at the same time on threads of their own, or one after the
+// other where there is one thread.
+void run_both(const Shared &first, const Shared &second);
+
 } // namespace bptt

@@ -4,10 +4,11 @@
 // of a sweep. Tensors are dense and row-major; where a row may be part of a longer one, its stride is given, in values.
 //
 // The values of step t and lane b lie in row t * B + b of a [T, B, ...] tensor, the state after it B rows further down
-// a [T + 1, B, ...] tensor and that before it in its own row there. Packed sequences have S rows instead, none of them
-// of padding: those of step t begin at first[t], of the lanes that are as long, and the state after a step lies B rows
-// further down in [B + S, ...], where the initial states are the first B rows. A walk over them may go from the last
-// step to the first. `before` says in which row the state before each one lies.
+// a [T + 1, B, ...] tensor and that before it in its own row there. A reverse walk goes from the last step to the
+// first: then the state after a step lies in the step's own row and that before it B rows further down, the initial one
+// last. Packed sequences have S rows instead, none of them of padding: those of step t begin at first[t], of the lanes
+// that are as long, and the state after a step lies B rows further down in [B + S, ...] either way, where the initial
+// states are the first B rows. `before` says in which row the state before each one lies.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +48,7 @@ template <class Real> struct Forward {
     const std::int64_t *active; // [T] columns whose sequence has a step t, null: all B
     const std::int64_t *first;  // [T], null: not packed, where `lane` and `active` tell lengths and there are resets
     const std::int64_t *before; // [S], not null where `first` is not
-    bool reverse;               // of packed sequences: whether the walk goes from the last step to the first
+    bool reverse;               // whether the walk goes from the last step to the first; then no `lane`
     Real *gates;                // [T, B, stride] in: the input product; out: the gates
     const Real *x, *w_ih;       // [T, B, I], [G H, I] for the input product to be done here; else null
     const Real *h_0, *c_0;      // [B, P], [B, H]
@@ -66,12 +67,16 @@ template <class Real> struct Forward {
     // Of step t and lane b.
     long row(long t, long b) const { return (first ? first[t] : t * B) + b; }
 
-    // Where the state before a row's step lies.
-    long state_before(long row) const { return before ? before[row] : row; }
+    // Where the states before and after a row's step lie, and the initial one of lane 0.
+    bool turned() const { return reverse && !first; }
+    long state_before(long row) const { return before ? before[row] : turned() ? row + B : row; }
+    long state_after(long row) const { return turned() ? row : row + B; }
+    long initial() const { return turned() ? T * B : 0; }
 };
 
 // Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
 // steps back. Columns come sorted by length, the longest first; of equally long ones those that reach step 0 first.
+// Their steps are numbered as the walk of stage 1 went: of a reverse one the last step in time is step 0.
 //
 // Values lie by address, row (step, lane) of a [T, B, ...] tensor, or by position, row (r, slot) of [R, N, ...] with
 // r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by address.
@@ -87,6 +92,7 @@ template <class Real> struct Sweep {
     const std::int64_t *tops;            // [N] the row of each column's first step, null: not packed
     const std::int64_t *before;          // [S], not null where `tops` is not; then no resets, edge factors, positions
     long S;                              // rows of packed sequences
+    bool reverse;                        // not packed: whether the walk of stage 1 went from the last step to the first
     const Real *gates;                   // [T, B, 4 H]; null for an RNN
     const Real *h, *c;                   // as in Forward
     const std::uint8_t *resets;          // [T, B] or null
@@ -106,6 +112,15 @@ template <class Real> struct Sweep {
 
     // Of all steps and lanes.
     long rows() const { return before ? S : T * B; }
+
+    // Where the states before and after a row's step lie, and the values of column n's first step.
+    long state_before(long row) const { return before ? before[row] : reverse ? row + B : row; }
+    long state_after(long row) const { return reverse ? row : row + B; }
+    long first_row(long n) const { return tops ? tops[n] : (reverse ? T - 1 - top(n) : top(n)) * B + lane(n); }
+
+    // The rows of the steps before and after in the walk of stage 1, from that of a step; of step 0 it is one of none.
+    long row_before(long row) const { return before ? before[row] - B : reverse ? row + B : row - B; }
+    long row_after(long row) const { return reverse ? row - B : row + B; } // not packed
 
     // Of column n.
     std::int64_t top(long n) const { return columns[n]; }

@@ -283,7 +283,7 @@ TELL_CELLS_APART = {
     "cells/": "what is true of each",
     "equations/": "the oracles, which know nothing of the package",
     "nn/layers.py": "the layers, and the modes that torch.nn.RNNBase knows",
-    "kernels/cpu.py": "the walks' numbers in csrc",
+    "kernels/compiled_forward.py": "the walks' numbers in csrc",
     "kernels/torch_layers.py": "torch's own functions",
     "kernels/__init__.py": "torch's own functions",
     "train/config.py": "a default",

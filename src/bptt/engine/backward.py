@@ -6,13 +6,26 @@ Legend: as in `net` and `kernels.frames`. Everything indexed by k is in that dir
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from operator import add
 
 import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import Columns, Frames, Kernel, SummingKernel, Sums, Sweep, SweepResult, Tape, columns_at_once, product
+from ..kernels import (
+    Columns,
+    Frames,
+    Kernel,
+    SummingKernel,
+    Sums,
+    Sweep,
+    SweepResult,
+    Tape,
+    TwoWayKernel,
+    columns_at_once,
+    product,
+)
 from .boundary import own_precision
 from .crossing import SegmentColumns
 from .net import Net, States
@@ -53,9 +66,9 @@ class _LayerWalk:
 class BackwardPass(LayerSweep["Frames | Columns"]):
     """One backward call of a net with a whole tape.
 
-    observer: sees every sweep result, including lambda of all states. columns: those of the blocks to sweep, where they
-    are not those of the policy. segment: of a segment of a longer call; then the gradient of the initial state is left
-    to `groups_swept`.
+    observer: sees every sweep result, in the direction's own time, including lambda of all states. columns: those of
+    the blocks to sweep, where they are not those of the policy. segment: of a segment of a longer call; then the
+    gradient of the initial state is left to `groups_swept`.
     """
 
     def __init__(
@@ -68,6 +81,9 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         columns: Columns | None = None,
         segment: SegmentColumns | None = None,
     ) -> None:
+        if observer is not None and net.as_given:
+            kept = [_turned(net, k % net.directions, own) for k, own in enumerate(kept)]
+            net = replace(net, turns=True)
         super().__init__(net, inputs, asked)
         self.kept, self.observer, self.columns, self.segment = kept, observer, columns, segment
         self.between = None if segment is None else segment.between
@@ -116,9 +132,26 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
 
     # Stage 3 ---------------------------------------------------------------------------------------------------------
 
+    def back_both(self, layer: int, group: Frames | Columns, errors: Tensor | None) -> Tensor | None:
+        net, kernel = self.net, self.net.kernel
+        kept = net.cell.taped_per_unit == 0 or self.kept[layer * net.directions][1]  # gates are rebuilt one at a time
+        if not (kept and net.directions == 2 and net.as_given and torch.get_num_threads() > 1):
+            return super().back_both(layer, group, errors)
+        assert isinstance(kernel, TwoWayKernel)
+        below: Tensor | None = None
+        asked = [self._asked(layer, d, group, errors) for d in (0, 1)]
+        for d, result in enumerate(kernel.sweep_ways([request for _, request in asked])):
+            below = self._swept(layer, d, group, *asked[d], result, below)
+        return below
+
     def back(
         self, layer: int, d: int, group: Frames | Columns, errors: Tensor | None, below: Tensor | None
     ) -> Tensor | None:
+        walk, request = self._asked(layer, d, group, errors)
+        return self._swept(layer, d, group, walk, request, self.net.kernel.sweep(request), below)
+
+    def _asked(self, layer: int, d: int, group: Frames | Columns, errors: Tensor | None) -> tuple[_LayerWalk, Sweep]:
+        """The walk of a layer and direction, and what its sweep is asked for."""
         net, k = self.net, layer * self.net.directions + d
         walk = self.walks.pop(k, None) or self._walk_of(k)
         kernel = self._summing(group)
@@ -131,7 +164,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         if self.between is not None:
             own = self.between.errors(frames, own)
         wanted = any(walk.needs) and self.asked.lane_groups is None
-        goes_down = layer > 0 or (self.between is not None and self.between.below is not None)
+        goes_down = self._goes_down(layer)
         request = Sweep(
             cell=net.cell,
             w=self.weights[k],
@@ -153,7 +186,24 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             request = request._replace(
                 totals=walk.totals, by_position=goes_down, errors_by_position=by_position, bias=False
             )
-        result = net.kernel.sweep(request)
+        return walk, request
+
+    def _goes_down(self, layer: int) -> bool:
+        """Whether a layer has one below it, in this call or one that it is a part of."""
+        return layer > 0 or (self.between is not None and self.between.below is not None)
+
+    def _swept(
+        self,
+        layer: int,
+        d: int,
+        group: Frames | Columns,
+        walk: _LayerWalk,
+        request: Sweep,
+        result: SweepResult,
+        below: Tensor | None,
+    ) -> Tensor | None:
+        """Take what a sweep has brought back; `below`, plus what goes to the layer below."""
+        net, k, frames = self.net, layer * self.net.directions + d, request.frames
         if self.observer is not None:
             self.observer.swept(k, frames, result)
         if self.segment is not None:
@@ -163,7 +213,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             walk.d_initial = tuple(map(add, walk.d_initial, found)) if walk.d_initial else found
         if not self.by_position:
             return self._finish(layer, d, walk, result, below)
-        if isinstance(group, Columns) and goes_down:
+        if isinstance(group, Columns) and self._goes_down(layer):
             rows = result.dx
             if rows is None:
                 da = given(result.da)
@@ -206,7 +256,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         if isinstance(group, Frames):
             if is_top:
                 return group, self._top_errors(d), False
-            return group, None if errors is None else net.turn(net.half(errors, d), d), False
+            return group, None if errors is None else net.laid(net.half(errors, d), d), False
         frames = group.frames[d]
         if is_top:
             errors = self._top_errors(d)
@@ -214,13 +264,13 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
                 return frames, None, True
             if sums and self.segment is None and net.directions == 1:  # each walk begins with its own losses
                 return frames, errors, False
-            return frames, group.errors(errors, d), True
+            return frames, group.errors(errors, d, net.states_end_first(d)), True
         return frames, None if errors is None else group.turn(net.half(errors, d), d), True
 
     def _top_errors(self, d: int) -> Tensor | None:
         """dL/dy of direction d, in its own time; made once, whatever the number of groups."""
         if d not in self.top_errors:
-            self.top_errors[d] = None if self.dy is None else self.net.turn(self.net.half(self.dy, d), d)
+            self.top_errors[d] = None if self.dy is None else self.net.laid(self.net.half(self.dy, d), d)
         return self.top_errors.pop(d) if self.is_last else self.top_errors[d]
 
     def dropped(self, below: Tensor, layer: int, group: Frames | Columns) -> Tensor:
@@ -242,13 +292,13 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         restart: States = ()
         if self.needs_restart:
             restart = restart_gradients(net.cell, w, tape, total.adjoints, self.present)
+            restart = tuple([net.own(r, d) if r.dim() == 3 else r for r in restart])
         initial = walk.d_initial or (None,) * net.cell.states
-        self.gradients[k] = LayerGradients(
-            initial, tuple(weights), restart, total.adjoints[0] if total.adjoints else None
-        )
+        adjoint = net.own(total.adjoints[0], d) if self.asked.adjoints else None
+        self.gradients[k] = LayerGradients(initial, tuple(weights), restart, adjoint)
         if self.by_position if layer > 0 else not self.asked.needs[0]:
             return below
-        part = net.turn(self._input_gradient(w, x, total), d)
+        part = net.laid(self._input_gradient(w, x, total), d)
         if layer == 0:
             self.dx = part if self.dx is None else self.dx + part
             return None
@@ -268,21 +318,21 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
 
     def _walk_of(self, k: int) -> _LayerWalk:
         x = self._input(k)
-        return _LayerWalk(x, self._tape(k, x), self.net.edge_factors(k, x.dtype), self.needs_of(k))
+        return _LayerWalk(x, self._tape(k, x), self.net.edge_factors_laid(k, x.dtype), self.needs_of(k))
 
     def _input(self, k: int) -> Tensor:
-        """The input of layer and direction k `[T, B, I]`, in its own time."""
+        """The input of layer and direction k `[T, B, I]`, as its walk has it."""
         layer, d = divmod(k, self.net.directions)
         if self.below[0] != layer:
             self.below = layer, self._below(layer)
-        return self.net.turn(self.below[1], d)
+        return self.net.laid(self.below[1], d)
 
     def _below(self, layer: int) -> Tensor:
         """The input of a layer `[T, B, I or D*P]`, in forward time."""
         if layer == 0:
             return self.x
         net, D = self.net, self.net.directions
-        hs = [net.turn(self.kept[(layer - 1) * D + d][0][0][1:], d) for d in range(D)]
+        hs = [net.output(self.kept[(layer - 1) * D + d][0][0], d) for d in range(D)]
         return net.masked(hs[0] if D == 1 else torch.cat(hs, -1), layer)
 
     def tapes(self) -> list[Tape]:
@@ -292,10 +342,11 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     def _tape(self, k: int, x: Tensor) -> Tape:
         """The tape of layer and direction k; gates that were not kept are rebuilt by one product over all steps."""
         (states, more), net = self.kept[k], self.net
-        resets, restart = net.resets_of(k % net.directions), net.reset_state(self.inputs, k)
+        d = k % net.directions
+        resets, restart = net.resets_laid(d), net.reset_state_laid(self.inputs, k)
         if net.kernel.own_gradients:
             return Tape(states, resets, None, restart, tuple(map(given, more)))
-        tape = Tape(states, resets, more[0] if more else None, restart)
+        tape = Tape(states, resets, more[0] if more else None, restart, reverse=net.states_end_first(d))
         if tape.gates is None and net.cell.taped_per_unit:
             tape.gates = self._rebuilt(x, tape.prev[0], self.weights[k])
         return tape
@@ -304,3 +355,9 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         """The gates of all steps `[T, B, F]`, of which those past the end are zero."""
         gates = rebuilt_gates(self.net.cell, w, x.flatten(0, 1), h.flatten(0, 1), self.present)
         return gates.view(*x.shape[:2], gates.shape[1])
+
+
+def _turned(net: Net, d: int, kept: KeptSteps) -> KeptSteps:
+    """What a walk has kept, in the direction's own time."""
+    states, more = kept
+    return tuple([net.turn(s, d) for s in states]), tuple([None if m is None else net.turn(m, d) for m in more])

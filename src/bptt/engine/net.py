@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..cells import Cell, Weights
-from ..kernels import Kernel
+from ..kernels import Kernel, TwoWayKernel
 from ..policies import EVERYTHING, Reach
 from .records import Tensors, given
 
@@ -47,6 +48,8 @@ class Net:
     masks: tuple[Tensor, ...] = ()  # [T, B, D*P] for every layer but the last, scaled; empty without dropout
     xi: tuple[Tensor, ...] = ()  # [T, B, 1] for every layer and direction, in the direction's time; empty for 1
     resets: tuple[Tensor, ...] = ()  # [T, B, 1] bool for every direction, in its time; empty for none
+    reverse: bool = False  # whether the one direction that there is goes from the last step to the first
+    turns: bool = False  # whether time is turned round for such a direction, though its kernel can walk either way
 
     @property
     def inputs(self) -> int:
@@ -156,20 +159,60 @@ class Net:
         """The input of a layer: dropout on what the layer below puts out."""
         return below * self.masks[layer - 1] if self.masks and layer > 0 else below
 
+    @cached_property
+    def as_given(self) -> bool:
+        """Whether the walks of reverse directions go over values as they lie in forward time."""
+        has_reverse = (self.reverse or self.directions == 2) and not self.turns
+        return has_reverse and self.lengths is None and isinstance(self.kernel, TwoWayKernel)
+
+    def is_reverse(self, d: int) -> bool:
+        """Whether a direction goes from the last step to the first."""
+        return d == 1 or self.reverse
+
     def turn(self, x: Tensor, d: int) -> Tensor:
         """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
-        return x if d == 0 else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
+        return x if not self.is_reverse(d) else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
+
+    def laid(self, x: Tensor, d: int) -> Tensor:
+        """Values of steps `[T, B, F]` in forward time as a walk has them, which is its own time or, where it goes over
+        values as they lie, forward time; and back.
+        """
+        return x if self.as_given else self.turn(x, d)
+
+    def own(self, x: Tensor, d: int) -> Tensor:
+        """Values of steps as a walk has them in the direction's own time, and back."""
+        return self.turn(x, d) if self.as_given else x
+
+    def resets_laid(self, d: int) -> Tensor | None:
+        """`resets_of` as a walk has them."""
+        resets = self.resets_of(d)
+        return None if resets is None else self.own(resets, d)
+
+    def edge_factors_laid(self, k: int, dtype: torch.dtype) -> Tensor | None:
+        """`edge_factors` as a walk has them."""
+        factors = self.edge_factors(k, dtype)
+        return None if factors is None else self.own(factors, k % self.directions)
+
+    def reset_state_laid(self, tensors: Tensors, k: int) -> tuple[Tensor, ...]:
+        """`reset_state` as a walk has it."""
+        states = self.reset_state(tensors, k)
+        return tuple([self.own(s, k % self.directions) if s.dim() == 3 else s for s in states])
+
+    def states_end_first(self, d: int) -> bool:
+        """Whether the states of all steps `[T+1, B, F]`, as a walk has them, end with the initial one."""
+        return self.is_reverse(d) and self.as_given
+
+    def output(self, h: Tensor, d: int) -> Tensor:
+        """The output of a direction `[T, B, P]` in forward time, from h as a walk has it, with the initial one."""
+        return h[:-1] if self.states_end_first(d) else self.laid(h[1:], d)
 
     def turned(self, x: Tensor, a: int, b: int) -> Tensor:
-        """The steps a to b-1 of the reverse direction's time `[b-a, B, F]`."""
-        return x[len(x) - b : len(x) - a].flip(0) if self.lengths is None else x[self._back(x, a, b)]
+        """The steps a to b-1 of the reverse direction's time `[b-a, B, F]`, where lanes have lengths."""
+        return x[self._back(x, a, b)]
 
     def add_turned(self, x: Tensor, a: int, b: int, value: Tensor) -> None:
-        """Add to the steps a to b-1 of the reverse direction's time, in place."""
-        if self.lengths is None:
-            x[len(x) - b : len(x) - a] += value.flip(0)
-        else:
-            x[self._back(x, a, b)] += value
+        """Add to the steps a to b-1 of the reverse direction's time, in place, where lanes have lengths."""
+        x[self._back(x, a, b)] += value
 
     def _back(self, x: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
         """(steps `[b-a, B]` in forward time, lanes `[B]`) of the steps a to b-1 of the reverse direction's time."""

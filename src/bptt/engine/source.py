@@ -61,7 +61,10 @@ class Whole:
 
 
 class OneDirection:
-    """A `Source` of one direction of a layer, in its own time, of tensors of all steps in forward time.
+    """A `Source` of one direction of a layer, of tensors of all steps in forward time.
+
+    Segments are numbered in the direction's own time. Their steps are in that time where lanes have lengths, and in
+    forward time where all lanes are equally long.
 
     below: the layer's input before dropout. y: `[T, B, 2P]`, added to. dy: `[T, B, 2P]`. dx: like below, added to.
     """
@@ -84,13 +87,15 @@ class OneDirection:
         self.dx = dx
 
     def _part(self, x: Tensor, a: int, b: int) -> Tensor:
-        return self.net.turned(x, a, b) if self.d else x[a:b]
+        if self.d == 0:
+            return x[a:b]
+        return x[len(x) - b : len(x) - a] if self.net.lengths is None else self.net.turned(x, a, b)
 
     def _add(self, x: Tensor, a: int, b: int, value: Tensor) -> None:
-        if self.d:
-            self.net.add_turned(x, a, b, value)
+        if self.d == 0 or self.net.lengths is None:
+            self._part(x, a, b).add_(value)
         else:
-            x[a:b] += value
+            self.net.add_turned(x, a, b, value)
 
     def x(self, a: int, b: int) -> Tensor:
         x = self._part(self.below, a, b)

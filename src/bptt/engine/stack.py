@@ -6,6 +6,7 @@ Legend: as in `net`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import KERNELS, Columns, Frames, Tape, columns_at_once
+from ..kernels import KERNELS, Columns, Frames, Tape, TwoWayKernel, Way, columns_at_once
 from ..memory import Tapes, keeps_gates
 from .backward import BackwardPass, KeptSteps, Observer
 from .boundary import own_precision
@@ -117,7 +118,7 @@ class Stack(NetProgram):
 
     def _forward(self, x: Tensor, inputs: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         net, weights = self.net, self.net.weights(inputs)
-        if not keep and len(weights) == 1 and net.lengths is None and not net.resets:
+        if not keep and len(weights) == 1 and net.lengths is None and not (net.resets or net.reverse):
             outputs = net.kernel.infer(net.cell, x, tuple(map(given, inputs[1 : net.outputs])), weights[0])
             if outputs is not None:
                 return outputs, ()
@@ -128,26 +129,38 @@ class Stack(NetProgram):
         y = x
         for layer in range(net.layers):
             below, ys = net.masked(y, layer), []
-            for d in range(net.directions):
-                k = layer * net.directions + d
-                states, more = net.kernel.forward(
-                    net.cell,
-                    net.turn(below, d),
-                    initial[k],
-                    net.resets_of(d),
-                    weights[k],
-                    tape_gates,
-                    net.lengths,
-                    net.reset_state(inputs, k),
-                )
-                finals.append(states)
-                ys.append(net.turn(states[0][1:], d))
+            for d, (states, more) in enumerate(self._walks(layer, below, inputs, initial, weights, tape_gates)):
+                finals.append(tuple([s[:1] for s in states]) if net.states_end_first(d) else states)
+                ys.append(net.output(states[0], d))
                 tape += states[1:] if layer == net.layers - 1 and net.directions == 2 else states
                 if more is not None:
                     tape += [more] if isinstance(more, Tensor) else more
             y = ys[0] if net.directions == 1 else torch.cat(ys, -1)
         hc_n = tuple([net.last(states) for states in zip(*finals, strict=True)])
         return (y, *hc_n), tuple(tape) if keep else ()
+
+    def _walks(
+        self,
+        layer: int,
+        below: Tensor,
+        inputs: Tensors,
+        initial: list[States],
+        weights: list[Weights],
+        tape_gates: bool,
+    ) -> Iterator[tuple[States, Tensor | tuple[Tensor, ...] | None]]:
+        """The states, and what else is kept, of all directions of a layer. below: its input, in forward time."""
+        net, kernel, first = self.net, self.net.kernel, layer * self.net.directions
+        ways = [
+            Way(initial[k], net.resets_laid(d), weights[k], net.reset_state_laid(inputs, k), net.is_reverse(d))
+            for d, k in enumerate(range(first, first + net.directions))
+        ]
+        if net.as_given:
+            assert isinstance(kernel, TwoWayKernel)
+            yield from kernel.forward_ways(net.cell, below, ways, tape_gates)
+        else:
+            for d, way in enumerate(ways):
+                start, resets, w, restart, _ = way
+                yield kernel.forward(net.cell, net.turn(below, d), start, resets, w, tape_gates, net.lengths, restart)
 
     def backward(
         self,
@@ -166,7 +179,7 @@ class Stack(NetProgram):
     def tapes(self, saved: Saved) -> list[Tape]:
         """The tapes of every layer and direction; gates that were not kept are rebuilt."""
         asked = Asked((None,) * self.outputs, (False,) * len(saved.inputs))
-        return BackwardPass(self.net, saved.inputs, self.kept(saved), asked).tapes()
+        return BackwardPass(self.net, saved.inputs, self.kept(saved), asked, Observer()).tapes()
 
     def _states(self, inputs: Tensors) -> list[States]:
         """The states of every layer and direction, run again by operations that any tensor knows."""
@@ -187,8 +200,8 @@ class Stack(NetProgram):
         for k in range(K):
             end = at + S
             if k in in_output:
-                h, end = torch.cat([initial[k][0][None], net.turn(net.half(saved.outputs[0], k % D), k % D)]), end - 1
-                states = (h, *tape[at:end])
+                h_0, h, end = initial[k][0][None], net.laid(net.half(saved.outputs[0], k % D), k % D), end - 1
+                states = (torch.cat([h, h_0] if net.states_end_first(k % D) else [h_0, h]), *tape[at:end])
             else:
                 states = tape[at:end]
             at = end + more

@@ -59,12 +59,17 @@ class LayerSweep(ABC, Generic[Group]):
             self.is_last = following is _NO_MORE
             errors: Tensor | None = None
             for layer in reversed(range(self.net.layers)):
-                below: Tensor | None = None
-                for d in range(self.net.directions):
-                    below = self.back(layer, d, group, errors, below)
+                below = self.back_both(layer, group, errors)
                 errors = None if below is None else self.dropped(below, layer, group)
             yield group
             group = following
+
+    def back_both(self, layer: int, group: Group, errors: Tensor | None) -> Tensor | None:
+        """Walk all directions of a layer back: what they send to the layer below, in forward time. See `back`."""
+        below: Tensor | None = None
+        for d in range(self.net.directions):
+            below = self.back(layer, d, group, errors, below)
+        return below
 
     @abstractmethod
     def back(self, layer: int, d: int, group: Group, errors: Tensor | None, below: Tensor | None) -> Tensor | None:

@@ -41,6 +41,8 @@ from .kernel import SummingKernel as SummingKernel
 from .kernel import Sweep as Sweep
 from .kernel import SweepResult as SweepResult
 from .kernel import Tape as Tape
+from .kernel import TwoWayKernel as TwoWayKernel
+from .kernel import Way as Way
 from .kernel import WholeKernel as WholeKernel
 from .kernel import WholePasses as WholePasses
 from .kernel import WholeRequest as WholeRequest

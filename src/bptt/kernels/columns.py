@@ -81,9 +81,12 @@ class Columns:
         back = torch.where(r < self.span, self.span - 1 - r, r)
         return x.gather(0, back[..., None].to(x.device).expand_as(x))
 
-    def errors(self, x: Tensor, d: int) -> Tensor:
-        """`[T, B, F]` in direction d's time -> `[R, N, F]`: the losses on direction d's outputs, zero elsewhere."""
-        return self.frames[d].errors(x, self.owns_losses[d])
+    def errors(self, x: Tensor, d: int, reverse: bool = False) -> Tensor:
+        """`[T, B, F]` in direction d's time -> `[R, N, F]`: the losses on direction d's outputs, zero elsewhere.
+
+        reverse: whether x has the last step of that time first instead.
+        """
+        return self.frames[d].errors(x, self.owns_losses[d], reverse)
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,18 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from ..policies import Reach
 from . import _walks
-from .addresses import at, check, dense, restart, spaced_rows
-from .heap import keep_heap
-from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
+from .addresses import at, check, dense
+from .compiled_forward import CODES, FORWARD, CompiledForward
+from .compiled_sweep import SWEEP, CompiledSweep
+from .kernel import Request, Sweep, SweepResult, Way, WholePasses, WholeRequest
 from .packed_rows import PackedRows
-from .product import BY_MKL, product
-from .row_sums import inner_sums, row_sums
+from .product import BY_MKL
+from .row_sums import row_sums
 from .whole import WholeWalks
 
 __all__ = ["Cpu", "chosen_variant", "variants"]
 
-FORWARD = {torch.float32: _walks.ForwardFloat32, torch.float64: _walks.ForwardFloat64}
 INFER = {torch.float32: _walks.InferFloat32, torch.float64: _walks.InferFloat64}
-SWEEP = {torch.float32: _walks.SweepFloat32, torch.float64: _walks.SweepFloat64}
-
-CODES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_IDENTITY": 2, "RNN_SIGMOID": 3, "GRU": 4, "LSTM": 5}
-"""The enum Cell of csrc/walks.hpp, by the mode of the cell: those that have a walk."""
 
 SMALL = 15_000_000
 """Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
@@ -100,7 +96,8 @@ class Cpu:
         lengths: Tensor | None,
         reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        return self._forward(cell, x, initial, resets, w, tape_gates, lengths, reset_state, None, 0)
+        way = Way(initial, resets, w, reset_state, False)
+        return self._forward_one(self._forward(cell, x, way, tape_gates, lengths))
 
     def packed(
         self,
@@ -112,90 +109,36 @@ class Cpu:
         rows: PackedRows,
         d: int,
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        return self._forward(cell, x[None], initial, None, w, tape_gates, None, (), rows, d)
+        way = Way(initial, None, w, (), d == 1)
+        return self._forward_one(self._forward(cell, x[None], way, tape_gates, None, rows))
+
+    def forward_ways(
+        self, cell: Cell, x: Tensor, ways: Sequence[Way], tape_gates: bool
+    ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        made = [self._forward(cell, x, way, tape_gates) for way in ways]
+        walks = [each.walk for each in made if each.walk is not None]
+        if len(walks) == 2:
+            walks[0].run_beside(walks[1], variant=self._variant, threads=torch.get_num_threads())
+        elif walks:
+            walks[0].run(variant=self._variant, threads=torch.get_num_threads())
+        return [each.result for each in made]
 
     def _forward(
         self,
         cell: Cell,
         x: Tensor,
-        initial: tuple[Tensor, ...],
-        resets: Tensor | None,
-        w: Weights,
+        way: Way,
         tape_gates: bool,
-        lengths: Tensor | None,
-        reset_state: tuple[Tensor, ...],
-        packed: PackedRows | None,
-        d: int,
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        T, B, inputs = x.shape
-        leading: tuple[int, ...] = (T + 1, B)
-        if packed is not None:
-            T, B = packed.T, packed.B
-            leading = (B + packed.S,)
-        check(cell, x, initial, w, reset_state, B)
-        GH, P = w.hh.shape
-        H = GH // cell.gates_per_unit
-        keep_heap(len(x) * x.shape[1] * GH * x.element_size())
-        h = x.new_empty(*leading, P)
-        c = x.new_empty(*leading, H) if cell.states == 2 else None
-        stride = cell.taped(w) if tape_gates else GH
-        # The input product comes first, into what the walk makes gates of or, where the state is the tape, states.
-        into = None if cell.tape_names else h[1:] if packed is None else h[B:][None]
-        small = lengths is None and _is_small(x, w, FEW_ROWS)
-        if into is None and (small or stride > GH or lengths is not None):
-            into = x.new_empty(*x.shape[:2], stride)
-        gates = into if small else _input_product(x, w, into, lengths)
-        lane = active = None
-        if lengths is not None:
-            lane = lengths.argsort(descending=True)
-            active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
-        # What is computed from lives until the call is over, as these names do. A field that is not set is none.
-        h_0, w_hh, b_ih, b_hh = map(dense, (initial[0], w.hh, w.b_ih, w.b_hh))
-        if B:
-            walk = FORWARD[x.dtype]()
-            walk.cell = CODES[cell.mode]
-            walk.T = T
-            walk.B = B
-            walk.I = inputs
-            walk.H = H
-            walk.P = P
-            walk.stride = stride
-            walk.keeps = tape_gates
-            walk.gates = at(gates)
-            walk.h_0 = at(h_0)
-            walk.w_hh = at(w_hh)
-            walk.b_ih = at(b_ih)
-            walk.b_hh = at(b_hh)
-            walk.h = at(h)
-            if c is not None:
-                c_0 = dense(initial[1])
-                walk.c_0 = at(c_0)
-                walk.c = at(c)
-            if w.hr is not None:
-                w_hr = dense(w.hr)
-                walk.w_hr = at(w_hr)
-            if small:
-                dense_x, w_ih = dense(x), dense(w.ih)
-                walk.x = at(dense_x)
-                walk.w_ih = at(w_ih)
-            if resets is not None:
-                resets, ((reset_h, reset_c), steps) = dense(resets), restart(reset_state)
-                walk.resets = at(resets)
-                walk.reset_h = at(reset_h)
-                walk.reset_c = at(reset_c)
-                walk.reset_h_step, walk.reset_c_step = steps
-            if lengths is not None:
-                walk.lane = at(lane)
-                walk.active = at(active)
-            if packed is not None:
-                walk.active = at(packed.sizes)
-                walk.first = at(packed.first)
-                walk.before = at(packed.before(d))
-                walk.reverse = d == 1
-            walk.run(variant=self._variant, threads=torch.get_num_threads())
-        if packed is not None and gates is not None:
-            gates = gates[0]
-        return (h,) if c is None else (h, c), gates if tape_gates else None
+        lengths: Tensor | None = None,
+        packed: PackedRows | None = None,
+    ) -> CompiledForward:
+        small = lengths is None and _is_small(x, way.w, FEW_ROWS)
+        return CompiledForward(cell, x, way, tape_gates, lengths, packed, small)
+
+    def _forward_one(self, made: CompiledForward) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        if made.walk is not None:
+            made.walk.run(variant=self._variant, threads=torch.get_num_threads())
+        return made.result
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
         check(cell, x, hx, w, layers=(1,))
@@ -237,120 +180,18 @@ class Cpu:
         return WholeWalks(request, CODES[cell.mode], self._variant, *walks, pulls)
 
     def sweep(self, request: Sweep) -> SweepResult:
-        cell, w, tape, frames, by_position = request.cell, request.w, request.tape, request.frames, request.by_position
-        GH, P = w.hh.shape
-        N, H = frames.start.shape[0], GH // cell.gates_per_unit
-        walks, packed, totals = frames.walks, request.packed, request.totals
-        size = (frames.R, N) if by_position else (frames.T, frames.B) if packed is None else (1, packed.S)
-        covers = walks.covers if packed is None else not walks.overlaps and int(walks.columns[2].sum()) == packed.S
-        covers = covers and not by_position and totals is None
-        new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
-        width = GH if cell.inner is None else GH + H
-        sums: Tensor | None = None
-        if totals is None:
-            da = new(*size, width)
-            sums = da if walks.overlaps and not by_position else None
-            adjoints = tuple([new(*size, s.shape[-1]) for s in tape.states[: request.adjoints]])
-        else:
-            sums, adjoints = totals.recurrent[-1] if totals.recurrent else totals.da, totals.adjoints
-            da = tape.states[0].new_empty(*size if by_position else (0, 0), width)
-            if by_position and len(walks.short):
-                da[:, walks.short] = 0
-        leaving = tuple([s.new_empty(N, s.shape[-1]) for s in tape.states]) if request.leaving else ()
-        x, dx, dw_ih, dw_hh, bias = request.x, None, None, None, None
-        wanted = covers and N > 0 and (request.weights or request.dx)
-        if x is not None and wanted and _is_small(x, w, FEW_ROWS_BACK):
-            dx = x.new_empty(x.shape) if request.dx else None
-            if request.weights:
-                dw_ih, dw_hh = w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)
-                bias = da.new_empty(2, GH) if request.bias else None
-        else:
-            x = None
-        for a in request.arriving:
-            if a is not None and a.shape[0] < walks.rows:
-                shapes = ", ".join(str(list(a.shape)) for a in request.arriving if a is not None)
-                raise RuntimeError(
-                    f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
-                )
-        # What is computed from lives until the call is over, as these names do. A field that is not set is none.
-        h, gates, w_hh = dense(tape.states[0]), dense(tape.gates), dense(w.hh)
-        errors, stride = (None, 0) if request.errors is None else spaced_rows(request.errors)
-        walk = SWEEP[da.dtype]()
-        walk.cell = CODES[cell.mode]
-        walk.T = frames.T
-        walk.B = frames.B
-        walk.I = w.ih.shape[1]
-        walk.H = H
-        walk.P = P
-        walk.N = N
-        walk.R = frames.R
-        walk.by_position = by_position
-        walk.errors_by_position = by_position if totals is None else request.errors_by_position
-        walk.columns = walks.columns.data_ptr()
-        walk.counts = walks.counts.data_ptr()
-        walk.h = at(h)
-        walk.gates = at(gates)
-        walk.errors = at(errors)
-        walk.error_stride = stride
-        walk.w_hh = at(w_hh)
-        if sums is not da:
-            walk.da = da.data_ptr()
-        if sums is not None:
-            walk.sums = sums.data_ptr()
-        if bias is not None:
-            walk.db_ih = bias.data_ptr()
-            walk.db_hh = bias.data_ptr() + bias.element_size() * GH
-        arriving = tuple(map(dense, request.arriving))
-        if arriving:
-            walk.arriving_h = at(arriving[0])
-        if adjoints:
-            walk.adjoint_h = adjoints[0].data_ptr()
-        if leaving:
-            walk.leaving_h = leaving[0].data_ptr()
-        if cell.states == 2:
-            c = dense(tape.states[1])
-            walk.c = at(c)
-            walk.arriving_c = at(arriving[1]) if arriving else 0
-            walk.adjoint_c = at(adjoints[1]) if len(adjoints) == 2 else 0
-            walk.leaving_c = at(leaving[1]) if leaving else 0
-        if w.hr is not None:
-            w_hr = dense(w.hr)
-            walk.w_hr = at(w_hr)
-        if tape.resets is not None:
-            resets, ((reset_h, reset_c), steps) = dense(tape.resets), restart(tape.reset_state)
-            walk.resets = at(resets)
-            walk.reset_h = at(reset_h)
-            walk.reset_c = at(reset_c)
-            walk.reset_h_step, walk.reset_c_step = steps
-        if packed is not None:
-            tops, before = packed.tops(frames, request.direction), packed.before(request.direction)
-            walk.tops = at(tops)
-            walk.before = at(before)
-            walk.S = packed.S
-        if request.edge_factors is not None:
-            factors = dense(request.edge_factors)
-            walk.edge_factors = at(factors)
-        if x is not None:
-            x, w_ih = dense(x), dense(w.ih)
-            walk.x = at(x)
-            walk.w_ih = at(w_ih)
-            walk.dx = at(dx)
-            walk.dw_ih = at(dw_ih)
-            walk.dw_hh = at(dw_hh)
-        walk.run(variant=self._variant, threads=torch.get_num_threads())
-        if cell.inner is not None and request.x is not None and wanted and request.weights and dw_ih is None:
-            dw_ih, dw_hh, bias = inner_sums(self._variant, da, request, H)
-        weights: tuple[Tensor | None, ...] = () if dw_ih is None else (dw_ih, dw_hh)
-        if bias is not None:
-            weights = (dw_ih, dw_hh, *bias.unbind(0))
-        recurrent: tuple[Tensor, ...] = ()
-        if totals is not None:
-            return SweepResult(da[..., width - GH :] if by_position else None, (), leaving)
-        if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
-            inner_first, da = da, da[..., H:]
-            if dw_hh is None or (bias is None and w.b_hh is not None):  # else nobody asks: a view takes a microsecond
-                recurrent = da[..., :-H], inner_first[..., :H]
-        return SweepResult(da, adjoints, leaving, recurrent, weights, dx)
+        made = self._sweep(request)
+        made.walk.run(variant=self._variant, threads=torch.get_num_threads())
+        return made.result()
+
+    def sweep_ways(self, requests: Sequence[Sweep]) -> list[SweepResult]:
+        first, second = map(self._sweep, requests)
+        first.walk.run_beside(second.walk, variant=self._variant, threads=torch.get_num_threads())
+        return [first.result(), second.result()]
+
+    def _sweep(self, request: Sweep) -> CompiledSweep:
+        x = request.x
+        return CompiledSweep(request, self._variant, x is not None and _is_small(x, request.w, FEW_ROWS_BACK))
 
     def totals(self, request: Sweep) -> SweepResult:
         cell, frames, states = request.cell, request.frames, request.tape.states
@@ -379,18 +220,3 @@ def is_small(rows: int, weights: int, few: int) -> bool:
     """`_is_small`, of so many rows and weights."""
     near, most = NEAR
     return rows <= few or rows * weights <= (most if weights <= near else SMALL)
-
-
-def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """W_ih x_t of all steps, in the first columns of `into` `[T, B, ..]`; steps past the end are left as they are."""
-    T, B, inputs = x.shape
-    rows, width = x.reshape(T * B, inputs), len(w.ih)
-    if into is None:
-        return product(rows, w.ih).view(T, B, width)
-    out = into.view(T * B, -1)[:, :width]
-    if lengths is None:
-        product(rows, w.ih, out)
-    else:
-        present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
-        out.index_copy_(0, present, product(rows.index_select(0, present), w.ih))
-    return into

@@ -136,15 +136,19 @@ class Frames:
         """The step of each position `[R, N]`."""
         return self.start + torch.arange(self.R, device=self.start.device)[:, None]
 
-    def addresses(self, device: torch.device) -> Tensor:
-        """Row of each position in a `[T * B, ...]` tensor `[R * N]`; past T-1 clamped (adjoint still zero)."""
-        return (self.steps().clamp(max=self.T - 1) * self.B + self.lane).flatten().to(device)
+    def addresses(self, device: torch.device, reverse: bool = False) -> Tensor:
+        """Row of each position in a `[T * B, ...]` tensor `[R * N]`; past T-1 clamped (adjoint still zero).
 
-    def spread(self, x: Tensor) -> Tensor:
-        """`[T, B, F]` -> `[R, N, F]`: every position's value."""
+        reverse: whether the tensor has the last step first.
+        """
+        steps = self.steps().clamp(max=self.T - 1)
+        return ((self.T - 1 - steps if reverse else steps) * self.B + self.lane).flatten().to(device)
+
+    def spread(self, x: Tensor, reverse: bool = False) -> Tensor:
+        """`[T, B, F]` -> `[R, N, F]`: every position's value; reverse: see `addresses`."""
         if self.whole:
-            return x
-        rows = x.reshape(self.T * self.B, x.shape[2]).index_select(0, self.addresses(x.device))
+            return x.flip(0) if reverse else x
+        rows = x.reshape(self.T * self.B, x.shape[2]).index_select(0, self.addresses(x.device, reverse))
         return rows.view(self.R, len(self.start), x.shape[2])
 
     def collect(self, x: Tensor, into: Tensor | None) -> Tensor:
@@ -158,14 +162,17 @@ class Frames:
         rows.index_add_(0, self.addresses(x.device), x.flatten(0, 1))
         return rows.view(self.T, self.B, x.shape[2])
 
-    def errors(self, x: Tensor, owns_losses: Tensor | None = None) -> Tensor:
-        """`[T, B, F]` -> `[R, N, F]`: every column's own losses, zero elsewhere. owns_losses: `[N]`, which have any."""
+    def errors(self, x: Tensor, owns_losses: Tensor | None = None, reverse: bool = False) -> Tensor:
+        """`[T, B, F]` -> `[R, N, F]`: every column's own losses, zero elsewhere.
+
+        owns_losses: `[N]`, which have any. reverse: see `addresses`.
+        """
         if self.whole:
-            return x
+            return self.spread(x, reverse)
         steps = self.steps()
         own = (steps >= self.first) & (steps <= self.last)
         own = own if owns_losses is None else own & owns_losses
-        return self.spread(x).masked_fill(~own[..., None].to(x.device), 0)
+        return self.spread(x, reverse).masked_fill(~own[..., None].to(x.device), 0)
 
     def collect_initial(self, initial: Sequence[_Rows]) -> tuple[_Rows, ...]:
         """`[N, ...]` -> `[B, ...]`: what reaches the initial state of each lane, over the columns that walk so far."""

@@ -31,6 +31,8 @@ __all__ = [
     "Sweep",
     "SweepResult",
     "Tape",
+    "TwoWayKernel",
+    "Way",
     "WholeKernel",
     "WholePasses",
     "WholeRequest",
@@ -57,7 +59,11 @@ class Request(NamedTuple):
 
 @dataclass(eq=False)
 class Tape:
-    """The tape of stage 1, of one layer and direction, in that direction's own time. States are (h,) or (h, c)."""
+    """The tape of stage 1, of one layer and direction, in that direction's own time. States are (h,) or (h, c).
+
+    reverse: of a walk from the last step to the first whose values lie in forward time instead, as a `TwoWayKernel` has
+    them. The states of all steps then end with the initial one.
+    """
 
     states: tuple[Tensor, ...]  # h [T+1, B, P], c [T+1, B, H]: the initial state, then the state after each step; of a
     # kernel with gradients of its own c may be [2, B, H], the initial state and the final one
@@ -65,19 +71,20 @@ class Tape:
     gates: Tensor | None  # [T, B, F]; None for a cell whose state is its tape
     reset_state: tuple[Tensor, ...] = ()  # by what: h [B, P] or [T, B, P], c [B, H] or [T, B, H]; () is by zero
     record: tuple[Tensor, ...] = ()  # what a kernel with gradients of its own kept of the walk
+    reverse: bool = False
 
     @property
     def state(self) -> tuple[Tensor, ...]:
         """The states after each step: h `[T, B, P]`, c `[T, B, H]`."""
-        return tuple(s[1:] for s in self.states)
+        return tuple(s[:-1] if self.reverse else s[1:] for s in self.states)
 
     @cached_property
     def prev(self) -> tuple[Tensor, ...]:
         """The states before each step, resets applied: h `[T, B, P]`, c `[T, B, H]`."""
-        resets = self.resets
+        resets, before = self.resets, [s[1:] if self.reverse else s[:-1] for s in self.states]
         if resets is not None and self.reset_state:
-            return tuple(torch.where(resets, r, s[:-1]) for r, s in zip(self.reset_state, self.states, strict=True))
-        return tuple(s[:-1] if resets is None else s[:-1].masked_fill(resets, 0) for s in self.states)
+            return tuple(torch.where(resets, r, s) for r, s in zip(self.reset_state, before, strict=True))
+        return tuple(s if resets is None else s.masked_fill(resets, 0) for s in before)
 
 
 class Sweep(NamedTuple):
@@ -285,6 +292,35 @@ class PackedKernel(Protocol):
 
         x: `[S, I]`. initial: h `[B, P]`, c `[B, H]`. d: 1 is the direction that walks from each sequence's end.
         """
+        ...
+
+
+class Way(NamedTuple):
+    """A walk over dense sequences as they lie in forward time: what one direction of a layer has of its own."""
+
+    initial: tuple[Tensor, ...]  # h [B, P], c [B, H]
+    resets: Tensor | None  # bool [T, B, 1], where the state is replaced before the step, by reset_state as in `Tape`
+    w: Weights
+    reset_state: tuple[Tensor, ...]
+    reverse: bool  # whether it goes from the last step to the first
+
+
+@runtime_checkable
+class TwoWayKernel(Protocol):
+    """A kernel that walks over dense sequences either way as they lie, and both ways at the same time.
+
+    All values of steps lie in forward time; its tapes say so to `sweep` by `Tape.reverse`. Columns count their steps
+    along the walk all the same, and values by position go by them.
+    """
+
+    def forward_ways(
+        self, cell: Cell, x: Tensor, ways: Sequence[Way], tape_gates: bool
+    ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """The states and gates of one or two ways, as `forward` has them, from the same x `[T, B, I]`."""
+        ...
+
+    def sweep_ways(self, requests: Sequence[Sweep]) -> list[SweepResult]:
+        """The results of two sweeps, neither of which waits for the other."""
         ...
 
 
