@@ -22,7 +22,6 @@ from ..kernels import (
     Sweep,
     SweepResult,
     Tape,
-    TwoWayKernel,
     columns_at_once,
     product,
 )
@@ -133,14 +132,15 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     # Stage 3 ---------------------------------------------------------------------------------------------------------
 
     def back_both(self, layer: int, group: Frames | Columns, errors: Tensor | None) -> Tensor | None:
-        net, kernel = self.net, self.net.kernel
-        kept = net.cell.taped_per_unit == 0 or self.kept[layer * net.directions][1]  # gates are rebuilt one at a time
-        if not (kept and net.directions == 2 and net.as_given and torch.get_num_threads() > 1):
+        net = self.net
+        if net.directions == 1:
+            return self.back(layer, 0, group, errors, None)
+        kept = net.cell.taped_per_unit == 0 or self.kept[2 * layer][1]  # gates are rebuilt one at a time
+        if not (kept and net.as_given and torch.get_num_threads() > 1):
             return super().back_both(layer, group, errors)
-        assert isinstance(kernel, TwoWayKernel)
         below: Tensor | None = None
         asked = [self._asked(layer, d, group, errors) for d in (0, 1)]
-        for d, result in enumerate(kernel.sweep_ways([request for _, request in asked])):
+        for d, result in enumerate(net.two_way_kernel.sweep_ways([request for _, request in asked])):
             below = self._swept(layer, d, group, *asked[d], result, below)
         return below
 
@@ -164,7 +164,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         if self.between is not None:
             own = self.between.errors(frames, own)
         wanted = any(walk.needs) and self.asked.lane_groups is None
-        goes_down = self._goes_down(layer)
+        goes_down = layer > 0 or (self.between is not None and self.between.below is not None)
         request = Sweep(
             cell=net.cell,
             w=self.weights[k],
@@ -188,10 +188,6 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             )
         return walk, request
 
-    def _goes_down(self, layer: int) -> bool:
-        """Whether a layer has one below it, in this call or one that it is a part of."""
-        return layer > 0 or (self.between is not None and self.between.below is not None)
-
     def _swept(
         self,
         layer: int,
@@ -213,7 +209,8 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             walk.d_initial = tuple(map(add, walk.d_initial, found)) if walk.d_initial else found
         if not self.by_position:
             return self._finish(layer, d, walk, result, below)
-        if isinstance(group, Columns) and self._goes_down(layer):
+        goes_down = layer > 0 or (self.between is not None and self.between.below is not None)
+        if isinstance(group, Columns) and goes_down:
             rows = result.dx
             if rows is None:
                 da = given(result.da)
@@ -318,7 +315,8 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
 
     def _walk_of(self, k: int) -> _LayerWalk:
         x = self._input(k)
-        return _LayerWalk(x, self._tape(k, x), self.net.edge_factors_laid(k, x.dtype), self.needs_of(k))
+        factors = self.net.edge_factors_laid(k, x.dtype) if self.net.resets or self.net.xi else None
+        return _LayerWalk(x, self._tape(k, x), factors, self.needs_of(k))
 
     def _input(self, k: int) -> Tensor:
         """The input of layer and direction k `[T, B, I]`, as its walk has it."""
@@ -343,7 +341,10 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         """The tape of layer and direction k; gates that were not kept are rebuilt by one product over all steps."""
         (states, more), net = self.kept[k], self.net
         d = k % net.directions
-        resets, restart = net.resets_laid(d), net.reset_state_laid(self.inputs, k)
+        resets: Tensor | None = None
+        restart: States = ()
+        if net.resets:
+            resets, restart = net.resets_laid(d), net.reset_state_laid(self.inputs, k)
         if net.kernel.own_gradients:
             return Tape(states, resets, None, restart, tuple(map(given, more)))
         tape = Tape(states, resets, more[0] if more else None, restart, reverse=net.states_end_first(d))

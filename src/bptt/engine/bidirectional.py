@@ -72,8 +72,8 @@ class CheckpointedBidirectional(Segments):
     def one_direction(self, layer: int, d: int) -> Checkpointed:
         """One direction of a layer as a program of its own."""
         net, k = self.net, 2 * layer + d
-        own = {"xi": net.xi[k : k + 1], "resets": net.resets[d : d + 1], "reverse": d == 1 and net.lengths is None}
-        alone = replace(net, layers=1, directions=1, masks=(), **own)
+        xi, resets, reverse = net.xi[k : k + 1], net.resets[d : d + 1], d == 1 and net.lengths is None
+        alone = replace(net, layers=1, directions=1, masks=(), xi=xi, resets=resets, reverse=reverse)
         return Checkpointed(alone, self.starts, self.schedule, self.memory, reads_y=False)
 
     def inputs_of(self, inputs: Tensors, layer: int, d: int) -> Tensors:

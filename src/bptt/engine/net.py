@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -159,11 +159,17 @@ class Net:
         """The input of a layer: dropout on what the layer below puts out."""
         return below * self.masks[layer - 1] if self.masks and layer > 0 else below
 
-    @cached_property
+    @property
     def as_given(self) -> bool:
         """Whether the walks of reverse directions go over values as they lie in forward time."""
-        has_reverse = (self.reverse or self.directions == 2) and not self.turns
-        return has_reverse and self.lengths is None and isinstance(self.kernel, TwoWayKernel)
+        if self.directions == 1 and not self.reverse:
+            return False
+        return not self.turns and self.lengths is None and _walks_either_way(self.kernel)
+
+    @property
+    def two_way_kernel(self) -> TwoWayKernel:
+        """The kernel, where `as_given`."""
+        return cast("TwoWayKernel", self.kernel)
 
     def is_reverse(self, d: int) -> bool:
         """Whether a direction goes from the last step to the first."""
@@ -171,13 +177,15 @@ class Net:
 
     def turn(self, x: Tensor, d: int) -> Tensor:
         """Time `[T, B, F]` turned round within each sequence for the reverse direction; its own inverse."""
-        return x if not self.is_reverse(d) else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
+        return (
+            x if d == 0 and not self.reverse else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
+        )
 
     def laid(self, x: Tensor, d: int) -> Tensor:
         """Values of steps `[T, B, F]` in forward time as a walk has them, which is its own time or, where it goes over
         values as they lie, forward time; and back.
         """
-        return x if self.as_given else self.turn(x, d)
+        return x if (d == 0 and not self.reverse) or self.as_given else self.turn(x, d)
 
     def own(self, x: Tensor, d: int) -> Tensor:
         """Values of steps as a walk has them in the direction's own time, and back."""
@@ -200,7 +208,7 @@ class Net:
 
     def states_end_first(self, d: int) -> bool:
         """Whether the states of all steps `[T+1, B, F]`, as a walk has them, end with the initial one."""
-        return self.is_reverse(d) and self.as_given
+        return (d == 1 or self.reverse) and self.as_given
 
     def output(self, h: Tensor, d: int) -> Tensor:
         """The output of a direction `[T, B, P]` in forward time, from h as a walk has it, with the initial one."""
@@ -251,3 +259,9 @@ class Net:
             lengths = self.lengths.to(states[0].device)
             return torch.stack([s[lengths.clamp(max=len(s) - 1), lanes] for s in states])
         return states[0][-1:].clone() if len(states) == 1 else torch.stack([s[-1] for s in states])
+
+
+@lru_cache(maxsize=64)
+def _walks_either_way(kernel: Kernel) -> bool:
+    """Kept, since to ask for a protocol takes as long as a short walk."""
+    return isinstance(kernel, TwoWayKernel)

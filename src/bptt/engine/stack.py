@@ -6,7 +6,7 @@ Legend: as in `net`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Weights
-from ..kernels import KERNELS, Columns, Frames, Tape, TwoWayKernel, Way, columns_at_once
+from ..kernels import KERNELS, Columns, Frames, Tape, Way, columns_at_once
 from ..memory import Tapes, keeps_gates
 from .backward import BackwardPass, KeptSteps, Observer
 from .boundary import own_precision
@@ -126,12 +126,16 @@ class Stack(NetProgram):
         tape_gates = keep and self.tapes_gates(x, weights)
         tape: list[Tensor] = []
         finals: list[tuple[Tensor, ...]] = []  # the states of every layer and direction
-        y = x
+        y, as_given = x, net.as_given
         for layer in range(net.layers):
             below, ys = net.masked(y, layer), []
             for d, (states, more) in enumerate(self._walks(layer, below, inputs, initial, weights, tape_gates)):
-                finals.append(tuple([s[:1] for s in states]) if net.states_end_first(d) else states)
-                ys.append(net.output(states[0], d))
+                if as_given and net.is_reverse(d):
+                    finals.append(tuple([s[:1] for s in states]))
+                    ys.append(states[0][:-1])
+                else:
+                    finals.append(states)
+                    ys.append(net.laid(states[0][1:], d))
                 tape += states[1:] if layer == net.layers - 1 and net.directions == 2 else states
                 if more is not None:
                     tape += [more] if isinstance(more, Tensor) else more
@@ -147,20 +151,28 @@ class Stack(NetProgram):
         initial: list[States],
         weights: list[Weights],
         tape_gates: bool,
-    ) -> Iterator[tuple[States, Tensor | tuple[Tensor, ...] | None]]:
+    ) -> Sequence[tuple[States, Tensor | tuple[Tensor, ...] | None]]:
         """The states, and what else is kept, of all directions of a layer. below: its input, in forward time."""
-        net, kernel, first = self.net, self.net.kernel, layer * self.net.directions
-        ways = [
-            Way(initial[k], net.resets_laid(d), weights[k], net.reset_state_laid(inputs, k), net.is_reverse(d))
-            for d, k in enumerate(range(first, first + net.directions))
-        ]
+        net, ks = self.net, range(layer * self.net.directions, (layer + 1) * self.net.directions)
         if net.as_given:
-            assert isinstance(kernel, TwoWayKernel)
-            yield from kernel.forward_ways(net.cell, below, ways, tape_gates)
-        else:
-            for d, way in enumerate(ways):
-                start, resets, w, restart, _ = way
-                yield kernel.forward(net.cell, net.turn(below, d), start, resets, w, tape_gates, net.lengths, restart)
+            ways = [
+                Way(initial[k], net.resets_laid(d), weights[k], net.reset_state_laid(inputs, k), net.is_reverse(d))
+                for d, k in enumerate(ks)
+            ]
+            return net.two_way_kernel.forward_ways(net.cell, below, ways, tape_gates)
+        return [
+            net.kernel.forward(
+                net.cell,
+                net.turn(below, d),
+                initial[k],
+                net.resets_of(d),
+                weights[k],
+                tape_gates,
+                net.lengths,
+                net.reset_state(inputs, k),
+            )
+            for d, k in enumerate(ks)
+        ]
 
     def backward(
         self,

@@ -97,7 +97,11 @@ class Cpu:
         reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         way = Way(initial, resets, w, reset_state, False)
-        return self._forward_one(self._forward(cell, x, way, tape_gates, lengths))
+        small = lengths is None and _is_small(x, w, FEW_ROWS)
+        made = CompiledForward(cell, x, way, tape_gates, lengths, None, small)
+        if made.walk is not None:
+            made.walk.run(variant=self._variant, threads=torch.get_num_threads())
+        return made.result
 
     def packed(
         self,
@@ -110,35 +114,22 @@ class Cpu:
         d: int,
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         way = Way(initial, None, w, (), d == 1)
-        return self._forward_one(self._forward(cell, x[None], way, tape_gates, None, rows))
+        x = x[None]
+        made = CompiledForward(cell, x, way, tape_gates, None, rows, _is_small(x, w, FEW_ROWS))
+        if made.walk is not None:
+            made.walk.run(variant=self._variant, threads=torch.get_num_threads())
+        return made.result
 
     def forward_ways(
         self, cell: Cell, x: Tensor, ways: Sequence[Way], tape_gates: bool
     ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
-        made = [self._forward(cell, x, way, tape_gates) for way in ways]
+        made = [CompiledForward(cell, x, way, tape_gates, None, None, _is_small(x, way.w, FEW_ROWS)) for way in ways]
         walks = [each.walk for each in made if each.walk is not None]
         if len(walks) == 2:
             walks[0].run_beside(walks[1], variant=self._variant, threads=torch.get_num_threads())
         elif walks:
             walks[0].run(variant=self._variant, threads=torch.get_num_threads())
         return [each.result for each in made]
-
-    def _forward(
-        self,
-        cell: Cell,
-        x: Tensor,
-        way: Way,
-        tape_gates: bool,
-        lengths: Tensor | None = None,
-        packed: PackedRows | None = None,
-    ) -> CompiledForward:
-        small = lengths is None and _is_small(x, way.w, FEW_ROWS)
-        return CompiledForward(cell, x, way, tape_gates, lengths, packed, small)
-
-    def _forward_one(self, made: CompiledForward) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        if made.walk is not None:
-            made.walk.run(variant=self._variant, threads=torch.get_num_threads())
-        return made.result
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
         check(cell, x, hx, w, layers=(1,))
