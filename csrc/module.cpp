@@ -260,12 +260,12 @@ template <class Real> struct Fields<Sweep<Real>> {
         BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(N),
         BPTT_FIELD(R), BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(error_stride),
         BPTT_FIELD(errors_by_position), BPTT_FIELD(by_position), BPTT_FIELD(sums), BPTT_FIELD(columns),
-        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(reverse), BPTT_FIELD(gates),
-        BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
-        BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c), BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr),
-        BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh),
-        BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx),
-        BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
+        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(positions_turned),
+        BPTT_FIELD(reverse), BPTT_FIELD(gates), BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h),
+        BPTT_FIELD(reset_c), BPTT_FIELD(errors), BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c),
+        BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr), BPTT_FIELD(da), BPTT_FIELD(adjoint_h),
+        BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh), BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c),
+        BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
 };
 
 template <class Real> struct Fields<RowSums<Real>> {

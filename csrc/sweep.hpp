@@ -32,7 +32,9 @@ template <class T> struct Back {
     const T *zeros;
 
     // Where column n's values of this step lie, of those by position.
-    BPTT_INLINE long position(long n) const { return (a.length(columns[n]) - 1 - j) * a.N + a.slot(columns[n]); }
+    BPTT_INLINE long position(long n) const {
+        return (a.positions_turned ? j : a.length(columns[n]) - 1 - j) * a.N + a.slot(columns[n]);
+    }
 
     // Where its da and its adjoints lie.
     BPTT_INLINE long place(long n) const { return a.by_position ? position(n) : at[n]; }

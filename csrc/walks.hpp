@@ -79,7 +79,8 @@ template <class Real> struct Forward {
 // Their steps are numbered as the walk of stage 1 went: of a reverse one the last step in time is step 0.
 //
 // Values lie by address, row (step, lane) of a [T, B, ...] tensor, or by position, row (r, slot) of [R, N, ...] with
-// r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by address.
+// r = length - 1 - j at the j-th step of the walk, or j where positions are turned. Gates, states and edge factors
+// always lie by address.
 template <class Real> struct Sweep {
     Cell cell;
     long T, B, I, H, P, N, R;
@@ -92,6 +93,7 @@ template <class Real> struct Sweep {
     const std::int64_t *tops;            // [N] the row of each column's first step, null: not packed
     const std::int64_t *before;          // [S], not null where `tops` is not; then no resets, edge factors, positions
     long S;                              // rows of packed sequences
+    bool positions_turned;               // whether positions go against the walk of stage 1: r = 0 is its last step
     bool reverse;                        // not packed: whether the walk of stage 1 went from the last step to the first
     const Real *gates;                   // [T, B, 4 H]; null for an RNN
     const Real *h, *c;                   // as in Forward

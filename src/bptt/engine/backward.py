@@ -180,6 +180,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
             weights=wanted,
             bias=net.biased and wanted,
             dx=goes_down or self.asked.needs[0],
+            turned=self._by_forward_position(d),
         )
         if kernel is not None:
             walk.totals = walk.totals or kernel.totals(request)
@@ -217,7 +218,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
                 rows = product(da.flatten(0, 1), net.cell.input_weight(self.weights[k]).t())
                 rows = rows.unflatten(0, da.shape[:2])
             if layer > 0:
-                rows = group.turn(rows, d)
+                rows = self._turned(group, rows, d)
                 below = rows if below is None else below + rows
             elif self.between is not None:
                 self.between.descend(frames, rows)
@@ -261,8 +262,18 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
                 return frames, None, True
             if sums and self.segment is None and net.directions == 1:  # each walk begins with its own losses
                 return frames, errors, False
+            if self._by_forward_position(d):
+                return frames, group.frames[0].errors(errors, group.owns_losses[d]), True
             return frames, group.errors(errors, d, net.states_end_first(d)), True
-        return frames, None if errors is None else group.turn(net.half(errors, d), d), True
+        return frames, None if errors is None else self._turned(group, net.half(errors, d), d), True
+
+    def _by_forward_position(self, d: int) -> bool:
+        """Whether values by position of a reverse direction lie in forward time."""
+        return d == 1 and self.net.as_given
+
+    def _turned(self, group: Columns, x: Tensor, d: int) -> Tensor:
+        """Values by position in forward time as the sweep of direction d has them, and back."""
+        return x if self._by_forward_position(d) else group.turn(x, d)
 
     def _top_errors(self, d: int) -> Tensor | None:
         """dL/dy of direction d, in its own time; made once, whatever the number of groups."""

@@ -90,6 +90,7 @@ class Sweep:
     tops: int
     before: int
     S: int
+    positions_turned: bool
     reverse: bool
     gates: int
     h: int

@@ -119,7 +119,7 @@ class CompiledSweep:
             walk.tops = at(tops)
             walk.before = at(before)
             walk.S = packed.S
-        walk.reverse = tape.reverse
+        walk.reverse, walk.positions_turned = tape.reverse, request.turned
         if request.edge_factors is not None:
             kept.append(factors := dense(request.edge_factors))
             walk.edge_factors = at(factors)

@@ -113,6 +113,9 @@ class Sweep(NamedTuple):
     # and the adjoints in place of those of the result, which has da if by position alone.
     totals: SweepResult | None = None
     errors_by_position: bool = False  # where totals are given: see by_position
+    turned: bool = (
+        False  # of a `TwoWayKernel`: whether values by position lie from the last step of a walk to its first
+    )
     # Of a `PackedKernel`: where steps lie. Then values of steps are [1, S, .] in place of [T, B, .], in the order of
     # time, states [B + S, .]; there are no resets and edge factors, and results go by step and lane.
     packed: PackedRows | None = None
@@ -310,7 +313,7 @@ class TwoWayKernel(Protocol):
     """A kernel that walks over dense sequences either way as they lie, and both ways at the same time.
 
     All values of steps lie in forward time; its tapes say so to `sweep` by `Tape.reverse`. Columns count their steps
-    along the walk all the same, and values by position go by them.
+    along the walk all the same, and values by position go by them where they are not `Sweep.turned`.
     """
 
     def forward_ways(
