@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.hpp"
+#include "bfloat16.hpp"
 #include "product.hpp"
 #include "restart.hpp"
 #include "scratch.hpp"
@@ -34,7 +35,7 @@ inline long part(long n, const std::int64_t *active, long steps, long i, long co
 }
 
 template <class T> BPTT_INLINE void clear(T *p, long count) {
-    for (long i = 0; i < count; ++i) p[i] = T(0);
+    for (long i = 0; i < count; ++i) p[i] = T{};
 }
 
 template <Cell f, class T> BPTT_INLINE Vec<T> activate(Vec<T> x) {
@@ -48,38 +49,51 @@ template <Cell f, class T> BPTT_INLINE Vec<T> activate(Vec<T> x) {
         return x;
 }
 
-// One step's rows: what the cells' formulas are applied to.
-template <class T> struct Step {
-    const Forward<T> &a;
+// One step's rows: what the cells' formulas are applied to. S is how the tape is stored.
+template <class S> struct Step {
+    using T = RealOf<S>;
+    const Forward<S> &a;
     const long *at;         // row of each column in a [T, B, ...] tensor
     const T *const *h_prev; // the state before the step, resets applied
     const T *const *c_prev;
     T *m; // [rows, H] o * tanh(c) before a projection, else null
     const T *zeros;
+    T *near_h, *near_c; // [rows, P], [rows, H] the state after the step once more where it is stored as another type
+
+    // The state after the step, of column n.
+    BPTT_INLINE Kept<S> h(long n) const {
+        return {a.h + (at[n] + a.B) * a.P, keeps_near<S> ? near_h + n * a.P : nullptr};
+    }
+    BPTT_INLINE Kept<S> c(long n) const {
+        return {a.c + (at[n] + a.B) * a.H, keeps_near<S> ? near_c + n * a.H : nullptr};
+    }
 };
 
-template <Cell f, class T> struct RnnForward : Step<T> {
+template <Cell f, class S> struct RnnForward : Step<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
-            T *h = a.h + a.state_after(this->at[n + i]) * a.H;
+            const Kept<S> h = this->h(n + i);
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 const int count = (int)least(a.H - u, lanes<T>);
-                store(h + u, activate<f, T>(load(sums) + load(h + u, count)), count); // (3.1), (3.2)
+                h.put(u, activate<f, T>(load(sums) + load(h.tape + u, count)), count); // (3.1), (3.2)
             }
         }
     }
 };
 
-template <class T> struct GruForward : Step<T> {
+template <class S> struct GruForward : Step<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         const long H = a.H, width = vectors * lanes<T>;
         const T *b_in = a.b_ih ? a.b_ih + 2 * H : this->zeros;
         for (int i = 0; i < rows; ++i, sums += 3 * width) {
             const long row = this->at[n + i];
-            T *g = a.gates + row * a.stride, *h = a.h + a.state_after(row) * H;
+            S *g = a.gates + row * a.stride;
+            const Kept<S> h = this->h(n + i);
             const T *h_prev = this->h_prev[n + i];
             for (int v = 0; v < vectors; ++v) {
                 const long u = unit + v * lanes<T>;
@@ -89,8 +103,8 @@ template <class T> struct GruForward : Step<T> {
                 const Vec<T> z = sigmoid<T>(load(s + width) + load(g + H + u, count)); // (4.2)
                 const Vec<T> m = load(s + 2 * width);                                  // (4.3)
                 const Vec<T> a_n = load(g + 2 * H + u, count) + load(b_in + u, count);
-                const Vec<T> c = tanh<T>(a_n + r * m);                      // (4.4)
-                store(h + u, c + z * (load(h_prev + u, count) - c), count); // (4.5)
+                const Vec<T> c = tanh<T>(a_n + r * m);                  // (4.4)
+                h.put(u, c + z * (load(h_prev + u, count) - c), count); // (4.5)
                 if (a.keeps) {
                     store(g + u, r, count);
                     store(g + H + u, z, count);
@@ -102,14 +116,16 @@ template <class T> struct GruForward : Step<T> {
     }
 };
 
-template <class T> struct LstmForward : Step<T> {
+template <class S> struct LstmForward : Step<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         const long H = a.H, width = vectors * lanes<T>;
         for (int i = 0; i < rows; ++i, sums += 4 * width) {
             const long row = this->at[n + i];
-            T *gates = a.gates + row * a.stride, *c = a.c + a.state_after(row) * H;
-            T *h = this->m ? this->m + (n + i) * H : a.h + a.state_after(row) * H;
+            S *gates = a.gates + row * a.stride;
+            T *m = this->m ? this->m + (n + i) * H : nullptr;
+            const Kept<S> h = this->h(n + i), c = this->c(n + i);
             const T *c_prev = this->c_prev[n + i];
             for (int v = 0; v < vectors; ++v) {
                 const long u = unit + v * lanes<T>;
@@ -120,8 +136,12 @@ template <class T> struct LstmForward : Step<T> {
                 const Vec<T> g = tanh<T>(load(s + 2 * width) + load(gates + 2 * H + u, count));    // (5.3)
                 const Vec<T> o = sigmoid<T>(load(s + 3 * width) + load(gates + 3 * H + u, count)); // (5.4)
                 const Vec<T> cell = f * load(c_prev + u, count) + in * g;                          // (5.5)
-                store(c + u, cell, count);
-                store(h + u, o * tanh<T>(cell), count); // (5.6)
+                const Vec<T> out = o * tanh<T>(cell);                                              // (5.6)
+                c.put(u, cell, count);
+                if (m)
+                    store(m + u, out, count);
+                else
+                    h.put(u, out, count);
                 if (a.keeps) {
                     store(gates + u, in, count);
                     store(gates + H + u, f, count);
@@ -134,42 +154,50 @@ template <class T> struct LstmForward : Step<T> {
 };
 
 // (5.7): h is the projection of m.
-template <class T> struct Projected : Step<T> {
+template <class S> struct Projected : Step<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
-            T *h = a.h + a.state_after(this->at[n + i]) * a.P;
+            const Kept<S> h = this->h(n + i);
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
-                store(h + u, load(sums), (int)least(a.P - u, lanes<T>));
+                h.put(u, load(sums), (int)least(a.P - u, lanes<T>));
             }
         }
     }
 };
 
 // Everything a worker needs besides the arguments, from one scratch memory.
-template <class T> struct ForwardMemory {
+template <class S> struct ForwardMemory {
+    using T = RealOf<S>;
     Panels<T> w, projection;
     T *zeros = nullptr;
     long together;      // rows of a group
     long *at = nullptr; // this worker's, [together]
     const T **h_prev = nullptr, **c_prev = nullptr, **m_rows = nullptr;
     void *small = nullptr;
-    T *m = nullptr; // this worker's, or all workers' where panels are shared
+    T *m = nullptr;                       // this worker's, or all workers' where panels are shared, as what follows
+    T *near_h[2] = {}, *near_c = nullptr; // [together, P], [together, H] states of this step and the one before
     long bytes;
 
-    ForwardMemory(const Forward<T> &a, int gates, void *memory, int id, int workers, Split split)
+    ForwardMemory(const Forward<S> &a, int gates, void *memory, int id, int workers, Split split)
         : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, gates * a.H * a.P, a.rows())),
           projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.P * a.H, a.rows())) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));
         zeros = scratch.take<T>(a.H > a.P ? a.H : a.P);
-        small = scratch.take<char>(small_forward_bytes(a, gates));
+        small = scratch.take<char>(small_forward_bytes(a, gates, workers));
         together = least(a.B, rows_together<T>(a.P));
         if (split == Split::panels) together = a.B;
         if (together < 1) together = 1;
         T *shared = a.w_hr ? scratch.take<T>(together * a.H) : nullptr;
+        for (int i = 0; keeps_near<S> && i < (split == Split::panels ? 1 : workers); ++i) {
+            T *first = scratch.take<T>(together * a.P), *second = scratch.take<T>(together * a.P);
+            T *cells = a.c ? scratch.take<T>(together * a.H) : nullptr;
+            if (i == id || split == Split::panels) near_h[0] = first, near_h[1] = second, near_c = cells;
+        }
         for (int i = 0; i < workers; ++i) {
             long *own_at = scratch.take<long>(together);
             const T **own_h = scratch.take<const T *>(together), **own_c = scratch.take<const T *>(together);
@@ -182,7 +210,7 @@ template <class T> struct ForwardMemory {
 };
 
 // Past the end of a sequence everything is zero.
-template <class T> void clear_padding(const Forward<T> &a, long n0, long n1) {
+template <class S> void clear_padding(const Forward<S> &a, long n0, long n1) {
     for (long t = 0; t < a.T; ++t)
         for (long n = n0 > a.active[t] ? n0 : a.active[t]; n < n1; ++n) {
             const long row = t * a.B + (a.lane ? a.lane[n] : n);
@@ -192,15 +220,15 @@ template <class T> void clear_padding(const Forward<T> &a, long n0, long n1) {
         }
 }
 
-template <class T, template <class> class Op, int G>
-void forward_walk(const Forward<T> &a, void *memory, const Worker &worker) {
-    ForwardMemory<T> s(a, G, memory, worker.id, worker.count, worker.split);
+template <class S, template <class> class Op, int G>
+void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
+    using T = RealOf<S>;
+    ForwardMemory<S> s(a, G, memory, worker.id, worker.count, worker.split);
     const bool projects = a.w_hr != nullptr, shares = worker.split == Split::panels;
     if (worker.id == 0) {
         clear(s.zeros, a.H > a.P ? a.H : a.P);
-        T *h = a.h + a.initial() * a.P, *c = a.c + a.initial() * a.H;
-        for (long i = 0; i < a.B * a.P; ++i) h[i] = a.h_0[i];
-        for (long i = 0; a.c && i < a.B * a.H; ++i) c[i] = a.c_0[i];
+        copy(a.h_0, a.B * a.P, a.h);
+        if (a.c) copy(a.c_0, a.B * a.H, a.c);
     }
     const auto bias = [&](int g, long unit) {
         if (!a.b_ih) return T(0);
@@ -237,42 +265,42 @@ void forward_walk(const Forward<T> &a, void *memory, const Worker &worker) {
                 const long row = a.row(t, a.lane ? a.lane[n] : n), before = a.state_before(row);
                 const bool reset = a.resets && a.resets[row];
                 s.at[n - g0] = row;
-                s.h_prev[n - g0] =
-                    reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros) : a.h + before * a.P;
+                s.h_prev[n - g0] = reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros)
+                                         : kept_state(a.h, a.h_0, s.near_h[(i + 1) % 2], before, a.B, n - g0, a.P);
                 if (a.c)
-                    s.c_prev[n - g0] =
-                        reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros) : a.c + before * a.H;
+                    s.c_prev[n - g0] = reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros)
+                                             : kept_state(a.c, a.c_0, s.near_c, before, a.B, n - g0, a.H);
                 if (projects) s.m_rows[n - g0] = s.m + (n - g0) * a.H;
             }
-            const Step<T> step{a, s.at, s.h_prev, s.c_prev, s.m, s.zeros};
-            pass(s.w, s.h_prev, 0, n1 - g0, p0, p1, Op<T>{step});
+            const Step<S> step{a, s.at, s.h_prev, s.c_prev, s.m, s.zeros, s.near_h[i % 2], s.near_c};
+            pass(s.w, s.h_prev, 0, n1 - g0, p0, p1, Op<S>{step});
             if (projects) {
                 if (shares) worker.wait();
-                pass(s.projection, s.m_rows, 0, n1 - g0, q0, q1, Projected<T>{step});
+                pass(s.projection, s.m_rows, 0, n1 - g0, q0, q1, Projected<S>{step});
             }
             if (shares) worker.wait();
         }
     }
 }
 
-template <class T> using TanhForward = RnnForward<Cell::tanh, T>;
-template <class T> using ReluForward = RnnForward<Cell::relu, T>;
-template <class T> using IdentityForward = RnnForward<Cell::identity, T>;
-template <class T> using SigmoidForward = RnnForward<Cell::sigmoid, T>;
+template <class S> using TanhForward = RnnForward<Cell::tanh, S>;
+template <class S> using ReluForward = RnnForward<Cell::relu, S>;
+template <class S> using IdentityForward = RnnForward<Cell::identity, S>;
+template <class S> using SigmoidForward = RnnForward<Cell::sigmoid, S>;
 
-template <class T> void forward(const Forward<T> &a, void *memory, const Worker &worker) {
+template <class S> void forward(const Forward<S> &a, void *memory, const Worker &worker) {
     switch (a.cell) {
-    case Cell::tanh: return forward_walk<T, TanhForward, 1>(a, memory, worker);
-    case Cell::relu: return forward_walk<T, ReluForward, 1>(a, memory, worker);
-    case Cell::identity: return forward_walk<T, IdentityForward, 1>(a, memory, worker);
-    case Cell::sigmoid: return forward_walk<T, SigmoidForward, 1>(a, memory, worker);
-    case Cell::gru: return forward_walk<T, GruForward, 3>(a, memory, worker);
-    case Cell::lstm: return forward_walk<T, LstmForward, 4>(a, memory, worker);
+    case Cell::tanh: return forward_walk<S, TanhForward, 1>(a, memory, worker);
+    case Cell::relu: return forward_walk<S, ReluForward, 1>(a, memory, worker);
+    case Cell::identity: return forward_walk<S, IdentityForward, 1>(a, memory, worker);
+    case Cell::sigmoid: return forward_walk<S, SigmoidForward, 1>(a, memory, worker);
+    case Cell::gru: return forward_walk<S, GruForward, 3>(a, memory, worker);
+    case Cell::lstm: return forward_walk<S, LstmForward, 4>(a, memory, worker);
     }
 }
 
-template <class T> long forward_bytes(const Forward<T> &a, int workers, Split split) {
-    return ForwardMemory<T>(a, gates_of(a.cell), nullptr, 0, workers, split).bytes;
+template <class S> long forward_bytes(const Forward<S> &a, int workers, Split split) {
+    return ForwardMemory<S>(a, gates_of(a.cell), nullptr, 0, workers, split).bytes;
 }
 
 } // namespace bptt::BPTT_VARIANT

@@ -1,8 +1,7 @@
 // The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/compiled_forward.py and
 // compiled_sweep.py) has checked shapes, strides and types, and keeps the tensors alive.
 #include "bound.hpp"
-#include "memory.hpp"
-#include "selected.hpp"
+#include "fields.hpp"
 #include "team.hpp"
 #include "walks.hpp"
 
@@ -25,6 +24,47 @@ using Released = nb::call_guard<nb::gil_scoped_release>;
 
 namespace bptt {
 namespace {
+
+const Variant *const variants[] = {
+#ifdef BPTT_X86
+    &avx512::variant,
+    &avx2::variant,
+#endif
+    &portable::variant,
+};
+
+constexpr int variant_count = sizeof variants / sizeof variants[0];
+
+const Interpreter *const interpreters[] = {
+#ifdef BPTT_X86
+    &avx512::interpreter,
+    &avx2::interpreter,
+#endif
+    &portable::interpreter,
+};
+
+void check_variant(int variant) {
+    if (variant < 0 || variant >= variant_count || !variants[variant]->runs())
+        throw nb::value_error("variant must be the place of one in variants() that runs on this machine");
+}
+
+template <class Stored> const Walks<Stored> &walks_of(int variant) {
+    check_variant(variant);
+    if constexpr (sizeof(Stored) == 2)
+        return variants[variant]->half;
+    else if constexpr (sizeof(Stored) == 4)
+        return variants[variant]->single;
+    else
+        return variants[variant]->twice;
+}
+
+template <class Real> const Programs<Real> &programs_of(int variant) {
+    check_variant(variant);
+    if constexpr (sizeof(Real) == 4)
+        return interpreters[variant]->single;
+    else
+        return interpreters[variant]->twice;
+}
 
 template <class V> V *at(Address address) { return reinterpret_cast<V *>(address); }
 
@@ -147,22 +187,15 @@ template <class Real> void put_outputs(const Forward<Real> &a) {
     if (a.c_n) std::copy_n(a.c + last * a.H, a.B * a.H, a.c_n);
 }
 
-template <class Real> void forward(int variant, Forward<Real> a, int threads) {
-    run(prepared(variant, a, threads));
-    put_outputs(a);
+template <class Stored> void forward(int variant, Forward<Stored> a, int threads) {
+    const Walks<Stored> &walks = walks_of<Stored>(variant);
+    walk(a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
+    if (a.y) std::copy_n(a.h + a.B * a.P, a.T * a.B * a.P, a.y);
+    if (a.h_n) std::copy_n(a.h + a.T * a.B * a.P, a.B * a.P, a.h_n);
+    if (a.c_n) std::copy_n(a.c + a.T * a.B * a.H, a.B * a.H, a.c_n);
 }
 
-template <class Real> void forward_both(int variant, const Forward<Real> &a, const Forward<Real> &b, int threads) {
-    const int each = threads_of_each(threads, double(a.rows()) * work(a));
-    if (each == 0) return forward(variant, a, threads), forward(variant, b, threads);
-    run_both(prepared(variant, a, each), prepared(variant, b, each));
-    put_outputs(a);
-    put_outputs(b);
-}
-
-// Stage 1 of a small layer of which only the outputs are wanted: what lies between is kept here.
-template <class Real> struct Infer : Forward<Real> {};
-
+// Stage 1 of which only the outputs are wanted: what lies between is kept here.
 template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     const bool gated = gates_of(a.cell) > 1;
     const long rows = a.T * a.B, h_0 = a.B * a.P, c_0 = a.c_0 ? a.B * a.H : 0;
@@ -177,32 +210,22 @@ template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     forward<Real>(variant, a, threads);
 }
 
-template <class Real> Walk<Sweep<Real>> prepared(int variant, const Sweep<Real> &a, int threads) {
-    const Walks<Real> &walks = walks_of<Real>(variant);
+template <class Stored> void sweep(int variant, Sweep<Stored> a, int threads) {
+    if (a.N == 0) return;
+    const Walks<Stored> &walks = walks_of<Stored>(variant);
     const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
     Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
     if (a.sums && planned.split == Split::rows && planned.threads > a.B) // the columns of a lane stay together
         planned = a.N * work(a) >= least_step ? Plan{planned.threads, Split::panels} : Plan{1, Split::rows};
-    Walk<Sweep<Real>> walk{a, planned, walks.sweep_bytes, walks.sweep};
-    if (!a.da && !a.sums) {
-        walk.own = a.rows() * width * long(sizeof(Real));
-        walk.place = [](Sweep<Real> &b, void *memory) { b.da = static_cast<Real *>(memory); };
-    }
-    return walk;
+    if (a.da || a.sums)
+        walk(a, planned, walks.sweep_bytes, walks.sweep);
+    else
+        walk<Sweep<Stored>>(a, planned, walks.sweep_bytes, walks.sweep, a.rows() * width * long(sizeof(Stored)),
+                            [](Sweep<Stored> &b, void *memory) { b.da = static_cast<Stored *>(memory); });
 }
 
-template <class Real> void sweep(int variant, const Sweep<Real> &a, int threads) {
-    if (a.N > 0) run(prepared(variant, a, threads));
-}
-
-template <class Real> void sweep_both(int variant, const Sweep<Real> &a, const Sweep<Real> &b, int threads) {
-    const int each = threads_of_each(threads, double(a.N) * double(a.R) * work(a));
-    if (each == 0 || a.N == 0 || b.N == 0) return sweep(variant, a, threads), sweep(variant, b, threads);
-    run_both(prepared(variant, a, each), prepared(variant, b, each));
-}
-
-template <class Real> void row_sums(int variant, const RowSums<Real> &a, int threads) {
-    const Walks<Real> &walks = walks_of<Real>(variant);
+template <class Stored> void row_sums(int variant, RowSums<Stored> a, int threads) {
+    const Walks<Stored> &walks = walks_of<Stored>(variant);
     Plan planned = plan(threads, a.M, a.N, double(a.K + a.K2), 0);
     planned.split = Split::rows;
     run(Walk<RowSums<Real>>{a, planned, walks.row_sums_bytes, walks.row_sums});
@@ -223,69 +246,6 @@ template <class Real> void program(int variant, Program<Real> a, int threads) {
     run(Walk<Program<Real>>{a, planned, programs.bytes, programs.run});
     copy(a.moves + a.before, a.after);
 }
-
-// A field that Python sets, by its name.
-template <class S, class V> struct Field {
-    const char *name;
-    V S::*member;
-};
-template <class S, class V> constexpr Field<S, V> field(const char *name, V S::*member) { return {name, member}; }
-
-// Each struct's fields, in any order; those that are not here, and those that are not set, are zero.
-template <class Struct> struct Fields;
-
-#define BPTT_FIELD(name) field(#name, &S::name)
-template <class Real> struct Fields<Forward<Real>> {
-    using S = Forward<Real>;
-    static constexpr auto all = std::make_tuple(
-        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P),
-        BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(stride), BPTT_FIELD(keeps), BPTT_FIELD(lane),
-        BPTT_FIELD(active), BPTT_FIELD(first), BPTT_FIELD(before), BPTT_FIELD(reverse), BPTT_FIELD(gates),
-        BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0), BPTT_FIELD(resets), BPTT_FIELD(reset_h),
-        BPTT_FIELD(reset_c), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih), BPTT_FIELD(b_hh), BPTT_FIELD(w_hr), BPTT_FIELD(h),
-        BPTT_FIELD(c), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
-};
-
-template <class Real> struct Fields<Infer<Real>> {
-    using S = Infer<Real>;
-    static constexpr auto all = std::make_tuple(
-        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(x),
-        BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih), BPTT_FIELD(b_hh),
-        BPTT_FIELD(w_hr), BPTT_FIELD(resets), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
-};
-
-template <class Real> struct Fields<Sweep<Real>> {
-    using S = Sweep<Real>;
-    static constexpr auto all = std::make_tuple(
-        BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(N),
-        BPTT_FIELD(R), BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(error_stride),
-        BPTT_FIELD(errors_by_position), BPTT_FIELD(by_position), BPTT_FIELD(sums), BPTT_FIELD(columns),
-        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(positions_turned),
-        BPTT_FIELD(reverse), BPTT_FIELD(gates), BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h),
-        BPTT_FIELD(reset_c), BPTT_FIELD(errors), BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c),
-        BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr), BPTT_FIELD(da), BPTT_FIELD(adjoint_h),
-        BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh), BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c),
-        BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
-};
-
-template <class Real> struct Fields<RowSums<Real>> {
-    using S = RowSums<Real>;
-    static constexpr auto all = std::make_tuple(BPTT_FIELD(N), BPTT_FIELD(M), BPTT_FIELD(K), BPTT_FIELD(K2),
-                                                BPTT_FIELD(inner), BPTT_FIELD(a_stride), BPTT_FIELD(b_stride),
-                                                BPTT_FIELD(b2_stride), BPTT_FIELD(rows), BPTT_FIELD(a), BPTT_FIELD(b),
-                                                BPTT_FIELD(b2), BPTT_FIELD(out), BPTT_FIELD(out2), BPTT_FIELD(sums));
-};
-
-template <class Real> struct Fields<Program<Real>> {
-    using S = Program<Real>;
-    static constexpr auto all = std::make_tuple(
-        BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(N), BPTT_FIELD(R), BPTT_FIELD(back), BPTT_FIELD(overlaps),
-        BPTT_FIELD(places), BPTT_FIELD(count), BPTT_FIELD(once), BPTT_FIELD(row_values), BPTT_FIELD(work),
-        BPTT_FIELD(place), BPTT_FIELD(code), BPTT_FIELD(outside), BPTT_FIELD(arriving), BPTT_FIELD(leaving),
-        BPTT_FIELD(resets), BPTT_FIELD(edge_factors), BPTT_FIELD(columns), BPTT_FIELD(moves), BPTT_FIELD(before),
-        BPTT_FIELD(after));
-};
-#undef BPTT_FIELD
 
 // What Python gives for a value of a type: a pointer is an address, a cell its number.
 template <class V> struct Given {
@@ -409,14 +369,17 @@ std::vector<std::pair<std::string, bool>> names() {
 NB_MODULE(_walks, module) {
     using namespace bptt;
     nb::set_leak_warnings(false); // prepared walks and programs are kept until the process ends
-    define<Forward<float>, forward<float>, forward_both<float>>(module, "ForwardFloat32");
-    define<Forward<double>, forward<double>, forward_both<double>>(module, "ForwardFloat64");
+    define<Forward<float>, forward<float>>(module, "ForwardFloat32");
+    define<Forward<double>, forward<double>>(module, "ForwardFloat64");
+    define<Forward<Bfloat16>, forward<Bfloat16>>(module, "ForwardBfloat16");
     define<Infer<float>, infer<float>>(module, "InferFloat32");
     define<Infer<double>, infer<double>>(module, "InferFloat64");
-    define<Sweep<float>, sweep<float>, sweep_both<float>>(module, "SweepFloat32");
-    define<Sweep<double>, sweep<double>, sweep_both<double>>(module, "SweepFloat64");
+    define<Sweep<float>, sweep<float>>(module, "SweepFloat32");
+    define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
+    define<Sweep<Bfloat16>, sweep<Bfloat16>>(module, "SweepBfloat16");
     define<RowSums<float>, row_sums<float>>(module, "RowSumsFloat32");
     define<RowSums<double>, row_sums<double>>(module, "RowSumsFloat64");
+    define<RowSums<Bfloat16>, row_sums<Bfloat16>>(module, "RowSumsBfloat16");
     define<Program<float>, program<float>>(module, "ProgramFloat32");
     define<Program<double>, program<double>>(module, "ProgramFloat64");
     define_bound<float>(module, "BoundFloat32");

@@ -1,6 +1,7 @@
 // The products over all steps of a small layer, whose calls of a BLAS would take longer than the products themselves.
 #pragma once
 
+#include "bfloat16.hpp"
 #include "product.hpp"
 #include "restart.hpp"
 #include "scratch.hpp"
@@ -14,13 +15,14 @@ BPTT_INLINE long least(long a, long b) { return a < b ? a : b; }
 constexpr long near_bytes = 256 * 1024;
 
 // Rows of a result, where they lie: out + n * stride.
-template <class T> struct Stored {
-    T *out;
+template <class S> struct RowsOut {
+    using T = RealOf<S>;
+    S *out;
     long stride, units;
 
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         for (int i = 0; i < rows; ++i) {
-            T *to = out + (n + i) * stride;
+            S *to = out + (n + i) * stride;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 store(to + u, load(sums), (int)(units - u < lanes<T> ? units - u : lanes<T>));
@@ -29,58 +31,95 @@ template <class T> struct Stored {
     }
 };
 
-// Memory of a product of [rows, K] and [K, units], shared by all workers.
-template <class T> struct SmallMemory {
+// Rows of a product that are made Real at a time where they are stored as another type, so many that they stay near.
+BPTT_INLINE long widened_rows(long count, long K) {
+    const long rows = near_bytes / (K * (long)sizeof(float) + 1) / most_rows * most_rows;
+    return least(count, rows < 8 * most_rows ? 8 * most_rows : rows);
+}
+
+// Memory of a product of [rows, K], stored as S, and [K, units], shared by all workers.
+template <class S> struct SmallMemory {
+    using T = RealOf<S>;
     Panels<T> w;
     const T **rows;
+    T *near = nullptr; // this worker's, [widened_rows, K]
     long bytes;
 
-    SmallMemory(long count, long units, long K, const Lying<T> &lying, void *memory) : w(1, units, K, count, lying) {
+    SmallMemory(long count, long units, long K, const Lying<T> &lying, void *memory, int id, int workers)
+        : w(1, units, K, count, lying) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         rows = scratch.take<const T *>(count);
+        for (int i = 0; keeps_near<S> && i < workers; ++i) {
+            T *own = scratch.take<T>(widened_rows(count, K) * K);
+            if (i == id) near = own;
+        }
         bytes = scratch.bytes();
     }
 };
 
-template <class T> long small_bytes(long count, long units, long K, const Lying<T> &lying = {}) {
-    return SmallMemory<T>(count, units, K, lying, nullptr).bytes;
+template <class S> long small_bytes(long count, long units, long K, int workers, const Lying<RealOf<S>> &lying = {}) {
+    return SmallMemory<S>(count, units, K, lying, nullptr, 0, workers).bytes;
 }
 
 // out[n] = row(n) times the matrix [K, units] that pack(panels, p) packs, for n in [0, count). Every worker calls it.
-template <class T, class Row, class Pack>
-void small_product(const Worker &worker, long count, long units, long K, Row row, const Lying<T> &lying, Pack pack,
-                   T *out, long stride, void *memory) {
-    SmallMemory<T> s(count, units, K, lying, memory);
+template <class S, class Row, class Pack, class Out>
+void small_product(const Worker &worker, long count, long units, long K, Row row, const Lying<RealOf<S>> &lying,
+                   Pack pack, Out *out, long stride, void *memory) {
+    SmallMemory<S> s(count, units, K, lying, memory, worker.id, worker.count);
     const auto begin = [&](long n, int id) { return n * id / worker.count; };
     for (long p = begin(s.w.count, worker.id); p < begin(s.w.count, worker.id + 1); ++p) pack(s.w, p);
     const long n0 = begin(count, worker.id), n1 = begin(count, worker.id + 1);
-    for (long n = n0; n < n1; ++n) s.rows[n] = row(n);
-    worker.wait();
     // A matrix that stays near is gone through again for every few rows, so that the result is written row by row.
-    const long together = units * K * (long)sizeof(T) <= near_bytes / 8 ? most_rows : n1 - n0;
-    for (long n = n0; n < n1; n += together)
-        pass(s.w, s.rows, n, least(n + together, n1), 0, s.w.count, Stored<T>{out, stride, units});
+    const long few = units * K * (long)sizeof(RealOf<S>) <= near_bytes / 8 ? most_rows : count;
+    if constexpr (!keeps_near<S>)
+        for (long n = n0; n < n1; ++n) s.rows[n] = row(n);
+    worker.wait();
+    const long widened = keeps_near<S> ? widened_rows(count, K) : count, together = least(few, widened);
+    for (long m = n0; m < n1; m += widened) {
+        const long end = least(m + widened, n1);
+        if constexpr (keeps_near<S>)
+            for (long n = m; n < end; ++n) copy(row(n), K, s.near + (n - m) * K), s.rows[n] = s.near + (n - m) * K;
+        for (long n = m; n < end; n += together)
+            pass(s.w, s.rows, n, least(n + together, end), 0, s.w.count, RowsOut<Out>{out, stride, units});
+    }
     worker.wait();
 }
 
-template <class T> long small_forward_bytes(const Forward<T> &a, long G) {
-    return a.x ? small_bytes<T>(a.rows(), G * a.H, a.I, lying(a.w_ih, G * a.H * a.I, a.rows())) : 0;
+template <class S> long small_forward_bytes(const Forward<S> &a, long G, int workers) {
+    if (!a.x) return 0;
+    return small_bytes<S>(a.rows(), G * a.H, a.I, workers, lying(a.w_ih, G * a.H * a.I, a.rows()));
 }
 
-template <class T> void small_forward(const Forward<T> &a, long G, void *memory, const Worker &worker) {
-    small_product<T>(
+template <class S> void small_forward(const Forward<S> &a, long G, void *memory, const Worker &worker) {
+    using T = RealOf<S>;
+    small_product<S>(
         worker, a.rows(), G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, G * a.H * a.I, a.rows()),
         [&](Panels<T> &w, long p) { w.pack_rows(p, a.w_ih, [](int, long) { return T(0); }); }, a.gates, a.stride,
         memory);
 }
 
-template <class T> long small_sweep_bytes(const Sweep<T> &a, long G, long width) {
-    if (!a.x) return 0;
-    const long rows = a.rows();
-    const long inputs = small_bytes<T>(rows, a.I, G * a.H, lying(a.w_ih, G * a.H * a.I, rows, true));
-    const long weights = small_bytes<T>(G * a.H, a.I > a.P ? a.I : a.P, rows);
-    return (rows * width * (long)sizeof(T) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
+template <class S> long small_inputs_bytes(const Sweep<S> &a, long G, int workers) {
+    const long values = G * a.H * a.I;
+    return a.dx ? small_bytes<S>(a.rows(), a.I, G * a.H, workers, lying(a.w_ih, values, a.rows(), true)) : 0;
+}
+
+// dx, from da [T * B, width].
+template <class S> void small_inputs(const Sweep<S> &a, long G, long width, void *memory, const Worker &worker) {
+    const long rows = a.rows(), GH = G * a.H, skip = width - GH; // a GRU's rows begin with dm
+    if (!a.dx) return;
+    small_product<S>(
+        worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; }, lying(a.w_ih, GH * a.I, rows, true),
+        [&](Panels<RealOf<S>> &w, long p) { w.pack_columns(p, [&](long k) { return a.w_ih + k * a.I; }); }, a.dx, a.I,
+        memory);
+}
+
+// Where what is stored is not Real, of the products over all steps dx alone is done with the sweep.
+template <class S> long small_sweep_bytes(const Sweep<S> &a, long G, long width, int workers) {
+    const long inputs = small_inputs_bytes(a, G, workers), rows = a.rows();
+    if (!a.x) return inputs;
+    const long weights = small_bytes<RealOf<S>>(G * a.H, a.I > a.P ? a.I : a.P, rows, workers);
+    return (rows * width * (long)sizeof(S) + 63) / 64 * 64 + (inputs > weights ? inputs : weights);
 }
 
 // across [width, rows] = all [rows, width] with rows and columns exchanged, a register's worth of both at a time. Every
@@ -113,11 +152,7 @@ void small_sweep(const Sweep<T> &a, long G, long width, const T *zeros, void *me
     void *rest = scratch.take<char>(0);
     if (a.dw_ih || a.dw_hh) turn_rows(a.da, rows, width, across, worker);
     worker.wait();
-    if (a.dx)
-        small_product<T>(
-            worker, rows, a.I, GH, [&](long n) { return a.da + n * width + skip; }, lying(a.w_ih, GH * a.I, rows, true),
-            [&](Panels<T> &w, long p) { w.pack_columns(p, [&](long k) { return a.w_ih + k * a.I; }); }, a.dx, a.I,
-            rest);
+    small_inputs(a, G, width, rest, worker);
     if (a.dw_ih)
         small_product<T>(
             worker, GH, a.I, rows, [&](long g) { return across + (g + skip) * rows; }, {},

@@ -94,20 +94,21 @@ template <class T>
 constexpr const Outer<T> *outers[tile_vectors + 1] = {nullptr, outers_of<T, 1>, outers_of<T, 2>, outers_of<T, 3>};
 
 // One factor b [.., K] and how its block is packed: panels of one to `tile_vectors` vectors, as equal as they can be.
-template <class T> struct Factor {
-    const T *b;
+template <class S> struct Factor {
+    using T = RealOf<S>;
+    const S *b;
     T *out;
     long K, stride, vectors, panels;
     T *packed = nullptr;
 
-    Factor(const T *b, T *out, long K, long stride)
+    Factor(const S *b, T *out, long K, long stride)
         : b(b), out(out), K(out ? K : 0), stride(stride), vectors((this->K + lanes<T> - 1) / lanes<T>),
           panels((vectors + tile_vectors - 1) / tile_vectors) {}
 
     long first(long p) const { return vectors * p / panels; }
 
     // The block's row k, of which `row` is the place.
-    void pack(long k, long rows, const T *row) {
+    void pack(long k, long rows, const S *row) {
         for (long p = 0; p < panels; ++p) {
             const long v0 = first(p), v1 = first(p + 1);
             T *to = packed + (v0 * rows + k * (v1 - v0)) * lanes<T>;
@@ -117,15 +118,16 @@ template <class T> struct Factor {
     }
 };
 
-template <class T> struct RowSumsMemory {
+template <class S> struct RowSumsMemory {
+    using T = RealOf<S>;
     static constexpr long block = 256;                                 // rows
     static constexpr long near = 2 * near_bytes / (block * sizeof(T)); // columns of a whose block stays near
-    Factor<T> one, two;
+    Factor<S> one, two;
     long first, end, together; // this worker's columns of a, and how many are packed at a time
     T *a = nullptr;
     long bytes;
 
-    RowSumsMemory(const RowSums<T> &s, void *memory, int id, int workers)
+    RowSumsMemory(const RowSums<S> &s, void *memory, int id, int workers)
         : one(s.b, s.out, s.K, s.b_stride), two(s.b2, s.out2, s.K2, s.b2_stride) {
         const long tiles = (s.M + tile_columns - 1) / tile_columns;
         first = tiles * id / workers * tile_columns;
@@ -143,7 +145,7 @@ template <class T> struct RowSumsMemory {
 };
 
 // Columns m0 to m1 of K rows of a, `at` their places, in the order of tiles; their sums are added to `sums`.
-template <class T> void pack_columns_of(const T *const *at, long K, long m0, long m1, T *packed, T *sums) {
+template <class S, class T> void pack_columns_of(const S *const *at, long K, long m0, long m1, T *packed, T *sums) {
     constexpr int L = lanes<T>, some = 8; // rows at a time, so that whole lines are written
     for (long k0 = 0; k0 < K; k0 += some) {
         const long k1 = least(k0 + some, K);
@@ -151,7 +153,9 @@ template <class T> void pack_columns_of(const T *const *at, long K, long m0, lon
             T *to = packed + (m - m0) * K + k0 * tile_columns;
             const long count = least(m1 - m, tile_columns);
             for (long k = k0; k < k1; ++k, to += tile_columns) {
-                if (count == tile_columns)
+                if constexpr (keeps_near<S>)
+                    copy(at[k] + m, count, to);
+                else if (count == tile_columns)
                     __builtin_memcpy(to, at[k] + m, tile_columns * sizeof(T));
                 else
                     for (long i = 0; i < count; ++i) to[i] = at[k][m + i];
@@ -167,10 +171,11 @@ template <class T> void pack_columns_of(const T *const *at, long K, long m0, lon
     }
 }
 
-template <class T> void row_sums(const RowSums<T> &s, void *memory, const Worker &worker) {
-    RowSumsMemory<T> own(s, memory, worker.id, worker.count);
-    constexpr long block = RowSumsMemory<T>::block;
-    const T *at[block];
+template <class S> void row_sums(const RowSums<S> &s, void *memory, const Worker &worker) {
+    using T = RealOf<S>;
+    RowSumsMemory<S> own(s, memory, worker.id, worker.count);
+    constexpr long block = RowSumsMemory<S>::block;
+    const S *at[block];
     for (long m = own.first; s.sums && m < own.end; ++m) s.sums[m] = T(0);
     for (long n0 = 0; n0 < s.N && own.first < own.end; n0 += block) {
         const long K = least(block, s.N - n0);
@@ -183,7 +188,7 @@ template <class T> void row_sums(const RowSums<T> &s, void *memory, const Worker
         for (long m0 = own.first; m0 < own.end; m0 += own.together) {
             const long m1 = least(m0 + own.together, own.end);
             pack_columns_of(at, K, m0, m1, own.a, s.sums);
-            for (const Factor<T> *f = &own.one; f; f = f == &own.one ? &own.two : nullptr)
+            for (const Factor<S> *f = &own.one; f; f = f == &own.one ? &own.two : nullptr)
                 for (long p = 0; p < f->panels; ++p) {
                     const long v0 = f->first(p), v1 = f->first(p + 1);
                     const int last = (int)least(f->K - (v1 - 1) * lanes<T>, lanes<T>);
@@ -199,8 +204,8 @@ template <class T> void row_sums(const RowSums<T> &s, void *memory, const Worker
     }
 }
 
-template <class T> long row_sums_bytes(const RowSums<T> &s, int workers, Split) {
-    return RowSumsMemory<T>(s, nullptr, 0, workers).bytes;
+template <class S> long row_sums_bytes(const RowSums<S> &s, int workers, Split) {
+    return RowSumsMemory<S>(s, nullptr, 0, workers).bytes;
 }
 
 } // namespace bptt::BPTT_VARIANT

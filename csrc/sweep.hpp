@@ -1,6 +1,7 @@
 // Stage 3: the block sweep, back through time. Legend and arguments: walks.hpp. Formula numbers: equations/README.md.
 #pragma once
 
+#include "error_row.hpp"
 #include "forward.hpp"
 #include "summed.hpp"
 
@@ -19,9 +20,10 @@ template <Cell f, class T> BPTT_INLINE Vec<T> pull(Vec<T> dh, Vec<T> h) {
         return dh;
 }
 
-// One step of the walk for a group of columns, numbered from the group's first.
-template <class T> struct Back {
-    const Sweep<T> &a;
+// One step of the walk for a group of columns, numbered from the group's first. S is how the tape is stored.
+template <class S> struct Back {
+    using T = RealOf<S>;
+    const Sweep<S> &a;
     long width;          // of a row of da: G H
     long j;              // steps before this one
     const long *columns; // the group's, by their numbers in `a`
@@ -30,6 +32,8 @@ template <class T> struct Back {
     T *carried;          // [columns, H] what passes to the step before beside the product: an LSTM's dc, a GRU's dh z
     T *lambda;           // [columns, P] where a projection follows, lambda of h
     const T *zeros;
+
+    BPTT_INLINE const S *nothing() const { return reinterpret_cast<const S *>(zeros); }
 
     // Where column n's values of this step lie, of those by position.
     BPTT_INLINE long position(long n) const {
@@ -44,8 +48,8 @@ template <class T> struct Back {
     BPTT_INLINE T factor(long n) const { return a.edge_factors && j ? a.edge_factors[a.row_after(at[n])] : T(1); }
 
     // The step's own error of h, or zeros.
-    BPTT_INLINE const T *error(long n) const {
-        if (!a.errors || (!a.errors_by_position && j >= a.own(columns[n]))) return zeros;
+    BPTT_INLINE const S *error(long n) const {
+        if (!a.errors || (!a.errors_by_position && j >= a.own(columns[n]))) return nothing();
         return a.errors + (a.errors_by_position ? position(n) : at[n]) * a.error_stride;
     }
 
@@ -56,34 +60,35 @@ template <class T> struct Back {
     }
 
     // The state before the step.
-    BPTT_INLINE const T *before(const T *states, const T *reset, long step, long size, long n) const {
-        if (!a.resets || !a.resets[at[n]]) return states + a.state_before(at[n]) * size;
-        return restart(reset, step, at[n], a.B, size, zeros);
+    BPTT_INLINE const S *before(const S *states, const S *reset, long step, long size, long n) const {
+        if (a.before) return states + a.before[at[n]] * size;
+        if (!a.resets || !a.resets[at[n]]) return states + at[n] * size;
+        return restart(reset, step, at[n], a.B, size, nothing());
     }
 
     BPTT_INLINE T *adjoint(long n) const { return a.adjoint_h ? a.adjoint_h + adjoint_place(n) * a.P : nullptr; }
 
-    // Where rows of several columns add up, da is added here too.
-    BPTT_INLINE T *sum(long n) const { return a.sums ? a.sums + at[n] * width : nullptr; }
+    // Its da. Without a copy near the next step's product takes it from what is asked for.
+    BPTT_INLINE ErrorRow<S> row(long n) const {
+        return {to[n], a.sums ? a.sums + at[n] * width : nullptr,
+                keeps_near<S> && a.da ? a.da + place(n) * width : nullptr};
+    }
 };
 
 template <class T> BPTT_INLINE Vec<T> scaled(Vec<T> x, T factor) {
     return factor == T(1) ? x : factor == T(0) ? Vec<T>{} : x * factor; // a closed edge stops NaN too
 }
 
-template <class T> BPTT_INLINE void put(T *to, T *sum, Vec<T> x, int count) {
-    store(to, x, count);
-    if (sum) store(sum, load(sum, count) + x, count);
-}
-
 // lambda of h at the units of one row, from the step after, the step's error and what enters at the top: (6.1), (6.2).
-template <class T> struct Arriving {
+template <class S> struct Arriving {
+    using T = RealOf<S>;
     T factor;
-    const T *error, *arrived;
+    const S *error;
+    const T *arrived;
     T *adjoint;
     bool adds, begins;
 
-    BPTT_INLINE Arriving(const Back<T> &b, long n)
+    BPTT_INLINE Arriving(const Back<S> &b, long n)
         : factor(b.factor(n)), error(b.error(n)), arrived(b.arrived(b.a.arriving_h, b.a.P, n)), adjoint(b.adjoint(n)),
           adds(b.a.sums), begins(arrived != b.zeros) {}
 
@@ -95,33 +100,36 @@ template <class T> struct Arriving {
     }
 };
 
-template <Cell f, class T> struct RnnBack : Back<T> {
+template <Cell f, class S> struct RnnBack : Back<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
-            const Arriving<T> arriving(*this, n + i);
-            const T *h = a.h + a.state_after(this->at[n + i]) * a.H;
-            T *to = this->to[n + i], *sum = this->sum(n + i);
+            const Arriving<S> arriving(*this, n + i);
+            const S *h = a.h + (this->at[n + i] + a.B) * a.H;
+            const ErrorRow<S> row = this->row(n + i);
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 const int count = (int)least(a.H - u, lanes<T>);
                 const Vec<T> lambda = arriving(load(sums), u, count);
-                put(to + u, sum ? sum + u : nullptr, pull<f, T>(lambda, load(h + u, count)), count);
+                row.put(u, pull<f, T>(lambda, load(h + u, count)), count);
             }
         }
     }
 };
 
-template <class T> struct GruBack : Back<T> {
+template <class S> struct GruBack : Back<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         const long H = a.H;
         const Vec<T> one = broadcast(T(1));
         for (int i = 0; i < rows; ++i) {
-            const Arriving<T> arriving(*this, n + i);
-            const T *gates = a.gates + this->at[n + i] * 4 * H;
-            const T *h_prev = this->before(a.h, a.reset_h, a.reset_h_step, H, n + i);
-            T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
+            const Arriving<S> arriving(*this, n + i);
+            const S *gates = a.gates + this->at[n + i] * 4 * H;
+            const S *h_prev = this->before(a.h, a.reset_h, a.reset_h_step, H, n + i);
+            const ErrorRow<S> row = this->row(n + i);
+            T *carried = this->carried + (n + i) * H;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 const int count = (int)least(H - u, lanes<T>);
@@ -133,29 +141,31 @@ template <class T> struct GruBack : Back<T> {
                 const Vec<T> da_n = dh * (one - z) * (one - c * c);                     // (4.7), (4.8)
                 const Vec<T> da_r = da_n * m * r * (one - r);                           // (4.9), (4.11)
                 const Vec<T> da_z = dh * (load(h_prev + u, count) - c) * z * (one - z); // (4.6), (4.12)
-                put(to + u, sum ? sum + u : nullptr, da_n * r, count);                  // (4.10)
-                put(to + H + u, sum ? sum + H + u : nullptr, da_r, count);
-                put(to + 2 * H + u, sum ? sum + 2 * H + u : nullptr, da_z, count);
-                put(to + 3 * H + u, sum ? sum + 3 * H + u : nullptr, da_n, count);
+                row.put(u, da_n * r, count);                                            // (4.10)
+                row.put(H + u, da_r, count);
+                row.put(2 * H + u, da_z, count);
+                row.put(3 * H + u, da_n, count);
                 store(carried + u, dh * z, count); // (4.13), first term
             }
         }
     }
 };
 
-template <class T> struct LstmBack : Back<T> {
+template <class S> struct LstmBack : Back<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         const long H = a.H;
         const Vec<T> one = broadcast(T(1));
         const bool projects = a.w_hr != nullptr;
         for (int i = 0; i < rows; ++i) {
-            const long row = this->at[n + i];
-            const T *gates = a.gates + row * 4 * H, *c = a.c + a.state_after(row) * H;
-            const T *c_prev = this->before(a.c, a.reset_c, a.reset_c_step, H, n + i);
+            const long at = this->at[n + i];
+            const S *gates = a.gates + at * 4 * H, *c = a.c + (at + a.B) * H;
+            const S *c_prev = this->before(a.c, a.reset_c, a.reset_c_step, H, n + i);
             const T *arrived = this->arrived(a.arriving_c, H, n + i);
             const T factor = this->factor(n + i);
-            T *to = this->to[n + i], *sum = this->sum(n + i), *carried = this->carried + (n + i) * H;
+            const ErrorRow<S> row = this->row(n + i);
+            T *carried = this->carried + (n + i) * H;
             T *adjoint_c = a.adjoint_c ? a.adjoint_c + this->adjoint_place(n + i) * H : nullptr;
             const auto each = [&](auto dm_of) __attribute__((always_inline)) {
                 for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
@@ -168,31 +178,29 @@ template <class T> struct LstmBack : Back<T> {
                     Vec<T> dc = load(arrived + u, count);
                     if (this->j) dc += scaled(load(carried + u, count), factor); // (5.8)
                     if (adjoint_c) store(adjoint_c + u, a.sums ? load(adjoint_c + u, count) + dc : dc, count);
-                    dc += dm * o * (one - tanh_c * tanh_c);                                // (5.11)
-                    put(to + u, sum ? sum + u : nullptr, dc * g * in * (one - in), count); // (5.13), (5.16)
-                    put(to + H + u, sum ? sum + H + u : nullptr, dc * load(c_prev + u, count) * f * (one - f),
-                        count); // (5.12), (5.17)
-                    put(to + 2 * H + u, sum ? sum + 2 * H + u : nullptr, dc * in * (one - g * g),
-                        count); // (5.14), (5.18)
-                    put(to + 3 * H + u, sum ? sum + 3 * H + u : nullptr, dm * tanh_c * o * (one - o),
-                        count);                        // (5.10), (5.19)
-                    store(carried + u, dc * f, count); // (5.15)
+                    dc += dm * o * (one - tanh_c * tanh_c);                              // (5.11)
+                    row.put(u, dc * g * in * (one - in), count);                         // (5.13), (5.16)
+                    row.put(H + u, dc * load(c_prev + u, count) * f * (one - f), count); // (5.12), (5.17)
+                    row.put(2 * H + u, dc * in * (one - g * g), count);                  // (5.14), (5.18)
+                    row.put(3 * H + u, dm * tanh_c * o * (one - o), count);              // (5.10), (5.19)
+                    store(carried + u, dc * f, count);                                   // (5.15)
                 }
             };
             if (projects)
                 each([](Vec<T> through, long, int) { return through; }); // lambda is applied where it arrives
             else
-                each(Arriving<T>(*this, n + i));
+                each(Arriving<S>(*this, n + i));
         }
     }
 };
 
 // lambda of h before the pull through a projection.
-template <class T> struct ArrivingRows : Back<T> {
+template <class S> struct ArrivingRows : Back<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
-            const Arriving<T> arriving(*this, n + i);
+            const Arriving<S> arriving(*this, n + i);
             T *lambda = this->lambda + (n + i) * a.P;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
@@ -204,7 +212,8 @@ template <class T> struct ArrivingRows : Back<T> {
 };
 
 // What reaches the initial state of h; (4.13) for a GRU.
-template <class T> struct Leaving : Back<T> {
+template <class S> struct Leaving : Back<S> {
+    using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
@@ -222,13 +231,14 @@ template <class T> struct Leaving : Back<T> {
 };
 
 // Rows that are multiplied by the recurrent weights: one less a column where its first step's adjoint goes nowhere.
-template <class T> long multiplied_rows(const Sweep<T> &a) { return (a.leaving_h ? a.R : a.R - 1) * a.N; }
+template <class S> long multiplied_rows(const Sweep<S> &a) { return (a.leaving_h ? a.R : a.R - 1) * a.N; }
 
-template <class T> struct SweepMemory {
+template <class S> struct SweepMemory {
+    using T = RealOf<S>;
     Panels<T> w, projection; // the recurrent weights; an LSTM's projection
     T *zeros = nullptr;
     void *small = nullptr;
-    bool ring;                          // whether a column's own da lies nowhere but in `rows`
+    bool ring;                          // whether the product takes a column's own da from `rows`
     long together;                      // columns of a group
     long *at = nullptr;                 // this worker's, [together]
     long *columns = nullptr;            // its columns, [N] at most
@@ -238,17 +248,17 @@ template <class T> struct SweepMemory {
     T *carried = nullptr, *lambda = nullptr; // [together, H], [together, P]
     long bytes;
 
-    SweepMemory(const Sweep<T> &a, void *memory, int id, int workers, bool apart)
+    SweepMemory(const Sweep<S> &a, void *memory, int id, int workers, bool apart)
         : w(1, a.P, gates_of(a.cell) * a.H, apart ? a.N / workers : a.N,
             lying(a.w_hh, gates_of(a.cell) * a.H * a.P, multiplied_rows(a), true, a.cell == Cell::gru ? 2 * a.H : 0)),
           projection(1, a.H, a.P, apart ? a.N / workers : a.N, lying(a.w_hr, a.P * a.H, a.R * a.N, true)),
-          ring(a.sums && !a.da) {
+          ring(keeps_near<S> || (a.sums && !a.da)) {
         Scratch scratch(memory);
         const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));
         zeros = scratch.take<T>(a.H > a.P ? a.H : a.P);
-        small = scratch.take<char>(small_sweep_bytes(a, gates_of(a.cell), width));
+        small = scratch.take<char>(small_sweep_bytes(a, gates_of(a.cell), width, workers));
         together = rows_together<T>(ring ? 2 * width : width) * (apart ? 1 : workers);
         if (!apart && !ring) together = a.N;
         together = least(together, a.N);
@@ -274,7 +284,7 @@ template <class T> struct SweepMemory {
 
 // The columns of a worker, the longest first; returns how many. Where rows of several add up, those of one lane are one
 // worker's: two may be at the same step at once.
-template <class T> long own_columns(const Sweep<T> &a, const Worker &worker, bool apart, long *columns) {
+template <class S> long own_columns(const Sweep<S> &a, const Worker &worker, bool apart, long *columns) {
     const bool by_lane = apart && a.sums;
     const long n0 = apart && !by_lane ? part(a.N, a.counts, a.R, worker.id, worker.count) : 0;
     const long n1 = apart && !by_lane ? part(a.N, a.counts, a.R, worker.id + 1, worker.count) : a.N;
@@ -284,9 +294,10 @@ template <class T> long own_columns(const Sweep<T> &a, const Worker &worker, boo
     return count;
 }
 
-template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a, void *memory, const Worker &worker) {
+template <class S, template <class> class Op> void sweep_walk(const Sweep<S> &a, void *memory, const Worker &worker) {
+    using T = RealOf<S>;
     const bool panels = worker.split == Split::panels, apart = !panels;
-    SweepMemory<T> s(a, memory, worker.id, worker.count, apart);
+    SweepMemory<S> s(a, memory, worker.id, worker.count, apart);
     const int G = gates_of(a.cell);
     const long width = (a.cell == Cell::gru ? 4 : G) * a.H;
     if (worker.id == 0) clear(s.zeros, a.H > a.P ? a.H : a.P);
@@ -314,12 +325,12 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             while (longer > 0 && a.length(columns[longer - 1]) <= j) --longer;
             long left = longer;
             while (left < size && a.length(columns[left]) == j && a.top(columns[left]) + 1 == j) ++left;
-            const Back<T> back{a, width, j, columns, s.at, s.to, s.carried, s.lambda, s.zeros};
+            const Back<S> back{a, width, j, columns, s.at, s.to, s.carried, s.lambda, s.zeros};
             for (long n = 0; n < left; ++n) {
                 if (j) s.at[n] = a.row_before(s.at[n]);
                 if (s.ring) {
                     s.from[n] = s.rows[(j + 1) % 2] + n * width, s.to[n] = s.rows[j % 2] + n * width;
-                } else {
+                } else if constexpr (!keeps_near<S>) {
                     s.from[n] = s.to[n];
                     s.to[n] = n < longer ? a.da + back.place(n) * width : nullptr;
                 }
@@ -327,14 +338,14 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             }
             const T *const *from = j ? s.from : nullptr;
             if (a.w_hr) {
-                pass(s.w, from, 0, longer, w0, w1, ArrivingRows<T>{back});
+                pass(s.w, from, 0, walked, w0, w1, ArrivingRows<S>{back});
                 if (panels) worker.wait();
-                pass(s.projection, s.lambda_rows, 0, longer, r0, r1, Op<T>{back});
+                pass(s.projection, s.lambda_rows, 0, walked, r0, r1, Op<S>{back});
             } else {
-                pass(s.w, from, 0, longer, w0, w1, Op<T>{back});
+                pass(s.w, from, 0, walked, w0, w1, Op<S>{back});
             }
-            if (a.leaving_h && left > longer && j) {
-                pass(s.w, from, longer, left, w0, w1, Leaving<T>{back});
+            if (a.leaving_h && left > walked && j) {
+                pass(s.w, from, walked, left, w0, w1, Leaving<S>{back});
                 if (a.c && (!panels || worker.id == 0))
                     for (long n = longer; n < left; ++n) {
                         T *initial = a.leaving_c + a.slot(columns[n]) * a.H;
@@ -345,33 +356,37 @@ template <class T, template <class> class Op> void sweep_walk(const Sweep<T> &a,
             if (panels) worker.wait();
         }
     }
-    if (a.db_ih || a.x) worker.wait();
-    if (a.x) small_sweep(a, G, width, s.zeros, s.small, worker);
-    if (a.db_ih) {
-        const long blocks = (width + 63) / 64;
-        bias_sums(a, width, part(blocks, worker.id, worker.count) * 64,
-                  least(width, part(blocks, worker.id + 1, worker.count) * 64));
+    if (a.db_ih || a.w_ih) worker.wait();
+    if constexpr (keeps_near<S>) {
+        small_inputs(a, G, width, s.small, worker);
+    } else {
+        if (a.x) small_sweep(a, G, width, s.zeros, s.small, worker);
+        if (a.db_ih) {
+            const long blocks = (width + 63) / 64;
+            bias_sums(a, width, part(blocks, worker.id, worker.count) * 64,
+                      least(width, part(blocks, worker.id + 1, worker.count) * 64));
+        }
     }
 }
 
-template <class T> using TanhBack = RnnBack<Cell::tanh, T>;
-template <class T> using ReluBack = RnnBack<Cell::relu, T>;
-template <class T> using IdentityBack = RnnBack<Cell::identity, T>;
-template <class T> using SigmoidBack = RnnBack<Cell::sigmoid, T>;
+template <class S> using TanhBack = RnnBack<Cell::tanh, S>;
+template <class S> using ReluBack = RnnBack<Cell::relu, S>;
+template <class S> using IdentityBack = RnnBack<Cell::identity, S>;
+template <class S> using SigmoidBack = RnnBack<Cell::sigmoid, S>;
 
-template <class T> void sweep(const Sweep<T> &a, void *memory, const Worker &worker) {
+template <class S> void sweep(const Sweep<S> &a, void *memory, const Worker &worker) {
     switch (a.cell) {
-    case Cell::tanh: return sweep_walk<T, TanhBack>(a, memory, worker);
-    case Cell::relu: return sweep_walk<T, ReluBack>(a, memory, worker);
-    case Cell::identity: return sweep_walk<T, IdentityBack>(a, memory, worker);
-    case Cell::sigmoid: return sweep_walk<T, SigmoidBack>(a, memory, worker);
-    case Cell::gru: return sweep_walk<T, GruBack>(a, memory, worker);
-    case Cell::lstm: return sweep_walk<T, LstmBack>(a, memory, worker);
+    case Cell::tanh: return sweep_walk<S, TanhBack>(a, memory, worker);
+    case Cell::relu: return sweep_walk<S, ReluBack>(a, memory, worker);
+    case Cell::identity: return sweep_walk<S, IdentityBack>(a, memory, worker);
+    case Cell::sigmoid: return sweep_walk<S, SigmoidBack>(a, memory, worker);
+    case Cell::gru: return sweep_walk<S, GruBack>(a, memory, worker);
+    case Cell::lstm: return sweep_walk<S, LstmBack>(a, memory, worker);
     }
 }
 
-template <class T> long sweep_bytes(const Sweep<T> &a, int workers, Split split) {
-    return SweepMemory<T>(a, nullptr, 0, workers, split == Split::rows).bytes;
+template <class S> long sweep_bytes(const Sweep<S> &a, int workers, Split split) {
+    return SweepMemory<S>(a, nullptr, 0, workers, split == Split::rows).bytes;
 }
 
 } // namespace bptt::BPTT_VARIANT

@@ -31,9 +31,9 @@ template <class T> void apply(Cell f, long n, const T *x, T *y) {
     apply_one<Cell::identity>(n, x, y);
 }
 
-template <class T>
-constexpr Walks<T> walks{forward_bytes<T>,  forward<T>,  sweep_bytes<T>, sweep<T>,
-                         row_sums_bytes<T>, row_sums<T>, apply<T>};
+template <class S>
+constexpr Walks<S> walks{forward_bytes<S>,  forward<S>,  sweep_bytes<S>,  sweep<S>,
+                         row_sums_bytes<S>, row_sums<S>, apply<RealOf<S>>};
 
 } // namespace
 
@@ -41,6 +41,6 @@ constexpr Walks<T> walks{forward_bytes<T>,  forward<T>,  sweep_bytes<T>, sweep<T
 #define BPTT_TEXT(x) BPTT_TEXT_(x)
 
 extern const Variant variant;
-const Variant variant{BPTT_TEXT(BPTT_VARIANT), runs, walks<float>, walks<double>};
+const Variant variant{BPTT_TEXT(BPTT_VARIANT), runs, walks<float>, walks<double>, walks<Bfloat16>};
 
 } // namespace bptt::BPTT_VARIANT

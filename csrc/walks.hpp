@@ -15,6 +15,21 @@
 
 namespace bptt {
 
+// The upper half of a float, as values of a tape lie. What is computed with it, sums and states among it, is a float.
+struct Bfloat16 {
+    std::uint16_t bits;
+};
+
+template <class Stored> struct Computed {
+    using Type = Stored;
+};
+template <> struct Computed<Bfloat16> {
+    using Type = float;
+};
+
+// What values that are stored like this are computed in.
+template <class Stored> using RealOf = typename Computed<Stored>::Type;
+
 enum class Cell { tanh, relu, identity, sigmoid, gru, lstm };
 
 // How the threads of a call share it: each some rows for the whole walk, or each some panels of the weights for all
@@ -36,7 +51,8 @@ struct Worker {
 constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
 
 // Stage 1: the walk forward through time. Lanes come sorted by length, the longest first.
-template <class Real> struct Forward {
+template <class Stored> struct Forward {
+    using Real = RealOf<Stored>;
     Cell cell;
     long T, B, I, H, P;
     long reset_h_step;          // from a step of reset_h to the next; 0: the same for every step
@@ -48,9 +64,10 @@ template <class Real> struct Forward {
     const std::int64_t *active; // [T] columns whose sequence has a step t, null: all B
     const std::int64_t *first;  // [T], null: not packed, where `lane` and `active` tell lengths and there are resets
     const std::int64_t *before; // [S], not null where `first` is not
-    bool reverse;               // whether the walk goes from the last step to the first; then no `lane`
-    Real *gates;                // [T, B, stride] in: the input product; out: the gates
-    const Real *x, *w_ih;       // [T, B, I], [G H, I] for the input product to be done here; else null
+    bool reverse;               // of packed sequences: whether the walk goes from the last step to the first
+    Stored *gates;              // [T, B, stride] in: the input product; out: the gates
+    const Stored *x;            // [T, B, I] for the input product to be done here; else null, and then w_ih too
+    const Real *w_ih;           // [G H, I]
     const Real *h_0, *c_0;      // [B, P], [B, H]
     const std::uint8_t *resets; // [T, B] the state is replaced before the step; null: nowhere
     const Real *reset_h;        // [B, P] by what, of each step; null: by zero
@@ -58,8 +75,8 @@ template <class Real> struct Forward {
     const Real *w_hh;           // [G H, P]
     const Real *b_ih, *b_hh;    // [G H] or null
     const Real *w_hr;           // [P, H] or null
-    Real *h, *c;                // [T + 1, B, P], [T + 1, B, H] the initial state, then that after each step
-    Real *y, *h_n, *c_n;        // [T, B, P], [B, P], [B, H] h after each step, the last state: once more, or null
+    Stored *h, *c;              // [T + 1, B, P], [T + 1, B, H] the initial state, then that after each step
+    Stored *y, *h_n, *c_n;      // [T, B, P], [B, P], [B, H] h after each step, the last state: once more, or null
 
     // Of all steps and lanes.
     long rows() const { return first ? first[T - 1] + active[T - 1] : T * B; }
@@ -79,9 +96,9 @@ template <class Real> struct Forward {
 // Their steps are numbered as the walk of stage 1 went: of a reverse one the last step in time is step 0.
 //
 // Values lie by address, row (step, lane) of a [T, B, ...] tensor, or by position, row (r, slot) of [R, N, ...] with
-// r = length - 1 - j at the j-th step of the walk, or j where positions are turned. Gates, states and edge factors
-// always lie by address.
-template <class Real> struct Sweep {
+// r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by address.
+template <class Stored> struct Sweep {
+    using Real = RealOf<Stored>;
     Cell cell;
     long T, B, I, H, P, N, R;
     long reset_h_step, reset_c_step;     // as in Forward
@@ -93,24 +110,25 @@ template <class Real> struct Sweep {
     const std::int64_t *tops;            // [N] the row of each column's first step, null: not packed
     const std::int64_t *before;          // [S], not null where `tops` is not; then no resets, edge factors, positions
     long S;                              // rows of packed sequences
-    bool positions_turned;               // whether positions go against the walk of stage 1: r = 0 is its last step
-    bool reverse;                        // not packed: whether the walk of stage 1 went from the last step to the first
-    const Real *gates;                   // [T, B, 4 H]; null for an RNN
-    const Real *h, *c;                   // as in Forward
+    const Stored *gates;                 // [T, B, 4 H]; null for an RNN
+    const Stored *h, *c;                 // as in Forward
     const std::uint8_t *resets;          // [T, B] or null
-    const Real *reset_h, *reset_c;       // as in Forward
-    const Real *errors;                  // local errors of h [.., P] or null
+    const Stored *reset_h, *reset_c;     // as in Forward
+    const Stored *errors;                // local errors of h [.., P] or null
     const Real *arriving_h, *arriving_c; // [.., P], [.., H] lambda with which columns begin, or null
     const Real *edge_factors;            // [T, B] on what passes from step t to t - 1; null: 1
     const Real *w_hh, *w_hr;
-    Real *da;   // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n). Null: not wanted
+    Stored *da; // dL/da [.., G H]; a GRU's rows are (dm, da_r, da_z, da_n). Null: not wanted
     Real *sums; // the same by address, to which the rows of all columns are added, and then the adjoints are too; null
                 // where no two columns meet, or nobody wants it
     Real *adjoint_h, *adjoint_c; // lambda [.., P], [.., H] or null
     Real *db_ih, *db_hh;         // [G H] the sums of da by address over rows, for b_ih and b_hh, both or null
     Real *leaving_h, *leaving_c; // [N, P], [N, H], by slot: what reaches the initial state, or null
-    const Real *x, *w_ih;        // as in Forward, for the products over all steps to be done here; else null
-    Real *dx, *dw_ih, *dw_hh;    // [T, B, I], [G H, I], [G H, P] these products, or null
+    // As in Forward, for the products over all steps to be done here; else null. Where what is stored is not Real, dx
+    // is the only one of them, and there are no db.
+    const Real *x, *w_ih;
+    Stored *dx;          // [T, B, I] or null
+    Real *dw_ih, *dw_hh; // [G H, I], [G H, P] or null
 
     // Of all steps and lanes.
     long rows() const { return before ? S : T * B; }
@@ -138,25 +156,27 @@ template <class Real> struct Sweep {
 // Of a GRU's rows (dm, da_r, da_z, da_n) the input's product has the last three parts and the recurrent one the first
 // three, of which dm comes last. So the first `inner` columns are not multiplied by b and the last ones not by b2, of
 // which the result's rows for the first ones come last.
-template <class Real> struct RowSums {
+template <class Stored> struct RowSums {
+    using Real = RealOf<Stored>;
     long N, M, K, K2;
     long inner;                         // a multiple of 8, or 0
     long a_stride, b_stride, b2_stride; // from a row to the next
     const std::int64_t *rows;           // [N] which rows count, null: the first N
-    const Real *a, *b, *b2;             // [.., M], [.., K], [.., K2]
+    const Stored *a, *b, *b2;           // [.., M], [.., K], [.., K2]
     Real *out, *out2;                   // [M - inner, K] = a' b, [M - inner, K2] = a' b2, or null
     Real *sums;                         // [M] or null
 };
 
 // What one variant offers. `bytes` is the scratch memory a call needs; every worker of a team calls `run` with the same
 // scratch.
-template <class Real> struct Walks {
-    long (*forward_bytes)(const Forward<Real> &, int workers, Split);
-    void (*forward)(const Forward<Real> &, void *scratch, const Worker &);
-    long (*sweep_bytes)(const Sweep<Real> &, int workers, Split);
-    void (*sweep)(const Sweep<Real> &, void *scratch, const Worker &);
-    long (*row_sums_bytes)(const RowSums<Real> &, int workers, Split);
-    void (*row_sums)(const RowSums<Real> &, void *scratch, const Worker &);
+template <class Stored> struct Walks {
+    using Real = RealOf<Stored>;
+    long (*forward_bytes)(const Forward<Stored> &, int workers, Split);
+    void (*forward)(const Forward<Stored> &, void *scratch, const Worker &);
+    long (*sweep_bytes)(const Sweep<Stored> &, int workers, Split);
+    void (*sweep)(const Sweep<Stored> &, void *scratch, const Worker &);
+    long (*row_sums_bytes)(const RowSums<Stored> &, int workers, Split);
+    void (*row_sums)(const RowSums<Stored> &, void *scratch, const Worker &);
     // y = f(x) for n values: the activation the kernels use, for tests.
     void (*apply)(Cell, long n, const Real *x, Real *y);
 };
@@ -166,6 +186,7 @@ struct Variant {
     bool (*runs)(); // whether this machine has the instructions
     Walks<float> single;
     Walks<double> twice;
+    Walks<Bfloat16> half;
 };
 
 } // namespace bptt

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bptt import kernels
-from bptt.kernels.cpu import Cpu, variants
+from bptt.kernels.cpu import Cpu
+from bptt.kernels.variants import variants
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
                 self.between.descend(frames, rows)
         if walk.totals is not None:
             if self.is_last:
-                self._finish(layer, d, walk, walk.totals, None)
+                self._finish(layer, d, walk, walk.totals.to(self.x.dtype), None)
         elif any(self.asked.needs) or self.asked.adjoints:
             walk.sums = walk.sums or Sums(request)
             walk.sums.add(frames, result)

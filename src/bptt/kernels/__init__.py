@@ -26,7 +26,6 @@ from .calibration import gains as gains
 from .columns import Blocks as Blocks
 from .columns import Columns as Columns
 from .cpu import Cpu as Cpu
-from .cpu import variants as variants
 from .eager import Eager as Eager
 from .eager_steps import EagerSteps as EagerSteps
 from .edges import scaled as scaled
@@ -59,7 +58,7 @@ from .step_values import StepValues as StepValues
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 from .torch_layers import BY_LIBRARY as BY_LIBRARY
-from .whole_numbers import OutOfBounds as OutOfBounds
+from .variants import variants as variants
 from .whole_steps import WholeSteps as WholeSteps
 from .whole_torch import WholeTorch as WholeTorch
 

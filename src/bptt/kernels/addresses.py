@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 
-__all__ = ["at", "check", "dense", "restart", "spaced_rows"]
+__all__ = ["at", "check", "computed_in", "dense", "restart", "spaced_rows", "widened"]
 
 
 def at(tensor: Tensor | None) -> int:
@@ -41,6 +41,16 @@ def dense(tensor: Tensor | None) -> Tensor | None:
         if tensor.layout is torch.strided:
             raise
         raise RuntimeError(f"weights and states must be dense tensors: got layout {tensor.layout}") from None
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What compiled code computes in from tensors of a dtype, and keeps sums and states in while it walks."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def widened(tensor: Tensor | None) -> Tensor | None:
+    """The same values `dense`, in the dtype that they are computed with."""
+    return dense(tensor if tensor is None else tensor.to(computed_in(tensor.dtype)))
 
 
 def restart(reset_state: tuple[Tensor, ...]) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:

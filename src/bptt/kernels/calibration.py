@@ -21,8 +21,8 @@ import torch
 from ..cells import CELLS, Cell
 from ..memory import Tapes, keeps_gates
 from ..policies import Reach
-from .cpu import variants
 from .fused import Fused
+from .variants import variants
 
 __all__ = ["VARIABLE", "Calibration", "Measured", "PlainSizes", "calibration", "gains"]
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..steps import Part, SplitStep
-from .cpu import chosen_variant
 from .frames import Frames
 from .heap import keep_heap
 from .joined import with_constants
@@ -23,7 +22,7 @@ from .program import Program, Refused
 from .row_parts import RowPart
 from .step_memories import NotWhole, StepRequest
 from .step_values import Layout, StepValues
-from .whole_numbers import COUNTS, Bounds, OutOfBounds, check
+from .variants import chosen_variant
 from .whole_steps import WholeSteps
 
 __all__ = ["Interpreter"]

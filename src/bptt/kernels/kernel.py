@@ -135,6 +135,13 @@ class SweepResult(NamedTuple):
     # summed over all columns; () is none
     dx: Tensor | None = None  # [T, B, I], by position [R, N, I], where the kernel has it
 
+    def to(self, dtype: torch.dtype) -> SweepResult:
+        """The same in a precision: of totals, which may have been summed in a finer one."""
+        if self.da is None or self.da.dtype == dtype:
+            return self
+        adjoints, recurrent = (tuple([a.to(dtype) for a in part]) for part in (self.adjoints, self.recurrent))
+        return self._replace(da=self.da.to(dtype), adjoints=adjoints, recurrent=recurrent)
+
 
 class Edges(NamedTuple):
     """What is special about the time edges of one call of one layer and direction, in its own time: see `Sweep`."""

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from . import _walks
-from .addresses import at, dense
+from .addresses import at, computed_in, dense
 from .kernel import Sweep
 
 __all__ = ["inner_sums", "row_sums"]
 
-ROW_SUMS = {torch.float32: _walks.RowSumsFloat32, torch.float64: _walks.RowSumsFloat64}
+ROW_SUMS = {
+    torch.float32: _walks.RowSumsFloat32,
+    torch.float64: _walks.RowSumsFloat64,
+    torch.bfloat16: _walks.RowSumsBfloat16,
+}
 
 WIDEST = 2**21
 """The largest number of values of all products together: more of them do not stay near, and a BLAS divides its work
@@ -44,7 +48,9 @@ def row_sums(
         return None
     count = len(a) if rows is None else len(rows)
     new = a.new_zeros if count == 0 else a.new_empty
-    products, sums = [new(M - inner, b.shape[1]) for b in factors], new(M) if alone else None
+    computed = computed_in(a.dtype)
+    products = [new(M - inner, b.shape[1], dtype=computed) for b in factors]
+    sums = new(M, dtype=computed) if alone else None
     # What is computed from lives until the call is over, as these names do. A field that is not set is none.
     (own, stride), *spaced = map(_spaced, tensors)
     walk = ROW_SUMS[a.dtype]()
@@ -59,6 +65,8 @@ def row_sums(
         rows = rows.contiguous()
         walk.rows = at(rows)
     walk.run(variant=variant, threads=torch.get_num_threads())
+    if computed != a.dtype:
+        return [p.to(a.dtype) for p in products], None if sums is None else sums.to(a.dtype)
     return products, sums
 
 
