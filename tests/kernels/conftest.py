@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from bptt import kernels
-from bptt.kernels.cpu import Cpu
-from bptt.kernels.variants import variants
+from bptt.kernels.cpu import Cpu, variants
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
+from bptt.kernels.cpu import variants
 from bptt.kernels.interpreter import Interpreter
-from bptt.kernels.variants import variants
 
 KERNELS = {name: Interpreter(name) for name in variants()}
 

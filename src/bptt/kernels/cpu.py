@@ -19,10 +19,10 @@ from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
 from .packed_rows import PackedRows
 from .product import BY_MKL, input_product
 from .row_sums import inner_sums, row_sums
-from .variants import chosen_variant
+from .variants import chosen_variant, variants
 from .whole import WholeWalks
 
-__all__ = ["Cpu"]
+__all__ = ["Cpu", "variants"]
 
 FORWARD = {
     torch.float32: _walks.ForwardFloat32,

@@ -201,10 +201,9 @@ class RNN(DropInLayer):
         text form, such as "truncated:35". Default full.
     memory: what is kept for the backward pass, "gates", "states", "auto" or `Checkpoints(...)` ("checkpoints",
         "checkpoints:steps=100", "checkpoints:bytes=1000000"). It changes no value.
-    kernel: "auto", or the name of a kernel, which then runs or raises: "cpu" (compiled; float32, float64, and bfloat16,
-        of which states within a call, sums and arithmetic are float32), "fused" (torch's own layers: cuDNN on a GPU,
-        which "auto" takes there; on a CPU it does where a table measured by `bptt bench --calibrate` says that they are
-        faster) or "eager" (torch operations, a step at a time).
+    kernel: "auto", or the name of a kernel, which then runs or raises: "cpu" (compiled; float32, float64 and bfloat16),
+        "fused" (torch's own layers: cuDNN on a GPU, which "auto" takes there; on a CPU it does where a table measured
+        by `bptt bench --calibrate` says that they are faster) or "eager" (torch operations, a step at a time).
 
     Raises ValueError for an unknown policy, memory or kernel; torch.nn's own checks raise torch.nn's errors.
 
