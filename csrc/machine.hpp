@@ -324,9 +324,13 @@ template <class T> struct Machine {
         const bool sums = in.op == (long)Op::cumsum;
         nest<2, 3>(in, [&](const long *d) {
             for (long r = 0; r < rows; ++r) {
-                T *p = out.p + d[0] + r * out.row, all = sums ? T(0) : T(1);
+                T *p = out.p + d[0] + r * out.row;
                 const T *q = x.p + d[1] + r * x.row;
-                for (long i = 0; i < in.n[3]; ++i) p[i * to] = all = sums ? all + q[i * from] : all * q[i * from];
+                double all = sums ? 0 : 1; // as torch has it, whatever T is
+                for (long i = 0; i < in.n[3]; ++i) {
+                    all = sums ? all + q[i * from] : all * q[i * from];
+                    p[i * to] = T(all);
+                }
             }
         });
     }
