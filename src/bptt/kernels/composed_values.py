@@ -12,6 +12,7 @@ from .graph_values import packet
 from .indexed_values import IndexedValues
 from .program import Refused
 from .views import View
+from .whole_numbers import HELD
 
 __all__ = ["ComposedValues"]
 
@@ -46,7 +47,10 @@ class ComposedValues(IndexedValues):
         else:
             if exponent == int(exponent):
                 raise Refused(f"{self.told(node)}: its exponent {exponent}")
+            given, least = self.operand(x, to, node), self.program.new(to.dims, to.by_row)
+            self.program.element_wise("eq", least, [given, self.number(-math.inf, to)])
             self.emit(node, "pow", to, [x, exponent])
+            self.program.element_wise("where", to, [least, self.number(math.inf if exponent > 0 else 0.0, to), to])
         return None
 
     def power_of_tensor(self, node: Node, to: View) -> None:
@@ -119,6 +123,16 @@ class ComposedValues(IndexedValues):
         mask = View(self.constants, to.by_row, to.dims, strides, place)
         given, zero = (self.operand(x, to, node) for x in (node.args[0], 0.0))
         self.program.element_wise("where", to, [mask, given, zero])
+
+    def cut(self, to: View, given: View, dtype: torch.dtype) -> None:
+        """Real numbers as whole ones: without what comes after the point, and the least one in the place of what has
+        no whole number, as processors have it.
+        """
+        within, limit = self.program.new(to.dims, to.by_row), float(HELD[dtype] + 1)
+        self.program.element_wise("abs", within, [given])
+        self.program.element_wise("lt", within, [within, self.number(limit, to)])
+        self.rounded(to, given, aten.trunc)
+        self.program.element_wise("where", to, [within, to, self.number(-limit, to)])
 
     def rounded(self, to: View, given: View, op: Any) -> None:
         """By floors of |x|, times its sign: those are exact. Halves go to the even one of two numbers."""

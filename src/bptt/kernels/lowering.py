@@ -57,8 +57,9 @@ class Lowering(ComposedValues):
         inputs: Mapping[str, str],
         ends: Sequence[tuple[str, str]],
         counts: bool = False,
+        meets_indices: bool = False,
     ) -> None:
-        super().__init__(part, step, inputs, ends, counts)
+        super().__init__(part, step, inputs, ends, counts, meets_indices)
         self.packs: dict[tuple[Slot, int, tuple[int, ...], tuple[int, ...]], Slot] = {}
         for node in self.nodes:
             if node in self.needed and node.op not in ("placeholder", "output") and node not in self.absorbed:
@@ -139,7 +140,7 @@ class Lowering(ComposedValues):
             if self.kind(node).dtype == torch.bool:
                 self.emit(node, "truth", to, [node.args[0]])
             else:
-                self.rounded(to, self.operand(node.args[0], to, node), aten.trunc)
+                self.cut(to, self.operand(node.args[0], to, node), self.kind(node).dtype)
         elif op is aten.isnan:
             self.emit(node, "ne", to, [node.args[0], node.args[0]])
         elif op in (aten.remainder, aten.div) and self.kind(node).dtype in COUNTS:
@@ -255,8 +256,11 @@ class Lowering(ComposedValues):
 
     def _reduced(self, node: Node, to: View) -> None:
         first: Any = node.args[0]
-        keepdim = bool(self.argument(node, 2, "keepdim", False))
-        self._reduce(node, REDUCED[packet(node)], to, self.view(first), self._reduced_dimensions(node), keepdim)
+        keepdim, view = bool(self.argument(node, 2, "keepdim", False)), self.view(first)
+        if packet(node) in (aten.all, aten.any) and self.kind(first).dtype != torch.bool:
+            numbers, view = view, self.program.new(view.dims, view.by_row)
+            self.program.element_wise("truth", view, [numbers])
+        self._reduce(node, REDUCED[packet(node)], to, view, self._reduced_dimensions(node), keepdim)
 
     def extreme(self, op: str, to: View, view: View, dim: int, keepdim: bool) -> None:
         self._reduce(None, op, to, view, [dim % max(1, len(view.dims))] if view.dims else [], keepdim)

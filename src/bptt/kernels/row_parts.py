@@ -39,10 +39,10 @@ MOST_SIZES = 64
 class _RowProgram:
     """A part of a step as a program for all rows. inputs, outputs: the names of its values, in their order."""
 
-    def __init__(self, step: SplitStep, part: Part, sums: Container[str] = ()) -> None:
+    def __init__(self, step: SplitStep, part: Part, sums: Container[str] = (), hoisted: bool = False) -> None:
         self.outputs = part.outputs
         ends = [("sum" if name in sums else "output", name) for name in part.outputs]
-        self.program = program = Lowering(part, step, {}, ends).program
+        self.program = program = Lowering(part, step, {}, ends, meets_indices=hoisted).program
         program.lay_out(frozenset())
         self.inputs = tuple(program.inputs)
         self.at = [program.number[program.inputs[name]] for name in self.inputs]
@@ -72,11 +72,12 @@ class RowPart:
         divided = _Divided(in_one(parts, tuple(dict.fromkeys(wanted))), step.values)
         if divided.worth < FEWEST:
             raise Refused("hardly anything is to be computed")
-        self.programs = [_RowProgram(step, divided.by_row(), divided.sums)]
+        hoisted = step.hoisted in parts
+        self.programs = [_RowProgram(step, divided.by_row(), divided.sums, hoisted)]
         self.same, self.after = divided.same, divided.after()
         if self.after is not None and divided.after_is_small():
             with suppress(Refused):
-                self.programs.append(_RowProgram(step, self.after))
+                self.programs.append(_RowProgram(step, self.after, hoisted=hoisted))
                 self.after = None
         self.outputs = tuple(name for program in self.programs for name in program.outputs)
         given = (name for program in self.programs for name in program.inputs if name not in self.outputs)

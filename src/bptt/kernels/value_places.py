@@ -24,7 +24,7 @@ class ValuePlaces(GraphValues):
     """The program of a part of a step, as yet without instructions but those that bring outputs where they belong.
 
     inputs: the kind of slot of those that are not plain ones. ends: (kind of slot, name) of each output that is wanted,
-    in the kinds "next", "output", "back" and "sum".
+    in the kinds "next", "output", "back" and "sum". meets_indices: nobody has looked at its indices before.
     """
 
     def __init__(
@@ -34,10 +34,11 @@ class ValuePlaces(GraphValues):
         inputs: Mapping[str, str],
         ends: Sequence[tuple[str, str]],
         counts: bool = False,
+        meets_indices: bool = False,
     ) -> None:
         super().__init__(part, step, [name for _, name in ends], counts)
         self.program = Program(assumed=self.assumed)
-        self.looks_at_indices = any(kind == "next" for kind, _ in ends)
+        self.looks_at_indices = meets_indices or any(kind == "next" for kind, _ in ends)
         self.constants = self.program.slot("outside", 0, "constants")
         self.views: dict[Node, View] = {}
         self.wanted: dict[Node, Slot] = {}  # where a value is written at once

@@ -19,7 +19,7 @@ from torch.fx import Node
 from ..steps import Value
 from .views import dims_of
 
-__all__ = ["COUNTS", "Bounds", "OutOfBounds", "bounds_of", "check"]
+__all__ = ["COUNTS", "HELD", "Bounds", "OutOfBounds", "bounds_of", "check"]
 
 aten = torch.ops.aten
 
@@ -27,6 +27,9 @@ COUNTS = (torch.int64, torch.int32)
 
 EXACT = {torch.float32: 2**24, torch.float64: 2**53}
 """Up to which number each dtype has all whole ones."""
+
+HELD = {torch.int32: 2**31 - 1, torch.int64: 2**63 - 1}
+"""The largest number of each dtype, beyond which it begins anew at the least one."""
 
 LEAST = 2**10
 """The least bound of what is given that is worth a program."""
@@ -76,15 +79,15 @@ def bounds_of(
             whole[n] = known
     given = [n for n in whole if n in inputs]
     indexed = _indexed(nodes, given, kind)
-    room = EXACT[dtype]
-    most = room
+    room = {n: min(EXACT[dtype], HELD[known.dtype]) for n, known in whole.items()}
+    most = EXACT[dtype]
     while most >= LEAST:
-        found = {n: indexed.get(n, Bounds(-most, most)) for n in given}
+        found = {n: indexed.get(n, Bounds(-min(most, room[n]), min(most, room[n]))) for n in given}
         assumed = {inputs[n]: found[n] for n in given}
         for n in nodes:
             if n in whole and n not in found and n.op == "call_function":
                 found[n] = _of(n, found, kind)
-        if all(b.most <= room for n, b in found.items() if not _truncates(n, kind)):
+        if all(b.most <= room[n] for n, b in found.items() if not _truncates(n, kind)):
             return found, assumed
         most //= 4
     return {}, {}
