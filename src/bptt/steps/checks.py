@@ -17,12 +17,12 @@ __all__ = ["nan_where_failed"]
 aten = torch.ops.aten
 
 
-def nan_where_failed(
-    graph: Graph, checks: Sequence[tuple[Node, bool]], R: int, results: list[list[Node | None]]
-) -> None:
-    """Put NaN in a result, in rows for which a check fails: `scan` then runs the step itself, which acts on it.
+def nan_where_failed(graph: Graph, checks: Sequence[tuple[Node, bool]], R: int, ys: list[Node | None]) -> None:
+    """Put NaN in a y, in rows for which a check fails: `scan` then runs the step itself, which acts on it.
 
-    checks: truths, and which value all of them have to have. results: of the new carry and of y, one of which changes.
+    In a y, of which a call gives those of all steps: what is in a carry may be lost with the next one.
+
+    checks: truths, and which value all of them have to have. ys: one of them changes.
     """
     if not checks:
         return
@@ -30,19 +30,17 @@ def nan_where_failed(
     valid = reduce(
         lambda a, b: _made(graph, aten.logical_and.default, max(_shape(a), _shape(b)), torch.bool, a, b), holds
     )
-    for nodes in reversed(results):
-        for i in reversed(range(len(nodes))):
-            node = nodes[i]
-            if node is None or not node.meta["tensor"][1].is_floating_point:
-                continue
-            (shape, dtype), here = node.meta["tensor"], valid
-            if _shape(valid):
-                sizes = [R, *[1] * (len(shape) - 1)]
-                here = _made(graph, aten.view.default, sizes, torch.bool, valid, sizes)
-            nan = _made(graph, aten.full.default, [], dtype, [], math.nan, dtype=dtype, device=node.meta.get("device"))
-            nodes[i] = _made(graph, aten.where.self, shape, dtype, here, node, nan)
-            return
-    raise NotTraceable("its Python code reads a value of a tensor, and no result is a floating point number")
+    for i, node in reversed(list(enumerate(ys))):
+        if node is None or not node.meta["tensor"][1].is_floating_point:
+            continue
+        (shape, dtype), here = node.meta["tensor"], valid
+        if _shape(valid):
+            sizes = [R, *[1] * (len(shape) - 1)]
+            here = _made(graph, aten.view.default, sizes, torch.bool, valid, sizes)
+        nan = _made(graph, aten.full.default, [], dtype, [], math.nan, dtype=dtype, device=node.meta.get("device"))
+        ys[i] = _made(graph, aten.where.self, shape, dtype, here, node, nan)
+        return
+    raise NotTraceable("its code checks values, or solves linear systems, and no y is a floating point number")
 
 
 def _by_row(graph: Graph, truths: Node, value: bool, R: int) -> Node:
@@ -52,6 +50,9 @@ def _by_row(graph: Graph, truths: Node, value: bool, R: int) -> Node:
         made = _made(graph, aten.ne.Scalar, shape, torch.bool, made, 0)
     if not value:
         made = _made(graph, aten.logical_not.default, shape, torch.bool, made)
+    if shape and shape[0] > R and shape[0] % R == 0:
+        shape = (R, shape[0] // R, *shape[1:])
+        made = _made(graph, aten.view.default, shape, torch.bool, made, list(shape))
     rows = shape[:1] == (R,)
     if any(s % R == 0 and s for s in shape[rows:]):
         raise NotTraceable("its Python code reads a value of a tensor whose rows do not come first")

@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .canonical import RULES, by_row, taken_apart, without_write
+from .canonical import RULES, by_row, solved, taken_apart, without_write
 from .draws import filling, normal_parts
 from .kinds import KNOWN
 from .known_tensors import Known, KnownTensors, is_captured, place
@@ -90,6 +90,8 @@ class Recorder(KnownTensors, TorchDispatchMode):
                 result = by_row(self, func, args)
                 result = rule(*args, **kwargs) if result is None else result
             if result is not NotImplemented:
+                if func is aten._linalg_check_errors.default:
+                    self.checks.append(solved(self.graph, self.node(args[0])))
                 return self._as_view(func, args, kwargs, result)
         if torch.Tag.nondeterministic_seeded in func.tags:
             return self._drawn(func, args, kwargs)

@@ -239,7 +239,7 @@ def _with_gradients(
     (cs, xs), (new, y) = given, made
     with recorder:
         values = [list[Node | None](recorder.node(t) for t in tensors) for tensors in made]
-    drawn = len(recorder.draws)
+    drawn, checks = len(recorder.draws), list(recorder.checks)
     opaque = [t for t, _ in recorder.captured if t.requires_grad and substitutes.made_for(t) is None]
     for t in opaque:
         if not t.is_leaf or t._backward_hooks:
@@ -290,7 +290,7 @@ def _with_gradients(
             names["adjoint"][i] = f"adjoint_{i}"
             recorder.graph.placeholder(f"adjoint_{i}").meta["tensor"] = t.shape, t.dtype
     dcaptured = gradients([t for t, _ in recorder.captured])
-    nan_where_failed(recorder.graph, recorder.checks, R, values)
+    nan_where_failed(recorder.graph, checks, R, values[1])
     branches: list[Node | None] = [node for node, _, _ in recorder.branches]
     outputs = [*values, back, dx, dcaptured, list(recorder.probabilities), branches]
     constants = [bool(node.meta.get("constant")) for _, node in recorder.captured]
@@ -298,7 +298,7 @@ def _with_gradients(
     decided = tuple((kind, value) for _, kind, value in recorder.branches)
     return Recorded(
         R, recorder.graph, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided,
-        bool(recorder.checks),
+        bool(checks),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from .branches import Branches
-from .canonical import OF_NUMBERS, nan_where_not_definite, solved_again
+from .canonical import OF_NUMBERS, solved_again
 from .draws import Draw
 from .known import known_before
 from .merged_rows import rows_ahead
@@ -71,7 +71,7 @@ class TracedStep:
     @property
     def tells_by_nan(self) -> bool:
         """Whether a result is not finite where the step itself would do something else, raise an error above all."""
-        return self.checked or self.solves
+        return self.checked
 
 
 _SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_ex.default,
@@ -118,7 +118,6 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
     rows_ahead(a.graph, a.R, b.graph, b.R)
     for recorded in (a, b):
         solved_again(recorded.graph)
-        nan_where_not_definite(recorded.graph)
         simplified(recorded.graph)
     _make_constants(a, b)
     nodes_a, nodes_b = list(a.graph.nodes), list(b.graph.nodes)

@@ -22,7 +22,7 @@ from . import (  # noqa: F401  their rules
 from .constants import OF_NUMBERS as OF_NUMBERS
 from .decomposed import taken_apart as taken_apart
 from .indexing import by_row as by_row
-from .linear_algebra import nan_where_not_definite as nan_where_not_definite
+from .linear_algebra import solved as solved
 from .linear_algebra import solved_again as solved_again
 from .rules import RULES as RULES
 from .writes import scattered as scattered

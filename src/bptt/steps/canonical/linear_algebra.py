@@ -1,7 +1,7 @@
 """Solved linear systems in the canonical set.
 
 torch looks at what the solver says about each matrix and raises where one is singular, or not positive definite. A
-recorded step does not look: its results are not finite then, and `scan` runs the step itself (see `TracedStep.solves`).
+recorded step has that among its checks: a result is NaN where one fails, and `scan` runs the step itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from .rules import full, rule
 
-__all__ = ["nan_where_not_definite", "solved_again"]
+__all__ = ["solved", "solved_again"]
 
 aten = torch.ops.aten
 
@@ -100,29 +100,18 @@ def _last_two_exchanged(values: Sequence[int]) -> list[int]:
     return [*values[:-2], values[-1], values[-2]]
 
 
-def nan_where_not_definite(graph: Graph) -> None:
-    """Rewrite a graph in place: a Cholesky factor is NaN where the matrix has none, and not what is left of a try."""
-    for node in list(graph.nodes):
-        if node.target is not aten.linalg_cholesky_ex.default:
-            continue
-        line, factors = node.meta.get("line"), [n for n in node.users if n.args[1] == 0]
-        (shape, dtype), device = factors[0].meta["tensor"], node.args[0].meta.get("device")
-        batch = torch.Size(shape[:-2])
+def solved(graph: Graph, info: Node) -> tuple[Node, bool]:
+    """(truths, the value that all of them have) where a solver has done its work. info: what it says of each matrix.
 
-        def made(target: Any, size: Sequence[int], of: torch.dtype, *args: Any, line: Any = line, **kwargs: Any) -> Any:
-            new = graph.call_function(target, args, kwargs)
-            new.meta |= {"tensor": (torch.Size(size), of), "line": line}
-            return new
-
-        with graph.inserting_after(factors[-1]):
-            info = made(operator.getitem, batch, torch.int32, node, 1)
-        with graph.inserting_after(info):
-            fails = made(aten.ne.Scalar, batch, torch.bool, info, 0)
-        with graph.inserting_after(fails):
-            by_matrix = made(aten.view.default, (*batch, 1, 1), torch.bool, fails, [*batch, 1, 1])
-        with graph.inserting_after(by_matrix):
-            nan = made(aten.full.default, (), dtype, [], math.nan, dtype=dtype, device=device)
-        for factor in factors:
-            with graph.inserting_after(nan):
-                whole = made(aten.where.self, shape, dtype, by_matrix, nan, factor)
-            factor.replace_all_uses_with(whole, lambda user, own=whole: user is not own)
+    Of a solved system its solution tells: it is not finite where a matrix is singular, whoever solves it.
+    """
+    solver: Any = info.args[0]
+    if solver.target is not aten._linalg_solve_ex.default:
+        return info, False
+    found = next(n for n in solver.users if n.args[1] == 0)
+    shape, dtype = found.meta["tensor"]
+    size = graph.call_function(aten.abs.default, (found,))
+    finite = graph.call_function(aten.lt.Scalar, (size, math.inf))
+    for node, kind in ((size, dtype), (finite, torch.bool)):
+        node.meta |= {"tensor": (shape, kind), "line": info.meta.get("line")}
+    return finite, True

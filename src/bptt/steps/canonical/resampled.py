@@ -35,7 +35,13 @@ def _alone(value: Any, d: int, count: int, other: Any) -> list[Any]:
 def _applied(a: Tensor, along: Along, count: int) -> Tensor:
     """What operations along the last dimensions give, one after the other."""
     for d in range(count):
-        a = _product(a, _matrix(along, a, a.shape[d - count], d, count), d - count)
+        numbers = _numbers(along, a.shape[d - count], d, count)
+        taken = _taken(numbers)
+        if taken is None:
+            a = _product(a, _matrix(numbers, a), d - count)
+        else:  # what is not taken is multiplied by nothing: it may be infinite
+            index = torch.tensor(taken, dtype=torch.int64, device=a.device)
+            a = aten.index_select.default(a, a.dim() + d - count, index)
     return a
 
 
@@ -43,14 +49,28 @@ def _pulled_back(grad: Tensor, along: Along, sizes: Sequence[int]) -> Tensor:
     """The gradient of what they are applied to, which has these sizes."""
     count = len(sizes)
     for d, n in enumerate(sizes):
-        grad = _product(grad, aten.permute.default(_matrix(along, grad, n, d, count), [1, 0]), d - count)
+        matrix = _matrix(_numbers(along, n, d, count), grad)
+        grad = _product(grad, aten.permute.default(matrix, [1, 0]), d - count)
     return grad
 
 
-def _matrix(along: Along, like: Tensor, n: int, d: int, count: int) -> Tensor:
+def _numbers(along: Along, n: int, d: int, count: int) -> list[list[float]]:
+    """What an operation makes of each unit vector."""
     with _disable_current_modes():
         unit = torch.eye(n, dtype=torch.float64, device="cpu").view(n, 1, *_alone(n, d, count, 1))
-        numbers = along(unit, d).reshape(n, -1).tolist()
+        made: list[list[float]] = along(unit, d).reshape(n, -1).tolist()
+    return made
+
+
+def _taken(numbers: list[list[float]]) -> list[int] | None:
+    """Which one each result is, of an operation that takes some as they are; None of any other."""
+    columns = list(zip(*numbers, strict=True))
+    if any(sorted(c) != [*[0.0] * (len(c) - 1), 1.0] for c in columns):
+        return None
+    return [c.index(1.0) for c in columns]
+
+
+def _matrix(numbers: list[list[float]], like: Tensor) -> Tensor:
     return torch.tensor(numbers, dtype=like.dtype, device=like.device)
 
 

@@ -104,6 +104,22 @@ class _Windows:
         numbers = [[(i - p) * self.sizes[1] + j - q for j in range(columns)] for i in range(rows)]
         return torch.tensor(numbers, dtype=torch.int64, device=like.device)
 
+    def firsts(self, like: Tensor) -> list[Tensor | None]:
+        """Of each place in a window: in which windows it is the first that is no padding, if others are before it."""
+        (rows, columns), (p, q), seen, found = self.counts, self.padding, set[tuple[int, int]](), list[Tensor | None]()
+        for _, slices in self.places():
+            (r, _, rs), (c, _, cs) = slices
+            new = {
+                (i, j)
+                for i in range(rows)
+                for j in range(columns)
+                if 0 <= r + i * rs - p < self.sizes[0] and 0 <= c + j * cs - q < self.sizes[1]
+            } - seen
+            truths = [[(i, j) in new for j in range(columns)] for i in range(rows)]
+            found.append(torch.tensor(truths, device=like.device) if found and new else None)
+            seen |= new
+        return found
+
 
 @rule(aten.max_pool2d_with_indices.default)
 def _max_pool(
@@ -112,12 +128,14 @@ def _max_pool(
     over = _Windows.over(a.shape, window, stride, padding, dilation, ceil)
     padded, numbers = over.pad(a, -math.inf), over.numbers(a)
     found: Tensor | None = None
-    for _, slices in over.places():
+    for (_, slices), first in zip(over.places(), over.firsts(a), strict=True):
         value, number = over.take(padded, slices), over.take(numbers, slices)
         if found is None:
             found, index = value, aten.expand.default(number, list(value.shape))
             continue
         larger = aten.logical_or.default(aten.gt.Tensor(value, found), aten.ne.Tensor(value, value))
+        if first is not None:
+            larger = aten.logical_or.default(larger, first)
         found, index = aten.where.self(larger, value, found), aten.where.self(larger, number, index)
     assert found is not None
     return found, index
