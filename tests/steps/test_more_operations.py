@@ -195,6 +195,9 @@ STEPS: dict[str, Callable[[], Made]] = {
     "distances": plain(lambda h, x, w: torch.tanh(torch.cdist(h, w) + x)),
     "a power": plain(lambda h, x, w: torch.tanh((h.abs() + 0.1) ** torch.sigmoid(x) @ w)),
     "a running product": plain(lambda h, x, w: torch.cumprod(torch.sigmoid(h @ w + x) + 0.3, 1)),
+    "a running product of zeros": plain(
+        lambda h, x, w: torch.tanh(torch.cumprod(torch.relu(h @ w + x + 1), 1) + torch.relu(h + 1).prod(1, keepdim=True))
+    ),
     "pooled": plain(pooled),
     "pooled images": plain(image, 2, 4, 5),
     "strided images": plain(partial(resized, groups=1), 4, 5, 6),
@@ -210,7 +213,7 @@ STEPS: dict[str, Callable[[], Made]] = {
     "a checked distribution": latent,
 }
 
-EAGER = {"an inner recurrence", "a running product", "a Kalman filter", "a unitary state", "a spectrum"}
+EAGER = {"an inner recurrence", "a Kalman filter", "a unitary state", "a spectrum"}
 """Steps that the interpreter has no instructions for."""
 
 

@@ -80,9 +80,9 @@ class IndexedValues(ViewedValues):
             raise Refused(f"{self.told(node)}: it mixes rows")
         rest = [d for d in range(len(view.dims)) if d != dim]
         left = to.pick(rest) if len(to.dims) == len(view.dims) else to
-        self._along(node, op, left, view.pick(rest), (0, view.dims[dim], view.strides[dim]))
+        self.along(node, op, left, view.pick(rest), (0, view.dims[dim], view.strides[dim]))
 
-    def _along(self, node: Node, op: str, to: View, view: View, last: tuple[int, int, int], modes: int = 0) -> None:
+    def along(self, node: Node, op: str, to: View, view: View, last: tuple[int, int, int], modes: int = 0) -> None:
         """An instruction over three dimensions at most and one more. last: stride of the result there, size, stride."""
         sizes, strides = collapse(to.dims, [to.strides, view.strides])
         if len(sizes) > 3:
@@ -103,7 +103,7 @@ class IndexedValues(ViewedValues):
             raise Refused(f"{self.told(whole)}: over rows, or more than {MOST_ORDERED} values")
         rest = [d for d in range(len(view.dims)) if d != dim]
         index = to if node.args[1] == 1 else self.program.new(to.dims, to.by_row)
-        self._along(whole, "order", index.pick(rest), view.pick(rest),
+        self.along(whole, "order", index.pick(rest), view.pick(rest),
                     (index.strides[dim], view.dims[dim], view.strides[dim]), int(down))  # fmt: skip
         if node.args[1] == 0:
             self._take(whole, to, view, dim, index)

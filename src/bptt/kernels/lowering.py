@@ -136,6 +136,8 @@ class Lowering(ComposedValues):
             self._reduced(node, to)
         elif op in (aten.cumsum, aten.cumprod):
             self._cumulated(node, to)
+        elif op is aten.prod:
+            self._multiplied(node, to)
         elif op in SAME:
             if self.kind(node).dtype == torch.bool:
                 self.emit(node, "truth", to, [node.args[0]])
@@ -298,6 +300,19 @@ class Lowering(ComposedValues):
         along = [[*s, v.strides[dim]] for s, v in zip(strides, (to, view), strict=True)]
         self.program.add(packet(node).__name__, [to, view], [*sizes, to.dims[dim]], along, work=2 * math.prod(to.dims))
         return None
+
+    def _multiplied(self, node: Node, to: View) -> None:
+        """The product along a dimension: the last of running ones, all of which are written to its place."""
+        first: Any = node.args[0]
+        view = self.view(first)
+        if len(node.args) < 2 or not view.dims:
+            raise Refused(f"{self.told(node)}: of all values")
+        dim = self.dimension(node, 1, 0, first)
+        rest = [d for d in range(len(view.dims)) if d != dim]
+        left = to.pick(rest) if len(to.dims) == len(view.dims) else to
+        if view.by_row and dim == 0:
+            raise Refused(f"{self.told(node)}: it mixes rows")
+        self.along(node, "cumprod", left, view.pick(rest), (0, view.dims[dim], view.strides[dim]))
 
     def _reduced_dimensions(self, node: Node) -> list[int]:
         first: Any = node.args[0]

@@ -192,6 +192,9 @@ def _of(n: Node, found: Mapping[Node, Bounds], kind: Callable[[Node], Value | No
             return ANY
         ends = [x * y for x in a for y in b]
         return Bounds(min(ends), max(ends))
+    if op is aten.relu:
+        b = bounds(args[0])
+        return Bounds(max(b.low, 0), max(b.high, 0))
     if op in (aten.maximum, aten.clamp_min):
         a, b = bounds(args[0]), bounds(args[1])
         return Bounds(max(a.low, b.low), max(a.high, b.high))

@@ -105,8 +105,8 @@ def _contracts(node: Node) -> bool:
             raise _mixing(node)
         return True
     if target in ALONG:
-        default = -1 if target is aten.sort.stable else None
-        named = args[ALONG[target]] if len(args) > ALONG[target] else node.kwargs.get("dim", default)
+        default: Any = -1 if target is aten.sort.stable else None
+        named: Any = args[ALONG[target]] if len(args) > ALONG[target] else node.kwargs.get("dim", default)
         named = named if isinstance(named, (tuple, list)) else [named]
         rank = len(args[0].meta["dims"]) if isinstance(args[0], Node) else 0
         if None in named or any((d + rank if d < 0 else d) == along for d in named):
