@@ -196,7 +196,9 @@ STEPS: dict[str, Callable[[], Made]] = {
     "a power": plain(lambda h, x, w: torch.tanh((h.abs() + 0.1) ** torch.sigmoid(x) @ w)),
     "a running product": plain(lambda h, x, w: torch.cumprod(torch.sigmoid(h @ w + x) + 0.3, 1)),
     "a running product of zeros": plain(
-        lambda h, x, w: torch.tanh(torch.cumprod(torch.relu(h @ w + x + 1), 1) + torch.relu(h + 1).prod(1, keepdim=True))
+        lambda h, x, w: torch.tanh(
+            torch.cumprod(torch.relu(h @ w + x + 1), 1) + torch.relu(h + 1).prod(1, keepdim=True)
+        )
     ),
     "pooled": plain(pooled),
     "pooled images": plain(image, 2, 4, 5),
