@@ -1,4 +1,5 @@
-// Elements that are taken, or written to, by an index: whole numbers of 0 on, held as real ones.
+// Elements that are taken, or written to, by an index: whole numbers of 0 on, held as real ones. Values along a
+// dimension, one after the other.
 #pragma once
 
 #include "program.hpp"
@@ -66,6 +67,21 @@ template <class T> void extreme_index(const Instruction &in, T *out, const T *x)
             if (b == b && (better || a != a)) found = i;
         }
         out[d[0]] = T(found);
+    });
+}
+
+// Sums or products of all values up to each of n[3], in double precision as torch has them, whatever T is.
+template <class T> void cumulated_row(const Instruction &in, T *out, const T *x) {
+    const long to = in.x[0].strides[3], from = in.x[1].strides[3];
+    const bool sums = in.op == (long)Op::cumsum;
+    each_line(in, [&](const long *d) __attribute__((always_inline)) {
+        T *p = out + d[0];
+        const T *q = x + d[1];
+        double all = sums ? 0 : 1;
+        for (long i = 0; i < in.n[3]; ++i) {
+            all = sums ? all + q[i * from] : all * q[i * from];
+            p[i * to] = T(all);
+        }
     });
 }
 

@@ -64,13 +64,13 @@ template <class T> struct Machine {
         case Op::small: return small(in, rows);
         case Op::solve: return solve(in, rows);
         case Op::cumsum:
-        case Op::cumprod: return cumulate(in, rows);
+        case Op::cumprod: return by_line(in, rows, cumulated_row<T>);
         case Op::gather: return by_index(in, rows, gather_row<T>);
         case Op::scatter:
         case Op::scatter_add: return by_index(in, rows, scatter_row<T>);
         case Op::argmax:
-        case Op::argmin: return to_index(in, rows, extreme_index<T>);
-        case Op::order: return to_index(in, rows, order_row<T>);
+        case Op::argmin: return by_line(in, rows, extreme_index<T>);
+        case Op::order: return by_line(in, rows, order_row<T>);
         case Op::add_rows: return add_rows(in, rows);
         case Op::add_outer: return add_outer(in, rows);
         default: return reduce(in, rows);
@@ -318,29 +318,12 @@ template <class T> struct Machine {
 
     BPTT_INLINE static T worse(Op op, T a, T b) { return (op == Op::most ? a > b : a < b) || a != a ? a : b; }
 
-    void cumulate(const Instruction &in, long rows) const {
-        const At out = at(in.x[0]), x = at(in.x[1]);
-        const long to = in.x[0].strides[3], from = in.x[1].strides[3];
-        const bool sums = in.op == (long)Op::cumsum;
-        nest<2, 3>(in, [&](const long *d) {
-            for (long r = 0; r < rows; ++r) {
-                T *p = out.p + d[0] + r * out.row;
-                const T *q = x.p + d[1] + r * x.row;
-                double all = sums ? 0 : 1; // as torch has it, whatever T is
-                for (long i = 0; i < in.n[3]; ++i) {
-                    all = sums ? all + q[i * from] : all * q[i * from];
-                    p[i * to] = T(all);
-                }
-            }
-        });
-    }
-
     template <class F> void by_index(const Instruction &in, long rows, F f) const {
         const At out = at(in.x[0]), x = at(in.x[1]), index = at(in.x[2]);
         for (long r = 0; r < rows; ++r) f(in, out.p + r * out.row, x.p + r * x.row, index.p + r * index.row);
     }
 
-    template <class F> void to_index(const Instruction &in, long rows, F f) const {
+    template <class F> void by_line(const Instruction &in, long rows, F f) const {
         const At out = at(in.x[0]), x = at(in.x[1]);
         for (long r = 0; r < rows; ++r) f(in, out.p + r * out.row, x.p + r * x.row);
     }

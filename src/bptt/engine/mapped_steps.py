@@ -99,7 +99,7 @@ class MappedSteps:
         def outputs(*some: Tensor) -> tuple[Tensor, ...]:
             return self._arriving(asked, self.by_loop(changed(saved.inputs, at, some)))
 
-        _, back = torch.func.vjp(outputs, *[given(saved.inputs[i]) for i in at])  # type: ignore[misc]
+        _, back = torch.func.vjp(outputs, *[given(saved.inputs[i]) for i in at])  # type: ignore[misc]  # as many as there are
         grads = back(tuple(c for c in asked.cotangents if c is not None))
         return Grads(changed((None,) * len(saved.inputs), at, grads))
 

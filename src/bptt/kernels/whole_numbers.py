@@ -168,7 +168,8 @@ def _of(n: Node, found: Mapping[Node, Bounds], kind: Callable[[Node], Value | No
     if op in _VIEWS or op in (aten.gather, aten.index_select):
         return bounds(args[0])
     if op is aten.cat:
-        parts = [bounds(x) for x in args[0]]  # type: ignore[union-attr]
+        together: Any = args[0]
+        parts = [bounds(x) for x in together]
         return Bounds(min(p.low for p in parts), max(p.high for p in parts))
     if op in (aten.scatter, aten.slice_scatter):
         other: Any = args[1] if op is aten.slice_scatter else args[3]
