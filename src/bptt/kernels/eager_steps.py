@@ -89,7 +89,8 @@ class EagerSteps:
             if adjoint is not None and rows is not None and N:
                 adjoint[begin] = rows[arrives[begin]]
         left: list[Tensor | None] = [None if a is None or not leaving else torch.zeros_like(a) for a in lam]
-        sums = {n: _zeros(step, n, T, B, device) for n in (*step.sent, *step.summed)}
+        by_step = {n: list[Tensor]() for n in step.sent if frames.whole and T and N}
+        sums = {n: _zeros(step, n, T, B, device) for n in (*step.sent, *step.summed) if n not in by_step}
         given_rows = _Rows(step, values, frames, edge_factors)
         place = {name: i for i, name in enumerate(part.outputs)}
         back = [None if b is None else place[b] for b in step.back]
@@ -97,8 +98,9 @@ class EagerSteps:
             active = counts[j]
             if not active:
                 break
-            lam = [None if a is None else a[:active] for a in lam]
-            at = given_rows.at(j, top[:active], lane[:active])
+            if active < N:
+                lam = [None if a is None else a[:active] for a in lam]
+            at = given_rows.at(j, top, lane, active)
             dead = None if frames.whole else own[:active] <= j
             given = dict(zip(step.adjoints, lam, strict=True))
             made = part.function(
@@ -110,7 +112,9 @@ class EagerSteps:
             if given_rows.factors is not None:
                 factor = given_rows.factors[at]
                 lam = [None if a is None else scaled(a, _beside(factor, a).to(a.dtype)) for a in lam]
-            for name in step.sent:
+            for name, rows in by_step.items():
+                rows.append(made[place[name]])
+            for name in step.sent if not by_step else ():
                 kind, whole = step.values[name], sums[name]
                 rows = made[place[name]].reshape(active, kind.rows, *kind.shape)
                 if isinstance(at, slice) or not walks.overlaps:
@@ -124,7 +128,7 @@ class EagerSteps:
                 for out, a in zip(left, lam, strict=True):
                     if out is not None and a is not None:
                         out[slot[ended]] = a[ended]
-        flat = {n: sums[n].flatten(0, 1) for n in step.sent}
+        flat = {n: torch.cat(by_step[n][::-1]) if n in by_step else sums[n].flatten(0, 1) for n in step.sent}
         return StepValues(step.values, T, B, flat | {n: sums[n] for n in step.summed}), left
 
 
@@ -138,20 +142,27 @@ class _Rows:
             for n in step.adjoint.inputs if n not in step.adjoints
         }  # fmt: skip
         self.shared = {n for n in self.values if not step.values[n].rows}
+        self.by_step = {
+            n: rows.view(frames.T, frames.B * step.values[n].rows, *step.values[n].shape).unbind(0)
+            for n, rows in self.values.items()
+            if frames.whole and n not in self.shared
+        }
         self.factors = None if factors is None else factors.expand(frames.T, frames.B).reshape(-1)
 
-    def at(self, j: int, top: Tensor, lane: Tensor) -> Tensor | slice:
-        """The rows of the columns at the j-th step of their walk."""
+    def at(self, j: int, top: Tensor, lane: Tensor, active: int) -> Tensor | slice:
+        """The rows of so many columns at the j-th step of their walk."""
         if self.frames.whole:
             t = self.frames.T - 1 - j
             return slice(t * self.B, (t + 1) * self.B)
-        return (top - j) * self.B + lane
+        return (top[:active] - j) * self.B + lane[:active]
 
     def rows(self, name: str, at: Tensor | slice, dead: Tensor | None) -> Tensor:
         """The values of some rows `[n * k, ...]`; zero where they are not a column's own."""
         values = self.values[name]
         if name in self.shared:
             return values
+        if name in self.by_step and dead is None and isinstance(at, slice):
+            return self.by_step[name][at.start // self.B]
         rows = values[at]
         if dead is not None:
             rows = rows.masked_fill(_beside(dead, rows), 0)
