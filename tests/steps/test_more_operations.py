@@ -308,7 +308,7 @@ def test_an_index_beyond_its_table_raises_as_in_a_loop() -> None:
 @pytest.mark.parametrize("draws", [False, True])
 def test_a_check_that_fails_acts_as_in_the_step(draws: bool) -> None:
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        normal = torch.distributions.Normal(h, x)
+        normal = torch.distributions.Normal(h, x, validate_args=True)  # whatever another library has set
         return torch.tanh(normal.rsample() if draws else h + x), normal.log_prob(h)
 
     h, xs = torch.randn(B, H), torch.rand(T, B, H) + 0.1
