@@ -112,8 +112,8 @@ class EagerSteps:
             if given_rows.factors is not None:
                 factor = given_rows.factors[at]
                 lam = [None if a is None else scaled(a, _beside(factor, a).to(a.dtype)) for a in lam]
-            for name, rows in by_step.items():
-                rows.append(made[place[name]])
+            for name, found in by_step.items():
+                found.append(made[place[name]])
             for name in step.sent if not by_step else ():
                 kind, whole = step.values[name], sums[name]
                 rows = made[place[name]].reshape(active, kind.rows, *kind.shape)
