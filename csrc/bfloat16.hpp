@@ -75,11 +75,13 @@ template <class S> struct Kept {
     }
 };
 
-// The state in a row of [B + .., size], of which the first B are the initial ones, or where it is kept near, in row n.
+// The state in a row of the tape, which is the initial one of a lane unless that is negative; or where it is kept near,
+// in row n.
 template <class S, class T>
-BPTT_INLINE const T *kept_state(const S *tape, const T *initial, const T *near, long row, long B, long n, long size) {
+BPTT_INLINE const T *kept_state(const S *tape, const T *initial, const T *near, long row, long lane, long n,
+                                long size) {
     if constexpr (keeps_near<S>)
-        return row < B ? initial + row * size : near + n * size;
+        return lane >= 0 ? initial + lane * size : near + n * size;
     else
         return tape + row * size;
 }

@@ -8,7 +8,7 @@
 
 namespace bptt {
 
-// Stage 1 of a small layer of which only the outputs are wanted: what lies between is kept by who runs it.
+// Stage 1 of which only the outputs are wanted: what lies between is kept by who runs it.
 template <class Real> struct Infer : Forward<Real> {};
 
 // A field that Python sets, by its name.
@@ -38,7 +38,7 @@ template <class Real> struct Fields<Infer<Real>> {
     static constexpr auto all = std::make_tuple(
         BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(x),
         BPTT_FIELD(w_ih), BPTT_FIELD(h_0), BPTT_FIELD(c_0), BPTT_FIELD(w_hh), BPTT_FIELD(b_ih), BPTT_FIELD(b_hh),
-        BPTT_FIELD(w_hr), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
+        BPTT_FIELD(w_hr), BPTT_FIELD(resets), BPTT_FIELD(reverse), BPTT_FIELD(y), BPTT_FIELD(h_n), BPTT_FIELD(c_n));
 };
 
 template <class Stored> struct Fields<Sweep<Stored>> {
@@ -47,12 +47,12 @@ template <class Stored> struct Fields<Sweep<Stored>> {
         BPTT_FIELD(cell), BPTT_FIELD(T), BPTT_FIELD(B), BPTT_FIELD(I), BPTT_FIELD(H), BPTT_FIELD(P), BPTT_FIELD(N),
         BPTT_FIELD(R), BPTT_FIELD(reset_h_step), BPTT_FIELD(reset_c_step), BPTT_FIELD(error_stride),
         BPTT_FIELD(errors_by_position), BPTT_FIELD(by_position), BPTT_FIELD(sums), BPTT_FIELD(columns),
-        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(gates), BPTT_FIELD(h),
-        BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h), BPTT_FIELD(reset_c), BPTT_FIELD(errors),
-        BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c), BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr),
-        BPTT_FIELD(da), BPTT_FIELD(adjoint_h), BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh),
-        BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c), BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx),
-        BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
+        BPTT_FIELD(counts), BPTT_FIELD(tops), BPTT_FIELD(before), BPTT_FIELD(S), BPTT_FIELD(positions_turned),
+        BPTT_FIELD(reverse), BPTT_FIELD(gates), BPTT_FIELD(h), BPTT_FIELD(c), BPTT_FIELD(resets), BPTT_FIELD(reset_h),
+        BPTT_FIELD(reset_c), BPTT_FIELD(errors), BPTT_FIELD(arriving_h), BPTT_FIELD(arriving_c),
+        BPTT_FIELD(edge_factors), BPTT_FIELD(w_hh), BPTT_FIELD(w_hr), BPTT_FIELD(da), BPTT_FIELD(adjoint_h),
+        BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh), BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c),
+        BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
 };
 
 template <class Stored> struct Fields<RowSums<Stored>> {

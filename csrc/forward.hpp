@@ -62,10 +62,10 @@ template <class S> struct Step {
 
     // The state after the step, of column n.
     BPTT_INLINE Kept<S> h(long n) const {
-        return {a.h + (at[n] + a.B) * a.P, keeps_near<S> ? near_h + n * a.P : nullptr};
+        return {a.h + a.state_after(at[n]) * a.P, keeps_near<S> ? near_h + n * a.P : nullptr};
     }
     BPTT_INLINE Kept<S> c(long n) const {
-        return {a.c + (at[n] + a.B) * a.H, keeps_near<S> ? near_c + n * a.H : nullptr};
+        return {a.c + a.state_after(at[n]) * a.H, keeps_near<S> ? near_c + n * a.H : nullptr};
     }
 };
 
@@ -227,8 +227,8 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
     const bool projects = a.w_hr != nullptr, shares = worker.split == Split::panels;
     if (worker.id == 0) {
         clear(s.zeros, a.H > a.P ? a.H : a.P);
-        copy(a.h_0, a.B * a.P, a.h);
-        if (a.c) copy(a.c_0, a.B * a.H, a.c);
+        copy(a.h_0, a.B * a.P, a.h + a.initial() * a.P);
+        if (a.c) copy(a.c_0, a.B * a.H, a.c + a.initial() * a.H);
     }
     const auto bias = [&](int g, long unit) {
         if (!a.b_ih) return T(0);
@@ -263,13 +263,14 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
             }
             for (long n = g0; n < n1; ++n) {
                 const long row = a.row(t, a.lane ? a.lane[n] : n), before = a.state_before(row);
+                const long lane = a.initial_lane(before);
                 const bool reset = a.resets && a.resets[row];
                 s.at[n - g0] = row;
                 s.h_prev[n - g0] = reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros)
-                                         : kept_state(a.h, a.h_0, s.near_h[(i + 1) % 2], before, a.B, n - g0, a.P);
+                                         : kept_state(a.h, a.h_0, s.near_h[(i + 1) % 2], before, lane, n - g0, a.P);
                 if (a.c)
                     s.c_prev[n - g0] = reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros)
-                                             : kept_state(a.c, a.c_0, s.near_c, before, a.B, n - g0, a.H);
+                                             : kept_state(a.c, a.c_0, s.near_c, before, lane, n - g0, a.H);
                 if (projects) s.m_rows[n - g0] = s.m + (n - g0) * a.H;
             }
             const Step<S> step{a, s.at, s.h_prev, s.c_prev, s.m, s.zeros, s.near_h[i % 2], s.near_c};

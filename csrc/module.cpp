@@ -2,6 +2,8 @@
 // compiled_sweep.py) has checked shapes, strides and types, and keeps the tensors alive.
 #include "bound.hpp"
 #include "fields.hpp"
+#include "memory.hpp"
+#include "selected.hpp"
 #include "team.hpp"
 #include "walks.hpp"
 
@@ -25,47 +27,6 @@ using Released = nb::call_guard<nb::gil_scoped_release>;
 namespace bptt {
 namespace {
 
-const Variant *const variants[] = {
-#ifdef BPTT_X86
-    &avx512::variant,
-    &avx2::variant,
-#endif
-    &portable::variant,
-};
-
-constexpr int variant_count = sizeof variants / sizeof variants[0];
-
-const Interpreter *const interpreters[] = {
-#ifdef BPTT_X86
-    &avx512::interpreter,
-    &avx2::interpreter,
-#endif
-    &portable::interpreter,
-};
-
-void check_variant(int variant) {
-    if (variant < 0 || variant >= variant_count || !variants[variant]->runs())
-        throw nb::value_error("variant must be the place of one in variants() that runs on this machine");
-}
-
-template <class Stored> const Walks<Stored> &walks_of(int variant) {
-    check_variant(variant);
-    if constexpr (sizeof(Stored) == 2)
-        return variants[variant]->half;
-    else if constexpr (sizeof(Stored) == 4)
-        return variants[variant]->single;
-    else
-        return variants[variant]->twice;
-}
-
-template <class Real> const Programs<Real> &programs_of(int variant) {
-    check_variant(variant);
-    if constexpr (sizeof(Real) == 4)
-        return interpreters[variant]->single;
-    else
-        return interpreters[variant]->twice;
-}
-
 template <class V> V *at(Address address) { return reinterpret_cast<V *>(address); }
 
 struct Division {
@@ -80,7 +41,7 @@ constexpr double least_step = 5e4;
 constexpr double least_work = 2e5;
 
 // How many threads are worth it, and what they share: `work` is the multiplications of one row and step.
-Plan plan(int threads, long rows, long steps, double work, long weight_bytes) {
+Division division(int threads, long rows, long steps, double work, long weight_bytes) {
     constexpr long near_bytes = 1024 * 1024; // weights beyond that are read from far for every group of rows
     if (threads <= 1 || rows < 1 || rows * steps * work < threads * least_work) return {1, Split::rows};
     if (rows >= threads * (weight_bytes > near_bytes ? 16 : 4)) return {threads, Split::rows};
@@ -97,43 +58,10 @@ template <class Arguments> long weight_bytes(const Arguments &a) {
     return gates_of(a.cell) * a.H * a.P * long(sizeof *a.w_hh);
 }
 
-struct Free {
-    void operator()(void *p) const { std::free(p); }
-};
-
-// Scratch memory of at least so many bytes, of the calling thread. What a small call needs it keeps for the next one:
-// malloc gives back such a piece at once and has to make it again.
-class ScratchMemory {
-  public:
-    explicit ScratchMemory(long size) {
-        static thread_local std::unique_ptr<void, Free> kept;
-        static thread_local long kept_size = 0;
-        if (size > most_kept) {
-            own.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
-            memory = own.get();
-        } else {
-            if (size > kept_size) {
-                kept_size = 0;
-                kept.reset(); // before the larger one is there
-                kept.reset(std::aligned_alloc(64, (size + 63) / 64 * 64));
-                kept_size = kept ? size : 0;
-            }
-            memory = kept.get();
-        }
-        if (!memory) throw std::bad_alloc();
-    }
-    void *get() const { return memory; }
-
-  private:
-    static constexpr long most_kept = 512 * 1024;
-    std::unique_ptr<void, Free> own;
-    void *memory;
-};
-
 // A walk, its threads and the scratch memory it asks for.
 template <class Arguments> struct Walk {
     Arguments a;
-    Plan plan;
+    Division divided;
     long (*bytes)(const Arguments &, int, Split);
     void (*function)(const Arguments &, void *, const Worker &);
     long own = 0; // bytes before what it asks for, which `place` puts to use
@@ -141,8 +69,8 @@ template <class Arguments> struct Walk {
 
     long size() const {
         long most = 64;
-        for (int workers = 1; workers <= plan.threads; ++workers) // fewer may come than asked for
-            most = std::max(most, bytes(a, workers, plan.split));
+        for (int workers = 1; workers <= divided.threads; ++workers) // fewer may come than asked for
+            most = std::max(most, bytes(a, workers, divided.split));
         return lines(own) + lines(most);
     }
 
@@ -150,7 +78,8 @@ template <class Arguments> struct Walk {
     Shared on(void *memory) {
         if (place) place(a, memory);
         void *const scratch = static_cast<char *>(memory) + lines(own);
-        return {plan.threads, plan.split, [this, scratch](const Worker &worker) { function(a, scratch, worker); }};
+        return {divided.threads, divided.split,
+                [this, scratch](const Worker &worker) { function(a, scratch, worker); }};
     }
 
   private:
@@ -174,13 +103,13 @@ template <class Arguments> void run_both(Walk<Arguments> first, Walk<Arguments> 
 // the multiplications of each.
 int threads_of_each(int threads, double work) { return work < least_work ? 0 : threads / 2; }
 
-template <class Real> Walk<Forward<Real>> prepared(int variant, const Forward<Real> &a, int threads) {
-    const Walks<Real> &walks = walks_of<Real>(variant);
-    return {a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward};
+template <class Stored> Walk<Forward<Stored>> prepared(int variant, const Forward<Stored> &a, int threads) {
+    const Walks<Stored> &walks = walks_of<Stored>(variant);
+    return {a, division(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward};
 }
 
 // The last states, and those of all steps once more, where they are wanted.
-template <class Real> void put_outputs(const Forward<Real> &a) {
+template <class Stored> void put_outputs(const Forward<Stored> &a) {
     const long last = a.state_after(a.reverse ? 0 : (a.T - 1) * a.B);
     if (a.y) std::copy_n(a.h + a.state_after(0) * a.P, a.T * a.B * a.P, a.y);
     if (a.h_n) std::copy_n(a.h + last * a.P, a.B * a.P, a.h_n);
@@ -188,11 +117,17 @@ template <class Real> void put_outputs(const Forward<Real> &a) {
 }
 
 template <class Stored> void forward(int variant, Forward<Stored> a, int threads) {
-    const Walks<Stored> &walks = walks_of<Stored>(variant);
-    walk(a, plan(threads, a.B, a.T, work(a), weight_bytes(a)), walks.forward_bytes, walks.forward);
-    if (a.y) std::copy_n(a.h + a.B * a.P, a.T * a.B * a.P, a.y);
-    if (a.h_n) std::copy_n(a.h + a.T * a.B * a.P, a.B * a.P, a.h_n);
-    if (a.c_n) std::copy_n(a.c + a.T * a.B * a.H, a.B * a.H, a.c_n);
+    run(prepared(variant, a, threads));
+    put_outputs(a);
+}
+
+template <class Stored>
+void forward_both(int variant, const Forward<Stored> &a, const Forward<Stored> &b, int threads) {
+    const int each = threads_of_each(threads, double(a.rows()) * work(a));
+    if (each == 0) return forward(variant, a, threads), forward(variant, b, threads);
+    run_both(prepared(variant, a, each), prepared(variant, b, each));
+    put_outputs(a);
+    put_outputs(b);
 }
 
 // Stage 1 of which only the outputs are wanted: what lies between is kept here.
@@ -205,30 +140,40 @@ template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     if (!values) throw std::bad_alloc();
     a.h = values.get();
     a.c = a.c_0 ? a.h + states : nullptr;
-    a.gates = gated ? a.h + states + cells : a.h + h_0;
+    a.gates = gated ? a.h + states + cells : a.h + a.state_after(0) * a.P;
     a.stride = gates_of(a.cell) * a.H;
     forward<Real>(variant, a, threads);
 }
 
-template <class Stored> void sweep(int variant, Sweep<Stored> a, int threads) {
-    if (a.N == 0) return;
+template <class Stored> Walk<Sweep<Stored>> prepared(int variant, const Sweep<Stored> &a, int threads) {
     const Walks<Stored> &walks = walks_of<Stored>(variant);
     const long width = (a.cell == Cell::gru ? 4 : gates_of(a.cell)) * a.H;
-    Plan planned = plan(threads, a.N, a.R, work(a), weight_bytes(a));
-    if (a.sums && planned.split == Split::rows && planned.threads > a.B) // the columns of a lane stay together
-        planned = a.N * work(a) >= least_step ? Plan{planned.threads, Split::panels} : Plan{1, Split::rows};
-    if (a.da || a.sums)
-        walk(a, planned, walks.sweep_bytes, walks.sweep);
-    else
-        walk<Sweep<Stored>>(a, planned, walks.sweep_bytes, walks.sweep, a.rows() * width * long(sizeof(Stored)),
-                            [](Sweep<Stored> &b, void *memory) { b.da = static_cast<Stored *>(memory); });
+    Division divided = division(threads, a.N, a.R, work(a), weight_bytes(a));
+    if (a.sums && divided.split == Split::rows && divided.threads > a.B) // the columns of a lane stay together
+        divided = a.N * work(a) >= least_step ? Division{divided.threads, Split::panels} : Division{1, Split::rows};
+    Walk<Sweep<Stored>> walk{a, divided, walks.sweep_bytes, walks.sweep};
+    if (!a.da && !a.sums) {
+        walk.own = a.rows() * width * long(sizeof(Stored));
+        walk.place = [](Sweep<Stored> &b, void *memory) { b.da = static_cast<Stored *>(memory); };
+    }
+    return walk;
 }
 
-template <class Stored> void row_sums(int variant, RowSums<Stored> a, int threads) {
+template <class Stored> void sweep(int variant, const Sweep<Stored> &a, int threads) {
+    if (a.N > 0) run(prepared(variant, a, threads));
+}
+
+template <class Stored> void sweep_both(int variant, const Sweep<Stored> &a, const Sweep<Stored> &b, int threads) {
+    const int each = threads_of_each(threads, double(a.N) * double(a.R) * work(a));
+    if (each == 0 || a.N == 0 || b.N == 0) return sweep(variant, a, threads), sweep(variant, b, threads);
+    run_both(prepared(variant, a, each), prepared(variant, b, each));
+}
+
+template <class Stored> void row_sums(int variant, const RowSums<Stored> &a, int threads) {
     const Walks<Stored> &walks = walks_of<Stored>(variant);
-    Plan planned = plan(threads, a.M, a.N, double(a.K + a.K2), 0);
-    planned.split = Split::rows;
-    run(Walk<RowSums<Real>>{a, planned, walks.row_sums_bytes, walks.row_sums});
+    Division divided = division(threads, a.M, a.N, double(a.K + a.K2), 0);
+    divided.split = Split::rows;
+    run(Walk<RowSums<Stored>>{a, divided, walks.row_sums_bytes, walks.row_sums});
 }
 
 void copy(const Move *moves, long count) {
@@ -243,7 +188,7 @@ template <class Real> void program(int variant, Program<Real> a, int threads) {
     divided.split = Split::rows;
     if (divided.threads > apart) divided.threads = apart < 1 ? 1 : static_cast<int>(apart);
     copy(a.moves, a.before);
-    run(Walk<Program<Real>>{a, planned, programs.bytes, programs.run});
+    run(Walk<Program<Real>>{a, divided, programs.bytes, programs.run});
     copy(a.moves + a.before, a.after);
 }
 
@@ -369,14 +314,14 @@ std::vector<std::pair<std::string, bool>> names() {
 NB_MODULE(_walks, module) {
     using namespace bptt;
     nb::set_leak_warnings(false); // prepared walks and programs are kept until the process ends
-    define<Forward<float>, forward<float>>(module, "ForwardFloat32");
-    define<Forward<double>, forward<double>>(module, "ForwardFloat64");
-    define<Forward<Bfloat16>, forward<Bfloat16>>(module, "ForwardBfloat16");
+    define<Forward<float>, forward<float>, forward_both<float>>(module, "ForwardFloat32");
+    define<Forward<double>, forward<double>, forward_both<double>>(module, "ForwardFloat64");
+    define<Forward<Bfloat16>, forward<Bfloat16>, forward_both<Bfloat16>>(module, "ForwardBfloat16");
     define<Infer<float>, infer<float>>(module, "InferFloat32");
     define<Infer<double>, infer<double>>(module, "InferFloat64");
-    define<Sweep<float>, sweep<float>>(module, "SweepFloat32");
-    define<Sweep<double>, sweep<double>>(module, "SweepFloat64");
-    define<Sweep<Bfloat16>, sweep<Bfloat16>>(module, "SweepBfloat16");
+    define<Sweep<float>, sweep<float>, sweep_both<float>>(module, "SweepFloat32");
+    define<Sweep<double>, sweep<double>, sweep_both<double>>(module, "SweepFloat64");
+    define<Sweep<Bfloat16>, sweep<Bfloat16>, sweep_both<Bfloat16>>(module, "SweepBfloat16");
     define<RowSums<float>, row_sums<float>>(module, "RowSumsFloat32");
     define<RowSums<double>, row_sums<double>>(module, "RowSumsFloat64");
     define<RowSums<Bfloat16>, row_sums<Bfloat16>>(module, "RowSumsBfloat16");

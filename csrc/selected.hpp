@@ -31,9 +31,11 @@ void check_variant(int variant) {
         throw nanobind::value_error("variant must be the place of one in variants() that runs on this machine");
 }
 
-template <class Real> const Walks<Real> &walks_of(int variant) {
+template <class Stored> const Walks<Stored> &walks_of(int variant) {
     check_variant(variant);
-    if constexpr (sizeof(Real) == 4)
+    if constexpr (sizeof(Stored) == 2)
+        return variants[variant]->half;
+    else if constexpr (sizeof(Stored) == 4)
         return variants[variant]->single;
     else
         return variants[variant]->twice;

@@ -61,8 +61,7 @@ template <class S> struct Back {
 
     // The state before the step.
     BPTT_INLINE const S *before(const S *states, const S *reset, long step, long size, long n) const {
-        if (a.before) return states + a.before[at[n]] * size;
-        if (!a.resets || !a.resets[at[n]]) return states + at[n] * size;
+        if (!a.resets || !a.resets[at[n]]) return states + a.state_before(at[n]) * size;
         return restart(reset, step, at[n], a.B, size, nothing());
     }
 
@@ -106,7 +105,7 @@ template <Cell f, class S> struct RnnBack : Back<S> {
         const auto &a = this->a;
         for (int i = 0; i < rows; ++i) {
             const Arriving<S> arriving(*this, n + i);
-            const S *h = a.h + (this->at[n + i] + a.B) * a.H;
+            const S *h = a.h + a.state_after(this->at[n + i]) * a.H;
             const ErrorRow<S> row = this->row(n + i);
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
@@ -160,7 +159,7 @@ template <class S> struct LstmBack : Back<S> {
         const bool projects = a.w_hr != nullptr;
         for (int i = 0; i < rows; ++i) {
             const long at = this->at[n + i];
-            const S *gates = a.gates + at * 4 * H, *c = a.c + (at + a.B) * H;
+            const S *gates = a.gates + at * 4 * H, *c = a.c + a.state_after(at) * H;
             const S *c_prev = this->before(a.c, a.reset_c, a.reset_c_step, H, n + i);
             const T *arrived = this->arrived(a.arriving_c, H, n + i);
             const T factor = this->factor(n + i);
@@ -338,14 +337,14 @@ template <class S, template <class> class Op> void sweep_walk(const Sweep<S> &a,
             }
             const T *const *from = j ? s.from : nullptr;
             if (a.w_hr) {
-                pass(s.w, from, 0, walked, w0, w1, ArrivingRows<S>{back});
+                pass(s.w, from, 0, longer, w0, w1, ArrivingRows<S>{back});
                 if (panels) worker.wait();
-                pass(s.projection, s.lambda_rows, 0, walked, r0, r1, Op<S>{back});
+                pass(s.projection, s.lambda_rows, 0, longer, r0, r1, Op<S>{back});
             } else {
-                pass(s.w, from, 0, walked, w0, w1, Op<S>{back});
+                pass(s.w, from, 0, longer, w0, w1, Op<S>{back});
             }
-            if (a.leaving_h && left > walked && j) {
-                pass(s.w, from, walked, left, w0, w1, Leaving<S>{back});
+            if (a.leaving_h && left > longer && j) {
+                pass(s.w, from, longer, left, w0, w1, Leaving<S>{back});
                 if (a.c && (!panels || worker.id == 0))
                     for (long n = longer; n < left; ++n) {
                         T *initial = a.leaving_c + a.slot(columns[n]) * a.H;

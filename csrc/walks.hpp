@@ -64,7 +64,7 @@ template <class Stored> struct Forward {
     const std::int64_t *active; // [T] columns whose sequence has a step t, null: all B
     const std::int64_t *first;  // [T], null: not packed, where `lane` and `active` tell lengths and there are resets
     const std::int64_t *before; // [S], not null where `first` is not
-    bool reverse;               // of packed sequences: whether the walk goes from the last step to the first
+    bool reverse;               // whether the walk goes from the last step to the first; then no `lane`
     Stored *gates;              // [T, B, stride] in: the input product; out: the gates
     const Stored *x;            // [T, B, I] for the input product to be done here; else null, and then w_ih too
     const Real *w_ih;           // [G H, I]
@@ -89,6 +89,9 @@ template <class Stored> struct Forward {
     long state_before(long row) const { return before ? before[row] : turned() ? row + B : row; }
     long state_after(long row) const { return turned() ? row : row + B; }
     long initial() const { return turned() ? T * B : 0; }
+
+    // The lane whose initial state lies in a row of states; negative where another state does.
+    long initial_lane(long row) const { return row - initial() < B ? row - initial() : -1; }
 };
 
 // Stage 3: the block sweep. A column is one block of losses and one lane: it starts at step `top` and walks `length`
@@ -96,7 +99,8 @@ template <class Stored> struct Forward {
 // Their steps are numbered as the walk of stage 1 went: of a reverse one the last step in time is step 0.
 //
 // Values lie by address, row (step, lane) of a [T, B, ...] tensor, or by position, row (r, slot) of [R, N, ...] with
-// r = length - 1 - j at the j-th step of the walk. Gates, states and edge factors always lie by address.
+// r = length - 1 - j at the j-th step of the walk, or j where positions are turned. Gates, states and edge factors
+// always lie by address.
 template <class Stored> struct Sweep {
     using Real = RealOf<Stored>;
     Cell cell;
@@ -110,6 +114,8 @@ template <class Stored> struct Sweep {
     const std::int64_t *tops;            // [N] the row of each column's first step, null: not packed
     const std::int64_t *before;          // [S], not null where `tops` is not; then no resets, edge factors, positions
     long S;                              // rows of packed sequences
+    bool positions_turned;               // whether positions go against the walk of stage 1: r = 0 is its last step
+    bool reverse;                        // not packed: whether the walk of stage 1 went from the last step to the first
     const Stored *gates;                 // [T, B, 4 H]; null for an RNN
     const Stored *h, *c;                 // as in Forward
     const std::uint8_t *resets;          // [T, B] or null

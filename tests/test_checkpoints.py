@@ -246,14 +246,16 @@ def ran(monkeypatch):
         steps.append(len(x))
         return forward(self, x, tensors, keep)
 
-    monkeypatch.setattr(Stack, "_forward", counted)
-    for name in ("infer", "taped"):
-
-        def counted_whole(self, tensors, *others, own=getattr(WholeWalks, name)):
+    def counted_whole(own):
+        def whole(self, tensors, *others):
             steps.append(len(tensors[0]))
             return own(self, tensors, *others)
 
-        monkeypatch.setattr(WholeWalks, name, counted_whole)
+        return whole
+
+    monkeypatch.setattr(Stack, "_forward", counted)
+    for name in ("infer", "taped"):
+        monkeypatch.setattr(WholeWalks, name, counted_whole(getattr(WholeWalks, name)))
     return steps
 
 

@@ -1,6 +1,7 @@
 """The compiled walks as Python sees them: fields by name, and the stub that tells type checkers of them."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,15 @@ from bptt import kernels
 from bptt.kernels import _walks
 
 CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep", "RowSums", "Program") for bits in (32, 64)]
+CLASSES += [f"{walk}Bfloat16" for walk in ("Forward", "Sweep", "RowSums")]
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_stub_names_the_fields(name: str) -> None:
     stub = ast.parse(Path(kernels.__file__).with_name("_walks.pyi").read_text(encoding="utf-8"))
-    (told,) = [node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == name.partition("Float")[0]]
+    (told,) = [
+        node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == re.split("Float|Bfloat", name)[0]
+    ]
     fields = {ast.unparse(node.target) for node in told.body if isinstance(node, ast.AnnAssign)}
     assert fields == {name for name, value in vars(getattr(_walks, name)).items() if isinstance(value, property)}
 

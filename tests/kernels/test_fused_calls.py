@@ -264,7 +264,7 @@ def test_automatic_on_a_gpu(kind: str, device: str) -> None:
 @each_kind
 def test_automatic_on_a_cpu(kind: str) -> None:
     cell = getattr(bptt.nn, kind)(3, 4).cell()
-    for dtype, name in ((torch.float32, "cpu"), (torch.bfloat16, "eager")):
+    for dtype, name in ((torch.float32, "cpu"), (torch.bfloat16, "cpu"), (torch.float16, "eager")):
         choice = kernels.choose("auto", Request(cell, torch.device("cpu"), dtype))
         assert choice.kernel.name == name
     assert "'fused': on a CPU it is chosen where it is measured to be faster" in choice.reason

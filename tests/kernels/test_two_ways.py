@@ -11,7 +11,7 @@ from reference import CELLS, build, case, measure, ours
 from bptt.kernels import cpu
 
 SIZES = {"few rows": (40, 2, 33), "rows for all threads": (11, 19, 33), "panels": (5, 1, 251), "a little": (3, 1, 5)}
-"""T, B, H: how `plan` in csrc/module.cpp shares each walk; of the last the two walk one after the other."""
+"""T, B, H: how `division` in csrc/module.cpp shares each walk; of the last the two walk one after the other."""
 
 
 def made(cell: str, size: str, dtype: torch.dtype, **kw: Any) -> tuple[Any, Any]:

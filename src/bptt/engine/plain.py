@@ -82,7 +82,7 @@ class PlainCall:
             return []
         net = replace(self.stack.net, xi=xi, resets=resets)
         dtype, K = self.initial[0].dtype, net.layers * net.directions
-        return [Edges(net.resets_of(k % net.directions), net.edge_factors(k, dtype)) for k in range(K)]
+        return [Edges(net.resets_laid(k % net.directions), net.edge_factors_laid(k, dtype)) for k in range(K)]
 
 
 class _Plain(Boundary):
@@ -91,7 +91,7 @@ class _Plain(Boundary):
     """
 
     @staticmethod
-    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # of any function
         call, places, xi, resets = prepared
         count = len(tensors)
         edges = call.edges((), resets)

@@ -59,6 +59,8 @@ from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 from .torch_layers import BY_LIBRARY as BY_LIBRARY
 from .variants import variants as variants
+from .whole_net import WholeNet as WholeNet
+from .whole_numbers import OutOfBounds as OutOfBounds
 from .whole_steps import WholeSteps as WholeSteps
 from .whole_torch import WholeTorch as WholeTorch
 

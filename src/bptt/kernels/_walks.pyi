@@ -62,6 +62,8 @@ class Infer:
     b_ih: int
     b_hh: int
     w_hr: int
+    resets: int
+    reverse: bool
     y: int
     h_n: int
     c_n: int

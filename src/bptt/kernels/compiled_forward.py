@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cells import Cell, Weights
+from ..cells import Cell
 from . import _walks
-from .addresses import at, check, dense, restart
+from .addresses import at, check, computed_in, dense, restart, widened
 from .heap import keep_heap
 from .kernel import Way
 from .packed_rows import PackedRows
-from .product import product
+from .product import input_product
 
 __all__ = ["CODES", "FORWARD", "CompiledForward"]
 
-FORWARD = {torch.float32: _walks.ForwardFloat32, torch.float64: _walks.ForwardFloat64}
+FORWARD = {
+    torch.float32: _walks.ForwardFloat32,
+    torch.float64: _walks.ForwardFloat64,
+    torch.bfloat16: _walks.ForwardBfloat16,
+}
 
 CODES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_IDENTITY": 2, "RNN_SIGMOID": 3, "GRU": 4, "LSTM": 5}
 """The enum Cell of csrc/walks.hpp, by the mode of the cell: those that have a walk."""
@@ -61,13 +65,13 @@ class CompiledForward:
         into = None if cell.tape_names else h[B:][None] if packed is not None else h[:-1] if way.reverse else h[1:]
         if into is None and (small or stride > GH or lengths is not None):
             into = x.new_empty(*x.shape[:2], stride)
-        gates = into if small else _input_product(x, w, into, lengths)
+        gates = into if small else input_product(x, w.ih, into, lengths)
         lane = active = None
         if lengths is not None:
             lane = lengths.argsort(descending=True)
             active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
         # What is computed from lives until the call is over, as `self.alive` does. A field that is not set is none.
-        h_0, w_hh, b_ih, b_hh = map(dense, (initial[0], w.hh, w.b_ih, w.b_hh))
+        h_0, w_hh, b_ih, b_hh = map(widened, (initial[0], w.hh, w.b_ih, w.b_hh))
         alive: list[Any] = [h_0, w_hh, b_ih, b_hh, gates, lane, active]
         if B:
             walk = FORWARD[x.dtype]()
@@ -86,20 +90,21 @@ class CompiledForward:
             walk.b_hh = at(b_hh)
             walk.h = at(h)
             if c is not None:
-                c_0 = dense(initial[1])
+                c_0 = widened(initial[1])
                 alive.append(c_0)
                 walk.c_0 = at(c_0)
                 walk.c = at(c)
             if w.hr is not None:
-                w_hr = dense(w.hr)
+                w_hr = widened(w.hr)
                 alive.append(w_hr)
                 walk.w_hr = at(w_hr)
             if small:
-                dense_x, w_ih = dense(x), dense(w.ih)
+                dense_x, w_ih = dense(x), widened(w.ih)
                 alive += dense_x, w_ih
                 walk.x = at(dense_x)
                 walk.w_ih = at(w_ih)
             if resets is not None:
+                reset_state = tuple([r.to(computed_in(r.dtype)) for r in reset_state])
                 resets, ((reset_h, reset_c), steps) = dense(resets), restart(reset_state)
                 alive += resets, reset_h, reset_c
                 walk.resets = at(resets)
@@ -120,18 +125,3 @@ class CompiledForward:
         self.alive = alive
         self.result: tuple[tuple[Tensor, ...], Tensor | None]
         self.result = (h,) if c is None else (h, c), gates if tape_gates else None
-
-
-def _input_product(x: Tensor, w: Weights, into: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """W_ih x_t of all steps, in the first columns of `into` `[T, B, ..]`; steps past the end are left as they are."""
-    T, B, inputs = x.shape
-    rows, width = x.reshape(T * B, inputs), len(w.ih)
-    if into is None:
-        return product(rows, w.ih).view(T, B, width)
-    out = into.view(T * B, -1)[:, :width]
-    if lengths is None:
-        product(rows, w.ih, out)
-    else:
-        present = (torch.arange(T, device="cpu")[:, None] < lengths).flatten().nonzero()[:, 0]
-        out.index_copy_(0, present, product(rows.index_select(0, present), w.ih))
-    return into

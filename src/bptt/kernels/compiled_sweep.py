@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from . import _walks
-from .addresses import at, dense, restart, spaced_rows
+from .addresses import at, computed_in, dense, restart, spaced_rows, widened
 from .compiled_forward import CODES
 from .kernel import Sweep, SweepResult
 from .row_sums import inner_sums
 
 __all__ = ["SWEEP", "CompiledSweep"]
 
-SWEEP = {torch.float32: _walks.SweepFloat32, torch.float64: _walks.SweepFloat64}
+SWEEP = {
+    torch.float32: _walks.SweepFloat32,
+    torch.float64: _walks.SweepFloat64,
+    torch.bfloat16: _walks.SweepBfloat16,
+}
 
 
 class CompiledSweep:
@@ -34,23 +38,32 @@ class CompiledSweep:
         covers = walks.covers if packed is None else not walks.overlaps and int(walks.columns[2].sum()) == packed.S
         covers = covers and not by_position and totals is None
         new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
+        stored = tape.states[0].dtype
+        computed = computed_in(stored)  # as what sums over columns come, and what is not of every step
         width = GH if cell.inner is None else GH + H
         sums: Tensor | None = None
         if totals is None:
-            da = new(*size, width)
-            sums = da if walks.overlaps and not by_position else None
-            adjoints = tuple([new(*size, s.shape[-1]) for s in tape.states[: request.adjoints]])
+            summed = walks.overlaps and not by_position
+            da = new(*size, width, dtype=computed if summed else stored)
+            sums = da if summed else None
+            adjoints = tuple([new(*size, s.shape[-1], dtype=computed) for s in tape.states[: request.adjoints]])
         else:
             sums, adjoints = totals.recurrent[-1] if totals.recurrent else totals.da, totals.adjoints
             da = tape.states[0].new_empty(*size if by_position else (0, 0), width)
             if by_position and len(walks.short):
                 da[:, walks.short] = 0
-        leaving = tuple([s.new_empty(N, s.shape[-1]) for s in tape.states]) if request.leaving else ()
+        leaving: tuple[Tensor, ...] = ()
+        if request.leaving:
+            leaving = tuple([s.new_empty(N, s.shape[-1], dtype=computed) for s in tape.states])
         x, dx, dw_ih, dw_hh, bias = request.x, None, None, None, None
         wanted = covers and N > 0 and (request.weights or request.dx)
+        w_ih = None
         if x is not None and wanted and small:
+            w_ih = widened(w.ih)
             dx = x.new_empty(x.shape) if request.dx else None
-            if request.weights:
+            if stored != computed:
+                x = None
+            elif request.weights:
                 dw_ih, dw_hh = w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)
                 bias = da.new_empty(2, GH) if request.bias else None
         else:
@@ -62,10 +75,10 @@ class CompiledSweep:
                     f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
                 )
         # A field that is not set is none.
-        h, gates, w_hh = dense(tape.states[0]), dense(tape.gates), dense(w.hh)
+        h, gates, w_hh = dense(tape.states[0]), dense(tape.gates), widened(w.hh)
         kept: list[Tensor | None] = []
         errors, stride = (None, 0) if request.errors is None else spaced_rows(request.errors)
-        walk = SWEEP[da.dtype]()
+        walk = SWEEP[stored]()
         walk.cell = CODES[cell.mode]
         walk.T = frames.T
         walk.B = frames.B
@@ -90,7 +103,7 @@ class CompiledSweep:
         if bias is not None:
             walk.db_ih = bias.data_ptr()
             walk.db_hh = bias.data_ptr() + bias.element_size() * GH
-        arriving = tuple(map(dense, request.arriving))
+        arriving = tuple(map(widened, request.arriving))
         if arriving:
             walk.arriving_h = at(arriving[0])
         if adjoints:
@@ -104,7 +117,7 @@ class CompiledSweep:
             walk.adjoint_c = at(adjoints[1]) if len(adjoints) == 2 else 0
             walk.leaving_c = at(leaving[1]) if leaving else 0
         if w.hr is not None:
-            kept.append(w_hr := dense(w.hr))
+            kept.append(w_hr := widened(w.hr))
             walk.w_hr = at(w_hr)
         if tape.resets is not None:
             resets, ((reset_h, reset_c), steps) = dense(tape.resets), restart(tape.reset_state)
@@ -121,10 +134,10 @@ class CompiledSweep:
             walk.S = packed.S
         walk.reverse, walk.positions_turned = tape.reverse, request.turned
         if request.edge_factors is not None:
-            kept.append(factors := dense(request.edge_factors))
+            kept.append(factors := widened(request.edge_factors))
             walk.edge_factors = at(factors)
-        if x is not None:
-            x, w_ih = dense(x), dense(w.ih)
+        if w_ih is not None:
+            x = dense(x)
             kept += x, w_ih
             walk.x = at(x)
             walk.w_ih = at(w_ih)
@@ -144,6 +157,11 @@ class CompiledSweep:
         cell, w, width = request.cell, request.w, da.shape[-1]
         GH = len(w.hh)
         H = GH // cell.gates_per_unit
+        leaving, adjoints, stored = self.leaving, self.adjoints, request.tape.states[0].dtype
+        if stored != computed_in(stored):
+            leaving = tuple([a.to(stored) for a in leaving])
+            if request.totals is None:
+                da, adjoints = da.to(stored), tuple([a.to(stored) for a in adjoints])
         if cell.inner is not None and request.x is not None and self.wanted and request.weights and dw_ih is None:
             dw_ih, dw_hh, bias = inner_sums(self.variant, da, request, H)
         weights: tuple[Tensor | None, ...] = () if dw_ih is None else (dw_ih, dw_hh)
@@ -151,9 +169,9 @@ class CompiledSweep:
             weights = (dw_ih, dw_hh, *bias.unbind(0))
         recurrent: tuple[Tensor, ...] = ()
         if request.totals is not None:
-            return SweepResult(da[..., width - GH :] if request.by_position else None, (), self.leaving)
+            return SweepResult(da[..., width - GH :] if request.by_position else None, (), leaving)
         if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
             inner_first, da = da, da[..., H:]
             if dw_hh is None or (bias is None and w.b_hh is not None):  # else nobody asks: a view takes a microsecond
                 recurrent = da[..., :-H], inner_first[..., :H]
-        return SweepResult(da, self.adjoints, self.leaving, recurrent, weights, self.dx)
+        return SweepResult(da, adjoints, leaving, recurrent, weights, self.dx)

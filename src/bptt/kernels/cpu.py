@@ -13,31 +13,19 @@ from torch import Tensor
 from ..cells import Cell, Weights
 from ..policies import Reach
 from . import _walks
-from .addresses import at, check, computed_in, dense, restart, spaced_rows, widened
-from .heap import keep_heap
-from .kernel import Request, Sweep, SweepResult, WholePasses, WholeRequest
+from .addresses import at, check, computed_in, dense
+from .compiled_forward import CODES, FORWARD, CompiledForward
+from .compiled_sweep import SWEEP, CompiledSweep
+from .kernel import Request, Sweep, SweepResult, Way, WholePasses, WholeRequest
 from .packed_rows import PackedRows
-from .product import BY_MKL, input_product
-from .row_sums import inner_sums, row_sums
+from .product import BY_MKL
+from .row_sums import row_sums
 from .variants import chosen_variant, variants
 from .whole import WholeWalks
 
 __all__ = ["Cpu", "variants"]
 
-FORWARD = {
-    torch.float32: _walks.ForwardFloat32,
-    torch.float64: _walks.ForwardFloat64,
-    torch.bfloat16: _walks.ForwardBfloat16,
-}
 INFER = {torch.float32: _walks.InferFloat32, torch.float64: _walks.InferFloat64}
-SWEEP = {
-    torch.float32: _walks.SweepFloat32,
-    torch.float64: _walks.SweepFloat64,
-    torch.bfloat16: _walks.SweepBfloat16,
-}
-
-CODES = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_IDENTITY": 2, "RNN_SIGMOID": 3, "GRU": 4, "LSTM": 5}
-"""The enum Cell of csrc/walks.hpp, by the mode of the cell: those that have a walk."""
 
 SMALL = 15_000_000
 """Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
@@ -98,7 +86,7 @@ class Cpu:
         reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         way = Way(initial, resets, w, reset_state, False)
-        small = lengths is None and _is_small(x, w, FEW_ROWS)
+        small = lengths is None and _multiplies(x, w)
         made = CompiledForward(cell, x, way, tape_gates, lengths, None, small)
         if made.walk is not None:
             made.walk.run(variant=self._variant, threads=torch.get_num_threads())
@@ -116,94 +104,21 @@ class Cpu:
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         way = Way(initial, None, w, (), d == 1)
         x = x[None]
-        made = CompiledForward(cell, x, way, tape_gates, None, rows, _is_small(x, w, FEW_ROWS))
+        made = CompiledForward(cell, x, way, tape_gates, None, rows, _multiplies(x, w))
         if made.walk is not None:
             made.walk.run(variant=self._variant, threads=torch.get_num_threads())
         return made.result
 
-    def _forward(
-        self,
-        cell: Cell,
-        x: Tensor,
-        initial: tuple[Tensor, ...],
-        resets: Tensor | None,
-        w: Weights,
-        tape_gates: bool,
-        lengths: Tensor | None,
-        reset_state: tuple[Tensor, ...],
-        packed: PackedRows | None,
-        d: int,
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        T, B, inputs = x.shape
-        leading: tuple[int, ...] = (T + 1, B)
-        if packed is not None:
-            T, B = packed.T, packed.B
-            leading = (B + packed.S,)
-        check(cell, x, initial, w, reset_state, B)
-        GH, P = w.hh.shape
-        H = GH // cell.gates_per_unit
-        keep_heap(len(x) * x.shape[1] * GH * x.element_size())
-        h = x.new_empty(*leading, P)
-        c = x.new_empty(*leading, H) if cell.states == 2 else None
-        stride = cell.taped(w) if tape_gates else GH
-        # The input product comes first, into what the walk makes gates of or, where the state is the tape, states.
-        into = None if cell.tape_names else h[1:] if packed is None else h[B:][None]
-        small = lengths is None and (_is_small(x, w, FEW_ROWS) or _by_conversion(x, w))
-        if into is None and (small or stride > GH or lengths is not None):
-            into = x.new_empty(*x.shape[:2], stride)
-        gates = into if small else input_product(x, w.ih, into, lengths)
-        lane = active = None
-        if lengths is not None:
-            lane = lengths.argsort(descending=True)
-            active = B - torch.searchsorted(lengths.sort()[0], torch.arange(T, device="cpu"), right=True)
-        # What is computed from lives until the call is over, as these names do. A field that is not set is none.
-        h_0, w_hh, b_ih, b_hh = map(widened, (initial[0], w.hh, w.b_ih, w.b_hh))
-        if B:
-            walk = FORWARD[x.dtype]()
-            walk.cell = CODES[cell.mode]
-            walk.T = T
-            walk.B = B
-            walk.I = inputs
-            walk.H = H
-            walk.P = P
-            walk.stride = stride
-            walk.keeps = tape_gates
-            walk.gates = at(gates)
-            walk.h_0 = at(h_0)
-            walk.w_hh = at(w_hh)
-            walk.b_ih = at(b_ih)
-            walk.b_hh = at(b_hh)
-            walk.h = at(h)
-            if c is not None:
-                c_0 = widened(initial[1])
-                walk.c_0 = at(c_0)
-                walk.c = at(c)
-            if w.hr is not None:
-                w_hr = widened(w.hr)
-                walk.w_hr = at(w_hr)
-            if small:
-                dense_x, w_ih = dense(x), widened(w.ih)
-                walk.x = at(dense_x)
-                walk.w_ih = at(w_ih)
-            if resets is not None:
-                reset_state = tuple([r.to(computed_in(r.dtype)) for r in reset_state])
-                resets, ((reset_h, reset_c), steps) = dense(resets), restart(reset_state)
-                walk.resets = at(resets)
-                walk.reset_h = at(reset_h)
-                walk.reset_c = at(reset_c)
-                walk.reset_h_step, walk.reset_c_step = steps
-            if lengths is not None:
-                walk.lane = at(lane)
-                walk.active = at(active)
-            if packed is not None:
-                walk.active = at(packed.sizes)
-                walk.first = at(packed.first)
-                walk.before = at(packed.before(d))
-                walk.reverse = d == 1
-            walk.run(variant=self._variant, threads=torch.get_num_threads())
-        if packed is not None and gates is not None:
-            gates = gates[0]
-        return (h,) if c is None else (h, c), gates if tape_gates else None
+    def forward_ways(
+        self, cell: Cell, x: Tensor, ways: Sequence[Way], tape_gates: bool
+    ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        made = [CompiledForward(cell, x, way, tape_gates, None, None, _multiplies(x, way.w)) for way in ways]
+        walks = [each.walk for each in made if each.walk is not None]
+        if len(walks) == 2:
+            walks[0].run_beside(walks[1], variant=self._variant, threads=torch.get_num_threads())
+        elif walks:
+            walks[0].run(variant=self._variant, threads=torch.get_num_threads())
+        return [each.result for each in made]
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
         check(cell, x, hx, w, layers=(1,))
@@ -245,133 +160,19 @@ class Cpu:
         return WholeWalks(request, CODES[cell.mode], self._variant, *walks, pulls)
 
     def sweep(self, request: Sweep) -> SweepResult:
-        cell, w, tape, frames, by_position = request.cell, request.w, request.tape, request.frames, request.by_position
-        GH, P = w.hh.shape
-        N, H = frames.start.shape[0], GH // cell.gates_per_unit
-        walks, packed, totals = frames.walks, request.packed, request.totals
-        size = (frames.R, N) if by_position else (frames.T, frames.B) if packed is None else (1, packed.S)
-        covers = walks.covers if packed is None else not walks.overlaps and int(walks.columns[2].sum()) == packed.S
-        covers = covers and not by_position and totals is None
-        new = tape.states[0].new_empty if covers else tape.states[0].new_zeros
-        stored = tape.states[0].dtype
-        computed = computed_in(stored)  # as what sums over columns come, and what is not of every step
-        width = GH if cell.inner is None else GH + H
-        sums: Tensor | None = None
-        if totals is None:
-            summed = walks.overlaps and not by_position
-            da = new(*size, width, dtype=computed if summed else stored)
-            sums = da if summed else None
-            adjoints = tuple([new(*size, s.shape[-1], dtype=computed) for s in tape.states[: request.adjoints]])
-        else:
-            sums, adjoints = totals.recurrent[-1] if totals.recurrent else totals.da, totals.adjoints
-            da = tape.states[0].new_empty(*size if by_position else (0, 0), width)
-            if by_position and len(walks.short):
-                da[:, walks.short] = 0
-        leaving: tuple[Tensor, ...] = ()
-        if request.leaving:
-            leaving = tuple([s.new_empty(N, s.shape[-1], dtype=computed) for s in tape.states])
-        x, dx, dw_ih, dw_hh, bias = request.x, None, None, None, None
-        wanted = covers and N > 0 and (request.weights or request.dx)
-        w_ih = None
-        if x is not None and wanted and (_is_small(x, w, FEW_ROWS_BACK) or _by_conversion(x, w)):
-            w_ih = widened(w.ih)
-            dx = x.new_empty(x.shape) if request.dx else None
-            if stored != computed:
-                x = None
-            elif request.weights:
-                dw_ih, dw_hh = w.ih.new_empty(w.ih.shape), w.hh.new_empty(w.hh.shape)
-                bias = da.new_empty(2, GH) if request.bias else None
-        else:
-            x = None
-        for a in request.arriving:
-            if a is not None and a.shape[0] < walks.rows:
-                shapes = ", ".join(str(list(a.shape)) for a in request.arriving if a is not None)
-                raise RuntimeError(
-                    f"what arrives must have the {walks.rows} rows that are asked for: got shapes {shapes}"
-                )
-        # What is computed from lives until the call is over, as these names do. A field that is not set is none.
-        h, gates, w_hh = dense(tape.states[0]), dense(tape.gates), widened(w.hh)
-        errors, stride = (None, 0) if request.errors is None else spaced_rows(request.errors)
-        walk = SWEEP[stored]()
-        walk.cell = CODES[cell.mode]
-        walk.T = frames.T
-        walk.B = frames.B
-        walk.I = w.ih.shape[1]
-        walk.H = H
-        walk.P = P
-        walk.N = N
-        walk.R = frames.R
-        walk.by_position = by_position
-        walk.errors_by_position = by_position if totals is None else request.errors_by_position
-        walk.columns = walks.columns.data_ptr()
-        walk.counts = walks.counts.data_ptr()
-        walk.h = at(h)
-        walk.gates = at(gates)
-        walk.errors = at(errors)
-        walk.error_stride = stride
-        walk.w_hh = at(w_hh)
-        if sums is not da:
-            walk.da = da.data_ptr()
-        if sums is not None:
-            walk.sums = sums.data_ptr()
-        if bias is not None:
-            walk.db_ih = bias.data_ptr()
-            walk.db_hh = bias.data_ptr() + bias.element_size() * GH
-        arriving = tuple(map(widened, request.arriving))
-        if arriving:
-            walk.arriving_h = at(arriving[0])
-        if adjoints:
-            walk.adjoint_h = adjoints[0].data_ptr()
-        if leaving:
-            walk.leaving_h = leaving[0].data_ptr()
-        if cell.states == 2:
-            c = dense(tape.states[1])
-            walk.c = at(c)
-            walk.arriving_c = at(arriving[1]) if arriving else 0
-            walk.adjoint_c = at(adjoints[1]) if len(adjoints) == 2 else 0
-            walk.leaving_c = at(leaving[1]) if leaving else 0
-        if w.hr is not None:
-            w_hr = widened(w.hr)
-            walk.w_hr = at(w_hr)
-        if tape.resets is not None:
-            resets, ((reset_h, reset_c), steps) = dense(tape.resets), restart(tape.reset_state)
-            walk.resets = at(resets)
-            walk.reset_h = at(reset_h)
-            walk.reset_c = at(reset_c)
-            walk.reset_h_step, walk.reset_c_step = steps
-        if packed is not None:
-            tops, before = packed.tops(frames, request.direction), packed.before(request.direction)
-            walk.tops = at(tops)
-            walk.before = at(before)
-            walk.S = packed.S
-        if request.edge_factors is not None:
-            factors = widened(request.edge_factors)
-            walk.edge_factors = at(factors)
-        if w_ih is not None:
-            x = dense(x)
-            walk.x = at(x)
-            walk.w_ih = at(w_ih)
-            walk.dx = at(dx)
-            walk.dw_ih = at(dw_ih)
-            walk.dw_hh = at(dw_hh)
-        walk.run(variant=self._variant, threads=torch.get_num_threads())
-        if stored != computed:
-            leaving = tuple([a.to(stored) for a in leaving])
-            if totals is None:
-                da, adjoints = da.to(stored), tuple([a.to(stored) for a in adjoints])
-        if cell.inner is not None and request.x is not None and wanted and request.weights and dw_ih is None:
-            dw_ih, dw_hh, bias = inner_sums(self._variant, da, request, H)
-        weights: tuple[Tensor | None, ...] = () if dw_ih is None else (dw_ih, dw_hh)
-        if bias is not None:
-            weights = (dw_ih, dw_hh, *bias.unbind(0))
-        recurrent: tuple[Tensor, ...] = ()
-        if totals is not None:
-            return SweepResult(da[..., width - GH :] if by_position else None, (), leaving)
-        if cell.inner is not None:  # its error as the recurrent product sees it comes first in a row
-            inner_first, da = da, da[..., H:]
-            if dw_hh is None or (bias is None and w.b_hh is not None):  # else nobody asks: a view takes a microsecond
-                recurrent = da[..., :-H], inner_first[..., :H]
-        return SweepResult(da, adjoints, leaving, recurrent, weights, dx)
+        made = self._sweep(request)
+        made.walk.run(variant=self._variant, threads=torch.get_num_threads())
+        return made.result()
+
+    def sweep_ways(self, requests: Sequence[Sweep]) -> list[SweepResult]:
+        first, second = map(self._sweep, requests)
+        first.walk.run_beside(second.walk, variant=self._variant, threads=torch.get_num_threads())
+        return [first.result(), second.result()]
+
+    def _sweep(self, request: Sweep) -> CompiledSweep:
+        x, w = request.x, request.w
+        small = x is not None and (_is_small(x, w, FEW_ROWS_BACK) or _by_conversion(x, w))
+        return CompiledSweep(request, self._variant, small)
 
     def totals(self, request: Sweep) -> SweepResult:
         cell, frames, states = request.cell, request.frames, request.tape.states
@@ -394,6 +195,11 @@ def _is_small(x: Tensor, w: Weights, few: int) -> bool:
     GH, P = w.hh.shape
     T, B, inputs = x.shape
     return is_small(T * B, GH * (inputs + P), few)
+
+
+def _multiplies(x: Tensor, w: Weights) -> bool:
+    """Whether the input product is done with the walk."""
+    return _is_small(x, w, FEW_ROWS) or _by_conversion(x, w)
 
 
 def _by_conversion(x: Tensor, w: Weights) -> bool:

@@ -23,6 +23,7 @@ from .row_parts import RowPart
 from .step_memories import NotWhole, StepRequest
 from .step_values import Layout, StepValues
 from .variants import chosen_variant
+from .whole_numbers import COUNTS, Bounds, OutOfBounds, check
 from .whole_steps import WholeSteps
 
 __all__ = ["Interpreter"]

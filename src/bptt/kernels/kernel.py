@@ -144,7 +144,7 @@ class SweepResult(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """What is special about the time edges of one call of one layer and direction, in its own time: see `Sweep`."""
+    """What is special about the time edges of one call of one layer and direction, as its walk goes: see `Sweep`."""
 
     resets: Tensor | None  # bool [T, B, 1], where the state is zeroed before the step; None is nowhere
     factors: Tensor | None  # [T, B, 1], 0 at resets too; None is 1
@@ -162,6 +162,8 @@ class WholeRequest(NamedTuple):
     biased: bool
     frames: Frames  # of the sweep
     gates: bool  # whether a pass with a tape keeps the gates
+    reverse: bool = False  # of a `TwoWayKernel`: whether it goes from the last step to the first, over values that lie
+    # in forward time
 
 
 class Kernel(Protocol):

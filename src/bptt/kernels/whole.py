@@ -32,7 +32,7 @@ class WholeWalks:
     def __init__(
         self, request: WholeRequest, code: int, variant: int, forward: Any, infer: Any, sweep: Any, pulls: bool
     ) -> None:
-        cell, self.dtype, T, B, I, H, biased, self.frames, gates = request
+        cell, self.dtype, T, B, I, H, biased, self.frames, gates, reverse = request
         GH = cell.gates_per_unit * H
         self.variant, self.biased, self.pulls, self.states = variant, biased, pulls, cell.states
         self.y, self.h, self.last = (T, B, H), (T + 1, B, H), (1, B, H)
@@ -41,14 +41,15 @@ class WholeWalks:
         self.keeps = gates and cell.taped_per_unit > 0
         self.gates = T, B, cell.taped_per_unit * H if self.keeps else GH
         state_is_tape = cell.taped_per_unit == 0
-        self.first_gates = B * H * self.dtype.itemsize if state_is_tape else None  # from h, where that holds them
+        first = 0 if reverse else B * H * self.dtype.itemsize
+        self.first_gates = first if state_is_tape else None  # from h, where that holds them
         initial, biases = (self.last,) * cell.states, (self.b,) * (2 * biased)
         self.shapes = self.x, *initial, self.ih, self.hh, *biases
         tape = (self.h,) * cell.states + (self.gates,) * self.keeps
         self.shapes_back = self.x, self.ih, self.hh, *tape, self.y, *initial
         self.walks = forward(), infer(), sweep()
         for walk in self.walks:
-            walk.cell, walk.T, walk.B, walk.I, walk.H, walk.P = code, T, B, I, H, H
+            walk.cell, walk.T, walk.B, walk.I, walk.H, walk.P, walk.reverse = code, T, B, I, H, H, reverse
         forward_walk, _, back = self.walks
         forward_walk.stride, forward_walk.keeps = self.gates[2], self.keeps
         order = self.frames.walks

@@ -21,20 +21,21 @@ class WholeNet:
     initial states `[L*D, B, H]`, the weights by k; the outputs y `[T, B, D*H]`, the final states `[L*D, B, H]`. Holds
     no tensor of a call.
 
-    lowest: the passes over a direction of the first layer; upper: of another one, whose input is `[T, B, D*H]`. The
-    tape is that of all passes, and then of two directions the input of each layer above the first; of one that is h of
-    the layer below.
+    lowest: the passes over each direction of the first layer, all on values in forward time; upper: of another one,
+    whose input is `[T, B, D*H]`. The tape is that of all passes, and then of two directions the input of each layer
+    above the first; of one that is h of the layer below.
     """
 
     own_tape = True
 
     def __init__(
-        self, request: WholeRequest, layers: int, directions: int, lowest: WholePasses, upper: WholePasses
+        self, request: WholeRequest, layers: int, lowest: tuple[WholePasses, ...], upper: tuple[WholePasses, ...]
     ) -> None:
-        cell, self.dtype, T, B, I, H, biased, _, gates = request
+        cell, self.dtype, T, B, I, H, biased, _, gates, _ = request
+        directions = len(lowest)
         self.layers, self.D, self.states, self.K = layers, directions, cell.states, layers * directions
-        self.pulls = lowest.pulls and upper.pulls
-        self.parts = (lowest,) * directions + (upper,) * (self.K - directions)
+        self.parts = lowest + upper * (layers - 1)
+        self.pulls = all(part.pulls for part in self.parts)
         self.per = 2 + 2 * biased
         self.kept = cell.states + (gates and cell.taped_per_unit > 0)  # of each k
         self.one = B * H * self.dtype.itemsize  # bytes of a state of one k
@@ -77,18 +78,17 @@ class WholeNet:
             ys: list[Tensor] = []
             for d in range(self.D):
                 k = layer * self.D + d
-                x = below.flip(0) if d else below
                 weights = places[first + k * self.per : first + (k + 1) * self.per]
-                own = (x.data_ptr(), *[at + k * self.one for at in places[1:first]], *weights)
+                own = (below.data_ptr(), *[at + k * self.one for at in places[1:first]], *weights)
                 if kept is None:
-                    y, *final = self.parts[k].infer((x,), own, edges[k : k + 1])
+                    y, *final = self.parts[k].infer((below,), own, edges[k : k + 1])
                 else:
-                    (y, *final), tape = self.parts[k].taped((x,), own, edges[k : k + 1])
+                    (y, *final), tape = self.parts[k].taped((below,), own, edges[k : k + 1])
                     kept += tape
                 ys.append(y)
                 finals.append(tuple(final))
             if self.D == 2:
-                y = torch.cat([ys[0], ys[1].flip(0)], -1)
+                y = torch.cat(ys, -1)
                 if kept is not None and layer < self.layers - 1:
                     joined.append(y)
             below = y if kept is None or self.D == 2 else kept[-self.kept][1:]
@@ -116,12 +116,11 @@ class WholeNet:
                 own_needs = (layer > 0 or needs[0], *initial, *needs[at : at + per])
                 if True not in own_needs:
                     continue
-                dy = halves[d]
                 arrived = [None if c is None else c[k : k + 1] for c in cotangents[1:]]
                 found = self.parts[k].pulled(
-                    (x.flip(0) if d else x, *tensors[1:first], *tensors[at : at + per]),
+                    (x, *tensors[1:first], *tensors[at : at + per]),
                     tape[k * n : (k + 1) * n],
-                    (dy.flip(0) if d and dy is not None else dy, *arrived),
+                    (halves[d], *arrived),
                     own_needs,
                     edges[k : k + 1],
                 )
@@ -129,8 +128,7 @@ class WholeNet:
                     return None
                 dx, states[k], grads[at : at + per] = found[0], found[1:first], found[first:]
                 if dx is not None:
-                    part = dx.flip(0) if d else dx
-                    below = part if below is None else below + part
+                    below = dx if below is None else below + dx
             errors = below
         grads[0] = errors
         if True in initial:

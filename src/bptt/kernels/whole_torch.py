@@ -26,7 +26,7 @@ class WholeTorch:
 
     def __init__(self, request: WholeRequest, by_autograd: bool = False) -> None:
         self.by_autograd = by_autograd
-        cell, self.dtype, T, B, I, H, self.biased, _, _ = request
+        cell, self.dtype, T, B, I, H, self.biased, *_ = request
         GH, state, biases = cell.gates_per_unit * H, (1, B, H), 2 * request.biased
         self.mode, self.states = cell.mode, cell.states
         self.shapes = (T, B, I), *(state,) * cell.states, (GH, I), (GH, H), *((GH,),) * biases

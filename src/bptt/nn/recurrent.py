@@ -21,7 +21,6 @@ from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
 from ._by_length import scan_by_length
 from ._cell_list import cells_of, learnable_state, learned_state, sample, unlike
-from ._flat import is_flat
 from ._flat_recurrent import flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._known_call import MOST_KNOWN, kind_of, remember

@@ -14,7 +14,7 @@ from torch.overrides import has_torch_function
 from .. import kernels, policies
 from ..cells import Cell, Weights
 from ..engine import Net, NetPrograms, PlainCall, Stack, is_observed, named, needs_gradient, seen, with_checkpoints
-from ..kernels import Frames, Kernel, Request, WholeKernel, WholeRequest
+from ..kernels import Frames, Kernel, Request, WholeKernel, WholePasses, WholeRequest
 from ..memory import Checkpoints, Memory, Tapes, keeps_gates
 from ._packed import packed_call
 from .call import Call, Hidden, Layer, bare, plain_net
@@ -188,13 +188,19 @@ def _plain(
     by_torch = kernel == "auto" and one and not runs_again and kernels.left_to_torch(call, differentiated)
     passes = kernels.WholeTorch(whole, differentiated) if by_torch else chosen.whole(whole)
     if passes is not None and layers * D > 1:
-        upper = chosen.whole(whole._replace(I=D * H))
-        passes = None if upper is None else kernels.WholeNet(whole, layers, D, passes, upper)
+        lowest, upper = (_each_way(chosen, whole._replace(I=width), D) for width in (inputs, D * H))
+        passes = kernels.WholeNet(whole, layers, lowest, upper) if lowest and upper else None
     if passes is None or (differentiated and (layers * D > 1 or runs_again) and not passes.pulls):
         return None
     with torch.inference_mode(False):  # whatever the mode of the first call
         initial = tuple(torch.zeros(layers * D, B, H, dtype=dtype, device=device) for _ in range(cell.states))
     return PlainCall(stack, passes, initial, by_torch and differentiated, runs_again)
+
+
+def _each_way(kernel: WholeKernel, whole: WholeRequest, D: int) -> tuple[WholePasses, ...]:
+    """The passes over each direction of a layer; none where the kernel has none."""
+    ways = [kernel.whole(whole._replace(reverse=d == 1)) for d in range(D)]
+    return tuple([way for way in ways if way is not None])
 
 
 def _keeper(net: Net, memory: Checkpoints, shape: torch.Size, H: int, dtype: torch.dtype) -> NetPrograms | None:
