@@ -28,7 +28,6 @@ from .surroundings import GeneratorStates, Surroundings, generator_states, rando
 __all__ = [
     "KERNELS",
     "FirstStepDiffers",
-    "Results",
     "StepDiffers",
     "by_compiled_step",
     "comparison",
@@ -38,15 +37,6 @@ __all__ = [
 
 KERNELS = ("auto", "interpreter", "eager", "replay")
 """What runs the steps: see `scan`."""
-
-
-class Results(NamedTuple):
-    """The results of a call: the tensors of the final carry, and of ys `[T, ...]`, with their forms."""
-
-    final: Sequence[Tensor]
-    carry_form: Form
-    ys: Sequence[Tensor]
-    y_form: Form
 
 
 class StepDiffers(Exception):  # noqa: N818  the caller replays
@@ -100,7 +90,8 @@ def by_compiled_step(
     independent: rows are said to be so.
     """
     asked = given
-    entry, captured = compiled_step(given, surroundings, not independent and not lanes_differ(given, policy))
+    whole = not independent and not lanes_differ(given, policy)
+    entry, captured = compiled_step(given, surroundings, whole, kernel != "auto")
     if entry.one_lane and entry.reason is None:
         given = as_one_lane(given)
     n = len(given.carry)
@@ -262,7 +253,7 @@ def comparison(
                     )
                 got = [*split(result[0], given.carry_form)[0], *split_y(result[1], entry.y_form)[0]]
                 if not all(_alike(g, e, rounding) for g, e in zip(got, expected, strict=True)):
-                    raise _Differs(f"at step {t} it gives another result than its trace")
+                    raise StepDiffers(f"at step {t} it gives another result than its trace")
 
     return check
 

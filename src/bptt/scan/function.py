@@ -213,7 +213,7 @@ def _transformed(given: Arguments, policy: Policy, rows: Rows, kernel: str) -> t
     found = by_mapped_step(given, policy, kernel) if rows == "auto" else None
     if found is None:
         return by_plain_loop(given, policy)
-    return found.carry_form.join(found.final), found.y_form.join(found.ys)
+    return found.joined((*found.final, *found.ys))
 
 
 def _scanned(given: Arguments, policy: Policy, rows: Rows, memory: str | Checkpoints, kernel: str) -> tuple[Any, Any]:

@@ -13,12 +13,14 @@ from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..engine import MappedSteps, forward_mode, run
+from ..kernels import OutOfBounds
 from ..memory import parse as parse_memory
 from ..policies import Policy
 from ..steps import SplitStep, holds_wrapped, origin
 from .arguments import Arguments
 from .compiled import compiled_step
-from .compiled_call import Results, StepDiffers, comparison, reason_not_to_compile
+from .compiled_call import StepDiffers, comparison, reason_not_to_compile
+from .forward import ScanResults
 from .lanes import as_one_lane, without_lane
 from .plain_loop import by_plain_loop
 from .pytrees import differentiable, split
@@ -27,7 +29,7 @@ from .surroundings import Surroundings
 __all__ = ["by_mapped_step"]
 
 
-def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> Results | None:
+def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> ScanResults | None:
     """The results of a call inside transforms by a compiled step; None where a plain loop has to run instead.
 
     That is where the call does what an ordinary one would not be compiled for, draws random numbers or has resets, in
@@ -55,7 +57,7 @@ def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> Results | N
     traced = entry.traced
     if entry.obstacle(captured, B) is not None or traced is None or entry.y_form is None:
         return None
-    if traced.draws or traced.opaque or traced.solves or traced.branches is not None:
+    if traced.draws or traced.opaque or traced.tells_by_nan or traced.branches is not None:
         return None
     reach, whole = policy.reach(given.T).within(given.T), parse_memory("states")
 
@@ -68,12 +70,14 @@ def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> Results | N
     program = MappedSteps(plan_for, B, loop, check)
     try:
         outputs = program.unflat(run(program, *program.rows((*given.carry, *given.xs, *captured))))
+    except OutOfBounds:
+        return None  # the step itself says which index it is
     except StepDiffers as error:
         entry.reason = str(error)
         return None
     n = len(given.carry)
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
-    return Results(final, given.carry_form, ys, entry.y_form)
+    return ScanResults(final, given.carry_form, ys, entry.y_form)
 
 
 MOST = 128

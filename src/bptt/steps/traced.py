@@ -68,6 +68,12 @@ class TracedStep:
         """
         return any(n.target in _SOLVERS for n in self.graph.nodes)
 
+    @cached_property
+    def rounding(self) -> float:
+        """The relative rounding error of the least precise type that it computes in."""
+        types = {value.dtype for value in self.values.values()}
+        return max((torch.finfo(dtype).eps for dtype in types if dtype.is_floating_point), default=0.0)
+
     @property
     def tells_by_nan(self) -> bool:
         """Whether a result is not finite where the step itself would do something else, raise an error above all."""
