@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..flow import Recording, Scanned, record
+from ..flow.language import say
 from ..nn import LAYERS, init
 from ..train import InputError, RunDirectory
 from ..train.config import Config

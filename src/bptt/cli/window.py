@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..flow import LARGEST, Lags, Recording, Scanned, by_lag, lag_map
+from ..flow.language import say
 from ..train import InputError
 from .subject import Subject
 

@@ -220,7 +220,7 @@ def _of_scan(
     map = None
     if chain is not None:
         K = min(LAGS if lags is None else max(lags, 1), chain.T)
-        map = run("lags", lambda: lag_map(chain, lags=lags, at=scan.losses(min(LOSSES, WALKED // K))))
+        map = run("lags", lambda: lag_map(chain, lags=lags, at=scan.losses(min(LOSSES, LOSS_LAGS // K))))
     count = 0 if chain is None else min(chain.S, EXPONENTS)
     return Survey(
         name=name,

@@ -121,7 +121,7 @@ def _(measure: Lags, layer: int | None = None) -> str:
     elif len(norm) == 1:
         text = say(_ONE_LAG)
     elif (last := end(norm)) is not None:
-        text = say("gradients end at lag {lag}: nothing arrives behind it", lag=last)
+        text = say("gradients end at lag {lag}: nothing arrives beyond it", lag=last)
         text += arises(measure, i) if last else ""
     else:
         text = course_of(measure, i)
@@ -142,7 +142,7 @@ def _(measure: Shares, layer: int | None = None) -> str:
         text = say("the gradient of W_hh was measured in one bin, lags 0 to {last}", last=last)
     elif enough == len(bias) - 1:
         text = "all lags count: cut before lag {lag}, dL/dW_hh is {part} off"
-        text = say(text, lag=edges[enough], part=percent(bias[enough - 1]))
+        text = say(text, lag=bin_edges[enough], part=percent(bias[enough - 1]))
     else:
         text = (
             "lags 0 to {last} give dL/dW_hh to within {part}" if last else "lag 0 alone gives dL/dW_hh to within {part}"

@@ -66,9 +66,9 @@ def steady_change(lags: Lags, i: int, them: str = "they") -> str:
     lies off that line, that is said. them: "they", or "it" for one gradient.
     """
     rate, norm = float(lags.rate[i]), lags.curve(i)[0]
-    behind = len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF
+    off_the_line = len(norm) > 2 and not 1 / OFF < norm[1] / (norm[0] * rate) < OFF
     said = change(rate, them)
-    if behind:
+    if off_the_line:
         begin = "from one step back on {change}" if them == "it" else "from lag 1 on {change}"
         said = say(begin, change=said)
     return f"{said}{steadily(lags, i)}"

@@ -29,8 +29,8 @@ def forecast(
 ) -> Figure:
     """What was known of each series, and what is predicted after it; at most 8 series.
 
-    known: by name, `[n]`, NaN where a value is missing. predicted: by the same names, `[h]`: the steps behind the last.
-    steps: those at which `predicted` lies, from 0 at the first known one, as many as are predicted; None: behind the
+    known: by name, `[n]`, NaN where a value is missing. predicted: by the same names, `[h]`: the steps after the last.
+    steps: those at which `predicted` lies, from 0 at the first known one, as many as are predicted; None: after the
     last. Of a longer past the last 4 h steps are drawn, 60 at least. times: by the same names, what stands at the
     steps, the predicted ones included, in place of their numbers. time: what these are, under the picture.
 
@@ -48,7 +48,7 @@ def forecast(
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for ax, name in zip(axes, shown, strict=True):
         past, future = known[name], predicted[name]
-        ahead = np.arange(len(past), len(past) + len(future)) if steps is None else np.asarray(steps)[: len(future)]
+        after = np.arange(len(past), len(past) + len(future)) if steps is None else np.asarray(steps)[: len(future)]
         first = max(0, len(past) - max(60, 4 * len(future))) if steps is None else 0
         at = np.arange(first, len(past))
         ax.plot(at, past[first:], **{**LINES[0], "marker": ""}, label="known")

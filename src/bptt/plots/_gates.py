@@ -29,11 +29,11 @@ def gates(measure: Gates) -> Figure:
     figure = Picture(figsize=(8.0, 3.3), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
     for i, (ax, name) in enumerate(zip(panels, measure.names, strict=True)):
-        edges, counts = measure.edges[i], measure.counts[i].astype(np.float64)
+        bin_edges, counts = measure.bin_edges[i], measure.counts[i].astype(np.float64)
         ax.set_title(name if count > 1 else say("state h"), fontsize=10.5)
         if i == 0:
             ax.set_ylabel(say("fraction of values"))
-        if not counts.sum() or not np.all(np.isfinite(edges)):
+        if not counts.sum() or not np.all(np.isfinite(bin_edges)):
             empty(ax, say("no finite value"))
             continue
         ax.stairs(counts / counts.sum(), bin_edges, fill=True, color=BLUE)

@@ -50,11 +50,11 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     borders = _borders(t), _borders(lag)
     axes.set_facecolor(PALE)
     values = np.where(finite, np.maximum(norm, floor), np.nan)
-    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
+    mesh = axes.pcolormesh(*borders, np.ma.masked_invalid(values.T), norm=scale, cmap=colormaps[HEAT], rasterized=True)
     keys = [Patch(facecolor=PALE, edgecolor=GREY, label=say("no data"))] if np.any(np.isnan(norm)) else []
     if np.any(broken):
         red = np.ma.masked_where(~broken.T, np.ones_like(norm.T))
-        axes.pcolormesh(*edges, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
+        axes.pcolormesh(*borders, red, cmap=ListedColormap([VERMILLION]), rasterized=True)
         keys.append(Patch(facecolor=VERMILLION, label=say("not finite")))
     if keys:
         axes.legend(handles=keys, loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")

@@ -38,7 +38,7 @@ def shares(measure: Shares, *, layer: int | None = None) -> Figure:
     below.axhline(CLOSE, color=GREY, linewidth=1, linestyle="--")
     below.annotate(f"{CLOSE:.0%}", (1, CLOSE), xycoords=("axes fraction", "data"), color=GREY, va="bottom", ha="right")
     below.set_ylim(bottom=0)
-    below.set_ylabel(say("error when cut behind"))
+    below.set_ylabel(say("error when cut beyond"))
     below.set_xlabel(say("lags, steps back from the loss"))
     _label(below, measure)
     for ax in (above, below):

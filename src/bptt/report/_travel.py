@@ -174,14 +174,14 @@ def shares(measure: Shares) -> go.Figure:
         bars = {"color": COLOURS[i % len(COLOURS)]}
         said = say("lags") + " %{x}: %{y:.1%}<extra>" + name + "</extra>"
         figure.add_bar(x=bins, y=drawable(measure.share[i]), marker=bars, hovertemplate=said, row=1, col=1, **shown)
-        said = say("cut behind lags") + " %{x}: " + say("{part} off", part="%{y:.1%}") + f"<extra>{name}</extra>"
+        said = say("cut beyond lags") + " %{x}: " + say("{part} off", part="%{y:.1%}") + f"<extra>{name}</extra>"
         line = LINES[i % len(LINES)] | {"mode": "lines+markers", "showlegend": False}
         figure.add_scatter(x=bins, y=drawable(measure.bias[i]), hovertemplate=said, row=2, col=1, **line, **shown)
     figure.update_layout(showlegend=len(measure.layers) > 1)
     figure.update_xaxes(type="category")
     figure.update_xaxes(title=say("lags, steps back from the loss"), row=2, col=1)
     figure.update_yaxes(title=say("share of dL/dW_hh"), tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title=say("error when cut behind"), tickformat=".0%", rangemode="tozero", row=2, col=1)
+    figure.update_yaxes(title=say("error when cut beyond"), tickformat=".0%", rangemode="tozero", row=2, col=1)
     return finish(figure, 480)
 
 

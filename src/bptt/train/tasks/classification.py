@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ...flow.language import say
 from ..carried import State
 from ..config import Config
 from ..errors import InputError
