@@ -158,7 +158,7 @@ def test_error_without_far_lags_is_that_of_a_truncated_gradient() -> None:
     whole = gradient(bptt.Full())
     expected = [
         float((gradient(bptt.Truncated(k)) - whole).norm() / whole.norm())
-        for k in share.EDGES[1:]
+        for k in share.BIN_EDGES[1:]
         if k < config.seq_length
     ]
     assert row["step"] == [0, 1]
