@@ -31,12 +31,13 @@ def test_literals(case):
 @given(st.integers(1, 70), st.integers(0, 12))
 def test_every_segment_is_reversed_once_from_its_own_state(segments, slots):
     schedule = binomial(segments, slots)
-    stored, at, most = {0}, None, 0
+    stored, at, most, advanced = {0}, None, 0, 0
     reversed_ = []
     for action in schedule.actions:
         if action.kind == "A":
             assert action.first in stored | {at}
             assert action.first < action.last
+            advanced += action.last - action.first
             at = action.last
         elif action.kind == "S":
             assert at == action.first
@@ -51,7 +52,7 @@ def test_every_segment_is_reversed_once_from_its_own_state(segments, slots):
     assert reversed_ == list(range(segments))[::-1]
     assert stored == {0}
     assert most <= slots
-    assert schedule.advanced == advances(segments, slots)
+    assert advanced == advances(segments, slots)
     assert Schedule.parse(str(schedule)) == schedule
 
 
@@ -110,7 +111,7 @@ def test_states_in_memory_where_the_first_ones_cannot_be_freed(segments, slots):
 
 
 def test_one_level_runs_every_segment_once_more():
-    assert binomial(50, 49).advanced == 49
+    assert advances(50, 49) == 49
     assert binomial(50, 49).stored_forward == tuple(range(1, 50))
 
 

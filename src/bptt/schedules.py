@@ -124,11 +124,6 @@ class Schedule:
         stored = {*self.stored_forward, *(action.first for action in kept if action.kind == "S")}
         return tuple(action for action in reversed(kept) if action.kind != "D" or action.first in stored)
 
-    @property
-    def advanced(self) -> int:
-        """How many runs of a segment the advances make up; a segment that is run twice counts twice."""
-        return sum(action.last - action.first for action in self.actions if action.kind == "A")
-
     def __str__(self) -> str:
         return " ".join(map(str, self.actions))
 

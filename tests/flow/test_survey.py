@@ -47,7 +47,7 @@ def test_the_top_layer_is_measured():
     assert {found.spectrum.layer, found.gates.layer, found.jacobians.layer, found.cell_path.layer} == {"layer 1"}
     assert_allclose(found.lag_map.norm, lag_map(recording).norm)
     assert_allclose(found.lags.rate, by_lag(lag_map(recording)).rate)
-    assert_allclose(found.jacobians.norm, bptt.flow.jacobians(recording.first_lanes(1), layer=1).norm)
+    assert_allclose(found.jacobians.norm, bptt.flow.jacobians(recording.lanes(slice(1)), layer=1).norm)
 
 
 def test_bad_arguments():

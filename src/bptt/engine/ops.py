@@ -197,7 +197,7 @@ def has_series(net: Net, memory: Memory) -> bool:
 
 
 def _joined(series: bool, net: Net, outputs: tuple[Tensor, ...], tape: tuple[Tensor, ...], keep: bool) -> list[Tensor]:
-    """(outputs, tape) without a tensor twice. series: see `_has_series`; the tape has the states then in any case."""
+    """(outputs, tape) without a tensor twice. series: see `has_series`; the tape has the states then in any case."""
     if not series:
         return [*outputs, *tape] if keep else list(outputs)
     at = _top(net, len(tape))

@@ -136,10 +136,6 @@ class Recording:
         dfinal = tuple(None if d is None else d.to(dtype) for d in self.dfinal)
         return replace(self, call=call, dy=self.dy.to(dtype), dfinal=dfinal)
 
-    def first_lanes(self, count: int) -> Recording:
-        """The first lanes alone, at most `count`: for measurements whose cost grows with them."""
-        return self if count >= self.B else self.lanes(slice(count))
-
     def sample(self, count: int, first: Tensor | None = None) -> Recording:
         """At most `count` lanes, without the padding that only longer ones have: the longest one that a loss reaches,
         and others that one reaches, spread evenly over their lengths; of equal lanes the first. first: `[B]`, bool,

@@ -37,8 +37,6 @@ MARGIN = 1.05
 NEAR = (3.0, 1.5, 1.5, 1.5)
 """The factors in T, B, I and H within which a measured size is a neighbour of another."""
 
-TIMES = ("low", "median", "high")
-
 
 class PlainSizes(NamedTuple):
     """A call of one layer in one direction, without projection, in which nothing is reset or padded: what it is of."""

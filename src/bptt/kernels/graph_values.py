@@ -137,9 +137,9 @@ class GraphValues:
         name = node.target if node.op != "placeholder" else f"input {node.name}"
         return f"{name} ({line})" if line else f"{name}"
 
-    def dimension(self, node: Node, position: int, default: int, of: Node) -> int:
-        """An argument that is a dimension of a tensor, from 0 on."""
-        dim: Any = self.argument(node, position, "dim", default)
+    def dimension(self, node: Node, position: int, of: Node) -> int:
+        """An argument that is a dimension of a tensor, from 0 on; 0 where it is not given."""
+        dim: Any = self.argument(node, position, "dim", 0)
         return dim % len(dims_of(self.kind(of)))
 
     def argument(self, node: Node, position: int, name: str, default: Any = None) -> Any:

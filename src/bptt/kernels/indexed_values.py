@@ -117,7 +117,7 @@ class IndexedValues(ViewedValues):
         given: Any = node.args[0]
         by: Any = node.args[2]
         table, index = self.view(given), self.view(by)
-        dim = self.dimension(node, 1, 0, given)
+        dim = self.dimension(node, 1, given)
         if table.by_row and dim == 0:
             raise Refused(f"{self.told(node)}: it takes rows of others")
         low, high = self.bounds.get(by, (-1.0, 0.0))

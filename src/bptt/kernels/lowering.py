@@ -87,7 +87,7 @@ class Lowering(ComposedValues):
         base, source = node.args[0], node.args[1]
         assert isinstance(base, Node)
         self.emit(node, "same", to, [base])
-        dim = self.dimension(node, 2, 0, base)
+        dim = self.dimension(node, 2, base)
         if to.by_row and dim == 0:
             raise Refused(f"{self.told(node)}: it writes rows")
         if packet(node) is aten.select_scatter:
@@ -290,7 +290,7 @@ class Lowering(ComposedValues):
 
     def _cumulated(self, node: Node, to: View) -> None:
         first: Any = node.args[0]
-        view, dim = self.view(first), self.dimension(node, 1, 0, first) if to.dims else 0
+        view, dim = self.view(first), self.dimension(node, 1, first) if to.dims else 0
         if not to.dims:
             return self.emit(node, "same", to, [first])
         rest = [d for d in range(len(to.dims)) if d != dim]
@@ -307,7 +307,7 @@ class Lowering(ComposedValues):
         view = self.view(first)
         if len(node.args) < 2 or not view.dims:
             raise Refused(f"{self.told(node)}: of all values")
-        dim = self.dimension(node, 1, 0, first)
+        dim = self.dimension(node, 1, first)
         rest = [d for d in range(len(view.dims)) if d != dim]
         left = to.pick(rest) if len(to.dims) == len(view.dims) else to
         if view.by_row and dim == 0:

@@ -126,7 +126,7 @@ class ValuePlaces(GraphValues):
 
     def parts_of_cat(self, cat: Node, whole: View) -> list[tuple[Node, View]]:
         parts: Any = cat.args[0]
-        dim = self.dimension(cat, 1, 0, cat)
+        dim = self.dimension(cat, 1, cat)
         if self.kind(cat).rows and dim == 0:
             raise Refused(f"{self.told(cat)}: it concatenates rows")
         found, at = [], 0

@@ -103,7 +103,7 @@ class ViewedValues(ValuePlaces):
 
     def _sliced(self, node: Node) -> View:
         first: Any = node.args[0]
-        view, dim = self.view(first), self.dimension(node, 1, 0, first)
+        view, dim = self.view(first), self.dimension(node, 1, first)
         size = view.dims[dim]
         if packet(node) is aten.select:
             index: Any = self.argument(node, 2, "index")

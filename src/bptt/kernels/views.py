@@ -123,8 +123,8 @@ class View:
         return all(n == 1 or a == b for n, a, b in zip(self.dims, self.strides, other.strides, strict=True))
 
 
-def collapse(dims: Sequence[int], strides: Sequence[Sequence[int]], keep: int = 0) -> tuple[list[int], list[list[int]]]:
-    """The fewest dimensions that say the same of several operands; at least one. keep: the last ones, left alone.
+def collapse(dims: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """The fewest dimensions that say the same of several operands; at least one.
 
     >>> collapse((2, 1, 3), [(3, 9, 1), (0, 0, 1)])
     ([2, 3], [[3, 1], [0, 1]])
@@ -134,10 +134,9 @@ def collapse(dims: Sequence[int], strides: Sequence[Sequence[int]], keep: int = 
     sizes: list[int] = []
     kept: list[list[int]] = [[] for _ in strides]
     for i, size in enumerate(dims):
-        if size == 1 and i < len(dims) - keep:
+        if size == 1:
             continue
-        joins = sizes and i < len(dims) - keep
-        if joins and all(k[-1] == s[i] * size for k, s in zip(kept, strides, strict=True)):
+        if sizes and all(k[-1] == s[i] * size for k, s in zip(kept, strides, strict=True)):
             sizes[-1] *= size
             for k, s in zip(kept, strides, strict=True):
                 k[-1] = s[i]

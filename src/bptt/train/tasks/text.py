@@ -36,9 +36,6 @@ Part = Tensor | Numbered
 LARGE = 10_000
 """Words in a vocabulary above which it is told how many were seen more than once."""
 
-COUNTED = {"char": "characters", "word": "words"}
-"""What a text is counted in, by what a token is."""
-
 
 @dataclass(frozen=True)
 class Text:
