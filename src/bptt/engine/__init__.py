@@ -50,6 +50,7 @@ from .rerun import reversals as reversals
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
 from .step_plan import StepPlan as StepPlan
+from .steps import Check as Check
 from .steps import StepProgram as StepProgram
 from .tangents import forward_mode as forward_mode
 from .tangents import refuse_tangents as refuse_tangents

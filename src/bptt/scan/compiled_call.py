@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..engine import Again, StepProgram, run, seen
+from ..engine import Again, Check, StepProgram, run, seen
 from ..kernels import OutOfBounds
 from ..memory import Checkpoints
 from ..memory import parse as parse_memory
@@ -20,7 +20,7 @@ from .drawn import DrawnStates, DrawsLeftOut, drawn
 from .forward import ScanResults
 from .lanes import as_one_lane, lanes_differ, without_lane
 from .pullback import ScanPullback, edge_factors
-from .pytrees import Step, differentiable, reset, split, split_y
+from .pytrees import Step, beside, differentiable, reset, split, split_y
 from .replay import Replay
 from .segments import KeptCarries
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
@@ -33,6 +33,7 @@ __all__ = [
     "comparison",
     "reason_not_to_compile",
     "reason_to_replay",
+    "results_of",
 ]
 
 KERNELS = ("auto", "interpreter", "eager", "replay")
@@ -100,7 +101,6 @@ def by_compiled_step(
     if obstacle is not None:
         return obstacle
     assert entry.traced is not None
-    assert entry.y_form is not None
     traced = entry.traced
     reach = policy.reach(given.T).within(given.T)
     plan = entry.plan(kernel, given.carry, reach, given.T, B, parse_memory(memory))
@@ -112,6 +112,13 @@ def by_compiled_step(
     before = generator_states(given.devices) if undone else {}
     own = getattr(policy, "generator", None)
     factors_before = None if own is None or not undone else own.get_state()
+
+    def undo() -> None:
+        """Put the random generators back, so that the way that is taken instead draws the same."""
+        set_generators(before)
+        if own is not None and factors_before is not None:
+            own.set_state(factors_before)
+
     numbers, states = drawn(traced, given, captured, B)
     tensors = (*given.carry, *given.xs, *numbers, *captured)
     differentiated = torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]
@@ -123,16 +130,12 @@ def by_compiled_step(
     try:
         outputs = run(program, *tensors)
     except OutOfBounds:
-        set_generators(before)
-        if own is not None and factors_before is not None:
-            own.set_state(factors_before)
+        undo()
         entry.plans.clear()
         entry.direct.clear()
         return by_compiled_step(asked, policy, memory, kernel, surroundings, independent)  # by another kernel
     except _OtherWay as error:
-        set_generators(before)
-        if own is not None and factors_before is not None:
-            own.set_state(factors_before)
+        undo()
         reason = f"its Python code reads a value of its carry, and branches another way at step {error.t}"
         if error.t == 1:
             entry.reason = reason = FirstStepDiffers(reason)
@@ -144,23 +147,23 @@ def by_compiled_step(
                 "changed where no guard can see it, so that earlier calls may be wrong too: pass kernel='replay'"
             ) from None
         entry.reason = str(error)
-        set_generators(before)
-        if own is not None and factors_before is not None:
-            own.set_state(factors_before)  # the same factors are drawn again
+        undo()
         return entry.reason
     if traced.tells_by_nan and not all(bool(t.isfinite().all()) for t in outputs):
-        set_generators(before)
-        if own is not None and factors_before is not None:
-            own.set_state(factors_before)
+        undo()
         if traced.solves:
             return "it solves linear systems, and a matrix may be singular: a result is not finite"
         return "its Python code checks values, and a check may have failed: a result is not finite"
     remember(given, policy, memory, kernel, entry, plan, _again(given, policy, entry, surroundings))
+    return results_of(entry, given, outputs)
+
+
+def results_of(entry: Compiled, given: Arguments, outputs: Sequence[Tensor]) -> ScanResults:
+    """The results of a call from the outputs of its program."""
+    assert entry.y_form is not None
+    n = len(given.carry)
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
     return ScanResults(final, given.carry_form, ys, entry.y_form)
-
-
-Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]
 
 
 def _branches_then(check: Check | None, given: Arguments, entry: Compiled) -> Check:
@@ -170,7 +173,7 @@ def _branches_then(check: Check | None, given: Arguments, entry: Compiled) -> Ch
         entering = [s[:-1] for s in states]
         if given.resets is not None:
             resets = given.resets[a : a + len(entering[0])]
-            entering = [s.masked_fill(resets.reshape(*resets.shape, *(1,) * (s.dim() - 2)), 0) for s in entering]
+            entering = [s.masked_fill(beside(resets, s), 0) for s in entering]
         t = entry.other_way(entering)
         if t is not None:
             raise _OtherWay(a + t)
@@ -229,7 +232,7 @@ def _again(
 
 def comparison(
     given: Arguments, entry: Compiled, surroundings: Surroundings, before: Sequence[GeneratorStates | None]
-) -> Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]:
+) -> Check:
     """What compares the step itself with its program at some steps."""
     T, by_nan = given.T, entry.traced is not None and entry.traced.tells_by_nan
     times = sorted({0, T // 2, T - 1}) if entry.calls == 1 else [entry.calls * 7919 % T]

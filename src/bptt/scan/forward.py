@@ -28,9 +28,9 @@ class ScanResults:
     ys: Sequence[Tensor]
     y_form: Form
 
-    def joined(self, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-        """(the final carry, ys) of tensors in the place of its own."""
-        n = len(self.final)
+    def joined(self, outputs: Sequence[Tensor] | None = None) -> tuple[Any, Any]:
+        """(the final carry, ys). outputs: tensors in the place of its own, where there are others."""
+        tensors, n = outputs or (*self.final, *self.ys), len(self.final)
         return self.final_form.join(tensors[:n]), self.y_form.join(tensors[n:])
 
 

@@ -211,9 +211,7 @@ def scan(
 def _transformed(given: Arguments, policy: Policy, rows: Rows, kernel: str) -> tuple[Any, Any]:
     """(the final carry, ys in the order of the steps) inside a transform."""
     found = by_mapped_step(given, policy, kernel) if rows == "auto" else None
-    if found is None:
-        return by_plain_loop(given, policy)
-    return found.joined((*found.final, *found.ys))
+    return by_plain_loop(given, policy) if found is None else found.joined()
 
 
 def _scanned(given: Arguments, policy: Policy, rows: Rows, memory: str | Checkpoints, kernel: str) -> tuple[Any, Any]:
@@ -257,7 +255,7 @@ def _run(
     if reason is None:
         found = by_compiled_step(given, policy, memory, kernel, surroundings, rows == "independent")
         if isinstance(found, ScanResults):
-            return found.joined((*found.final, *found.ys))
+            return found.joined()
         if isinstance(found, FirstStepDiffers):
             rest = with_first_step_alone(
                 given, policy, lambda other: _run(other, policy, rows, memory, kernel, surroundings)

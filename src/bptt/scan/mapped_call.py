@@ -12,16 +12,16 @@ from torch import Tensor
 from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from ..engine import MappedSteps, forward_mode, run
+from ..engine import Check, MappedSteps, forward_mode, run
 from ..kernels import OutOfBounds
 from ..memory import parse as parse_memory
 from ..policies import Policy
 from ..steps import SplitStep, holds_wrapped, origin
 from .arguments import Arguments
 from .compiled import compiled_step
-from .compiled_call import StepDiffers, comparison, reason_not_to_compile
+from .compiled_call import StepDiffers, comparison, reason_not_to_compile, results_of
 from .forward import ScanResults
-from .lanes import as_one_lane, without_lane
+from .lanes import as_one_lane
 from .plain_loop import by_plain_loop
 from .pytrees import differentiable, split
 from .surroundings import Surroundings
@@ -75,9 +75,7 @@ def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> ScanResults
     except StepDiffers as error:
         entry.reason = str(error)
         return None
-    n = len(given.carry)
-    final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
-    return ScanResults(final, given.carry_form, ys, entry.y_form)
+    return results_of(entry, given, outputs)
 
 
 MOST = 128
@@ -113,7 +111,7 @@ def _bare(t: Tensor) -> Tensor:
     return t.detach()
 
 
-def _of_first_rows(check: Any, B: int) -> Any:
+def _of_first_rows(check: Check, B: int) -> Check:
     """A comparison of the first mapped call's rows, which come first."""
 
     def of_first(a: int, states: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
