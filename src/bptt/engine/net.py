@@ -78,14 +78,8 @@ class Net:
         return replace(self, masks=parts[0], xi=parts[1], resets=parts[2], lengths=lengths)
 
     def blocks(self, T: int, B: int) -> Reach:
-        """The reach for a call on so many steps and lanes: equal blocks of their own length do not overlap."""
-        reach = self.reach
-        if B == 0:
-            return EVERYTHING  # no lane, no block
-        if reach.every is None or reach.window != reach.every:
-            return reach
-        divides = T % reach.every == 0 if self.lengths is None else not (self.lengths % reach.every).any()
-        return replace(reach, stops_at_start=True) if divides else reach
+        """The reach for a call on so many steps and lanes: see `Reach.where_whole`."""
+        return self.reach.where_whole(T, self.lengths) if B else EVERYTHING  # no lane, no block
 
     def by_block(self, reach: Reach) -> bool:
         """Whether adjoints go down to the layer below per block, and are summed over blocks only at the end: a window

@@ -5,7 +5,7 @@ Legend: T steps, B lanes; k rows of a value for each lane.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from math import prod
@@ -68,9 +68,7 @@ class StepPlan:
                 longest = max(b - a for a, b in pairwise(starts))
                 schedule = binomial(len(starts) - 1, memory.slots(len(starts) - 1, longest, state, state + kept))
         keeps = len(starts) == 2 and (isinstance(memory, Checkpoints) or keeps_gates(memory, T * kept))
-        if reach.every is not None and reach.window == reach.every and T % reach.every == 0:
-            reach = replace(reach, stops_at_start=True)
-        return cls(step, kernel, reach, T, B, starts, schedule, keeps, lanes)
+        return cls(step, kernel, reach.where_whole(T), T, B, starts, schedule, keeps, lanes)
 
     _stages: dict[tuple[bool, bool], Stage] = field(default_factory=dict, init=False)
     _places: dict[tuple[int, bool, bool], dict[str, Place]] = field(default_factory=dict, init=False)

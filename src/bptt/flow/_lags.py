@@ -19,6 +19,7 @@ from torch import Tensor
 from ..engine import Observer
 from ..kernels import Columns, Frames, SweepResult
 from ..policies import Reach
+from ..policies.arguments import count
 from ._chain import Chain, lengths_of
 from ._recording import Loss, Recording, recorded
 from ._subjects import Subject, chain_of, scan_of
@@ -265,9 +266,9 @@ def _map_of_chain(chain: Chain, lags: int | None, every: int, lanes: int | None,
     return LagMap((chain.name,), last, np.arange(K), norm, "carry", chain.T, B, present, sending, before, lane_norm)
 
 
-def _mean(total: Floats, count: Floats) -> Floats:
+def _mean(total: Floats, counted: Floats) -> Floats:
     """NaN where nothing is counted."""
-    return np.asarray(total / np.where(count > 0, count, np.nan))
+    return np.asarray(total / np.where(counted > 0, counted, np.nan))
 
 
 def _norm(adjoint: Tensor) -> Tensor:
@@ -316,13 +317,5 @@ def _present(lengths: Ints, t: Ints, lag: Ints, name: str) -> Ints:
 
 
 def _count(name: str, value: int | None, default: int) -> int:
-    """A whole number of at least 1."""
-    if value is None:
-        return default
-    try:
-        count = index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number: got {value!r} ({type(value).__name__})") from None
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1: got {value}")
-    return count
+    """A whole number of at least 1; None is the default."""
+    return default if value is None else count(name, value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 from itertools import pairwise
-from operator import index
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ..clock import Guard, Timing, now
 from ..engine import Asked, NetPrograms, Saved
 from ..memory import Checkpoints, Memory, parse
 from ..policies import Randomized, Reach
+from ..policies.arguments import count
 from ._plan_scan import plan_scan
 from ._planned import Plan
 from .call import Call, net_of, program
@@ -57,7 +57,7 @@ def plan(
     layers = [module for module in model.modules() if isinstance(module, (DropInLayer, Recurrent))]
     if not layers:
         raise TypeError(f"model must hold a bptt.nn layer: got {type(model).__name__} without one")
-    T, B = _count("T", T), _count("B", B)
+    T, B = count("T", T), count("B", B)
     guard = Guard()
     guard.look()
     parts = []
@@ -80,16 +80,6 @@ def plan(
         high=sum(part.high for part in parts),
         disturbed=guard.disturbed,
     )
-
-
-def _count(name: str, value: int) -> int:
-    try:
-        count = index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number: got {value!r} ({type(value).__name__})") from None
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1: got {value}")
-    return count
 
 
 def _inputs(model: torch.nn.Module, layers: list[Recurrent], x: Tensor | None) -> dict[Recurrent, Tensor]:

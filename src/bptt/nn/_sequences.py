@@ -97,11 +97,8 @@ class Sequences:
         return bool(((self.lengths % reach.every != 0) & (self.lengths < self.T)).any())
 
     def blocks_overlap(self, reach: Reach) -> bool:
-        """Whether blocks of a policy overlap on these sequences: those of their own length do not, if all are whole."""
-        if not reach.overlaps or reach.window != reach.every:
-            return reach.overlaps
-        assert reach.every is not None
-        return bool(self.T % reach.every if self.lengths is None else (self.lengths % reach.every).any())
+        """Whether blocks of a policy overlap on these sequences: see `Reach.where_whole`."""
+        return reach.where_whole(self.T, self.lengths).overlaps
 
     def ended(self) -> Tensor | None:
         """Whether a sequence has ended before a step of any direction's own time `[T, B]`; None for nowhere."""

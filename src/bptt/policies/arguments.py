@@ -1,4 +1,4 @@
-"""Checks of the arguments of policies."""
+"""Checks of arguments that are numbers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from numbers import Real
 __all__ = ["count", "real"]
 
 
-def count(name: str, value: int) -> int:
-    """`value` as a whole number of steps, at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number of steps: got {value!r} ({type(value).__name__})")
-    steps = operator.index(value)
-    if steps < 1:
-        raise ValueError(f"{name} must be at least 1 step: got {value}")
-    return steps
+def count(name: str, value: int, of: str = "") -> int:
+    """`value` as a whole number of at least 1. of: what is counted, for the errors."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None:
+        number = f"a whole number of {of}s" if of else "a whole number"
+        raise TypeError(f"{name} must be {number}: got {value!r} ({type(value).__name__})")
+    if found < 1:
+        raise ValueError(f"{name} must be at least 1{of and f' {of}'}: got {value}")
+    return found
 
 
 def real(name: str, value: float) -> float:

@@ -5,7 +5,11 @@ Steps are counted from 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EVERYTHING", "Reach"]
 
@@ -41,6 +45,18 @@ class Reach:
         True
         """
         return self if self.window is None or self.window < T else EVERYTHING
+
+    def where_whole(self, T: int, lengths: torch.Tensor | None = None) -> Reach:
+        """The same reach on sequences of T steps, or of these lengths `[B]`: whole blocks that reach back as far as
+        they are long do not overlap.
+
+        >>> Reach(4, 4, stops_at_start=False).where_whole(12)
+        Reach(window=4, every=4, stops_at_start=True)
+        """
+        if self.every is None or self.window != self.every:
+            return self
+        whole = T % self.every == 0 if lengths is None else not (lengths % self.every).any()
+        return replace(self, stops_at_start=True) if whole else self
 
     def crosses(self, t: int) -> bool:
         """Whether one of the blocks walks over the edge between the steps t-1 and t, where they do not overlap."""

@@ -46,7 +46,7 @@ class Chunked(Policy):
     k: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "k", count("k", self.k))
+        object.__setattr__(self, "k", count("k", self.k, "step"))
 
     def reach(self, T: int) -> Reach:
         return self.reach_of_any().within(T)
@@ -81,8 +81,8 @@ class Truncated(Policy):
     every: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "window", count("window", self.window))
-        object.__setattr__(self, "every", count("every", self.every))
+        object.__setattr__(self, "window", count("window", self.window, "step"))
+        object.__setattr__(self, "every", count("every", self.every, "step"))
         if self.every > self.window:
             raise ValueError(
                 f"every must be at most window, so that no loss is left out: "
@@ -127,15 +127,15 @@ class Adaptive(Policy):
         object.__setattr__(self, "max_bias", real("max_bias", self.max_bias))
         if not 0 < self.max_bias < 1:
             raise ValueError(f"max_bias must lie between 0 and 1, both excluded: got {self.max_bias}")
-        object.__setattr__(self, "max_window", count("max_window", self.max_window))
-        object.__setattr__(self, "every", count("every", self.every))
+        object.__setattr__(self, "max_window", count("max_window", self.max_window, "step"))
+        object.__setattr__(self, "every", count("every", self.every, "step"))
         if self.every > self.max_window:
             raise ValueError(
                 f"every must be at most max_window, so that no loss is left out: "
                 f"got every={self.every}, max_window={self.max_window}"
             )
         if self.window is not None:
-            object.__setattr__(self, "window", count("window", self.window))
+            object.__setattr__(self, "window", count("window", self.window, "step"))
             if not self.every <= self.window <= self.max_window:
                 raise ValueError(
                     f"window must be from every to max_window: got window={self.window}, every={self.every}, "
