@@ -20,7 +20,7 @@ from ..engine import refuse_mapped
 from ..policies import Reach
 from .packing import packed_rows, padded
 
-__all__ = ["Sequences", "checked_lengths"]
+__all__ = ["Sequences", "checked_lengths", "checked_resets"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Sequences:
             raise ValueError(f"input must have at least one step: got shape {list(x.shape)}, time first")
         given = len(x)
         if resets is not None:
-            resets = _checked_resets(resets, x, batched, batch_first)
+            resets = checked_resets(resets, x, batched, batch_first)
         if ends is not None and x.shape[1]:
             longest = int(ends.max())
             x, resets = x[:longest], None if resets is None else resets[:longest]
@@ -197,15 +197,15 @@ def checked_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     return found
 
 
-def _checked_resets(resets: Any, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
-    """The resets as `[T, B]`."""
+def checked_resets(resets: Any, x: Tensor, batched: bool, batch_first: bool, caller: str = "") -> Tensor:
+    """The resets as `[T, B]`. caller: what errors begin with."""
     T, B = x.shape[:2]
     expected = [T] if not batched else [B, T] if batch_first else [T, B]
     if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
         got = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
-        raise TypeError(f"resets must be a bool tensor of shape {expected}: got {got}")
+        raise TypeError(f"{caller}resets must be a bool tensor of shape {expected}: got {got}")
     if list(resets.shape) != expected:
-        raise ValueError(f"resets must have shape {expected}: got {list(resets.shape)}")
+        raise ValueError(f"{caller}resets must have shape {expected}: got {list(resets.shape)}")
     if resets.device != x.device:
-        raise ValueError(f"resets must be on input's device {x.device}: got {resets.device}")
+        raise ValueError(f"{caller}resets must be on input's device {x.device}: got {resets.device}")
     return resets[:, None] if not batched else resets.t() if batch_first else resets

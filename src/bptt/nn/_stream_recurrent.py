@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_on
 from .. import policies
 from ..memory import Checkpoints
 from ..scan.pytrees import differentiable
-from ._layered import split_hidden, split_restarts
+from ._layered import split_restarts
 from ._pieces import Sliceable, is_sliceable, rechunked
 from ._scan_stream import ScanStream, zeros_for_none
 from ._sequences import Sequences
@@ -147,11 +147,8 @@ class CellStream(ScanStream):
         def of(T: int) -> tuple[Any, ...]:
             resets = torch.zeros(T, x.shape[1], dtype=torch.bool, device=x.device)
             steps, resets = self._in_layout(x.expand(T, *x.shape[1:])), self._in_layout(resets)
-            sequences, K = Sequences.of(steps, None, resets, layer.batch_first), len(layer.cells)
-            given = None if self.hx is None else split_hidden(self.hx, K, sequences.B, True)
-            calls = layer._calls(sequences, given)
-            states = given or [layer._start(k, call, sequences.B) for k, call in enumerate(calls)]
-            return tuple(split_restarts(self.reset_state, sequences, calls, states))
+            sequences = Sequences.of(steps, None, resets, layer.batch_first)
+            return tuple(split_restarts(self.reset_state, sequences, *layer._entered(sequences, self.hx)))
 
         try:
             return tree_map_only(Tensor, lambda t: t[0], of(1))

@@ -30,7 +30,7 @@ from ..engine import (
 )
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints
-from ._sequences import checked_lengths
+from ._sequences import checked_lengths, checked_resets
 from .packing import packed_rows, padded
 
 __all__ = ["Call", "Hidden", "Layer", "bare", "by_onnx", "net_of", "plain_net", "program", "whole_tape"]
@@ -134,7 +134,7 @@ class Call:
             x, states = x.to(dtype), tuple(state.to(dtype) for state in states)
             weights = tuple(weight.to(dtype) for weight in weights)
         if resets is not None:
-            resets = cls._resets(name, resets, x, batched, layer.batch_first)
+            resets = checked_resets(resets, x, batched, layer.batch_first, f"{name}: ")
         elif reset_state is not None:
             raise ValueError(f"{name}: reset_state is what resets restart from: got it without resets")
         call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)
@@ -213,19 +213,6 @@ class Call:
                 f"{name}: lengths must be a tensor in a graph, for other lengths: got {type(ends).__name__}"
             )
         return ends.detach().to("cpu", torch.int64)
-
-    @staticmethod
-    def _resets(name: str, resets: Tensor, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
-        T, B = x.shape[:2]
-        expected = (T,) if not batched else (B, T) if batch_first else (T, B)
-        if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
-            got = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
-            raise TypeError(f"{name}: resets must be a bool tensor of shape {expected}: got {got}")
-        if tuple(resets.shape) != expected:
-            raise ValueError(f"{name}: resets must have shape {expected}: got {tuple(resets.shape)}")
-        if resets.device != x.device:
-            raise ValueError(f"{name}: resets must be on input's device {x.device}: got {resets.device}")
-        return resets[:, None] if not batched else resets.t() if batch_first else resets
 
     def restarts(self, layer: Layer, given: Hidden | None) -> tuple[Tensor, ...]:
         """The states that resets restart from, checked: in the form of the initial states, or one such per step."""

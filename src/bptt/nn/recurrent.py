@@ -227,9 +227,7 @@ class Recurrent(Settings, nn.Module):
     ) -> tuple[Tensor | PackedSequence, Any]:
         """(y, final state), as `forward` returns them, from what `bptt.scan` returned for `as_scan`'s arguments."""
         sequences, (final, (y, kept)) = Sequences.of(input, lengths, None, self.batch_first), scanned
-        given = None if hx is None else split_hidden(hx, len(self.cells), sequences.B, sequences.batched)
-        calls = self._calls(sequences, given)
-        states = given or [self._start(k, call, sequences.B) for k, call in enumerate(calls)]
+        states = self._entered(sequences, hx)[1]
         if sequences.lengths is not None:
             final = tree_map(sequences.last, kept)
         else:
@@ -242,13 +240,16 @@ class Recurrent(Settings, nn.Module):
     ) -> tuple[Sequences, list[CellCall], list[Any], list[Tensor]]:
         """The sequences of a call; how each cell is called; its first state, None if it makes it; dropout masks."""
         sequences = Sequences.of(input, lengths, resets, self.batch_first)
-        K, B, D = len(self.cells), sequences.B, 2 if self.bidirectional else 1
-        given = None if hx is None else split_hidden(hx, K, B, sequences.batched)
-        calls = self._calls(sequences, given)
-        states = given or [self._start(k, call, B) for k, call in enumerate(calls)]
-        drops = self.dropout and self.training
-        masks = [sequences.dropout_mask(call.output, self.dropout, D) for call in calls[: K - D : D] if drops]
+        calls, states = self._entered(sequences, hx)
+        D, drops = 2 if self.bidirectional else 1, self.dropout and self.training
+        masks = [sequences.dropout_mask(call.output, self.dropout, D) for call in calls[:-D:D] if drops]
         return sequences, calls, states, masks
+
+    def _entered(self, sequences: Sequences, hx: Any) -> tuple[list[CellCall], list[Any]]:
+        """How each cell is called, and its first state, None if it makes it."""
+        given = None if hx is None else split_hidden(hx, len(self.cells), sequences.B, sequences.batched)
+        calls = self._calls(sequences, given)
+        return calls, given or [self._start(k, call, sequences.B) for k, call in enumerate(calls)]
 
     def _start(self, k: int, call: CellCall, B: int) -> Any:
         """The state that cell k starts from where none is given; None where the cell makes it."""
