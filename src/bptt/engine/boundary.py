@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from ..kernels import keeps_graph
 from .records import Asked, Grads, Saved, Tensors
 from .tangents import forward_mode, has_tangent
 from .tracing import named, seen
@@ -170,7 +171,7 @@ class Boundary(torch.autograd.Function):
         else:
             with named(program.name, "backward"):
                 grads = program.backward(left, asked)
-        if not _keeps_graph():  # what has failed may be called again
+        if not keeps_graph():  # what has failed may be called again
             ctx.program = None
         return (None, *grads.inputs)
 
@@ -219,6 +220,3 @@ _version = attrgetter("_version")
 
 with torch.inference_mode(False):  # whatever the mode in which this is imported
     _NOTHING = torch.empty(0, device="cpu")
-
-_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-"""Whether the backward call that runs leaves the graph for another one; where torch does not tell, it may."""

@@ -59,57 +59,43 @@ class MappedSteps:
     def outputs(self) -> int:
         return len(self.out)
 
-    @property
-    def weights(self) -> tuple[int, ...]:
-        """The inputs that are the same for all lanes."""
-        return tuple(len(self.own) + i for i, shape in enumerate(self.lanes) if shape is None)
-
     def holding(self, tensors: Tensors) -> MappedSteps:
         return self
 
-    def of_lanes(self, times: int) -> MappedSteps:
-        """The program of so many times the lanes."""
-        return replace(self, B=self.B * times)
-
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`."""
-        whole = self.whole(tensors)
         if self.looped:
-            return tuple(map(self._flat_output, range(self.outputs), self.loop(self.B, whole))), ()
+            return self.by_loop(tensors), ()
         program = StepProgram(self.plan, check=self.check.pop() if self.check else None)
-        outputs, tape = program.forward(whole, keep)
-        return tuple(map(self._flat_output, range(self.outputs), outputs)), tuple(flat(t, 2) for t in tape)
+        outputs, tape = program.forward(self.whole(tensors), keep)
+        return self._flat(outputs), tuple(flat(t, 2) for t in tape)
 
     def backward(self, saved: Saved, asked: Asked) -> Grads:
         """See `Program.backward`."""
         if saved.tape is None or self.looped:
             return self._recorded(saved, asked)
-        n, step = len(self.plan.step.carry), self.plan.step
-        tape = tuple(shaped(t, step.values[name].shape) for t, name in zip(saved.tape, step.carry, strict=True))
+        tape = tuple(map(shaped, saved.tape, self.own))  # of the carries, which come first
         cotangents = tuple(None if c is None else shaped(c, s) for c, s in zip(asked.cotangents, self.out, strict=True))
         found = StepProgram(self.plan).backward(
             Saved(self.whole(saved.inputs), (), tape), Asked(cotangents, asked.needs)
         )
-        return Grads(tuple(None if g is None else self._flat_input(i, g, n) for i, g in enumerate(found.inputs)))
+        return Grads(tuple(None if g is None else self._flat_input(i, g) for i, g in enumerate(found.inputs)))
 
     def _recorded(self, saved: Saved, asked: Asked) -> Grads:
         """The gradients by operations that torch can record."""
         at = [i for i, need in enumerate(asked.needs) if need]
 
         def outputs(*some: Tensor) -> tuple[Tensor, ...]:
-            return self._arriving(asked, self.by_loop(changed(saved.inputs, at, some)))
+            made = self.by_loop(changed(saved.inputs, at, some))
+            return tuple(o for o, c in zip(made, asked.cotangents, strict=True) if c is not None)
 
         _, back = torch.func.vjp(outputs, *[given(saved.inputs[i]) for i in at])  # type: ignore[misc]  # as many as there are
         grads = back(tuple(c for c in asked.cotangents if c is not None))
         return Grads(changed((None,) * len(saved.inputs), at, grads))
 
-    @staticmethod
-    def _arriving(asked: Asked, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(o for o, c in zip(outputs, asked.cotangents, strict=True) if c is not None)
-
     def by_loop(self, tensors: Tensors) -> tuple[Tensor, ...]:
         """The outputs by operations that torch can record."""
-        return tuple(map(self._flat_output, range(self.outputs), self.loop(self.B, self.whole(tensors))))
+        return self._flat(self.loop(self.B, self.whole(tensors)))
 
     # Shapes -----------------------------------------------------------------------------------------------------------
 
@@ -120,16 +106,17 @@ class MappedSteps:
 
     def rows(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """The inputs of a call, that the step knows, as those of the program."""
-        return [self._flat_input(i, t, len(self.plan.step.carry)) for i, t in enumerate(tensors)]
+        return [self._flat_input(i, t) for i, t in enumerate(tensors)]
 
-    def _flat_input(self, i: int, t: Tensor, carries: int) -> Tensor:
+    def _flat_input(self, i: int, t: Tensor) -> Tensor:
         first = len(self.own)
         if i >= first and self.lanes[i - first] is None:
             return t
-        return flat(t, 2 if carries <= i < first else 1)
+        return flat(t, 2 if len(self.plan.step.carry) <= i < first else 1)
 
-    def _flat_output(self, i: int, t: Tensor) -> Tensor:
-        return flat(t, 1 if i < len(self.plan.step.carry) else 2)
+    def _flat(self, outputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        n = len(self.plan.step.carry)
+        return tuple(flat(t, 1 if i < n else 2) for i, t in enumerate(outputs))
 
     def unflat(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs as the step knows them."""
@@ -156,7 +143,7 @@ class _StepRules:
     """See `transforms.Rules`."""
 
     def weights(self, program: MappedSteps) -> Sequence[int]:
-        return program.weights
+        return [len(program.own) + i for i, shape in enumerate(program.lanes) if shape is None]
 
     def tapes(self, program: MappedSteps) -> bool:
         return not program.looped
@@ -165,7 +152,7 @@ class _StepRules:
         return replace(program, looped=True)
 
     def of_lanes(self, program: MappedSteps, times: int) -> MappedSteps:
-        return program.of_lanes(times)
+        return replace(program, B=program.B * times)
 
     def sums_by_group(self, program: MappedSteps) -> bool:
         return False

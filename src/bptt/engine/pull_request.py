@@ -52,16 +52,13 @@ class PullRequest:
         found = RULES.get(type(self.program))
         return None if found is None else found.weights(self.program)
 
-    def holding(self, held: Tensors) -> Any:
-        return self.program.holding(held) if held else self.program
-
     def recorded(self, flat: Sequence[Any]) -> tuple[Tensor, ...]:
         """The gradients that are needed, by operations that torch can record."""
         if self.lane_groups is not None:
             return self.by_group(PullRequest.recorded, flat)
         inputs, held, outputs, _, cotangents = self.parts(flat)
         asked = Asked(cotangents, self.needs)
-        found = self.holding(held).backward(Saved(inputs, outputs, None), asked)
+        found = self.program.holding(held).backward(Saved(inputs, outputs, None), asked)
         return tuple(g for g, need in zip(found.inputs, self.needs, strict=True) if need)
 
     def by_group(self, found: Callable[..., tuple[Tensor, ...]], *flats: Sequence[Any]) -> tuple[Tensor, ...]:

@@ -254,10 +254,9 @@ class SegmentedPass:
             columns = self.between.columns(part)
         elif net.by_block(net.reach):
             columns = Columns.alone(part)
-        needs = self.asked.needs
-        asked = self.asked._replace(cotangents=(self.source.error(a, b, outputs[0]),), needs=needs)
+        asked = self.asked._replace(cotangents=(self.source.error(a, b, outputs[0]),))
         by_layer = [arriving[k : k + S] for k in range(0, len(arriving), S)]
-        segment = SegmentColumns(columns, by_layer, a > 0 or any(needs[1 : 1 + S]), self.between)
+        segment = SegmentColumns(columns, by_layer, a > 0 or any(asked.needs[1 : 1 + S]), self.between)
         kept = program.kept(Saved(inputs, outputs, tape))
         back = BackwardPass(program.net, inputs, kept, asked, segment=segment)
         yield from back.groups_swept()

@@ -52,7 +52,7 @@ class OfNet:
         return self.net.held
 
     def holding(self, tensors: Tensors) -> Self:
-        return replace(self, net=self.net.holding(tensors))
+        return replace(self, net=self.net.holding(tensors)) if tensors else self
 
 
 @dataclass(eq=False)

@@ -69,7 +69,7 @@ def pulled(program: Any, saved: Saved, asked: Asked) -> Tensors:
     flat = (*saved.inputs, *program.held, *saved.outputs, *tape)
     arrived = tuple([c for c in asked.cotangents if c is not None])
     request = PullRequest(
-        program.holding((None,) * len(program.held)) if program.held else program,
+        program.holding((None,) * len(program.held)),
         len(saved.inputs),
         len(program.held),
         len(saved.outputs),
@@ -139,7 +139,7 @@ class Transformed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         program, _, *given = inputs
         kept, held = output[program.outputs :], program.held
-        ctx.program = program.holding((None,) * len(held)) if held else program
+        ctx.program = program.holding((None,) * len(held))
         ctx.inputs, ctx.held = len(given) - len(held), len(held)
         ctx.mark_non_differentiable(*kept)
         ctx.save_for_backward(*given, *kept)
@@ -178,14 +178,14 @@ class Transformed(torch.autograd.Function):
             return one_by_one(Transformed, (program, keep), dims, tensors, V)
         whole = [t if i in weights else folded(t, dims[i], V) for i, t in enumerate(tensors)]
         held, program = tuple(whole[first:]), RULES[type(program)].of_lanes(program, V)
-        results = apply(Transformed, program.holding(held) if held else program, keep, *whole)
+        results = apply(Transformed, program.holding(held), keep, *whole)
         return tuple(unfolded(r, V) for r in results), tuple(map(lane, results))
 
 
 def _holding(ctx: Any, tensors: Sequence[Tensor | None]) -> tuple[Any, Tensors, int]:
     """(the program with what it holds, its inputs, how many tensors it holds) of what was saved."""
     inputs, held = tuple(tensors[: ctx.inputs]), tuple(tensors[ctx.inputs : ctx.inputs + ctx.held])
-    return ctx.program.holding(held) if held else ctx.program, inputs, len(held)
+    return ctx.program.holding(held), inputs, len(held)
 
 
 class Pulled(torch.autograd.Function):
@@ -194,7 +194,7 @@ class Pulled(torch.autograd.Function):
     @staticmethod
     def forward(request: PullRequest, *flat: Tensor | None) -> tuple[Tensor, ...]:
         inputs, held, outputs, tape, cotangents = request.parts(flat)
-        program = request.holding(held)
+        program = request.program.holding(held)
         with torch.no_grad(), named(program.name, "backward"):
             if seen(inputs[0]) and type(program) in RULES:
                 program, tape = RULES[type(program)].visible(program), ()
@@ -277,7 +277,7 @@ def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors)
     """
     rules = request.rules("forward-mode derivative")
     inputs, held, outputs, tape, cotangents = request.parts(flat)
-    program, of = request.holding(held), request.parts(moving)
+    program, of = request.program.holding(held), request.parts(moving)
     wanted = [i for i, need in enumerate(request.needs) if need]
     total: list[Tensor | None] = [None] * len(wanted)
     if any(t is not None for t in of.inputs):

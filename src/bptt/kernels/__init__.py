@@ -58,6 +58,7 @@ from .step_values import StepValues as StepValues
 from .sums import Sums as Sums
 from .sums import columns_at_once as columns_at_once
 from .torch_layers import BY_LIBRARY as BY_LIBRARY
+from .torch_layers import keeps_graph as keeps_graph
 from .variants import variants as variants
 from .whole_net import WholeNet as WholeNet
 from .whole_numbers import OutOfBounds as OutOfBounds
