@@ -27,6 +27,7 @@ from .boundary import own_precision as own_precision
 from .boundary import run as run
 from .crossing import block_sweep as block_sweep
 from .device import default_device as default_device
+from .graph import EdgeFactor as EdgeFactor
 from .mapped_steps import MappedSteps as MappedSteps
 from .net import Net as Net
 from .onnx import onnx_decompositions as onnx_decompositions
@@ -62,7 +63,5 @@ from .tracing import refusal as refusal
 from .tracing import refuse_recording as refuse_recording
 from .tracing import seen as seen
 from .transforms import refuse_mapped as refuse_mapped
-from .transforms import tangent_of_a_gradient as tangent_of_a_gradient
 from .transforms import transformed as transformed
 from .transforms import whole_numbers as whole_numbers
-from .transforms import without_reverse as without_reverse

@@ -19,8 +19,9 @@ from ..kernels import Columns, Frames, scaled
 from .boundary import own_precision
 from .net import Net, States
 from .records import Asked, Tensors, given
+from .transforms import tangent_of_a_gradient, transformed, without_reverse
 
-__all__ = ["graph_gradients", "policy_graph"]
+__all__ = ["EdgeFactor", "graph_gradients", "policy_graph"]
 
 StatesOf = Callable[[Tensors], Iterable[States]]
 """From the inputs of a call, the states of every layer and direction: the initial one, then that after each step."""
@@ -145,7 +146,7 @@ class _Graph:
         for r in range(frames.R):
             before = state
             if xi is not None:
-                state = tuple(_EdgeFactor.apply(s, xi[r]) for s in state)
+                state = tuple(EdgeFactor.apply(s, xi[r]) for s in state)
             if resets is not None:
                 if restart:
                     fresh = [s if s.dim() == 2 else s[r] for s in restart]
@@ -178,14 +179,16 @@ class _Graph:
         )
 
 
-class _EdgeFactor(torch.autograd.Function):
-    """A time edge: the identity, whose adjoint is multiplied by the factor; where that is 0 nothing passes."""
+class EdgeFactor(torch.autograd.Function):
+    """A time edge: the identity, whose adjoint is multiplied by the factor; where that is 0 nothing passes. A tangent
+    passes whatever the factor.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(state: Tensor, factor: Tensor) -> Tensor:
-        return state.view_as(state)
+        return state.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -193,8 +196,24 @@ class _EdgeFactor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
-        (factor,) = ctx.saved_tensors
-        return scaled(adjoint, factor), None
+        return (_Scaled.apply if transformed() else scaled)(adjoint, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        (moved,) = without_reverse(tangent)
+        return moved
+
+
+class _Scaled(EdgeFactor):
+    """An adjoint after a time edge, which refuses a tangent."""
+
+    @staticmethod
+    def forward(adjoint: Tensor, factor: Tensor) -> Tensor:
+        return scaled(adjoint, factor)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        raise tangent_of_a_gradient()
 
 
 def _owned(frames: Frames, h: Tensor, owns_losses: Tensor | None) -> Tensor:

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import tangent_of_a_gradient, without_reverse
-from ..kernels import scaled
+from ..engine import EdgeFactor
 from ..policies import Policy
 from .arguments import Arguments
 from .forward import StepResults
@@ -66,49 +65,4 @@ def _factors(policy: Policy, given: Arguments) -> Tensor | None:
 
 def _crossed(carry: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
     """A carry after a time edge. factor: `[B]`, or one for all lanes."""
-    return [_TimeEdge.apply(c, beside(factor.to(c), c)) if differentiable(c) else c for c in carry]
-
-
-class _TimeEdge(torch.autograd.Function):
-    """The identity, whose adjoint is multiplied by the factor; a tangent passes."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(carry: Tensor, factor: Tensor) -> Tensor:
-        return carry.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
-        return _Scaled.apply(adjoint, *ctx.saved_tensors), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        (moved,) = without_reverse(tangent)
-        return moved
-
-
-class _Scaled(torch.autograd.Function):
-    """An adjoint after a time edge."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(adjoint: Tensor, factor: Tensor) -> Tensor:
-        return scaled(adjoint, factor)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:
-        return _Scaled.apply(adjoint, *ctx.saved_tensors), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        raise tangent_of_a_gradient()
+    return [EdgeFactor.apply(c, beside(factor.to(c), c)) if differentiable(c) else c for c in carry]
