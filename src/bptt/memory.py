@@ -123,7 +123,7 @@ Memory = Tapes | Checkpoints
 
 
 def parse(memory: str | Checkpoints) -> Memory:
-    """The memory policy that a text form names. A policy is returned as it is; anything else raises ValueError.
+    """Read the memory policy that a text form names. A policy is returned as it is; anything else raises ValueError.
 
     >>> parse("states"), parse("checkpoints:steps=50")
     ('states', Checkpoints(steps=50, bytes=None))

@@ -53,7 +53,7 @@ class Adapted(Shown):
 def smallest_window(
     phi: Floats, partial: Floats, max_bias: float, *, least: int = 1, losses: npt.NDArray[Any] | None = None
 ) -> Adapted:
-    """The smallest window from `least` to K whose estimated relative bias is at most max_bias.
+    """Find the smallest window from `least` to K whose estimated relative bias is at most max_bias.
 
     phi: `[K]` mean norm of the contribution at lag k, not negative. partial: `[K]` |g_w|, the norm of the mean sum of
     the contributions at lags 0..w-1, for w = 1..K; in the same unit. losses: `[K]` over how many losses each phi is the
@@ -103,7 +103,7 @@ def adapted(
     policy: Adaptive,
     losses: int = LOSSES,
 ) -> Adapted:
-    """The window that an adaptive policy should have on this batch. Nothing is changed.
+    """Measure the window that an adaptive policy should have on this batch. Nothing is changed.
 
     subject, batch, loss: as for `record`; or a Recording alone. policy: an adaptive policy, which gives the bounds and
     `every`. losses: of how many steps the losses are measured; these are the last ones, since they reach farthest.

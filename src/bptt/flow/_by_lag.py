@@ -101,7 +101,7 @@ class Lags(Shown):
 
 
 def by_lag(map: LagMap) -> Lags:
-    """A map summed up by lag: mean norm, decay rate, effective horizon.
+    """Sum up a map by lag: mean norm, decay rate, effective horizon.
 
         norm_0 = mean over losses of |e|,  norm_k = norm_{k-1} * sum of what losses send to lag k
                                                                / sum of what the same losses send to lag k-1

@@ -57,7 +57,7 @@ def cell_path(
     steps: int | None = None,
     lanes: int | None = None,
 ) -> CellPath:
-    """The product of forget gates, which is said to explain an LSTM's memory, beside what gradients do, in float64.
+    """Measure the product of forget gates, said to explain an LSTM's memory, beside what gradients do, in float64.
 
         path   f_{k+n} ... f_{k+1}, the part of dc_{k+n}/dc_k that goes through the cell alone
         full   J_{k+n} ... J_{k+1}, the Jacobians of the pair (h, c), with the paths through h

@@ -122,8 +122,8 @@ def compare(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> Comparison:
-    """A comparison of every policy's gradient with the full one, on the same batch and the same errors: its bias,
-    variance and cost.
+    """Compare every policy's gradient with the full one, on the same batch and the same errors: its bias, variance and
+    cost.
 
     subject, batch, loss: as in `record`, or a Recording alone; or as in `record_scan`, for a `bptt.nn.Recurrent`; or a
     scan of any step with its loss, as `scanned` gives it, alone. policies: the policies, or their text forms. draws:

@@ -117,7 +117,7 @@ def sent_back(scan: ScanWithLoss, policy: Policy, naming: Naming) -> Iterator[Fi
 def diagnose(
     subject: torch.nn.Module | Recording | Scanned, batch: Any = None, loss: Loss | None = None
 ) -> Diagnosis | None:
-    """What is not finite in a scan and its gradient: the first in the order of computation, or None.
+    """Find what is not finite in a scan and its gradient: the first in the order of computation, or None.
 
     subject, batch, loss: a scan of any step with its loss, as `scanned` gives it, alone; or as in `record_scan`, for a
     `bptt.nn.Recurrent` or a model with one. (`watch` looks into the training steps of any model, and into its RNN, GRU,

@@ -81,7 +81,10 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis(Shown):
-    """What is not finite in a step. findings: the first in the order of computation, which is the cause of the rest."""
+    """The diagnosis of a step: what is not finite in it.
+
+    findings: the first in the order of computation, which is the cause of the rest.
+    """
 
     findings: tuple[Finding, ...]
 
@@ -99,7 +102,7 @@ class Diagnosis(Shown):
 
 @dataclass(frozen=True)
 class Examination:
-    """What `Watch.examine` measured.
+    """The measurements of `Watch.examine`.
 
     lags: by the recurrent layer's name in the model. findings: all that hold now, those told before included.
     """

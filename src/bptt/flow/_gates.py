@@ -55,7 +55,7 @@ def gates(
     margin: float = 0.05,
     bins: int = 40,
 ) -> Gates:
-    """The distribution of the values of every gate over their range, and the part of them that lies near its ends.
+    """Measure how the values of every gate lie over their range, and the part of them that lies near its ends.
 
     sigmoid' = s (1 - s) and tanh' = 1 - s^2: within a margin of 0.05 of the range they are below a fifth of their
     largest value, 0.0475 of 0.25 and 0.19 of 1.

@@ -94,7 +94,7 @@ def jacobians(
     every: int = 1,
     lanes: int | None = None,
 ) -> Jacobians:
-    """The largest and the smallest singular value of every step Jacobian J_t = ds_t/ds_{t-1}, in float64.
+    """Compute the largest and the smallest singular value of every step Jacobian J_t = ds_t/ds_{t-1}, in float64.
 
     subject, batch, loss: as in `record`; or a Recording or a chain (`steps`) alone. layer: which layer and direction,
     numbered as torch.nn orders their parameters. every: measure only every so many-th step, from the first one on.
@@ -138,7 +138,7 @@ def products(
     steps: int | None = None,
     lane: int = 0,
 ) -> Products:
-    """All singular values of ds_{k+n}/ds_k = J_{k+n} ... J_{k+1} in one lane, for n = 0, 1, ..., in float64.
+    """Compute all singular values of ds_{k+n}/ds_k = J_{k+n} ... J_{k+1} in one lane, for n = 0, 1, ..., in float64.
 
     subject, batch, loss, layer: as in `jacobians`. start: k. steps: the largest n; by default all steps that follow in
     the lane, at most 100. lane: which one.

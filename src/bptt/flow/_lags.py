@@ -114,7 +114,7 @@ def lag_map(
     lanes: int | None = None,
     at: Sequence[int] | None = None,
 ) -> LagMap:
-    """What the loss at each step contributes to the adjoint so many steps before: |(J_t ... J_{t-k+1})' e_t|.
+    """Measure what the loss at each step contributes to the adjoint so many steps before: |(J_t ... J_{t-k+1})' e_t|.
 
     The walk is that of `Truncated(lags)`: every loss walks back by itself. It takes up to `lags` times the work of the
     full gradient, less in proportion where `every` and `lanes` pick from the losses.

@@ -54,7 +54,7 @@ def lyapunov(
     count: int | None = None,
     warmup: int | None = None,
 ) -> Lyapunov:
-    """The Lyapunov exponents: the mean rates at which perturbations of the state grow on a batch, in float64.
+    """Measure the Lyapunov exponents: the mean rates at which perturbations of the state grow on a batch, in float64.
 
     A frame of n orthonormal tangents is pushed through every step and orthogonalised again, J_t Q_{t-1} = Q_t R_t:
 

@@ -14,7 +14,7 @@ __all__ = ["pairs"]
 
 
 def pairs(policy: Policy, T: int, *, seed: int = 0) -> npt.NDArray[np.float64]:
-    """The weight with which the loss at step t reaches the use of the weights at step k, `[T, T]` by (t, k).
+    """Compute the weight with which the loss at step t reaches the use of the weights at step k, `[T, T]` by (t, k).
 
     The weight is 0 where the loss does not reach: after t, before the window, beyond a cut. A policy that draws is
     drawn once, for one lane, from a generator of its own with this seed; the mean over many draws is the triangle of

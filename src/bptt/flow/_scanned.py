@@ -32,7 +32,7 @@ __all__ = ["Scanned", "checked_scalar", "scanned"]
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """What `scanned` and `record_scan` return: a scan, its loss, and the tensors whose gradient is meant.
+    """A scan with its loss and the tensors whose gradient is meant, as `scanned` and `record_scan` return it.
 
     label: which step or layer it is. own: the policy that it is trained with. T, B: steps, and lanes: the first
     dimension that the carry's tensors share, or 1. loss: its value; None where random errors stand in for one.
@@ -188,8 +188,8 @@ def scanned(
     rows: Rows = "auto",
     memory: str | Checkpoints = "auto",
 ) -> Scanned:
-    """A scan with its loss, for the measurements: `compare`, `survey`, `diagnose`, `lag_map`, `jacobians`, `products`
-    and `lyapunov` take it as they take a layer.
+    """Write down a scan with its loss, for the measurements: `compare`, `survey`, `diagnose`, `lag_map`, `jacobians`,
+    `products` and `lyapunov` take it as they take a layer.
 
     step, carry, xs, length, resets, rows, memory: as for `bptt.scan`. loss: from (final carry, ys) to a scalar; what it
     does not use has no loss, so that a block that is looped for its last state alone is `loss=lambda carry, ys: ...`.

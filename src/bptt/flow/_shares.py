@@ -53,7 +53,7 @@ def shares(
     *,
     bin_edges: Sequence[int] | None = None,
 ) -> Shares:
-    """The gradient of the recurrent weights by the number of steps it has travelled: short range against long range.
+    """Split the gradient of the recurrent weights by the steps that it has travelled: short range against long range.
 
     dL/dW_hh = sum_k G_k,  G_k = sum_t da_{t-k}^(t) h_{t-k-1}',  da^(t) what the loss at t sends to the pre-activations
 

@@ -60,7 +60,7 @@ class Directions(Shown):
 
 
 def spectrum(subject: torch.nn.Module | Recording, *, layer: int = 0, name: str | None = None) -> Spectrum:
-    """The eigenvalues and singular values of W_hh, gate by gate, in float64.
+    """Compute the eigenvalues and singular values of W_hh, gate by gate, in float64.
 
     subject: a recurrent layer of `bptt.nn` or `torch.nn`, a model with one inside, or a Recording. layer: which layer
     and direction, numbered as torch.nn orders their parameters. name: which recurrent layer of a model with several.
@@ -105,7 +105,7 @@ def spectrum(subject: torch.nn.Module | Recording, *, layer: int = 0, name: str 
 
 
 def directions(W: torch.Tensor | npt.ArrayLike, v: torch.Tensor | npt.ArrayLike, steps: int) -> Directions:
-    """The directions in which powers of a matrix turn a vector: v, W v, ..., W^steps v, each scaled to length 1.
+    """Follow the directions in which powers of a matrix turn a vector: v, W v, ..., W^steps v, each of length 1.
 
     W: `[H, H]`. v: `[H]`. Magnitude decides, not sign: a negative dominant eigenvalue flips the vector at each step.
 

@@ -210,7 +210,7 @@ def steps(
     resets: Tensor | None = None,
     rows: Literal["coupled", "independent"] = "coupled",
 ) -> StepChain:
-    """The chain of states of a scan, for measurements of any step function.
+    """Make the chain of states of a scan, for measurements of any step function.
 
     Its state s_t is the carry as step t receives it, all floating-point tensors in one vector in the order of the
     pytree, for t = 0..T-1; s_T is the final carry. J_t = ds_t/ds_{t-1} belongs to step t-1, for t = 1..T. The output of

@@ -63,7 +63,7 @@ _CONDITIONS = ("name", "dropout", "lanes", "batch", "notes", "setting")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Survey(Shown):
-    """All that `survey` has measured. A field is None where this layer lacks what it holds, or where that was left out.
+    """The measurements of `survey`. One is None where the layer lacks what it is about, or where it was left out.
 
     Several bidirectional layers have no map, lags or shares, since a loss reaches both ways there; a gradient that is 0
     or not finite has no comparison.
@@ -137,7 +137,7 @@ def survey(
     seed: int | str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Survey:
-    """A survey of a layer, with every measurement there is: what `bptt flow` and the report show.
+    """Take every measurement of a layer that there is: what `bptt flow` and the report show.
 
     subject, batch, loss: as in `record`, or a Recording alone; or as in `record_scan`, for a `bptt.nn.Recurrent`; or a
     scan of any step, as `scanned` gives it, alone. Of a scan and of a `Recurrent` it measures the carry, in its own

@@ -98,7 +98,7 @@ class Verdict(Shown):
 
 
 def verdict(*measures: Any) -> Verdict:
-    """The verdict on measurements: the horizon, whether gradients vanish or explode and at what rate, and what to
+    """Give the verdict on measurements: the horizon, whether gradients vanish or explode and at what rate, and what to
     change.
 
     measures: dataclasses of `bptt.flow`, at least one, in any order; a list of records is that of a training run.

@@ -46,7 +46,7 @@ _ONE_LAG = "only lag 0 was measured: nothing is known of how far gradients trave
 
 @singledispatch
 def conclusion(measure: Any, layer: int | None = None) -> str:
-    """One sentence that says what to conclude from a measurement, with its numbers.
+    """Say in one sentence what to conclude from a measurement, with its numbers.
 
     measure: a dataclass of `bptt.flow`, or a list of the records of a training run. layer: which of several
     layers; by default, for `Lags` and `Shares`, the one with the steepest trend or the largest error, else the first.

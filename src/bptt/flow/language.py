@@ -23,7 +23,7 @@ _CURRENT: ContextVar[str] = ContextVar("bptt.flow.language", default="en")
 
 @contextmanager
 def language(code: str) -> Iterator[None]:
-    """Let everything that measurements say within the block be said in a language: "en" (English) or "zh" (Chinese).
+    """Have everything that measurements say inside a `with` block said in "en" (English) or "zh" (Chinese).
 
     Sentences, verdicts, the titles and labels of pictures, and the report; of a survey also the setting, in whose words
     it is made, so that one block holds both `survey` and what shows it. Error messages, names and numbers stay as they

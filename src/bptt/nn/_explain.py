@@ -28,7 +28,7 @@ def explain(subject: Layer, *, x: Tensor | PackedSequence) -> str: ...
 @overload
 def explain(subject: Step, carry: Any, x: Any) -> StepExplanation: ...
 def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanation:
-    """What a call would do, and why: `explain(layer, x)` of a layer, `explain(step, carry, x)` of a step for `scan`.
+    """Tell what a call would do, and why: `explain(layer, x)` of a layer, `explain(step, carry, x)` of a scan's step.
 
     Of a layer of bptt.nn, with x as it takes it: the kernel that it runs, what it keeps, how far gradients reach.
 

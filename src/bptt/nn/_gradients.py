@@ -54,7 +54,7 @@ def gradients(
     reset_state: Hidden | None = None,
     per_sample: bool = False,
 ) -> Gradients:
-    """Every gradient of L = <dy, y> + <dh_n, h_n>, and the adjoints lambda_t, without autograd.
+    """Compute every gradient of L = <dy, y> + <dh_n, h_n>, and the adjoints lambda_t, without autograd.
 
     layer: a `bptt.nn` layer. x, hx, cu_seqlens, resets, reset_state: as for its forward. dy: dL/dy, of y's shape, or
     None for none. dh_n: dL/dh_n of h_n's shape; for an LSTM a pair (dL/dh_n, dL/dc_n), or None for none.

@@ -56,7 +56,7 @@ def stream_gradients(
     resets: Sliceable | Tensor | None = None,
     reset_state: Any = None,
 ) -> StreamGradients:
-    """Every gradient of L = sum over segments of loss(steps, y), with neither x nor y nor dL/dy in memory as a whole.
+    """Compute every gradient of L = sum over segments of loss(steps, y), with no x, y or dL/dy in memory as a whole.
 
     Forward keeps checkpoints only. Backward reads and runs each segment again, computes its loss, and carries its
     adjoint over to the segment before: the gradient is that of one backward pass over all T steps, under any policy.

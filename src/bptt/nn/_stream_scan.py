@@ -53,7 +53,7 @@ def stream_scan(
     reset_state: Any = None,
     kernel: str = "auto",
 ) -> StreamedScan:
-    """Every gradient of L = sum over segments of loss(steps, ys), with neither xs nor ys in memory as a whole.
+    """Compute every gradient of L = sum over segments of loss(steps, ys), with neither xs nor ys in memory as a whole.
 
     Forward keeps checkpoints of the carry only. Backward reads and runs each segment again, computes its loss, and
     carries its adjoint over to the segment before: the gradient is that of one backward pass of `bptt.scan` over all T

@@ -26,7 +26,7 @@ def using(
     memory: str | Checkpoints | None = None,
     kernel: str | None = None,
 ) -> Iterator[M]:
-    """A context in which every layer of `bptt.nn` in a model has another policy, memory or kernel.
+    """Give every layer of `bptt.nn` in a model another policy, memory or kernel, inside a `with` block.
 
     model: a layer of `bptt.nn`, or a model with some inside. gradient, memory, kernel: as in `bptt.nn.RNN`, or as in
     `bptt.nn.Recurrent` for a layer of any cell; None leaves each layer its own.

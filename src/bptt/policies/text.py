@@ -32,7 +32,7 @@ _INTEGER = r"([-+]?[0-9]+)"
 
 
 def parse(text: str | Policy) -> Policy:
-    """The policy that a text form names: the inverse of `str(policy)`. A policy is returned as it is.
+    """Read the policy that a text form names: the inverse of `str(policy)`. A policy is returned as it is.
 
     Raises ValueError for text that names no policy, TypeError for anything else.
 

@@ -33,7 +33,7 @@ _HEADINGS = {
 
 @dataclass(frozen=True, eq=False)
 class StepExplanation:
-    """What `bptt.scan` does with a step, and why; `print` shows it.
+    """The explanation of what `bptt.scan` does with a step, and why; `print` shows it.
 
     kernel: what runs: "interpreter", "eager", or "replay", the step itself. reason: why that one. variant: the
     instruction set that it was compiled for, if it was. rows: the first dimension of carry and x, None where they do

@@ -11,7 +11,7 @@ __all__ = ["fast_sigmoid_spike", "triangular_spike"]
 
 
 def fast_sigmoid_spike(excess: Tensor, slope: float = 25.0) -> Tensor:
-    """1 where excess is above 0, else 0; with the derivative of a fast sigmoid, 1 / (1 + slope |excess|)^2.
+    """Give 1 where excess is above 0, else 0, with the derivative of a fast sigmoid, 1 / (1 + slope |excess|)^2.
 
     excess: how far the membrane is above its threshold, of any shape. slope: how narrow the surrogate is. It is 1 at
     the threshold, whatever the slope. Has derivatives of every order, those of the surrogate.
@@ -29,7 +29,7 @@ def fast_sigmoid_spike(excess: Tensor, slope: float = 25.0) -> Tensor:
 
 
 def triangular_spike(excess: Tensor, height: float = 0.3) -> Tensor:
-    """1 where excess is above 0, else 0; with the triangle height * max(0, 1 - |excess|) for its derivative.
+    """Give 1 where excess is above 0, else 0, with the triangle height * max(0, 1 - |excess|) for its derivative.
 
     excess: how far the membrane is above its threshold, as a share of it, of any shape. height: the largest derivative,
     below 1 so that gradients through many spikes do not explode. Has derivatives of every order, those of the triangle.
