@@ -42,8 +42,8 @@ class Checkpoints:
     of one segment together. The sequence is then divided into as few segments as fit, and each of them is run once
     more; where no such division fits, a binomial schedule runs some segments more often. At most one of the two can be
     given. With neither, a segment has about sqrt(T / alpha) steps, where alpha is the size of a step's tape divided by
-    that of a state: of all divisions that run each segment once more, this one needs the least memory. (A layer makes
-    its segments so long that the tape of one is at least 1 MiB.)
+    that of a state: of all divisions that run each segment once more, this one needs the least memory. (An RNN,
+    GRU or LSTM makes its segments so long that the tape of one takes about 1 MiB at least.)
 
     Inputs, outputs and their gradients are not part of the tape. `str` gives the text form, which layers take as well.
     `torch.load` reads a policy with `weights_only=True`.

@@ -140,7 +140,7 @@ def changed(tensors: Sequence[Any], at: Sequence[int], some: Sequence[Any]) -> t
 
 
 class _StepRules:
-    """See `transforms.Rules`."""
+    """See `rules.Rules`."""
 
     def weights(self, program: MappedSteps) -> Sequence[int]:
         return [len(program.own) + i for i, shape in enumerate(program.lanes) if shape is None]

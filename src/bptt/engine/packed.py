@@ -234,7 +234,7 @@ class _PackedPass(LayerSweep[Frames]):
 
 
 class _PackedRules:
-    """See `transforms.Rules`: lanes are no dimension, so that nothing is mapped but one by one."""
+    """See `rules.Rules`: lanes are no dimension, so that nothing is mapped but one by one."""
 
     def weights(self, program: PackedStack) -> range:
         return range(program.net.inputs + len(program.held))  # what is held too

@@ -109,7 +109,7 @@ def _moved(dx: Tensor, x: Tensor, w: Tensor, dw: Tensor | None, db: Tensor | Non
 
 
 class _NetRules:
-    """The rules of every program of a net: see `transforms.Rules`."""
+    """The rules of every program of a net: see `rules.Rules`."""
 
     def weights(self, program: Any) -> range:
         net = program.net

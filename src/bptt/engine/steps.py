@@ -56,7 +56,7 @@ class StepProgram:
 
     @property
     def reads(self) -> int:
-        """None: derivatives of higher order, which are compared with the outputs, have these computed again."""
+        """No output: for derivatives of higher order, which are compared with the outputs, these are computed again."""
         return 0
 
     @property

@@ -25,11 +25,11 @@ Bools = npt.NDArray[np.bool_]
 class Lags(Shown):
     """A map summed up by lag.
 
-    lag: `[K]`. norm: `[L, K]` at lag 0 the mean over the losses, every lane's its own; from lag to lag it changes as
+    lag: `[K]`. norm: `[L, K]` at lag 0 the mean over the losses, those of every lane; from lag to lag it changes as
     the sum over the losses that reach the farther one does, so that neither the size of a loss nor how early it comes
     is taken for a decay. Where all losses are alike that is the mean over those that reach so far. NaN where none does.
     losses: `[K]` at how many steps those are, in the layer with the most. sending: `[L, K]` how many losses the mean is
-    over, every lane's its own; default `losses`. Where it is 0 there is no data, which is no error. rate: `[L]` the
+    over, those of every lane; default `losses`. Where it is 0 there is no data, which is no error. rate: `[L]` the
     factor per step by which the norm decays over its tail (least squares on its logarithm): below 1 it vanishes, above
     1 it explodes; NaN where fewer than two lags have a norm above zero. rate_error: `[L]` its standard error.
     horizon_90, horizon_99: `[L]` the lag within which 90 and 99 % of the sum over the lags measured arise: `settled`

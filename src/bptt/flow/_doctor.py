@@ -195,7 +195,7 @@ class Watch:
             self._forget()
 
     def _forget(self) -> None:
-        """A new step: what was kept of the last one goes."""
+        """Forget what was kept of the last step, since another one begins."""
         self._calls.clear()
         self._zero.clear()
         self._checked = False

@@ -45,8 +45,8 @@ MARGIN = 0.01
 def lags_of(recording: Recording) -> Lags | None:
     """The gradient by lag at about the price of a training step; None where it cannot be measured.
 
-    Some of the losses, in some of the lanes that one reaches. Where most steps have no error, as for a loss on the last
-    step alone, all losses, in one lane.
+    It measures some of the losses, in some of the lanes that a loss reaches. Where most steps have no error, as for a
+    loss on the last step alone, it measures all losses, in one lane.
     """
     if recording.layer.bidirectional and recording.layer.num_layers > 1:
         return None  # a loss reaches both ways

@@ -29,8 +29,9 @@ FAR = 0.5
 
 @dataclass(frozen=True)
 class Range:
-    """What the lanes and the losses make of a number, those that reach far enough: the long lanes and the late losses.
-    all_lanes, all_losses: whether all do.
+    """A number for each lane and for each loss that reaches far enough: the long lanes, the late losses.
+
+    all_lanes, all_losses: whether all reach so far.
     """
 
     lanes: Floats

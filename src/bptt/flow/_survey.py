@@ -37,14 +37,14 @@ LANES = 8
 """Lanes that the map, the shares and the policies are measured on, at most."""
 
 LOSSES = 2048
-"""Losses, over all lanes, that walk back for the map and the shares, about at most: every how many steps, how many
-lanes."""
+"""About how many losses, over all lanes, walk back for the map and the shares at most: it says at every how many steps
+one does, and in how many lanes."""
 
 LOSS_LAGS = LOSSES * LAGS
-"""Losses times lags of the map, about at most: of more lags fewer losses walk."""
+"""About how many losses times lags the map has at most: of more lags, fewer losses walk back."""
 
 COMPARED = 1024
-"""Steps, over all lanes, that policies are compared on, about at most."""
+"""On about how many steps, over all lanes, policies are compared at most."""
 
 STEPS = 100
 """Steps whose Jacobian is measured, about at most."""

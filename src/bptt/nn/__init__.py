@@ -1,8 +1,9 @@
-"""Drop-in recurrent layers with a choice of gradient, `RNN`, `GRU` and `LSTM`, and the functions that work on them.
-`LAYERS` holds them by the names of their cells: "rnn", "gru", "lstm". `cells` has cells from the literature as modules,
-and is loaded when it is first used.
+"""Recurrent layers with a choice of gradient, and the functions that work on them.
 
-They extend torch.nn.RNNBase, so that parameters, initialisation, state_dict and argument checks are torch's own.
+`RNN`, `GRU` and `LSTM` take the place of torch.nn's: they extend torch.nn.RNNBase, so that parameters, initialisation,
+state_dict and argument checks are torch's own. `LAYERS` holds them by the names of their cells: "rnn", "gru", "lstm".
+`Recurrent` makes a layer of any cell. `cells` has cells from the literature as modules, and is loaded when it is first
+used.
 """
 
 from importlib import import_module as _import_module

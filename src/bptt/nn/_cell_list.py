@@ -76,7 +76,7 @@ def learnable_state(k: int, cell: nn.Module, form: Form) -> Any:
 
 
 def learned_state(learned: Any, places: Any, B: int) -> Any:
-    """A state of B lanes of the learned tensors, at the places that a state of their numbers names."""
+    """The first state of B lanes. places: a state that holds the number of a learned tensor in the place of each."""
     return tree_map(lambda i: learned[i].expand(B, *learned[i].shape), places)
 
 

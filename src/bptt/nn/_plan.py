@@ -39,7 +39,8 @@ def plan(
     """Estimate the tape, recomputation and time of forward and backward through the layers of `bptt.nn` in a model.
 
     model: a layer, or a model with several, which are assumed to run one after another, each over T steps and B
-    lanes without packing, resets or a given state. memory: a tape policy; default is each layer's own.
+    lanes without packing, resets or a given state. memory: a tape policy; default is each layer's own. x: an input of
+    the model, which is called with it once: it tells what each `Recurrent` gets whose first cell has no input_size.
 
     Sizes are counted. Time is measured in five runs over the first steps of random input, in segments of their real
     length, and assumed to grow with T or, where blocks overlap, with the steps that they visit; for a window too long

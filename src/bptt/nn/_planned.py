@@ -1,4 +1,4 @@
-"""What `plan` and `plan_scan` return."""
+"""The result of `plan` and `plan_scan`."""
 
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ _HOLE = object()
 class SegmentedScan:
     """A scan in segments, with a loss for each.
 
-    given: what the steps a to b-1 are given, as `StepsOfRun`. wrt: tensors that the step uses; their gradients are
-    added to those of the loss, whose own they are. restarting: called with a run's first step, the states of its
+    given: what the steps a to b-1 are given, as `StepsOfRun`. loss: its `wrt` has the tensors whose gradients are
+    found, those that the step uses among them. restarting: called with a run's first step, the states of its
     resets, and their gradients. first: the step of the whole sequence with which this one begins.
     """
 

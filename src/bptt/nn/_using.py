@@ -71,7 +71,7 @@ def check_module(model: object) -> None:
 def settings(
     gradient: str | policies.Policy | None, memory: str | Checkpoints | None, kernel: str | None
 ) -> dict[str, Any]:
-    """The settings of a layer that were given, by name, checked."""
+    """The settings that a caller gives for layers, by name, after a check."""
     given: dict[str, Any] = {}
     if gradient is not None:
         given["gradient"] = policies.parse(gradient)

@@ -1,6 +1,7 @@
 """The translation of torch.nn's calling conventions to the engine's, and back.
 
-Layouts, packed sequences, unbatched input and initial states are translated here and nowhere else.
+Layouts, packed sequences, which are padded, unbatched input and initial states are translated here, for every call but
+those that `undrawn` and `_packed` know a shorter way for.
 """
 
 from __future__ import annotations

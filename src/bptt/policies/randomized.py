@@ -91,7 +91,7 @@ class Randomized(Policy):
     def _checked(self) -> float | tuple[float, ...]:
         """The probabilities as floats."""
         many = isinstance(self.p, Sequence) and not isinstance(self.p, str)
-        given: Sequence[float] = self.p if many else [self.p]  # type: ignore[assignment,list-item]  # checked by _real
+        given: Sequence[float] = self.p if many else [self.p]  # type: ignore[assignment,list-item]  # checked by real
         values = tuple(real("p", p) for p in given)
         if not values:
             raise ValueError("p must be a probability or a non-empty sequence of them: got an empty sequence")

@@ -164,7 +164,7 @@ def _called(call: Callable[..., Any], step: Any, tensors: tuple[Tensor, ...]) ->
 
 
 def _finite(t: Tensor) -> bool:
-    """Whether all values are: of a finite sum they are, and else it is seen."""
+    """Whether all values are finite: they are where their sum is; where it is not, each is looked at."""
     return isfinite(t.detach().sum().item()) or bool(t.isfinite().all())
 
 
@@ -211,7 +211,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _key(step: Callable[..., Any], carry: Any, xs: Any, length: int | None) -> Hashable:
-    """The code lives as long as a call that is kept, whose step it is."""
+    """What tells kinds of calls apart, by the id of their code, which lives as long as a call that is kept."""
     return id(origin(step)), _size(carry), _size(xs), length
 
 
