@@ -46,41 +46,37 @@ def triangular_spike(excess: Tensor, height: float = 0.3) -> Tensor:
     return spikes
 
 
-class FastSigmoid(torch.autograd.Function):
-    """Spikes, whose backward pass is made of differentiable operations alone, so that it can be traced and derived."""
+class Spikes(torch.autograd.Function):
+    """Spikes. Subclasses have a backward pass of differentiable operations alone, so that it can be traced and derived.
+
+    ctx.size: the number that the surrogate is given.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(excess: Tensor, slope: float) -> Tensor:
+    def forward(excess: Tensor, size: float) -> Tensor:
         return (excess > 0).to(excess.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        excess, ctx.slope = inputs
+        excess, ctx.size = inputs
         ctx.save_for_backward(excess)
+
+
+class FastSigmoid(Spikes):
+    """Spikes with the derivative of a fast sigmoid of this slope."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (excess,) = ctx.saved_tensors
-        return grads[0] / (1 + ctx.slope * excess.abs()) ** 2, None
+        return grads[0] / (1 + ctx.size * excess.abs()) ** 2, None
 
 
-class Triangle(torch.autograd.Function):
-    """Spikes, likewise."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(excess: Tensor, height: float) -> Tensor:
-        return (excess > 0).to(excess.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        excess, ctx.height = inputs
-        ctx.save_for_backward(excess)
+class Triangle(Spikes):
+    """Spikes with a triangle of this height for a derivative."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (excess,) = ctx.saved_tensors
-        return grads[0] * ctx.height * torch.relu(1 - excess.abs()), None
+        return grads[0] * ctx.size * torch.relu(1 - excess.abs()), None
