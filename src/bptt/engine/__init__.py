@@ -10,13 +10,14 @@ its `block_sweep` drives layers, compiled steps and replayed steps. `source` is 
 `packed` is a net on packed sequences, whose rows lie as they were given; `rebuilt` makes gates that no tape has.
 
 `boundary` puts a computation with a hand-written gradient into autograd's graph; `records` are the arguments and
-results of its backward call; `plain` is the short way through it for plain calls; `graph` is the policy as a graph, for
-derivatives of higher order; `ops` is the boundary for a compiler: the programs as operators of torch, `flops` their
-cost; `onnx` is a net as operators of ONNX; `tracing` says which observers need them. `transforms` is the boundary
-inside torch.func's transforms and dual levels, by the `rules` of each kind of program; `levels` takes a function
-through them; `pull_request` is a backward call there as data, which lanes divide; `mapped_steps` is a traced step for
-them. `pushforward` is the tangents of a net; `tangents` says where there are some, and refuses those that would be
-lost. `device` says what torch's default device is.
+results of its backward call; `plain` is the short way through it for plain calls of layers, `plain_steps` for those of
+a traced step; `graph` is the policy as a graph, for derivatives of higher order; `ops` is the boundary for a compiler:
+the programs as operators of torch, `flops` their cost; `onnx` is a net as operators of ONNX; `tracing` says which
+observers need them. `transforms` is the boundary inside torch.func's transforms and dual levels, by the `rules` of each
+kind of program; `levels` takes a function through them, and `mapped` makes lanes of the calls that vmap maps over;
+`pull_request` is a backward call there as data, which lanes divide; `mapped_steps` is a traced step for them.
+`pushforward` is the tangents of a net; `tangents` says where there are some, and refuses those that would be lost.
+`device` says what torch's default device is.
 """
 
 from .backward import BackwardPass as BackwardPass

@@ -1,6 +1,7 @@
-"""A plain call: layers in which nothing is dropped or padded and blocks do not meet, by the kernel's whole passes.
+"""A plain call: layers in which nothing is dropped or padded, by the kernel's whole passes.
 
-It gives what `boundary.run` gives of the same program, bit by bit, with less between the caller and the kernel.
+Blocks may overlap in one layer of one direction, whose backward pass is then a sweep. It gives what `boundary.run`
+gives of the same program, bit by bit, with less between the caller and the kernel.
 """
 
 from __future__ import annotations
