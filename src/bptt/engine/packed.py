@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ..kernels import Frames, Kernel, PackedKernel, PackedRows, Sweep, SweepResult, Tape, product
+from ..kernels import Frames, PackedKernel, PackedRows, Sweep, SweepResult, Tape, product
 from ..memory import Tapes, keeps_gates
 from .boundary import PULLBACKS, own_precision
 from .net import Net, States
@@ -49,7 +49,7 @@ class PackedStack(OfNet):
     def forward(self, inputs: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`. Taped, layer by layer and direction by direction: states, gates."""
         net, rows, weights, initial = self.net, self.rows, self.net.weights(inputs), self.net.initial(inputs)
-        y, kernel = given(inputs[0]), _packed(net.kernel)
+        y, kernel = given(inputs[0]), cast("PackedKernel", net.kernel)
         tape_gates = keep and self._tapes_gates(inputs)
         tape: list[Tensor] = []
         finals: list[States] = []
@@ -133,11 +133,6 @@ def _observed(program: PackedStack, saved: Saved, asked: Asked) -> Grads:
 
 
 PULLBACKS[PackedStack] = _observed
-
-
-def _packed(kernel: Kernel) -> PackedKernel:
-    assert isinstance(kernel, PackedKernel)
-    return kernel
 
 
 class _PackedSteps(NamedTuple):

@@ -19,7 +19,7 @@ from .forward import ForwardRun
 from .graph import Block, EdgeFactors, TimeEdge, all_rows
 from .monitor import StepMonitor
 from .pytrees import Form, differentiable, reset
-from .replay import Visit, graph_edge
+from .replay import Visit
 from .segments import close
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept
 
@@ -92,7 +92,7 @@ class StepChain:
         self.visit = Visit(received, got, ())
         marked = self.carry
         seen = {id(marked), *monitor.captured}
-        self.nodes = _nodes(self.visit)
+        self.nodes = self.visit.nodes()
         self.opaque = any(
             isinstance(node, BackwardCFunction) or id(getattr(node, "variable", marked)) not in seen
             for node in self.nodes
@@ -158,7 +158,7 @@ class StepChain:
         after, y = run.results.read(t, result, received[:n])
         self.visit = Visit(entries, [*after, *y], ())
         if self.opaque:
-            nodes = _nodes(self.visit)
+            nodes = self.visit.nodes()
             if monitor.fault is None and any(_number(node) >= self.began for node in nodes & self.nodes):
                 monitor.fault = (
                     "a step uses, inside a call that cannot be looked into, a tensor that the step before made"
@@ -204,19 +204,6 @@ class StepChain:
         for leaf, steps, versions in zip(y, self.ys, self.versions, strict=True):
             steps.append(leaf)
             versions.append(leaf._version)
-
-
-def _nodes(visit: Visit) -> set[Any]:
-    """The nodes of a graph, not beyond its entries."""
-    stop = {graph_edge(t) for t in visit.entries if t.requires_grad}
-    todo = [edge[0] for t in visit.outputs if t.requires_grad and (edge := graph_edge(t)) not in stop]
-    seen = set(todo)
-    while todo:
-        for edge in todo.pop().next_functions:
-            if edge[0] is not None and edge[0] not in seen and edge not in stop:
-                seen.add(edge[0])
-                todo.append(edge[0])
-    return seen
 
 
 def _number(node: Any) -> int:

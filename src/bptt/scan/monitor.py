@@ -17,7 +17,7 @@ from ..engine import refuse_tangents
 from .leaked import refuse_gradients
 from .located import located
 from .pytrees import Form, Step, differentiable, fresh, tensors_in
-from .replay import Replay, Visit
+from .replay import READS_GRADIENT, Replay, Visit
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept
 
 __all__ = ["StepMonitor", "complete", "hidden"]
@@ -58,7 +58,6 @@ _SPECIAL: dict[Any, _Statistics | int] = {
 }
 """Normalisations; and functions of shapes, types and devices, with the number of tensors whose values count too."""
 
-_READS_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]  # as below
 _SETS_DATA: Any = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of the class; to mypy, a tensor
 _NOTHING: frozenset[int] = frozenset()
 
@@ -178,7 +177,7 @@ class StepMonitor(TorchFunctionMode):
         for t in tensors:
             if id(t) not in inside and id(t) not in outside:
                 self._meet((t,))
-        if func == _READS_GRADIENT and id(args[0]) in outside:
+        if func == READS_GRADIENT and id(args[0]) in outside:
             return func(*args)  # as much from outside as what has it
         special = _SPECIAL.get(func)
         updated: Sequence[Tensor] = ()

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from .pytrees import Form, Step, added, alias, differentiable, split, split_y
 from .surroundings import GeneratorStates, Surroundings, set_generators
 
-__all__ = ["Replay", "Visit", "differs", "graph_edge"]
+__all__ = ["READS_GRADIENT", "Replay", "Visit", "differs", "graph_edge"]
 
 _GraphEdge = tuple[Any, int]
 """An edge of autograd's graph: a node, and the number of one of its inputs."""
@@ -113,9 +113,11 @@ class Visit:
             reached |= edge in made
         return [leaf for i, leaf in leaves.items() if i not in known], reached or bool(leaves)
 
-    def leaves(self) -> list[Tensor]:
-        """The leaves that its graph reaches, entries aside."""
-        return self.unseen(())[0]
+    def nodes(self) -> set[Any]:
+        """The nodes of its graph, not beyond its entries."""
+        stop = self._entered()
+        first = {edge[0] for t in self.outputs if t.requires_grad and (edge := graph_edge(t)) not in stop}
+        return first | {edge[0] for _, _, edge in self._graph_edges() if edge[0] is not None and edge not in stop}
 
     def calls_functions(self) -> bool:
         """Whether it calls autograd.Functions or compiled code: torch function modes do not see such a call."""
@@ -132,7 +134,7 @@ class Visit:
     def _graph_edges(self, given: Iterable[_GraphEdge] = ()) -> Iterator[tuple[Any, int, _GraphEdge]]:
         """Edges of the graph as (node, number of an input, edge), not followed beyond the entries and given edges."""
         stop = {*given, *self._entered()}
-        todo = [t.grad_fn for t in self.outputs if t.grad_fn is not None]
+        todo = [t.grad_fn for t in self.outputs if t.grad_fn is not None and graph_edge(t) not in stop]
         seen = set(todo)
         while todo:
             node = todo.pop()
@@ -155,7 +157,7 @@ def graph_edge(t: Tensor) -> _GraphEdge:
     return edge.node, edge.output_nr
 
 
-_READS_GRADIENT = Tensor.grad.__get__  # type: ignore[union-attr]  # a property of the class; to mypy, a tensor
+READS_GRADIENT: Any = Tensor.grad.__get__  # type: ignore[union-attr]  # a property of the class; to mypy, a tensor
 
 
 class _Substitution(TorchFunctionMode):
@@ -175,7 +177,7 @@ class _Substitution(TorchFunctionMode):
         self.made = made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _READS_GRADIENT:  # which the original has
+        if func == READS_GRADIENT:  # which the original has
             return func(*args, **kwargs or {})
         result = func(*self._swap(args), **self._swap(kwargs or {}))
         if id(result) in self.originals:
@@ -268,7 +270,7 @@ class Replay:
         """
         unseen = [t for t in visit.unseen((*self.captured, *known))[0] if isinstance(t, torch.nn.Parameter)]
         if unseen and recorded is not None:
-            used = set(map(id, recorded.leaves()))
+            used = set(map(id, recorded.unseen(())[0]))
             unseen = [t for t in unseen if id(t) not in used]
         if unseen:
             raise RuntimeError(
