@@ -254,7 +254,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         if isinstance(group, Frames):
             if is_top:
                 return group, self._top_errors(d), False
-            return group, None if errors is None else net.laid(net.half(errors, d), d), False
+            return group, None if errors is None else net.for_walk(net.half(errors, d), d), False
         frames = group.frames[d]
         if is_top:
             errors = self._top_errors(d)
@@ -278,7 +278,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
     def _top_errors(self, d: int) -> Tensor | None:
         """dL/dy of direction d, in its own time; made once, whatever the number of groups."""
         if d not in self.top_errors:
-            self.top_errors[d] = None if self.dy is None else self.net.laid(self.net.half(self.dy, d), d)
+            self.top_errors[d] = None if self.dy is None else self.net.for_walk(self.net.half(self.dy, d), d)
         return self.top_errors.pop(d) if self.is_last else self.top_errors[d]
 
     def dropped(self, below: Tensor, layer: int, group: Frames | Columns) -> Tensor:
@@ -306,7 +306,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         self.gradients[k] = LayerGradients(initial, tuple(weights), restart, adjoint)
         if self.by_position if layer > 0 else not self.asked.needs[0]:
             return below
-        part = net.laid(self._input_gradient(w, x, total), d)
+        part = net.for_walk(self._input_gradient(w, x, total), d)
         if layer == 0:
             self.dx = part if self.dx is None else self.dx + part
             return None
@@ -326,7 +326,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
 
     def _walk_of(self, k: int) -> _LayerWalk:
         x = self._input(k)
-        factors = self.net.edge_factors_laid(k, x.dtype) if self.net.resets or self.net.xi else None
+        factors = self.net.walk_edge_factors(k, x.dtype) if self.net.resets or self.net.xi else None
         return _LayerWalk(x, self._tape(k, x), factors, self.needs_of(k))
 
     def _input(self, k: int) -> Tensor:
@@ -334,7 +334,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         layer, d = divmod(k, self.net.directions)
         if self.below[0] != layer:
             self.below = layer, self._below(layer)
-        return self.net.laid(self.below[1], d)
+        return self.net.for_walk(self.below[1], d)
 
     def _below(self, layer: int) -> Tensor:
         """The input of a layer `[T, B, I or D*P]`, in forward time."""
@@ -355,7 +355,7 @@ class BackwardPass(LayerSweep["Frames | Columns"]):
         resets: Tensor | None = None
         restart: States = ()
         if net.resets:
-            resets, restart = net.resets_laid(d), net.reset_state_laid(self.inputs, k)
+            resets, restart = net.walk_resets(d), net.walk_reset_state(self.inputs, k)
         if net.kernel.own_gradients:
             return Tape(states, resets, None, restart, tuple(map(given, more)))
         tape = Tape(states, resets, more[0] if more else None, restart, reverse=net.states_end_first(d))

@@ -175,7 +175,7 @@ class Net:
             x if d == 0 and not self.reverse else x.flip(0) if self.lengths is None else x[self._back(x, 0, x.shape[0])]
         )
 
-    def laid(self, x: Tensor, d: int) -> Tensor:
+    def for_walk(self, x: Tensor, d: int) -> Tensor:
         """Values of steps `[T, B, F]` in forward time as a walk has them, which is its own time or, where it goes over
         values as they lie, forward time; and back.
         """
@@ -185,17 +185,17 @@ class Net:
         """Values of steps as a walk has them in the direction's own time, and back."""
         return self.turn(x, d) if self.as_given else x
 
-    def resets_laid(self, d: int) -> Tensor | None:
+    def walk_resets(self, d: int) -> Tensor | None:
         """`resets_of` as a walk has them."""
         resets = self.resets_of(d)
         return None if resets is None else self.own(resets, d)
 
-    def edge_factors_laid(self, k: int, dtype: torch.dtype) -> Tensor | None:
+    def walk_edge_factors(self, k: int, dtype: torch.dtype) -> Tensor | None:
         """`edge_factors` as a walk has them."""
         factors = self.edge_factors(k, dtype)
         return None if factors is None else self.own(factors, k % self.directions)
 
-    def reset_state_laid(self, tensors: Tensors, k: int) -> tuple[Tensor, ...]:
+    def walk_reset_state(self, tensors: Tensors, k: int) -> tuple[Tensor, ...]:
         """`reset_state` as a walk has it."""
         states = self.reset_state(tensors, k)
         return tuple([self.own(s, k % self.directions) if s.dim() == 3 else s for s in states])
@@ -206,7 +206,7 @@ class Net:
 
     def output(self, h: Tensor, d: int) -> Tensor:
         """The output of a direction `[T, B, P]` in forward time, from h as a walk has it, with the initial one."""
-        return h[:-1] if self.states_end_first(d) else self.laid(h[1:], d)
+        return h[:-1] if self.states_end_first(d) else self.for_walk(h[1:], d)
 
     def turned(self, x: Tensor, a: int, b: int) -> Tensor:
         """The steps a to b-1 of the reverse direction's time `[b-a, B, F]`, where lanes have lengths."""

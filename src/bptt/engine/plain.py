@@ -83,7 +83,7 @@ class PlainCall:
             return []
         net = replace(self.stack.net, xi=xi, resets=resets)
         dtype, K = self.initial[0].dtype, net.layers * net.directions
-        return [Edges(net.resets_laid(k % net.directions), net.edge_factors_laid(k, dtype)) for k in range(K)]
+        return [Edges(net.walk_resets(k % net.directions), net.walk_edge_factors(k, dtype)) for k in range(K)]
 
 
 class _Plain(Boundary):

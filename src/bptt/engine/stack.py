@@ -135,7 +135,7 @@ class Stack(NetProgram):
                     ys.append(states[0][:-1])
                 else:
                     finals.append(states)
-                    ys.append(net.laid(states[0][1:], d))
+                    ys.append(net.for_walk(states[0][1:], d))
                 tape += states[1:] if layer == net.layers - 1 and net.directions == 2 else states
                 if more is not None:
                     tape += [more] if isinstance(more, Tensor) else more
@@ -156,7 +156,7 @@ class Stack(NetProgram):
         net, ks = self.net, range(layer * self.net.directions, (layer + 1) * self.net.directions)
         if net.as_given:
             ways = [
-                Way(initial[k], net.resets_laid(d), weights[k], net.reset_state_laid(inputs, k), net.is_reverse(d))
+                Way(initial[k], net.walk_resets(d), weights[k], net.walk_reset_state(inputs, k), net.is_reverse(d))
                 for d, k in enumerate(ks)
             ]
             return net.two_way_kernel.forward_ways(net.cell, below, ways, tape_gates)
@@ -212,7 +212,7 @@ class Stack(NetProgram):
         for k in range(K):
             end = at + S
             if k in in_output:
-                h_0, h, end = initial[k][0][None], net.laid(net.half(saved.outputs[0], k % D), k % D), end - 1
+                h_0, h, end = initial[k][0][None], net.for_walk(net.half(saved.outputs[0], k % D), k % D), end - 1
                 states = (torch.cat([h, h_0] if net.states_end_first(k % D) else [h_0, h]), *tape[at:end])
             else:
                 states = tape[at:end]

@@ -20,7 +20,7 @@ from ._scan_search import Hit, first_back, first_error, first_forward, first_ind
 from ._scanned import Scanned
 from ._subjects import scan_of
 
-__all__ = ["Naming", "diagnose", "kind_of", "sent_back", "walked_forward", "word_for"]
+__all__ = ["Naming", "diagnose", "found_back", "found_forward", "kind_of", "word_for"]
 
 _LOOK = "look for what is infinite or undefined there (a logarithm or a division near 0, an exponential), or scale down"
 _STEEP = (
@@ -72,7 +72,7 @@ class Naming:
         return length - 1 - t if t < length else t
 
 
-def walked_forward(scan: ScanWithLoss, naming: Naming) -> Iterator[Finding]:
+def found_forward(scan: ScanWithLoss, naming: Naming) -> Iterator[Finding]:
     """The first step forward that is not finite, if there is one."""
     hit = first_forward(scan)
     if hit is None:
@@ -91,7 +91,7 @@ def walked_forward(scan: ScanWithLoss, naming: Naming) -> Iterator[Finding]:
     yield Finding.at(kind_of(hit.value, of_finite=naming.layer is not None), "forward", place, hit.value, what, _LOOK)
 
 
-def sent_back(scan: ScanWithLoss, policy: Policy, naming: Naming) -> Iterator[Finding]:
+def found_back(scan: ScanWithLoss, policy: Policy, naming: Naming) -> Iterator[Finding]:
     """The first error, or step on the way back under a policy, that is not finite, if there is one."""
     hit = first_error(scan)
     if hit is not None:
@@ -169,7 +169,7 @@ def _in_order(scanned: Scanned) -> Iterator[Finding]:
             what = f"{words} holds {word_for(value)} in row {index[0] if index else 0}"
             advice = "go back to weights from before, and lower the learning rate or clip the gradient"
             yield Finding.at(kind_of(value, of_finite=False), "forward", place, value, what, advice)
-    yield from walked_forward(scan, naming)
+    yield from found_forward(scan, naming)
     if scanned.loss is not None and not math.isfinite(scanned.loss):
         what = f"the loss is {word_for(scanned.loss)} though the carry and y are finite at every step"
         kind = kind_of(scanned.loss, of_finite=False)
@@ -177,7 +177,7 @@ def _in_order(scanned: Scanned) -> Iterator[Finding]:
     whole = scanned.vector(scanned.own)
     if first_index(whole) is None:  # what overflows on the way back reaches no parameter
         return
-    yield from sent_back(scan, scanned.own, naming)
+    yield from found_back(scan, scanned.own, naming)
     gradient = whole.split([p.numel() for p in scanned.parameters])
     for name, words, part in zip(names, said, gradient, strict=True):
         if (index := first_index(part)) is not None:

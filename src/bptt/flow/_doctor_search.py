@@ -20,7 +20,7 @@ from ..kernels import SweepResult, Tape
 from ..nn import Recurrent
 from ..nn.call import Call, whole_tape
 from ..nn.layers import DropInLayer
-from ._diagnose import Naming, kind_of, sent_back, walked_forward, word_for
+from ._diagnose import Naming, found_back, found_forward, kind_of, word_for
 from ._doctor_calls import RecordedCall
 from ._doctor_findings import Finding, Place, Stage
 from ._layer_call import tensors_in
@@ -54,7 +54,7 @@ def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tenso
         if scan is None:
             yield from _inputs(call)
         else:
-            yield from walked_forward(scan, _naming(call, scan))
+            yield from found_forward(scan, _naming(call, scan))
         if call.recurrent:
             yield from _forward(call)
         yield from _outputs(call)
@@ -67,7 +67,7 @@ def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tenso
         if call.recurrent:
             yield from _backward(call)
         elif call.errors and (scan := call.as_scan()) is not None:
-            yield from sent_back(scan, call.scan.layer.gradient, _naming(call, scan))  # type: ignore[union-attr]  # as_scan says so
+            yield from found_back(scan, call.scan.layer.gradient, _naming(call, scan))  # type: ignore[union-attr]  # as_scan says so
     yield from _gradients(model)
 
 
@@ -90,7 +90,7 @@ def _parameters(model: torch.nn.Module, calls: Sequence[RecordedCall]) -> Iterat
         place = _place_of(model, name, index)
         for call in calls:
             if place.layer is not None and call.recurrent and call.name == place.module:
-                for shown in _walked_forward(call):
+                for shown in _first_of_walk(call):
                     place = replace(place, step=shown[0].step, lane=shown[0].lane)
                     break
         what = f"`{name}` holds {word_for(value)} in row {index[0] if index else 0}"
@@ -135,13 +135,13 @@ def _outputs(call: RecordedCall) -> Iterator[Finding]:
 
 def _forward(call: RecordedCall) -> Iterator[Finding]:
     """The first gate or state of a recurrent layer that is not finite."""
-    for place, value in _walked_forward(call):
+    for place, value in _first_of_walk(call):
         what = f"{word_for(value)} out of finite input, state and weights"
         advice = "scale the weights down (bptt.nn.init.radius_) or take a bounded activation"
         yield Finding.at(kind_of(value), "forward", place, value, what, advice)
 
 
-def _walked_forward(call: RecordedCall) -> Iterator[tuple[Place, float]]:
+def _first_of_walk(call: RecordedCall) -> Iterator[tuple[Place, float]]:
     """Where the walk forward first meets a number that is not finite: layers bottom up, each by its own time."""
     layer, engine, net = call.net()
     program = Stack(net, "gates")  # so that no gate is computed a second time
