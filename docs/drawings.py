@@ -30,7 +30,7 @@ def layers() -> Figure:
     _box(ax, (RIGHT, 7.5), "Grads", "of every input, to autograd", VERMILLION)
     for y, name in ((5.85, "layer 0"), (3.45, "layer 1")):
         _box(ax, (LEFT, y), "kernel.forward(...)", f"stage 1 of {name}: cell.gates, cell.advance", BLUE)
-        _box(ax, (RIGHT, y + 0.48), "cell.factors", f"stage 4 of {name}: one product a weight", VERMILLION)
+        _box(ax, (RIGHT, y + 0.48), "cell.factors", f"stage 4 of {name}: one product a weight, and dx", VERMILLION)
         _box(ax, (RIGHT, y - 0.48), "kernel.sweep(Sweep)", f"stage 3 of {name}: cell.pull", VERMILLION)
         _arrow(ax, (LEFT + 2.25, y), (RIGHT - 2.25, y - 0.4), GREY, dashed=True)
         _label(ax, (5.0, y + 0.25), "tape", GREY)

@@ -88,7 +88,7 @@ BAD_RESETS: dict[str, Any] = {
 def test_resets(kind: str, name: str) -> None:
     """Shapes are not broadcast, other dtypes not converted."""
     error = TypeError if name in ("float", "integer", "list", "number") else ValueError
-    with pytest.raises(error, match=r"resets must .*\[7, 3\].*got"):
+    with pytest.raises(error, match=r"resets must .*\(7, 3\).*got"):
         getattr(bptt.nn, kind)(5, 4)(torch.zeros(7, 3, 5), resets=BAD_RESETS[name])
 
 

@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         "lengths must be None for a PackedSequence",
     ),
     "resets": (lambda: gru()(X, resets=torch.zeros(T, B)), TypeError, "resets must be a bool tensor"),
-    "resets_shape": (lambda: gru()(X, resets=torch.zeros(B, T).bool()), ValueError, r"resets must have shape \[7, 3\]"),
+    "resets_shape": (lambda: gru()(X, resets=torch.zeros(B, T).bool()), ValueError, r"resets must have shape \(7, 3\)"),
     "hx": (lambda: gru()(X, 3.0), TypeError, r"hx must hold tensors \[1, 3, ...\]"),
     "hx_shape": (
         lambda: gru()(X, torch.zeros(2, B, H)),

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import ceil, isqrt, sqrt
+from operator import index
 from typing import Literal, get_args
-
-from .policies.arguments import count
 
 __all__ = ["AUTO_BYTES", "Checkpoints", "Cut", "Memory", "Tapes", "keeps_gates", "parse"]
 
@@ -63,8 +62,13 @@ class Checkpoints:
     def __post_init__(self) -> None:
         for name in ("steps", "bytes"):
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, count(name, value))
+            if value is None:
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name} must be a whole number: got {value!r} ({type(value).__name__})")
+            if index(value) < 1:
+                raise ValueError(f"{name} must be at least 1: got {value}")
+            object.__setattr__(self, name, index(value))
         if self.steps is not None and self.bytes is not None:
             raise ValueError(f"give steps or bytes, not both: got steps={self.steps} and bytes={self.bytes}")
 

@@ -200,12 +200,12 @@ def checked_lengths(lengths: Any, x: Tensor) -> Tensor | None:
 def checked_resets(resets: Any, x: Tensor, batched: bool, batch_first: bool, caller: str = "") -> Tensor:
     """The resets as `[T, B]`. caller: what errors begin with."""
     T, B = x.shape[:2]
-    expected = [T] if not batched else [B, T] if batch_first else [T, B]
+    expected = (T,) if not batched else (B, T) if batch_first else (T, B)
     if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
         got = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
         raise TypeError(f"{caller}resets must be a bool tensor of shape {expected}: got {got}")
-    if list(resets.shape) != expected:
-        raise ValueError(f"{caller}resets must have shape {expected}: got {list(resets.shape)}")
+    if tuple(resets.shape) != expected:
+        raise ValueError(f"{caller}resets must have shape {expected}: got {tuple(resets.shape)}")
     if resets.device != x.device:
         raise ValueError(f"{caller}resets must be on input's device {x.device}: got {resets.device}")
     return resets[:, None] if not batched else resets.t() if batch_first else resets
