@@ -52,6 +52,10 @@ class Kept(Generic[Entry]):
             entries.popitem(last=False)
         return found
 
+    def clear(self) -> None:
+        """Forget what no module holds."""
+        self.others.clear()
+
     def _all(self, step: Callable[..., Any]) -> OrderedDict[Hashable, list[Entry]]:
         module = module_in(step)
         if module is None:
