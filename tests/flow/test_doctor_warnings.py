@@ -122,6 +122,37 @@ def test_a_long_horizon_is_nothing_to_tell():
     assert examination.horizon == 21  # 1 - 0.9^22 > 0.9 (1 - 0.9^60)
 
 
+@pytest.mark.parametrize("keeps", [0.999, 1.0])
+def test_a_window_of_which_few_lags_are_measured_is_not_said_to_vanish(keeps: float):
+    """128 lags are less than a tenth of it, wherever the gradient arises."""
+    layer = bptt.nn.init.identity_(bptt.nn.RNN(2, 4, nonlinearity="identity"), keeps)
+    examination, told = examined(layer, 1400, lambda y: y.sum() / 1400)
+    assert told == []
+    assert examination.settled is False
+
+
+def test_resets_are_no_vanishing():
+    layer = bptt.nn.init.identity_(bptt.nn.RNN(2, 4, nonlinearity="identity"), 0.98)
+    resets = (torch.arange(200) % 10 == 0)[:, None].expand(200, 3)
+    with watch(layer) as doctor:
+        value = layer(torch.randn(200, 3, 2), resets=resets)[0].sum()
+        value.backward()
+        assert doctor.check(value) is None
+        assert doctor.examine().findings == ()
+
+
+def test_a_growth_that_levels_off_is_told_with_the_rate_at_its_end():
+    """[[a, b], [0, a]]^n grows by n b at first, then by a alone."""
+    layer = bptt.nn.RNN(1, 2, nonlinearity="identity", bias=False)
+    layer.weight_hh_l0.data = torch.tensor([[1.001, 300.0], [0.0, 1.001]])
+    with watch(layer, tell=lambda finding: None) as doctor:
+        value = layer(torch.zeros(60, 2, 1))[0][..., 0].sum()
+        value.backward()
+        doctor.check(value)
+        [finding] = doctor.examine().findings
+    assert "59 steps back it is 1.88e+04 times as large, and there it grows 1.03 times per step" in finding.message
+
+
 def test_explosion_before_it_is_infinite():
     layer = bptt.nn.init.identity_(bptt.nn.RNN(2, 4, nonlinearity="identity"), 1.3)
     _, [finding] = examined(layer, 40, lambda y: y.sum())

@@ -91,3 +91,28 @@ def test_a_nan_is_not_taken_for_vanishing():
     found = survey(bptt.nn.GRU(2, 3), x)
     assert "not finite" in found.verdict.headline
     assert not any("truncated" in text for text in found.verdict.advice)
+
+
+@pytest.mark.parametrize(
+    ("make", "shut", "at"),
+    [
+        (lambda: bptt.nn.LSTM(4, 5, num_layers=3), "bias_ih_l0", "layer 0"),
+        (lambda: bptt.nn.GRU(4, 5, bidirectional=True), "bias_ih_l0_reverse", "layer 0 reversed"),
+        (lambda: bptt.nn.RNN(4, 5, num_layers=2, nonlinearity="relu"), "bias_ih_l1", "layer 1"),
+    ],
+)
+def test_values_at_an_end_are_found_in_whatever_layer_they_are(make, shut, at):
+    torch.manual_seed(0)
+    layer = make()
+    with torch.no_grad():
+        getattr(layer, shut)[:5] = -30.0
+    found = survey(layer, X.float(), policies=[])
+    assert found.gates.layer == at
+    assert found.gates.low[0] == 1
+    said = str(found.verdict)
+    assert "100 % of the" in dict(found.verdict.findings)["gates"]
+    assert f"the gates are those of {at}, of all layers the one with most values at an end" in said
+    assert f"W_hh, steps, products and exponents are those of {found.spectrum.layer};" in said
+    assert "Steps, products and exponents are those of one lane" in said
+    alone = survey(bptt.nn.GRU(4, 5), X[:, :1].float(), policies=[])
+    assert alone.verdict.conditions == ()  # one layer, one lane

@@ -30,7 +30,9 @@ EXPLODES = 100.0
 """Factor by which adjoints grow from a loss back to the farthest lag, above which they explode."""
 
 VANISHES = 0.1
-"""Share of the window within which 99 % of the gradient arises, below which it vanishes."""
+"""Share of the window within which 99 % of the gradient arises, below which it vanishes. It must be known
+(`Lags.settled`): in the few lags that are measured of a long window, or between resets, everything arises early.
+"""
 
 SHORT = 32
 """Steps of a window below which a short horizon says little."""
@@ -110,7 +112,8 @@ def _by_lag(lags: Lags, i: int, place: Place, window: int, start: str) -> Iterat
         return  # no loss reaches this layer
     if norm[0] > 0 and rate > 1 and norm[far] > EXPLODES * norm[0]:
         what = (
-            f"the gradient explodes: it grows {rate:.2f} times per step back, {norm[far] / norm[0]:.3g} times in {far}"
+            f"the gradient explodes: {far} steps back it is {norm[far] / norm[0]:.3g} times as large, and there it "
+            f"grows {rate:.3g} times per step"
         )
         advice = (
             "scale the recurrent weights down (bptt.nn.init.orthogonal_, radius_), lower the learning rate or clip the "
@@ -118,10 +121,10 @@ def _by_lag(lags: Lags, i: int, place: Place, window: int, start: str) -> Iterat
         )
         yield Finding.at("explosion", "adjoint", place, rate, what, advice)
     horizon = int(lags.horizon_99[i])
-    if window >= SHORT and rate < 1 and horizon < VANISHES * window:
+    if window >= SHORT and rate < 1 and horizon < VANISHES * window and lags.settled(0.99)[i]:
         what = (
             f"the gradient vanishes: 99 % of it arises within {horizon} of {window} steps "
-            f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.2f} times per step"
+            f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.3g} times per step"
         )
         advice = f"{start}, or use shorter windows"
         yield Finding.at("vanishing", "adjoint", place, float(horizon), what, advice)

@@ -25,6 +25,7 @@ from ._shares import Shares, shares
 from ._spectrum import Spectrum, spectrum
 from ._subjects import scan_of
 from ._verdict import Verdict, verdict
+from .conclusions import stuck
 from .language import say
 from .shown import Shown
 
@@ -58,7 +59,7 @@ DRAWS = 50
 EXPONENTS = 16
 """Lyapunov exponents, at most."""
 
-_CONDITIONS = ("name", "dropout", "lanes", "batch", "notes", "setting")
+_CONDITIONS = ("name", "dropout", "lanes", "batch", "layers", "notes", "setting")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,11 +70,13 @@ class Survey(Shown):
     or not finite has no comparison.
 
     name: the name of what was measured. The measurements of a cell (all but lag_map, lags, shares and comparison) are
-    those of the top layer. records: those of a training run, as in its metrics.jsonl. dropout: the probability of the
-    dropout between layers that the layer was in the mode to draw; every measurement leaves it out, and the verdict says
-    so. lanes, batch: on how many lanes the map, the lags and the policies were measured, and how many there are; the
-    Jacobians, their products, the exponents and the cell path are those of one lane. notes: what else the verdict
-    should say of the way it was measured. setting: what was measured and on what, for the head of a report.
+    those of the top layer, forward; the gates those of the layer and direction with most values at an end, by one gate.
+    layers: how many layers and directions there are. records: those of a training run, as in its metrics.jsonl.
+    dropout: the probability of the dropout between layers that the layer was in the mode to draw; every measurement
+    leaves it out, and the verdict says so. lanes, batch: on how many lanes the map, the lags and the policies were
+    measured, and how many there are; the Jacobians, their products, the exponents and the cell path are those of one
+    lane. notes: what else the verdict should say of the way it was measured. setting: what was measured and on what,
+    for the head of a report.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Survey(Shown):
     dropout: float = 0.0
     lanes: int = 0
     batch: int = 0
+    layers: int = 1
     notes: Sequence[str] = field(default=())
     setting: Setting = field(default=Setting())  # it is frozen
 
@@ -118,6 +122,14 @@ class Survey(Shown):
                 "and exponents on one"
             )
             said.append(say(text, lanes=self.lanes, batch=self.batch, policies=policies))
+        elif self.jacobians is not None and self.jacobians.norm.shape[1] == 1 < self.batch:
+            said.append(say("Steps, products and exponents are those of one lane"))
+        if self.layers > 1 and self.spectrum is not None and self.gates is not None:
+            text = (
+                "W_hh, steps, products and exponents are those of {layer}; the gates are those of {gates}, of all "
+                "layers the one with most values at an end"
+            )
+            said.append(say(text, layer=self.spectrum.layer, gates=self.gates.layer))
         if self.dropout:
             text = "Measured without the dropout of {p} between the layers, which a training step draws"
             said.append(say(text, p=f"{self.dropout:g}"))
@@ -187,7 +199,7 @@ def survey(
         lags=None if map is None else by_lag(map),
         shares=None if two_ways else run("shares", lambda: shares(lanes)),
         spectrum=run("W_hh", lambda: spectrum(recording, layer=top)),
-        gates=run("gates", lambda: gates(recording, layer=top)),
+        gates=run("gates", lambda: _most_stuck(recording, top)),
         jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-one.T // STEPS))),
         products=None if chain is None else run("products", lambda: products(chain)),
         lyapunov=None if chain is None else run("exponents", lambda: _exponents(chain, min(S, EXPONENTS))),
@@ -201,6 +213,7 @@ def survey(
         dropout=recording.dropout,
         lanes=few.B,
         batch=recording.B,
+        layers=len(recording.names),
         setting=Setting.of(recording, few.B, data, seed),
     )
 
@@ -247,6 +260,12 @@ def _not_finite(recording: Recording) -> Tensor:
     for values in (recording.call.x, recording.dy, *adjoints):
         found |= (~torch.isfinite(values).all(-1).cpu() & ~padding).any(0)
     return found
+
+
+def _most_stuck(recording: Recording, top: int) -> Gates:
+    """The gates of the layer and direction in which most values of one gate lie at an end; the top one of equals."""
+    found = [gates(recording, layer=k) for k in (top, *(k for k in range(len(recording.names)) if k != top))]
+    return max(found, key=lambda measure: float(stuck(measure).max()))
 
 
 def _exponents(chain: Chain, count: int) -> Lyapunov | None:
