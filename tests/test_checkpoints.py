@@ -329,7 +329,7 @@ def test_text_forms():
     assert "memory=checkpoints:steps=9" in repr(bptt.nn.GRU(2, 3, memory=bptt.Checkpoints(steps=9)))
     layer = bptt.convert(torch.nn.GRU(2, 3), memory=Checkpoints(steps=9))
     assert layer.memory == Checkpoints(steps=9)
-    assert "runs segments again: memory='checkpoints:steps=9'" in bptt.explain(layer, torch.zeros(4, 1, 2))
+    assert "runs segments again: memory='checkpoints:steps=9'" in bptt.explain(layer, torch.zeros(10, 1, 2))
 
 
 @pytest.mark.parametrize(

@@ -215,3 +215,34 @@ def test_a_kernel_is_asked_what_a_call_needs(kind: str, monkeypatch: pytest.Monk
         layer(x)
     with pytest.raises(RuntimeError, match="it has no edge_factors"):
         bptt.explain(layer, x)
+
+
+@pytest.mark.parametrize(
+    ("memory", "keeps"),
+    [
+        ("gates", "states and gates"),
+        ("states", "states"),
+        ("checkpoints", "no tape, and runs the call again"),
+        ("checkpoints:steps=4", "a state now and then, and runs segments again"),
+        ("checkpoints:bytes=100000", "states and gates"),
+    ],
+)
+def test_explain_says_what_this_call_keeps(memory: str, keeps: str) -> None:
+    layer = bptt.nn.LSTM(3, 5, 2, dropout=0.5, memory=memory, gradient="randomized:0.5")
+    x, before = torch.zeros(10, 2, 3), torch.get_rng_state()
+    lengths = torch.tensor([2, 8])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    jagged = torch.nested.nested_tensor_from_jagged(x.flatten(0, 1), torch.tensor([0, 8, 20]))
+    for given in (x, x[:, 0], packed, jagged):
+        assert f"\nkeeps {keeps}: memory={memory!r}" in bptt.explain(layer, given)
+        with torch.no_grad():
+            assert "\nkeeps nothing: grad mode is off\n" in bptt.explain(layer, given)
+    assert torch.equal(torch.get_rng_state(), before)
+    run_again = bptt.plan(layer, 10, 2).recomputed
+    assert (run_again > 0) == ("again" in keeps)
+
+
+def test_explain_measures_a_window_by_the_longest_sequence() -> None:
+    layer = bptt.nn.LSTM(3, 5, kernel="fused", gradient="truncated:8")
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.zeros(8, 3, 3), [8, 8, 3])  # 19 steps in all
+    assert "what torch's layer keeps takes" in bptt.explain(layer, packed)  # of one block, which is one call

@@ -279,7 +279,7 @@ def test_explain() -> None:
     )
     layer.gradient = "chunked:3"
     assert "keeps states, from which blocks run forward again: memory='auto'\n" in bptt.explain(layer, x)
-    layer.memory = "checkpoints"
+    layer.memory = "checkpoints:steps=3"
     assert "keeps a state now and then, and runs segments again" in bptt.explain(layer, x)
 
 

@@ -201,9 +201,11 @@ def precision(layer: Layer, device: torch.device, dtype: torch.dtype, resets: bo
     return torch.get_autocast_dtype(device.type) if follows else dtype
 
 
-def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
+def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
     """What a layer would do with x, and why: the kernel it runs, what it keeps, how far gradients reach. Of a call with
-    a gradient where grad mode is on, else of one without.
+    a gradient where grad mode is on, else of one without, which keeps nothing.
+
+    segments: how many run again in the backward pass, where the layer's memory is `Checkpoints`; 0 for a whole tape.
 
     Raises TypeError for a layer that is not of bptt.nn, ValueError for x of another feature size, and RuntimeError
     where a named kernel would.
@@ -227,7 +229,12 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
         raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()
     rows = data.numel() // data.shape[-1]
-    T = data.shape[1 if layer.batch_first else 0] if data is x and x.dim() == 3 else len(data)
+    if isinstance(x, PackedSequence):
+        T = len(x.batch_sizes)
+    elif data is not x:
+        T = int(x.offsets().diff().max()) if len(x) else 0  # type: ignore[operator]  # torch's stubs lack the method
+    else:
+        T = data.shape[1] if data.dim() == 3 and layer.batch_first else len(data)
     reach, draws, by_torch = layer.gradient.reach(T), layer.gradient.draws_factors, ""
     request = Request(cell, data.device, data.dtype, edge_factors=draws, projection=layer.proj_size > 0)
     alone = data is x and layer.num_layers == 1 and not (layer.bidirectional or layer.proj_size or draws)
@@ -245,17 +252,19 @@ def explain(layer: Layer, x: Tensor | PackedSequence) -> str:
     gate_bytes = rows * walks * per_unit * layer.hidden_size * data.element_size()
     gates, takes = ("what torch's layer keeps", "takes about") if kernel.own_gradients else ("the gates", "take")
     bytes_taken = f", {gates} {takes} {gate_bytes:,} bytes" if gate_bytes or not kernel.own_gradients else ""
-    if isinstance(layer.memory, Checkpoints):
-        kept, memory = "a state now and then, and runs segments again", f"'{layer.memory}'"
-    else:
-        memory = repr(layer.memory)
-        kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
-        if gate_bytes and keeps_gates(layer.memory, gate_bytes):
-            kept = f"states and {gates.removeprefix('the ')}"
+    tapes: Memory = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
+    kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
+    if gate_bytes and keeps_gates(tapes, gate_bytes):
+        kept = f"states and {gates.removeprefix('the ')}"
+    if segments:
+        kept = "a state now and then, and runs segments again" if segments > 1 else "no tape, and runs the call again"
+    kept = f"{kept}: memory={str(layer.memory)!r}{bytes_taken}"
+    if not torch.is_grad_enabled():
+        kept = "nothing: grad mode is off"
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
     return (
         f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: "
         f"{choice.reason}\n"
-        f"keeps {kept}: memory={memory}{bytes_taken}\n"
+        f"keeps {kept}\n"
         f"gradient {layer.gradient}"
     )

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..engine import Stack
 from ..kernels import Layer
 from ..kernels import explain as explain_layer
+from ..memory import Checkpoints
 from ..scan.explanation import StepExplanation, explain_scan, explain_step
 from ..scan.pytrees import Step
+from .call import Call, net_of, program
+from .flat import Flat
 from .layers import DropInLayer
 from .recurrent import Recurrent
 
@@ -30,7 +35,8 @@ def explain(subject: Step, carry: Any, x: Any) -> StepExplanation: ...
 def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanation:
     """Tell what a call would do, and why: `explain(layer, x)` of a layer, `explain(step, carry, x)` of a scan's step.
 
-    Of a layer of bptt.nn, with x as it takes it: the kernel that it runs, what it keeps, how far gradients reach.
+    Of a layer of bptt.nn, with x as it takes it: the kernel that it runs, what it keeps, how far gradients reach. Under
+    `torch.no_grad()` it tells of a call without a gradient, else of one with.
 
     Of a step `(carry, x) -> (carry, y)`, with the carry and one step's x, `[B, ...]`, as the step gets them; and of a
     `bptt.nn.Recurrent` of one direction, with x as it takes it: how `scan` compiles the step. A step is traced once for
@@ -85,7 +91,7 @@ def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanati
         if len(arguments) != 1:
             raise TypeError(f"explain takes (layer, x) of a layer: got {len(arguments)} arguments after it")
         if not isinstance(subject, Recurrent):
-            return explain_layer(subject, arguments[0])
+            return explain_layer(subject, arguments[0], _segments(subject, arguments[0]))
         if subject.bidirectional:
             raise ValueError(
                 "explain is for a Recurrent of one direction: got a bidirectional one, which scans its cells one by one"
@@ -101,3 +107,17 @@ def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanati
     if isinstance(subject, DropInLayer):
         raise TypeError(f"explain takes (layer, x) of a layer: got a {type(subject).__name__} and two arguments")
     return explain_step(subject, carry, x)
+
+
+def _segments(layer: Any, x: Tensor | PackedSequence) -> int:
+    """How many segments of a call run again in its backward pass; 0 for a whole tape."""
+    if not isinstance(layer, DropInLayer) or not isinstance(layer.memory, Checkpoints):
+        return 0
+    packed = Flat.of(type(layer).__name__, x, None).packed if isinstance(x, Tensor) and x.is_nested else x
+    if packed is None or not (packed.data if isinstance(packed, PackedSequence) else packed).numel():
+        return 0
+    with torch.no_grad():
+        call = Call.of(layer, packed, None, None)
+        net = net_of(layer, call, layer.gradient, differentiated=True, drops=False, xi=())
+        keeper = program(layer, call, net)
+        return 0 if isinstance(keeper, Stack) else len(keeper.segment_starts(call.x.shape[0])) - 1
