@@ -248,6 +248,42 @@ def test_packed_sequences_and_batch_first(batch_first: bool):
     assert place(found(layer, packed, loss=lambda y: y.data.sum()))[3:5] == (4, 1)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("jagged", [False, True])
+def test_lanes_are_numbered_as_given_where_some_sequences_have_no_step(cell: str, jagged: bool):
+    """Sequences of 0, 5, 0 and 10 steps: the fourth is the second that runs."""
+    layer, ends = getattr(bptt.nn, cell)(I, H, bidirectional=True), torch.tensor([0, 0, 5, 5, 15])
+    x = torch.randn(15, I)
+    x[9, 1] = torch.nan  # step 4 of the fourth
+    for network in (layer, bptt.nn.Recurrent(getattr(torch.nn, f"{cell}Cell")(I, H))):
+        given = torch.nested.nested_tensor_from_jagged(x, ends) if jagged else x
+        with watch(network) as doctor:
+            y, _ = network(given, **({} if jagged else {"cu_seqlens": ends}))
+            loss = (y.values() if jagged else y).sum()
+            loss.backward()
+            diagnosis = doctor.check(loss)
+        assert diagnosis is not None
+        [finding] = diagnosis.findings
+        if network is layer:
+            assert place(finding) == ("forward", "nan", None, 4, 3, None)
+        else:
+            assert "its input, at [9, 1], holds NaN" in finding.message
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_in_the_error_of_a_final_state_of_either_direction(cell: str):
+    for row, name in enumerate(("layer 0", "layer 0 reversed", "layer 1", "layer 1 reversed")):
+        layer = getattr(bptt.nn, cell)(I, H, 2, bidirectional=True)
+        with watch(layer) as doctor:
+            _, final = layer(torch.randn(T, B, I))
+            h = final if isinstance(final, Tensor) else final[0]
+            loss = h.sum() + (0 * h[row, 1].sum()).sqrt()
+            loss.backward()
+            diagnosis = doctor.check(loss)
+        assert diagnosis is not None
+        assert place(diagnosis.findings[0]) == ("local error", "nan", name, None, 1, None)
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["torch's generator", "a generator of its own"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_a_step_drew_is_drawn_again(library: Any, own: bool):

@@ -129,6 +129,10 @@ class RecordedCall:
         with nullcontext() if self.generators is None else self.generators.again(layer):
             return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
 
+    def lane(self, lane: int) -> int:
+        """The caller's number of a lane of the engine, which has none for a sequence without a step."""
+        return self._call()[1].lane(lane)
+
     def _call(self) -> tuple[DropInLayer, LayerCall]:
         layer = _twin(self.module)  # type: ignore[arg-type]  # `recurrent` says so
         return layer, LayerCall.of(layer, self.args, self.kwargs)

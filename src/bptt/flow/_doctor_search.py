@@ -23,7 +23,7 @@ from ..nn.layers import DropInLayer
 from ._diagnose import Naming, found_back, found_forward, kind_of, word_for
 from ._doctor_calls import RecordedCall
 from ._doctor_findings import Finding, Place, Stage
-from ._layer_call import tensors_in
+from ._layer_call import dense, tensors_in
 from ._scan_loss import ScanWithLoss
 from ._scan_search import first_index
 
@@ -103,13 +103,14 @@ def _inputs(call: RecordedCall) -> Iterator[Finding]:
     if call.recurrent:
         layer, engine, _ = call.net()
         if (index := first_index(engine.x)) is not None:
-            found.append(("its input", Place(call.name, None, index[0], index[1]), engine.x, index))
+            place = Place(call.name, None, index[0], call.lane(index[1]))
+            found.append(("its input", place, engine.x, index))
         for state in engine.hx:
             if (index := first_index(state)) is not None:
-                place = Place(call.name, _names(layer)[index[0]], 0, index[1])
+                place = Place(call.name, _names(layer)[index[0]], 0, call.lane(index[1]))
                 found.append(("its initial state", place, state, index))
     else:
-        for tensor in tensors_in((call.args, call.kwargs)):
+        for tensor in map(dense, tensors_in((call.args, call.kwargs))):
             if (index := first_index(tensor)) is not None:
                 found.append((f"its input, at {list(index)},", Place(call.name), tensor, index))
     for what, place, tensor, index in found:
@@ -124,7 +125,7 @@ def _inputs(call: RecordedCall) -> Iterator[Finding]:
 
 def _outputs(call: RecordedCall) -> Iterator[Finding]:
     """What came out of a call whose input and parameters were finite."""
-    for tensor in tensors_in(call.output):
+    for tensor in map(dense, tensors_in(call.output)):
         if (index := first_index(tensor)) is not None:
             value = float(tensor[index])
             what = f"its output holds {word_for(value)} at {list(index)}, from finite input and parameters"
@@ -154,7 +155,8 @@ def _first_of_walk(call: RecordedCall) -> Iterator[tuple[Place, float]]:
             hit = _first_in_tape(net.cell, tapes[k])
             if hit is not None:
                 t, lane, gate, value = hit
-                found.append((t, Place(call.name, names[k], _forward_time(engine, d, t, lane), lane, gate), value))
+                at = _forward_time(engine, d, t, lane)
+                found.append((t, Place(call.name, names[k], at, call.lane(lane), gate), value))
         for _, place, value in sorted(found, key=lambda hit: hit[0]):
             yield place, value
 
@@ -198,15 +200,16 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
         if errors is not None and (index := _last(errors)) is not None:
             value = float(errors[index])
             ends = what != "dL/dy"
-            place = Place(call.name, f"layer {index[0]}" if ends else None, None if ends else index[0], index[1])
+            layer, step = (_names(recording.layer)[index[0]], None) if ends else (None, index[0])
+            place = Place(call.name, layer, step, call.lane(index[1]))
             advice = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
             kind = kind_of(value, of_finite=False)
             yield Finding.at(kind, "local error", place, value, f"{what} is {word_for(value)}", advice)
-    layer, engine, net = call.net()
-    program, results = whole_tape(layer, net), _Results()
+    own, engine, net = call.net()
+    program, results = whole_tape(own, net), _Results()
     saved = Saved(engine.tensors, *program.forward(engine.tensors, keep=True))
     program.backward(saved, recording.asked(gradients=True), observer=results)
-    names = _names(layer)
+    names = _names(own)
     labels = net.cell.gate_names
     for i in reversed(range(net.layers)):
         found = []
@@ -217,7 +220,7 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
             for order, (gate, part) in enumerate(parts):
                 if (index := _last(part)) is not None:
                     t, lane = index[:2]
-                    place = Place(call.name, names[k], _forward_time(engine, d, t, lane), lane, gate)
+                    place = Place(call.name, names[k], _forward_time(engine, d, t, lane), call.lane(lane), gate)
                     found.append(((-t, order), place, float(part[index])))
         for _, place, value in sorted(found, key=lambda hit: hit[0]):
             what = f"{'dL/dh' if place.gate is None else 'dL/d(pre-activation)'} is {word_for(value)}"

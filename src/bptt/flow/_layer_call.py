@@ -14,7 +14,7 @@ from ..nn.call import Call
 from ..nn.flat import Flat, is_flat
 from ..nn.layers import DropInLayer
 
-__all__ = ["LayerCall", "detached", "tensors_in"]
+__all__ = ["LayerCall", "dense", "detached", "tensors_in"]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -28,6 +28,13 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
     elif isinstance(value, dict):
         yield from tensors_in(tuple(value.values()))
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor itself; of a nested one its values, one sequence after the other."""
+    if not tensor.is_nested:
+        return tensor
+    return tensor.values() if tensor.layout is torch.jagged else torch.cat([part.flatten() for part in tensor.unbind()])
 
 
 def detached(value: Any) -> Any:
@@ -72,6 +79,10 @@ class LayerCall:
             raise ValueError(f"{name}: a sequence must have a step for anything to be measured: got none")
         hx, restart = (flat.states(of, state) for of, state in zip(("hx", "reset_state"), states, strict=True))
         return cls(Call.of(layer, flat.packed, hx, flat.resets(resets, layer.batch_first), restart), flat)
+
+    def lane(self, lane: int) -> int:
+        """The caller's number of a lane of `call`, which has none for a sequence without a step."""
+        return lane if self.flat is None or self.flat.present is None else int(self.flat.present[lane])
 
     def errors(self, y: Any, dy: Tensor | None) -> Tensor:
         """The local errors `[T, B, D*P]`, zero beyond the end of a sequence.
