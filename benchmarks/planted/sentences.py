@@ -108,9 +108,17 @@ def _weights(text: str, truth: Truth, i: int) -> Iterator[Any]:
 
 
 def _steps(text: str, truth: Truth, i: int) -> Iterator[Any]:
-    low, high, _ = truth.power(1)
-    if m := re.fullmatch(rf"\|J_t\| is 1 at every step: lengths are kept(?: \(bound {N}\))?", text):
+    low, high, smallest = truth.power(1)
+    if m := re.search(r" \(measured at (\d+) of the steps\)$", text):
+        text = text[: m.start()]
+        yield int(m[1]) < truth.errors.shape[0], f"{m[1]} of {truth.errors.shape[0]} steps"
+    if m := re.fullmatch(
+        rf"\|J_t\| is 1 at every step: (lengths are kept|no direction grows)(?: \(bound {N}\))?", text
+    ):
         yield alike(low, 1, 1e-5), f"|J| is {low:g}"
+        yield alike(smallest, 1, 1e-5) == (m[1] == "lengths are kept"), f"smallest singular value {smallest:g}"
+    elif m := re.fullmatch(rf"in no step does any direction grow: \|J_t\| is at most {N}(?: \(bound {N}\))?", text):
+        yield alike(high, 1, 1e-5), f"|J| is {high:g}"
     elif m := re.fullmatch(rf"every step contracts: \|J_t\| is at most {N}(?: \(bound {N}\))?", text):
         yield low * 0.99 <= value(m[1]) <= high * 1.01 and low <= 1 + 1e-6, f"|J| at most {m[1]}, true {high:g}"
         if m[2]:
@@ -130,7 +138,8 @@ def _products(text: str, truth: Truth, i: int) -> Iterator[Any]:
         n = int(value(m[1]))
         yield truth.power(n)[0] == 0 < truth.power(n - 1)[0] if n > 1 else truth.power(1)[0] == 0, f"0 after {n}"
     elif m := re.fullmatch(
-        rf"the product of (\d+) Jacobians (vanishes|explodes|shrinks|grows|keeps lengths to within a factor of 2): "
+        rf"the product of (\d+) Jacobians (vanishes|explodes|shrinks|grows|"
+        rf"keeps (?:lengths|its best direction) to within a factor of 2): "
         rf"its norm is {N}, at the end {N} a step(?:; its smallest singular value is {N})? \(along lane \d+\)"
         rf"(?:; then a reset ends the lane's memory, after {STEPS})?", text
     ):  # fmt: skip
@@ -144,6 +153,8 @@ def _products(text: str, truth: Truth, i: int) -> Iterator[Any]:
             "grows": logs[1] > 0.67,
         }.get(m[2], logs[0] <= 0.7 and logs[1] >= -0.7)  # fmt: skip
         yield says, f"{m[2]}: norm {low:.3g}"
+        if m[2].startswith("keeps"):
+            yield ("lengths" in m[2]) == (smallest >= 0.5), f"{m[2]}: smallest singular value {smallest:.3g}"
         middle = truth.power(n // 2)
         per = math.log(low / middle[0]) / (n - n // 2) if low > 0 and middle[0] > 0 else math.nan
         slack = math.log(high / low) + 0.003 if low > 0 else 1

@@ -236,3 +236,39 @@ def test_wrong_arguments() -> None:
         bptt.flow.jacobians(layer, x, every=0)
     with pytest.raises(ValueError, match="lanes must be at least 1: got 0"):
         bptt.flow.jacobians(layer, x, lanes=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "step", "product"),
+    [
+        (
+            [1.0, 1.0],
+            "|J_t| is 1 at every step: lengths are kept",
+            "keeps lengths to within a factor of 2: its norm is 1",
+        ),
+        (
+            [1.0, 0.5],
+            "|J_t| is 1 at every step: no direction grows",
+            "keeps its best direction to within a factor of 2",
+        ),
+        ([0.5, 0.1], "Every step contracts: |J_t| is at most 0.5", "vanishes: its norm is 1.86e-9"),
+    ],
+)
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_is_said_of_all_directions_holds_in_all(weights: list[float], step: str, product: str, every: int) -> None:
+    layer = bptt.nn.RNN(1, 2, nonlinearity="identity", bias=False)
+    layer.weight_hh_l0.data = torch.tensor(weights).diag()
+    x = torch.zeros(30, 1, 1)
+    some = "" if every == 1 else " (measured at 10 of the steps)"
+    bound = f" (bound {max(weights):g})"
+    assert bptt.flow.conclusion(bptt.flow.jacobians(layer, x, every=every)) == step + bound + some
+    assert product in bptt.flow.conclusion(bptt.flow.products(layer, x))
+
+
+def test_a_step_that_keeps_a_length_is_not_said_to_contract() -> None:
+    """Orthogonal weights and relu: the units that are on make the norm 1 or less."""
+    torch.manual_seed(0)
+    layer = bptt.nn.init.orthogonal_(bptt.nn.RNN(2, 8, nonlinearity="relu"))
+    found = bptt.flow.jacobians(layer, torch.randn(50, 2, 2))
+    assert found.norm.max() > 1 - 1e-6 > found.norm.min()
+    assert bptt.flow.conclusion(found).startswith("In no step does any direction grow: |J_t| is at most 1")

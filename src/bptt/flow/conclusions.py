@@ -159,13 +159,20 @@ def _(measure: Jacobians, layer: int | None = None) -> str:
     if not np.all(np.isfinite(norm)):
         return say("{part} of the step Jacobians are not finite", part=percent(float(np.mean(~np.isfinite(norm)))))
     middle, above = float(np.median(norm)), float(np.mean(norm > 1 + ROUNDING))
-    bound = "" if measure.bound is None else say(" (bound {bound})", bound=number(measure.bound))
+    rest = "" if measure.bound is None else say(" (bound {bound})", bound=number(measure.bound))
+    if np.any(np.diff(measure.t) > 1):
+        rest += say(" (measured at {count} of the steps)", count=len(measure.t))
     if np.all(np.abs(norm - 1) <= ROUNDING):
-        return say("|J_t| is 1 at every step: lengths are kept") + bound
+        kept = bool(np.all(np.abs(measure.smallest[measure.there] - 1) <= ROUNDING))
+        text = "|J_t| is 1 at every step: lengths are kept" if kept else "|J_t| is 1 at every step: no direction grows"
+        return say(text) + rest
     if above == 0:
-        return say("Every step contracts: |J_t| is at most {most}", most=number(float(norm.max()))) + bound
+        most = float(norm.max())
+        text = "Every step contracts: |J_t| is at most {most}"
+        text = text if most < 1 - ROUNDING else "In no step does any direction grow: |J_t| is at most {most}"
+        return say(text, most=number(most)) + rest
     text = "|J_t| exceeds 1 at {part} of the steps; its median is {median}"
-    return say(text, part=percent(above), median=number(middle)) + bound
+    return say(text, part=percent(above), median=number(middle)) + rest
 
 
 @conclusion.register
@@ -185,7 +192,7 @@ def _(measure: Products, layer: int | None = None) -> str:
         "The product of {n} Jacobians {becomes}: its norm is {norm}, at the end {rate} a step{small} (along lane "
         "{lane})"
     )
-    becomes, norm, rate = _becomes(float(log[0])), exponential(log[0]), number(end_rate(measure))
+    becomes, norm, rate = _becomes(float(log[0]), float(log[-1])), exponential(log[0]), number(end_rate(measure))
     return say(text, n=n, becomes=becomes, norm=norm, rate=rate, small=small, lane=measure.lane) + until
 
 
@@ -200,10 +207,11 @@ def end_rate(measure: Products) -> float:
     return math.exp(min((ends[1] - ends[0]) / (n - n // 2), 700.0))
 
 
-def _becomes(log: float) -> str:
-    """What a product of this norm, by its logarithm, does to what it is applied to."""
+def _becomes(log: float, smallest: float) -> str:
+    """What a product with this norm and smallest singular value, by logarithms, does to what it is applied to."""
     if abs(log) <= math.log(2):
-        return say("keeps lengths to within a factor of 2")
+        text = "keeps lengths to within a factor of 2"
+        return say(text if smallest >= -math.log(2) else "keeps its best direction to within a factor of 2")
     if abs(log) < math.log(GONE):
         return say("shrinks") if log < 0 else say("grows")
     return say("vanishes") if log < 0 else say("explodes")
