@@ -114,5 +114,10 @@ def test_values_at_an_end_are_found_in_whatever_layer_they_are(make, shut, at):
     assert f"the gates are those of {at}, of all layers the one with most values at an end" in said
     assert f"W_hh, steps, products and exponents are those of {found.spectrum.layer};" in said
     assert "Steps, products and exponents are those of one lane" in said
-    alone = survey(bptt.nn.GRU(4, 5), X[:, :1].float(), policies=[])
-    assert alone.verdict.conditions == ()  # one layer, one lane
+
+
+def test_errors_in_the_place_of_a_loss_are_a_condition():
+    layer, x = bptt.nn.GRU(4, 5), X[:, :1].float()  # one layer, one lane
+    said = survey(layer, x, policies=[]).verdict.conditions
+    assert said == ("Measured with random errors of norm 1 at every step in place of a loss",)
+    assert survey(layer, x, lambda y: y.sum(), policies=[]).verdict.conditions == ()

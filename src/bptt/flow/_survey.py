@@ -214,6 +214,7 @@ def survey(
         lanes=few.B,
         batch=recording.B,
         layers=len(recording.names),
+        notes=_drawn(recording.loss),
         setting=Setting.of(recording, few.B, data, seed),
     )
 
@@ -246,8 +247,14 @@ def _of_scan(
         records=tuple(records),
         lanes=scan.chain.B,
         batch=scan.chain.B,
+        notes=_drawn(scan.loss),
         setting=Setting.of_scan(scan, data, seed),
     )
+
+
+def _drawn(loss: object) -> tuple[str, ...]:
+    """What a verdict says of errors that were drawn in the place of a loss."""
+    return () if loss is not None else (say("Measured with random errors of norm 1 at every step in place of a loss"),)
 
 
 @torch.no_grad()
