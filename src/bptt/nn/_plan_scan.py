@@ -82,7 +82,9 @@ def plan_scan(
         raise ValueError(f"kernel must be one of {', '.join(map(repr, KERNELS))}: got {kernel!r}")
     policy, kept = policies.parse(gradient), parse_memory(memory)
     if kept == "gates":
-        raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
+        raise ValueError(
+            "memory must be 'auto', 'states' or Checkpoints, since a step of one's own has no gates: got 'gates'"
+        )
     if isinstance(policy, policies.Randomized):
         policy = replace(policy, generator=None)
     given = Arguments.of(step, carry, xs, length, resets)

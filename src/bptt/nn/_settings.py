@@ -64,5 +64,7 @@ def checked_memory(value: str | Checkpoints) -> Memory:
     """The tape policy, if it is one for steps, else ValueError."""
     memory = parse_memory(value)
     if memory == "gates":
-        raise ValueError("memory must be 'auto', 'states' or Checkpoints: a cell of one's own has no gates")
+        raise ValueError(
+            "memory must be 'auto', 'states' or Checkpoints, since a cell of one's own has no gates: got 'gates'"
+        )
     return memory

@@ -195,7 +195,9 @@ def scan(
             "kernel='auto', which finds its own way there"
         )
     if memory != "auto" and parse_memory(memory) == "gates":
-        raise ValueError("memory must be 'auto', 'states' or Checkpoints: a step of one's own has no gates")
+        raise ValueError(
+            "memory must be 'auto', 'states' or Checkpoints, since a step of one's own has no gates: got 'gates'"
+        )
     given = Arguments.of(step, carry, xs, length, resets)
     if reset_state is not None:
         given = given.restarting(reset_state)
