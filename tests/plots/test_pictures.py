@@ -195,6 +195,13 @@ def test_the_heat_map_holds_the_norms():
     np.testing.assert_allclose(shown, measure.norm[0])
 
 
+def test_a_map_of_one_loss_has_ticks_at_whole_steps():
+    measure = made.lag_map(T=30)
+    axes = plots.lag_map(replace(measure, t=measure.t[-1:], norm=measure.norm[:, -1:])).axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low < tick < high] == [29]
+
+
 def test_long_maps_are_averaged():
     measure = made.lag_map(rate=1.0, T=2000, K=3)
     shown = plots.lag_map(measure).axes[0].collections[0].get_array().T

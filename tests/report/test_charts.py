@@ -62,3 +62,13 @@ def test_every_logarithmic_axis_says_so_and_lets_the_browser_choose_its_ticks() 
                 assert figure.layout[key].dtick is None
                 assert np.ptp(figure.layout[key].range) >= 0.5
     assert found == 6
+
+
+def test_a_map_of_few_losses_has_ticks_at_whole_steps() -> None:
+    import torch
+
+    import bptt
+
+    layer, x = bptt.nn.RNN(2, 4), torch.randn(30, 2, 2)
+    figure = _travel.lag_map(bptt.flow.lag_map(layer, x, lambda y: y[-1].sum(), at=[29]))
+    assert (figure.layout.xaxis.dtick, figure.layout.yaxis.dtick) == (1, None)

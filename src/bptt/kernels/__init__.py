@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -232,7 +232,8 @@ def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
     if isinstance(x, PackedSequence):
         T = len(x.batch_sizes)
     elif data is not x:
-        T = int(x.offsets().diff().max()) if len(x) else 0  # type: ignore[operator]  # torch's stubs lack the method
+        jagged: Any = x  # torch's stubs lack the method
+        T = int(jagged.offsets().diff().max()) if len(x) else 0
     else:
         T = data.shape[1] if data.dim() == 3 and layer.batch_first else len(data)
     reach, draws, by_torch = layer.gradient.reach(T), layer.gradient.draws_factors, ""

@@ -49,6 +49,6 @@ def gates(measure: Gates) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(3 if count > 1 else 6))
         ax.yaxis.set_major_locator(MaxNLocator(4))
     shaded = say("; shaded: within {part} of an end", part=percent(measure.margin)) if measure.bounded else ""
-    figure.supxlabel(say("value") + shaded, fontsize=10.5)
+    figure.supxlabel(f"{measure.layer}: {say('value')}{shaded}", fontsize=10.5)
     title(figure, conclusion(measure))
     return figure

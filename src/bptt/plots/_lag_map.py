@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ..flow import LagMap, conclusion
 from ..flow.coarser import coarser
@@ -62,6 +63,8 @@ def lag_map(measure: LagMap, *, layer: int = 0, ax: Axes | None = None) -> Figur
     bar = figure.colorbar(mesh, ax=axes, extend="min" if below else "neither", pad=0.02)
     readable(bar.ax.yaxis, high / floor)
     bar.set_label(say("|dL_t / d{state}| at t - lag,\nloss per unit of state", state=measure.state))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no half of a step
     axes.set_xlabel(say("t, step of the loss"))
     axes.set_ylabel(say("lag, steps back"))
     title(figure if ax is None else ax, conclusion(measure, layer))

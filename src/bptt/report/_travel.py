@@ -22,6 +22,8 @@ CELLS = 400
 """Along an axis of the map at most."""
 DECADES = 12
 """Of the map's colours at most."""
+FEW = 8
+"""Steps along an axis from which on its ticks lie a step or more apart."""
 
 
 def lag_map(measure: LagMap) -> go.Figure:
@@ -80,8 +82,9 @@ def lag_map(measure: LagMap) -> go.Figure:
         menu = {"type": "buttons", "direction": "right", "buttons": buttons, "x": 0, "y": 1.16, "xanchor": "left"}
         menu["bgcolor"] = "#e3e8ee"  # its words are dark on either page
         figure.update_layout(updatemenus=[menu])
-    figure.update_xaxes(title=say("t, step of the loss"))
-    figure.update_yaxes(title=say("lag, steps back"))
+    few, near = (values[-1] - values[0] < FEW for values in (measure.t, measure.lag))
+    figure.update_xaxes(title=say("t, step of the loss"), dtick=1 if few else None)  # there is no half of a step
+    figure.update_yaxes(title=say("lag, steps back"), dtick=1 if near else None)
     finish(figure, 500).update_layout(margin_b=120)
     return figure
 
