@@ -15,8 +15,8 @@ class Plan:
     parameters, including initial states and random draws; and what the backward call makes of the tape, as much as
     exists at one time: the tape of the current segment, gates that are rebuilt. It is not the peak: while it runs, the
     backward call also holds the gradients of x, states and pre-activations of a layer for all steps of a segment
-    (without checkpoints, of the sequence), about once or twice what the layer's gates take for these steps. segments:
-    those of the layer that has most, 1 without checkpoints. steps: the length of the longest segment.
+    (without checkpoints, of the sequence), measured at 1.5 to 4 times what the layer's gates take for these steps.
+    segments: those of the layer that has most, 1 without checkpoints. steps: the length of the longest segment.
     recomputed: forward steps that the backward call runs again, divided by T. seconds: the time of forward and
     backward, including x's gradient, estimated from the median of several runs of the call's first steps. low, high:
     the same from their quartiles (of several layers, the sums). disturbed: whether other programs used so much of the
