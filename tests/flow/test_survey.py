@@ -121,3 +121,12 @@ def test_errors_in_the_place_of_a_loss_are_a_condition():
     said = survey(layer, x, policies=[]).verdict.conditions
     assert said == ("Measured with random errors of norm 1 at every step in place of a loss",)
     assert survey(layer, x, lambda y: y.sum(), policies=[]).verdict.conditions == ()
+
+
+def test_the_lane_of_the_products_is_numbered_as_in_the_batch():
+    packed = torch.nn.utils.rnn.pack_padded_sequence(X.float(), [4, 10, 7], enforce_sorted=False)
+    layer = bptt.nn.GRU(4, 5)
+    found = survey(layer, packed, policies=[]).products
+    assert found.lane == 1  # the longest
+    assert_allclose(found.singular[:, 0], bptt.flow.products(layer, packed, lane=1).singular[:, 0], rtol=1e-5)
+    assert "(along lane 1)" in bptt.flow.conclusion(found)

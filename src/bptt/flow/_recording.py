@@ -141,6 +141,12 @@ class Recording:
         and others that one reaches, spread evenly over their lengths; of equal lanes the first. first: `[B]`, bool,
         lanes that come before all others.
         """
+        chosen = self.sampled(count, first)
+        part = self if len(chosen) == self.B else self.lanes(chosen)
+        return part._until(int(part.lengths.max()))
+
+    def sampled(self, count: int, first: Tensor | None = None) -> Tensor:
+        """The numbers of the lanes that `sample` takes, ascending."""
         last = len(self.names) - (2 if self.layer.bidirectional else 1)
         reached = torch.stack([self.sends(k) for k in range(last, len(self.names))]).any(0).any(0)
         least = torch.zeros_like(reached) if first is None else first.cpu()
@@ -151,9 +157,7 @@ class Recording:
         spread = torch.arange(few, device="cpu")
         if few and bool((self.lengths[rest] != self.lengths[rest[0]]).any()):
             spread = spread * (len(rest) - 1) // max(few - 1, 1)
-        chosen = torch.cat([kept, rest[spread]]).sort().values
-        part = self if len(chosen) == self.B else self.lanes(chosen)
-        return part._until(int(part.lengths.max()))
+        return torch.cat([kept, rest[spread]]).sort().values
 
     def _until(self, T: int) -> Recording:
         """The first T steps, after which there is only padding."""

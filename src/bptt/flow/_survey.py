@@ -184,6 +184,7 @@ def survey(
     recording = recorded(subject, batch, loss)
     broken = _not_finite(recording)
     few, one = recording.sample(LANES, broken), recording.sample(1, broken)
+    lane = int(recording.sampled(1, broken)[0])
     K = min(LAGS if lags is None else max(lags, 1), few.T)
     compared = few.sample(max(1, min(LANES, COMPARED // few.T)), _not_finite(few) if broken.any() else None)
     lanes = recording.sample(max(1, min(LANES, LOSSES // recording.T)), broken)
@@ -201,7 +202,7 @@ def survey(
         spectrum=run("W_hh", lambda: spectrum(recording, layer=top)),
         gates=run("gates", lambda: _most_stuck(recording, top)),
         jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-one.T // STEPS))),
-        products=None if chain is None else run("products", lambda: products(chain)),
+        products=None if chain is None else run("products", lambda: replace(products(chain), lane=lane)),
         lyapunov=None if chain is None else run("exponents", lambda: _exponents(chain, min(S, EXPONENTS))),
         cell_path=(
             run("cell path", lambda: cell_path(one, layer=top))
