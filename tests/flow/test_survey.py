@@ -113,7 +113,7 @@ def test_values_at_an_end_are_found_in_whatever_layer_they_are(make, shut, at):
     assert "100 % of the" in dict(found.verdict.findings)["gates"]
     assert f"the gates are those of {at}, of all layers the one with most values at an end" in said
     assert f"W_hh, steps, products and exponents are those of {found.spectrum.layer};" in said
-    assert "Steps, products and exponents are those of one lane" in said
+    assert "Steps, products and exponents are those of lane 0" in said
 
 
 def test_errors_in_the_place_of_a_loss_are_a_condition():

@@ -122,8 +122,10 @@ class Survey(Shown):
                 "and exponents on one"
             )
             said.append(say(text, lanes=self.lanes, batch=self.batch, policies=policies))
-        elif self.jacobians is not None and self.jacobians.norm.shape[1] == 1 < self.batch:
-            said.append(say("Steps, products and exponents are those of one lane"))
+        elif (
+            self.products is not None and self.jacobians is not None and self.jacobians.norm.shape[1] == 1 < self.batch
+        ):
+            said.append(say("Steps, products and exponents are those of lane {lane}", lane=self.products.lane))
         if self.layers > 1 and self.spectrum is not None and self.gates is not None:
             text = (
                 "W_hh, steps, products and exponents are those of {layer}; the gates are those of {gates}, of all "
