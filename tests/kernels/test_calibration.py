@@ -106,10 +106,32 @@ def test_it_holds_for_the_instruction_set_and_the_version_of_torch() -> None:
     assert replace(table(), torch=f"{major}.{minor}.99+cpu").holds
 
 
-def test_the_shipped_table_is_there() -> None:
-    rows = Calibration.from_json(calibration.SHIPPED.read_text(encoding="utf-8")).rows
-    assert {row.threads for row in rows} <= {1, 2}
-    assert {row.differentiated for row in rows} == {True, False}
+def test_the_shipped_tables_are_there() -> None:
+    tables = calibration.shipped()
+    assert len({table.processor for table in tables}) == len(tables) > 0
+    for each in tables:
+        assert {row.threads for row in each.rows} <= {1, 2}
+        assert {row.differentiated for row in each.rows} == {True, False}
+
+
+def test_of_the_shipped_tables_that_of_this_kind_of_processor_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: Callable[..., Path]
+) -> None:
+    """One that somebody names was made where it is used, whatever the processor is called."""
+    kinds = {"a.json": "Intel(R) Xeon(R)", "b.json": "AMD EPYC"}
+    for name, processor in kinds.items():
+        (tmp_path / name).write_text(replace(table(ROW), processor=processor).to_json())
+    monkeypatch.setattr(calibration, "SHIPPED", tmp_path)
+    for intel in (True, False):
+        monkeypatch.delenv(VARIABLE, raising=False)
+        monkeypatch.setattr(calibration._walks, "intel", lambda intel=intel: intel)
+        calibration.calibration.cache_clear()
+        found = calibration.calibration()
+        assert found is not None
+        assert found.processor == kinds["a.json" if intel else "b.json"]
+        monkeypatch.setenv(VARIABLE, str(tmp_path / "a.json"))
+        calibration.calibration.cache_clear()
+        assert calibration.calibration() is not None
 
 
 @pytest.mark.parametrize(
@@ -284,7 +306,7 @@ def test_what_is_not_measured_runs_by_the_walks(kind: str, calibrated: Callable[
     make(8, 16, kernel="cpu")(x)
     make(8, 16)(torch.randn(20, 4, 8)[:, :1])
     with torch.autocast("cpu"):
-        make(8, 16)(x)
+        make(8, 16)(x.bfloat16())
     with torch.autograd.graph.save_on_cpu():
         make(8, 16)(x)[0].sum().backward()
     bptt.gradients(make(8, 16), x, torch.randn(20, 4, 16))

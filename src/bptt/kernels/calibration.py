@@ -1,8 +1,9 @@
 """Where torch's own layers are measured to be faster than the compiled walks on a CPU, by cell, sizes and threads.
 
 `kernel="auto"` goes by one table: that of the file which the environment variable `BPTT_CALIBRATION` names, made by
-`bptt bench --calibrate`, or the one that is shipped. It is read when it is first needed, once in a process, and holds
-for machines with the same instruction set and the same version of torch alone: elsewhere nothing is known to be faster.
+`bptt bench --calibrate`, or of those that are shipped the one of a processor of this kind: Intel's, for which MKL does
+the walks' large products, or another. It is read when it is first needed, once in a process, and holds for machines
+with the same instruction set and the same version of torch alone: elsewhere nothing is known to be faster.
 
 Legend: T steps, B lanes, I input features, H hidden units.
 """
@@ -21,15 +22,17 @@ import torch
 from ..cells import CELLS, Cell
 from ..memory import Tapes, keeps_gates
 from ..policies import Reach
+from . import _walks
 from .fused import Fused
 from .variants import variants
 
-__all__ = ["VARIABLE", "Calibration", "Measured", "PlainSizes", "calibration", "gains"]
+__all__ = ["VARIABLE", "Calibration", "Measured", "PlainSizes", "calibration", "gains", "shipped"]
 
 VARIABLE = "BPTT_CALIBRATION"
 """The environment variable that names a file of `bptt bench --calibrate`; "off" is no table at all."""
 
-SHIPPED = Path(__file__).with_name("calibration.json")
+SHIPPED = Path(__file__).with_name("calibrations")
+"""The folder of the tables that are shipped: what `bptt bench --calibrate --json FILE` wrote, a file a processor."""
 
 MARGIN = 1.05
 """How many times as long the walks must take by the medians."""
@@ -102,6 +105,11 @@ class Calibration:
         """Whether it is of this instruction set and of this version of torch, 2.13 for 2.13.1."""
         return self.variant == variants()[0] and minor(self.torch) == minor(torch.__version__)
 
+    @property
+    def same_kind(self) -> bool:
+        """Whether it is of a processor of this machine's kind: one of Intel's, or not."""
+        return ("intel" in self.processor.lower()) == _walks.intel()
+
     def at(self, mode: str, sizes: tuple[int, int, int, int], threads: int, differentiated: bool) -> Measured | None:
         """The measurement by which torch's layer is the faster one for these sizes (T, B, I, H); None where it is not.
 
@@ -147,15 +155,20 @@ def calibration() -> Calibration | None:
     named = os.environ.get(VARIABLE, "")
     if named == "off":
         return None
+    if not named:
+        return next((table for table in shipped() if table.holds and table.same_kind), None)
     try:
-        found = Calibration.from_json((Path(named) if named else SHIPPED).read_text(encoding="utf-8"))
+        found = Calibration.from_json(Path(named).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if not named:
-            return None  # a package without its data still computes
         raise ValueError(
             f"{VARIABLE} must be 'off' or name a file of bptt bench --calibrate: got {named!r}: {error}"
         ) from None
     return found if found.holds else None
+
+
+def shipped() -> list[Calibration]:
+    """The tables that are shipped; none in a package without its data, which still computes."""
+    return [Calibration.from_json(file.read_text(encoding="utf-8")) for file in sorted(SHIPPED.glob("*.json"))]
 
 
 def gains(call: PlainSizes, reach: Reach, memory: Tapes, differentiated: bool, threads: int) -> str | None:
