@@ -11,6 +11,10 @@ namespace bptt {
 // Stage 1 of which only the outputs are wanted: what lies between is kept by who runs it.
 template <class Real> struct Infer : Forward<Real> {};
 
+// A walk of a small call whose tensors are all stored as that type, whatever type the fields have: it converts them,
+// computes from what it gets, and converts what comes of it.
+template <class Walk> struct Whole : Walk {};
+
 // A field that Python sets, by its name.
 template <class S, class V> struct Field {
     const char *name;
@@ -54,6 +58,8 @@ template <class Stored> struct Fields<Sweep<Stored>> {
         BPTT_FIELD(adjoint_c), BPTT_FIELD(db_ih), BPTT_FIELD(db_hh), BPTT_FIELD(leaving_h), BPTT_FIELD(leaving_c),
         BPTT_FIELD(x), BPTT_FIELD(w_ih), BPTT_FIELD(dx), BPTT_FIELD(dw_ih), BPTT_FIELD(dw_hh));
 };
+
+template <class Walk> struct Fields<Whole<Walk>> : Fields<Walk> {};
 
 template <class Stored> struct Fields<RowSums<Stored>> {
     using S = RowSums<Stored>;

@@ -12,10 +12,10 @@ struct Free {
 };
 
 // Scratch memory of at least so many bytes, of the calling thread. What a small call needs it keeps for the next one:
-// malloc gives back such a piece at once and has to make it again.
-class ScratchMemory {
+// malloc gives back such a piece at once and has to make it again. A call has one piece of each purpose at a time.
+template <int purpose> class ScratchMemoryFor {
   public:
-    explicit ScratchMemory(long size) {
+    explicit ScratchMemoryFor(long size) {
         static thread_local std::unique_ptr<void, Free> kept;
         static thread_local long kept_size = 0;
         if (size > most_kept) {
@@ -39,5 +39,8 @@ class ScratchMemory {
     std::unique_ptr<void, Free> own;
     void *memory;
 };
+
+using ScratchMemory = ScratchMemoryFor<0>;   // of walks
+using ConvertedMemory = ScratchMemoryFor<1>; // for the values of a call in the type that it is computed in
 
 } // namespace bptt

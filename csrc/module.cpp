@@ -1,6 +1,7 @@
 // The walks as classes of Python, whose fields are pointers and sizes. Who sets them (kernels/compiled_forward.py and
 // compiled_sweep.py) has checked shapes, strides and types, and keeps the tensors alive.
 #include "bound.hpp"
+#include "converted.hpp"
 #include "fields.hpp"
 #include "memory.hpp"
 #include "selected.hpp"
@@ -169,6 +170,25 @@ template <class Stored> void sweep_both(int variant, const Sweep<Stored> &a, con
     run_both(prepared(variant, a, each), prepared(variant, b, each));
 }
 
+void whole_forward(int variant, const Whole<Forward<Bfloat16>> &given, int threads) {
+    Converted values(walks_of<Bfloat16>(variant));
+    Forward<float> a{};
+    const ConvertedMemory memory(converted(given, a, values));
+    values.place(memory.get());
+    if (!a.gates) a.gates = a.h + a.state_after(0) * a.P;
+    run(prepared(variant, a, threads));
+    put_converted(given, a, values);
+}
+
+void whole_sweep(int variant, const Whole<Sweep<Bfloat16>> &given, int threads) {
+    Converted values(walks_of<Bfloat16>(variant));
+    Sweep<float> a{};
+    const ConvertedMemory memory(converted(given, a, values));
+    values.place(memory.get());
+    sweep<float>(variant, a, threads);
+    values.put();
+}
+
 template <class Stored> void row_sums(int variant, const RowSums<Stored> &a, int threads) {
     const Walks<Stored> &walks = walks_of<Stored>(variant);
     Division divided = division(threads, a.M, a.N, double(a.K + a.K2), 0);
@@ -317,11 +337,13 @@ NB_MODULE(_walks, module) {
     define<Forward<float>, forward<float>, forward_both<float>>(module, "ForwardFloat32");
     define<Forward<double>, forward<double>, forward_both<double>>(module, "ForwardFloat64");
     define<Forward<Bfloat16>, forward<Bfloat16>, forward_both<Bfloat16>>(module, "ForwardBfloat16");
+    define<Whole<Forward<Bfloat16>>, whole_forward>(module, "ForwardBfloat16Whole");
     define<Infer<float>, infer<float>>(module, "InferFloat32");
     define<Infer<double>, infer<double>>(module, "InferFloat64");
     define<Sweep<float>, sweep<float>, sweep_both<float>>(module, "SweepFloat32");
     define<Sweep<double>, sweep<double>, sweep_both<double>>(module, "SweepFloat64");
     define<Sweep<Bfloat16>, sweep<Bfloat16>, sweep_both<Bfloat16>>(module, "SweepBfloat16");
+    define<Whole<Sweep<Bfloat16>>, whole_sweep>(module, "SweepBfloat16Whole");
     define<RowSums<float>, row_sums<float>>(module, "RowSumsFloat32");
     define<RowSums<double>, row_sums<double>>(module, "RowSumsFloat64");
     define<RowSums<Bfloat16>, row_sums<Bfloat16>>(module, "RowSumsBfloat16");

@@ -31,9 +31,12 @@ template <class T> void apply(Cell f, long n, const T *x, T *y) {
     apply_one<Cell::identity>(n, x, y);
 }
 
+template <class From, class To> void convert(const From *from, long count, To *to) { copy(from, count, to); }
+
 template <class S>
-constexpr Walks<S> walks{forward_bytes<S>,  forward<S>,  sweep_bytes<S>,  sweep<S>,
-                         row_sums_bytes<S>, row_sums<S>, apply<RealOf<S>>};
+constexpr Walks<S> walks{forward_bytes<S>,     forward<S>,  sweep_bytes<S>,   sweep<S>,
+                         row_sums_bytes<S>,    row_sums<S>, apply<RealOf<S>>, convert<S, RealOf<S>>,
+                         convert<RealOf<S>, S>};
 
 } // namespace
 

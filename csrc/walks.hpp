@@ -185,6 +185,9 @@ template <class Stored> struct Walks {
     void (*row_sums)(const RowSums<Stored> &, void *scratch, const Worker &);
     // y = f(x) for n values: the activation the kernels use, for tests.
     void (*apply)(Cell, long n, const Real *x, Real *y);
+    // The same n values in the other type.
+    void (*widen)(const Stored *, long n, Real *);
+    void (*narrow)(const Real *, long n, Stored *);
 };
 
 struct Variant {

@@ -49,6 +49,12 @@ def test_policies_and_memories(cell: str, policy: str, net: str, memory: str) ->
 
 
 @each_cell
+def test_a_call_that_is_not_small(cell: str) -> None:
+    """Whose walks read and write bfloat16 themselves: of a small one all of it is converted at once."""
+    compare(cell, {"T": 160, "B": 11}, NETS["one"], {}, {})
+
+
+@each_cell
 @pytest.mark.parametrize("policy", ["full", "truncated:4"])
 def test_every_variant(cell: str, policy: str, variant: str) -> None:
     compare(cell, {"T": 11, "B": 5}, NETS["bi"], {"gradient": policy}, {})

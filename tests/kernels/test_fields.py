@@ -11,6 +11,7 @@ from bptt.kernels import _walks
 
 CLASSES = [f"{walk}Float{bits}" for walk in ("Forward", "Infer", "Sweep", "RowSums", "Program") for bits in (32, 64)]
 CLASSES += [f"{walk}Bfloat16" for walk in ("Forward", "Sweep", "RowSums")]
+CLASSES += ["ForwardBfloat16Whole", "SweepBfloat16Whole"]
 
 
 @pytest.mark.parametrize("name", CLASSES)

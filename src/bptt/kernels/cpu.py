@@ -25,7 +25,18 @@ from .whole import WholeWalks
 
 __all__ = ["Cpu", "variants"]
 
-INFER = {torch.float32: _walks.InferFloat32, torch.float64: _walks.InferFloat64}
+INFER = {
+    torch.float32: _walks.InferFloat32,
+    torch.float64: _walks.InferFloat64,
+    torch.bfloat16: _walks.ForwardBfloat16Whole,
+}
+
+WHOLE = {
+    torch.float32: (FORWARD[torch.float32], INFER[torch.float32], SWEEP[torch.float32]),
+    torch.float64: (FORWARD[torch.float64], INFER[torch.float64], SWEEP[torch.float64]),
+    torch.bfloat16: (_walks.ForwardBfloat16Whole, _walks.ForwardBfloat16Whole, _walks.SweepBfloat16Whole),
+}
+"""The walks of small calls: with a tape, without one, and back."""
 
 SMALL = 15_000_000
 """Multiplications in the products over all steps, one way, up to which they are done with the walk: measured at B = 1,
@@ -57,7 +68,6 @@ class Cpu:
 
     name = "cpu"
     own_gradients = False
-    follows_autocast = False
 
     def __init__(self, variant: str | None = None) -> None:
         self.variant: str | None
@@ -155,13 +165,12 @@ class Cpu:
     def whole(self, request: WholeRequest) -> WholePasses | None:
         cell, rows = request.cell, request.T * request.B
         weights = cell.gates_per_unit * request.H * (request.I + request.H)
-        small = rows > 0 and request.dtype in INFER and is_small(rows, weights, FEW_ROWS)
+        small = rows > 0 and request.dtype in WHOLE and is_small(rows, weights, FEW_ROWS)
         if not small or rows * request.H * request.dtype.itemsize > COPIED:
             return None
         pulls = request.frames.walks.covers and is_small(rows, weights, FEW_ROWS_BACK)
         pulls = pulls and (request.gates or cell.taped_per_unit == 0)
-        walks = FORWARD[request.dtype], INFER[request.dtype], SWEEP[request.dtype]
-        return WholeWalks(request, CODES[cell.mode], self._variant, *walks, pulls)
+        return WholeWalks(request, CODES[cell.mode], self._variant, *WHOLE[request.dtype], pulls)
 
     def sweep(self, request: Sweep) -> SweepResult:
         made = self._sweep(request)

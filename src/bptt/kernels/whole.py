@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import _walks
-from .addresses import at
+from .addresses import at, widened
 from .kernel import Edges, Tensors, WholeRequest
 
 __all__ = ["WholeWalks"]
@@ -141,7 +141,7 @@ class WholeWalks:
         else:
             walk.errors, walk.arriving_h = rest
         if edges:
-            resets, factors = edges[0]
+            resets, factors = edges[0].resets, widened(edges[0].factors)  # alive until the walk is over
             walk.resets, walk.edge_factors = at(resets), at(factors)
         grads: list[Tensor | None] = [None] * len(needs)
         if needs[0]:
