@@ -44,7 +44,7 @@ def bare(states: list[Tensor]) -> Any:
 
 
 def both(layer: Any, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and all gradients of one call on packed sequences, and of one with padding."""
+    """Outputs and all gradients of one call on packed sequences, and of one with padding, which resets ask for."""
     torch.manual_seed(1)
     x, lengths, states = torch.randn(T, len(LENGTHS), I, dtype=dtype), torch.tensor(LENGTHS), states_of(layer, dtype)
     found = []
@@ -53,7 +53,8 @@ def both(layer: Any, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], 
         if is_packed:
             y, final = layer(pack_padded_sequence(leaf, lengths, enforce_sorted=False), bare(states))
         else:
-            y, final = layer(leaf, bare(states), lengths=lengths)
+            none = torch.zeros(x.shape[:2], dtype=torch.bool)
+            y, final = layer(leaf, bare(states), lengths=lengths, resets=none)
             y = pack_padded_sequence(y, lengths, enforce_sorted=False)
         outputs = [y.data, *as_tuple(final)]
         torch.manual_seed(2)
@@ -107,6 +108,29 @@ def test_as_with_padding(variant: str, threads: int, ran: list[int], monkeypatch
     finally:
         torch.set_num_threads(before)
     assert ran == [sum(LENGTHS)] * 2 * len(LAYERS)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(("kind", "options"), [LAYERS[0], LAYERS[4], LAYERS[5]])
+def test_lengths_run_on_the_steps_alone(kind: str, options: dict[str, Any], first: bool, ran: list[int]) -> None:
+    """Whatever the padding holds; longer than the longest sequence too; with gradients of every kind."""
+    layer = layer_of(kind, **options, batch_first=first)
+    torch.manual_seed(1)
+    x, states = torch.randn(T + 2, len(LENGTHS), I, dtype=torch.float64), states_of(layer)
+    x[torch.arange(T + 2)[:, None] >= torch.tensor(LENGTHS)] = torch.nan
+    leaf = x.transpose(0, 1).contiguous().requires_grad_() if first else x.requires_grad_()
+    inputs, found = [leaf, *states, *layer.parameters()], []
+    none = torch.zeros(leaf.shape[:2], dtype=torch.bool)
+    for given in ({"lengths": LENGTHS}, {"lengths": torch.tensor(LENGTHS), "resets": none}):
+        y, final = layer(leaf, bare(states), **given)
+        torch.manual_seed(2)
+        vs = [torch.randn(2, *o.shape, dtype=torch.float64) for o in (y, *as_tuple(final))]
+        grads = torch.autograd.grad([y, *as_tuple(final)], inputs, vs, is_grads_batched=True, retain_graph=True)
+        first_order = torch.autograd.grad(y.square().sum(), inputs[1:], create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first_order), inputs[1:])
+        found.append([y, *as_tuple(final), *grads, *second])
+    assert len(ran) > 0
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
 def test_only_where_it_can(ran: list[int]) -> None:

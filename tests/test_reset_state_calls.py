@@ -84,14 +84,18 @@ def test_bfloat16(agree: Agree) -> None:
     agree(leaf.grad, exact.reset_state[0])
 
 
-def test_autocast_computes_in_the_precision_of_the_parameters() -> None:
+def test_autocast_casts_them_too() -> None:
     layer = bptt.nn.LSTM(5, 4)
     state = tuple(torch.randn(1, 4, 4).bfloat16().requires_grad_() for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = layer(torch.randn(T, 4, 5).bfloat16(), resets=RESETS, reset_state=state)
     y.sum().backward()
-    assert y.dtype == torch.float32
+    assert y.dtype == torch.bfloat16
     assert [z.grad.dtype for z in state if z.grad is not None] == [torch.bfloat16] * 2
+    with torch.autocast("cpu", torch.bfloat16):
+        own = bptt.gradients(layer, torch.randn(T, 4, 5), torch.ones(T, 4, 4), resets=RESETS, reset_state=state)
+    assert own.reset_state is not None
+    assert {z.dtype for z in own.reset_state} == {torch.bfloat16}
 
 
 @each_form

@@ -36,6 +36,10 @@ class Weights(NamedTuple):
         pieces = given if biased else (*given[:2], None, None, *given[2:])
         return cls(*pieces)  # type: ignore[arg-type]  # ih and hh are always given
 
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same in a dtype."""
+        return Weights(*[None if w is None else w.to(dtype) for w in self])  # type: ignore[arg-type]  # as they were
+
     @property
     def named(self) -> list[tuple[str, Tensor]]:
         """(name, weight) of those that there are, in torch.nn's order."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cells import Weights
 from ..kernels import Edges, Frames, Sweep, Tape, WholePasses, product
-from .boundary import Boundary
+from .boundary import Boundary, own_precision
 from .parameters import parameter_gradients
 from .records import Tensors, given
 from .stack import Stack
@@ -25,17 +25,17 @@ from .transforms import is_batched
 __all__ = ["PlainCall", "is_observed"]
 
 
-def is_observed(*, profiled: bool = True) -> bool:
+def is_observed(*, profiled: bool = True, autocast: bool = True) -> bool:
     """Whether anything wants to know of a call, or changes what it computes: then `boundary.run` is the way.
 
-    profiled: whether a profiler counts, which asks for no more than names.
+    profiled: whether a profiler counts, which asks for no more than names. autocast: whether that counts.
     """
     return (
         torch.compiler.is_compiling()
         or recorder() is not None
         or modes() > 0
         or torch._C._are_functorch_transforms_active()
-        or torch._C._is_any_autocast_enabled()
+        or (autocast and torch._C._is_any_autocast_enabled())
         or (profiled and is_profiled())
         or forward_mode()
     )
@@ -107,6 +107,13 @@ class _Plain(Boundary):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch._C._is_any_autocast_enabled():
+            return _Plain._backward(ctx, cotangents)
+        with own_precision(torch.device("cpu")):
+            return _Plain._backward(ctx, cotangents)
+
+    @staticmethod
+    def _backward(ctx: Any, cotangents: Tensors) -> tuple[Tensor | None, ...]:
         needs, (call, count, second, third) = ctx.needs_input_grad[1:], ctx.call
         saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
         xi, resets = saved[count:second], saved[second:third]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..engine import own_precision
 from ..nn.call import Call
 from ..nn.flat import Flat, is_flat
 from ..nn.layers import DropInLayer
@@ -72,13 +73,15 @@ class LayerCall:
                 found = tuple(s.to(dtype) for s in tensors_in(state))
                 states[i] = None if state is None else found[0] if len(found) == 1 else found
         if not is_flat(input, given["cu_seqlens"]):
-            return cls(Call.of(layer, input, states[0], resets, states[1], given["lengths"]), None)
+            with own_precision(next(layer.parameters()).device):
+                return cls(Call.of(layer, input, states[0], resets, states[1], given["lengths"]), None)
         name = type(layer).__name__
         flat = Flat.of(name, input, given["cu_seqlens"])
         if flat.packed is None:
             raise ValueError(f"{name}: a sequence must have a step for anything to be measured: got none")
         hx, restart = (flat.states(of, state) for of, state in zip(("hx", "reset_state"), states, strict=True))
-        return cls(Call.of(layer, flat.packed, hx, flat.resets(resets, layer.batch_first), restart), flat)
+        with own_precision(next(layer.parameters()).device):
+            return cls(Call.of(layer, flat.packed, hx, flat.resets(resets, layer.batch_first), restart), flat)
 
     def lane(self, lane: int) -> int:
         """The caller's number of a lane of `call`, which has none for a sequence without a step."""

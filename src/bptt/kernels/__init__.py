@@ -6,9 +6,10 @@ A new kernel is one file and one entry in `KERNELS`, in order of preference.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from ..cells import Cell
 from ..memory import Checkpoints, Memory, keeps_gates
 from ..policies import Policy
 from ..steps import SplitStep
+from .addresses import computed_in as computed_in
+from .autocast import autocast_dtype as autocast_dtype
+from .autocast import torchs_precision
 from .calibration import VARIABLE as VARIABLE
 from .calibration import Calibration as Calibration
 from .calibration import Measured as Measured
@@ -181,6 +185,8 @@ class Layer(Protocol):
 
     def cell(self) -> Cell: ...
 
+    def parameters(self) -> Iterator[Tensor]: ...
+
 
 def left_to_torch(call: PlainSizes, differentiated: bool) -> bool:
     """Whether kernel="auto" leaves a plain call on the CPU to torch's own layer and, differentiated, to autograd."""
@@ -191,14 +197,52 @@ def left_to_torch(call: PlainSizes, differentiated: bool) -> bool:
     return differentiated and T * B == 1 and weights >= BY_TORCH.get(cell.mode, math.inf)
 
 
-def precision(layer: Layer, device: torch.device, dtype: torch.dtype, resets: bool) -> torch.dtype:
-    """The precision of a layer's walks under autocast: the parameters', since a recurrence amplifies rounding step by
-    step; or autocast's own, for a kernel that computes what torch.nn's layers would. dtype: the parameters'.
+class Precision(NamedTuple):
+    """The precision of a layer's call under autocast."""
+
+    walk: torch.dtype  # of x, the states and the weights
+    results: tuple[torch.dtype, torch.dtype]  # of y and h, of c
+
+
+def precision(
+    layer: Layer,
+    device: torch.device,
+    weights: torch.dtype,
+    x: torch.dtype,
+    states: tuple[torch.dtype, ...],
+    packed: bool,
+    resets: bool = False,
+) -> Precision | None:
+    """The precision of a call under autocast; None where that casts nothing on this device.
+
+    Results are of the dtype that torch.nn's would be. The walk goes in the wider one of them, and in float32 where the
+    kernel has no walk in that, or a less preferred kernel would have it: so its values are never less exact than those
+    of torch.nn's layer, whose products see operands of autocast's precision in any case. weights, x, states: of the
+    tensors given, states () where there are none; packed: whether they are packed sequences.
+
+    Raises RuntimeError where float64, which autocast does not cast, meets another dtype.
     """
-    request = Request(layer.cell(), device, dtype, layer.gradient.draws_factors, resets, projection=layer.proj_size > 0)
-    kernel = KERNELS.get(layer.kernel) or choose(layer.kernel, request).kernel
-    follows = kernel.follows_autocast and torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if follows else dtype
+    lower = autocast_dtype(device)
+    if lower is None:
+        return None
+    cell, given = layer.cell(), (weights, x, *states)
+    if torch.float64 in given or not all(dtype.is_floating_point for dtype in given):
+        if set(given) != {torch.float64}:
+            told = f"parameters {weights}, input {x}" + "".join(f", hx {state}" for state in states)
+            raise RuntimeError(
+                f"{type(layer).__name__}: parameters, input and hx must be float64 under autocast if one of them is, "
+                f"since it casts none of those, and else floating-point numbers: got {told}"
+            )
+        return Precision(torch.float64, (torch.float64, torch.float64))
+    results = torchs_precision(cell, device, lower, (states or (x,))[-1], packed, layer.proj_size > 0)
+    request = Request(cell, device, results[1], layer.gradient.draws_factors, resets, projection=layer.proj_size > 0)
+    wide = request._replace(dtype=torch.float32)
+    if layer.kernel != "auto":
+        walks = KERNELS[layer.kernel].refuses(request) is None
+    else:
+        order = list(KERNELS.values())
+        walks = order.index(choose("auto", request).kernel) <= order.index(choose("auto", wide).kernel)
+    return Precision(results[1] if walks else torch.float32, results)
 
 
 def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
@@ -237,10 +281,12 @@ def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
     else:
         T = data.shape[1] if data.dim() == 3 and layer.batch_first else len(data)
     reach, draws, by_torch = layer.gradient.reach(T), layer.gradient.draws_factors, ""
-    request = Request(cell, data.device, data.dtype, edge_factors=draws, projection=layer.proj_size > 0)
+    cast = precision(layer, data.device, next(iter(layer.parameters())).dtype, data.dtype, (), data is not x)
+    dtype = data.dtype if cast is None else cast.walk
+    request = Request(cell, data.device, dtype, edge_factors=draws, projection=layer.proj_size > 0)
     alone = data is x and layer.num_layers == 1 and not (layer.bidirectional or layer.proj_size or draws)
     if layer.kernel == "auto" and alone and rows and data.is_cpu:
-        plain = PlainSizes(cell, data.dtype, T, rows // T, layer.input_size, layer.hidden_size)
+        plain = PlainSizes(cell, dtype, T, rows // T, layer.input_size, layer.hidden_size)
         if left_to_torch(plain, torch.is_grad_enabled()):
             where = "where it is differentiated without resets" if torch.is_grad_enabled() else "without resets"
             by_torch = f"torch's own layer {where}: faster for so few steps; else "
@@ -250,22 +296,22 @@ def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
     choice = choose(layer.kernel, request)
     kernel, walks = choice.kernel, layer.num_layers * (2 if layer.bidirectional else 1)
     per_unit = kernel.taped_per_unit(cell, reach)
-    gate_bytes = rows * walks * per_unit * layer.hidden_size * data.element_size()
+    gate_bytes = rows * walks * per_unit * layer.hidden_size * dtype.itemsize
     gates, takes = ("what torch's layer keeps", "takes about") if kernel.own_gradients else ("the gates", "take")
     bytes_taken = f", {gates} {takes} {gate_bytes:,} bytes" if gate_bytes or not kernel.own_gradients else ""
-    tapes: Memory = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
-    kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
-    if gate_bytes and keeps_gates(tapes, gate_bytes):
-        kept = f"states and {gates.removeprefix('the ')}"
-    if segments:
-        kept = "a state now and then, and runs segments again" if segments > 1 else "no tape, and runs the call again"
-    kept = f"{kept}: memory={str(layer.memory)!r}{bytes_taken}"
-    if not torch.is_grad_enabled():
-        kept = "nothing: grad mode is off"
+    if isinstance(layer.memory, Checkpoints):
+        kept, memory = "a state now and then, and runs segments again", f"'{layer.memory}'"
+    else:
+        memory = repr(layer.memory)
+        kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
+        if gate_bytes and keeps_gates(layer.memory, gate_bytes):
+            kept = f"states and {gates.removeprefix('the ')}"
+    y, c = cast.results if cast is not None else (dtype, dtype)
+    results = "" if cast is None else f"autocast makes results {y}" + (f", c {c}" if c != y else "") + "\n"
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
     return (
-        f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {data.dtype} on {data.device}: "
-        f"{choice.reason}\n"
-        f"keeps {kept}\n"
+        f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {dtype} on {data.device}: "
+        f"{choice.reason}\n{results}"
+        f"keeps {kept}: memory={memory}{bytes_taken}\n"
         f"gradient {layer.gradient}"
     )

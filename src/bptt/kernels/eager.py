@@ -24,7 +24,6 @@ class Eager:
     name = "eager"
     variant: str | None = None
     own_gradients = False
-    follows_autocast = False
 
     def refuses(self, request: Request) -> str | None:
         return None if request.dtype.is_floating_point else f"it computes real numbers, not {request.dtype}"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..cells import Cell, Weights
 from ..policies import EVERYTHING, Reach
+from .addresses import computed_in
 from .frames import Frames
 from .kernel import Request, Sweep, SweepResult, Tape, WholePasses, WholeRequest
 from .pieces import Batch, Pieces
@@ -45,7 +46,6 @@ class Fused:
     name = "fused"
     variant: str | None = None
     own_gradients = True
-    follows_autocast = True
 
     def refuses(self, request: Request) -> str | None:
         device, dtype = request.device, request.dtype
@@ -275,9 +275,11 @@ def _complete(cell: Cell, w: Weights, tape: Tape, x: Tensor) -> None:
     dtype = torch.float32 if h.dtype.itemsize < 4 else h.dtype
     f, u = c_0.new_empty(2, *x.shape[:2], c_0.shape[1], dtype=dtype)
     at_once = max(1, GATES // (x.shape[1] * w.hh.shape[0]))
+    computed = computed_in(x.dtype) if x.is_cpu else x.dtype
+    w = w.to(computed)
     for a in range(0, len(x), at_once):
         part = slice(a, a + at_once)
-        f[part], u[part] = cell.linear(cell.gates(cell.project(x[part], w), before[part], w))
+        f[part], u[part] = cell.linear(cell.gates(cell.project(x[part].to(computed), w), before[part].to(computed), w))
     if reset is not None:
         f.masked_fill_(reset, 0)
     c = _recurred(f, u, c_0.to(dtype))

@@ -174,7 +174,6 @@ class Kernel(Protocol):
     # Whether its sweeps differentiate walks as a whole, from x and the states: they give the gradients of x and of the
     # weights instead of da, ask for no gates, and reach no step after the end of a sequence.
     own_gradients: bool
-    follows_autocast: bool  # whether it computes in autocast's precision instead of the parameters', as torch.nn does
 
     def __hash__(self) -> int: ...
 

@@ -14,8 +14,7 @@ from ..kernels import explain as explain_layer
 from ..memory import Checkpoints
 from ..scan.explanation import StepExplanation, explain_scan, explain_step
 from ..scan.pytrees import Step
-from .call import Call, net_of, program
-from .flat import Flat
+from ._autocast_cells import in_float32, result_dtype
 from .layers import DropInLayer
 from .recurrent import Recurrent
 
@@ -97,7 +96,12 @@ def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanati
                 "explain is for a Recurrent of one direction: got a bidirectional one, which scans its cells one by one"
             )
         setting = f"gradient {subject.gradient}, memory={str(subject.memory)!r}"
-        return explain_scan(*subject.as_scan(arguments[0]), kernel=subject.kernel, setting=setting)
+        results = result_dtype(subject, arguments[0])
+        if results is None:
+            return explain_scan(*subject.as_scan(arguments[0]), kernel=subject.kernel, setting=setting)
+        setting += f", autocast makes results {results}"
+        with torch.autocast("cpu", enabled=False):
+            return explain_scan(*subject.as_scan(in_float32(arguments[0])), kernel=subject.kernel, setting=setting)
     if len(arguments) != 2:
         kind = type(subject)
         raise TypeError(

@@ -91,23 +91,28 @@ def gradients(
     net = net_of(layer, call, policy, differentiated=True, adjoints=True)
     keeper = program(layer, call, net)
     outputs, tape = keeper.forward(call.tensors, keep=True)
+    results, finals = call.as_results(outputs[0], outputs[1:])
     states = len(outputs) - 1
     given = _of_each_state(dh_n, states)
     given = given if call.batched else tuple(None if g is None else g.unsqueeze(1) for g in given)
     _check_tensors("dy", (dy,))
     cotangents = (None if dy is None else call.engine_layout(dy), *given)
     refuse_tangents("gradients", cotangents)
-    for name, cotangent, output in zip(("dy", "dh_n", "dc_n"), cotangents, outputs, strict=False):
-        if cotangent is not None and (cotangent.shape, cotangent.dtype) != (output.shape, output.dtype):
+    for name, cotangent, output in zip(("dy", "dh_n", "dc_n"), cotangents, (results, *finals), strict=False):
+        if cotangent is None:
+            continue
+        cast = call.results and cotangent.is_floating_point()  # under autocast
+        if cotangent.shape != output.shape or not (cast or cotangent.dtype == output.dtype):
             raise ValueError(
                 f"{name} must have the shape and dtype of its output, time first {list(output.shape)} {output.dtype}: "
                 f"got {list(cotangent.shape)} {cotangent.dtype}"
             )
+    cotangents = tuple([None if c is None else c.to(call.x.dtype) for c in cotangents])
     needs = (True,) * len(call.tensors)
     groups = call.x.shape[1] if per_sample else None
     asked = Asked(cotangents, needs, adjoints=True, lane_groups=groups)
     found = keeper.backward(Saved(call.tensors, outputs, tape), asked)
-    dx, *rest = [g for g in found.inputs if g is not None]
+    dx, *rest = call.as_given([g for g in found.inputs if g is not None])
     end = states + len(call.weights)
     return Gradients(
         parameters=dict(zip(layer._flat_weights_names, rest[states:end], strict=True)),

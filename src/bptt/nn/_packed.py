@@ -1,7 +1,8 @@
-"""Calls on packed sequences that run on their rows as they lie, without padding."""
+"""Calls on packed sequences that run on their rows as they lie, without padding; and on padded ones as if packed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,42 @@ from .. import kernels
 from ..engine import PackedStack, is_observed, needs_gradient, run
 from ..kernels import PackedRows, Request
 from ..memory import Checkpoints
+from ._sequences import checked_lengths
 from .call import Hidden, Layer, bare, plain_net
 
-__all__ = ["packed_call"]
+__all__ = ["packed_call", "padded_call"]
+
+
+def padded_call(
+    layer: Layer, input: Tensor, hx: Hidden | None, lengths: Tensor | Sequence[int]
+) -> tuple[Tensor, Hidden] | None:
+    """The result of a call without resets on padded sequences, of which the steps alone are read and computed: as of
+    packed ones, whose rows lie where the caller has them. None where all are as long as the input, or as in
+    `packed_call`.
+    """
+    if is_observed(profiled=False) or input.dim() != 3 or input.layout is not torch.strided or 0 in input.shape[:2]:
+        return None
+    if not (type(lengths) is Tensor or (isinstance(lengths, list | tuple) and all(type(n) is int for n in lengths))):
+        return None
+    if layer.gradient.draws_factors or isinstance(layer.memory, Checkpoints):
+        return None
+    ends = checked_lengths(lengths, input.transpose(0, 1) if layer.batch_first else input)
+    T, B = input.shape[:2] if not layer.batch_first else (input.shape[1], input.shape[0])
+    if ends is None or bool((ends == T).all()):
+        return None
+    order = ends.argsort(descending=True, stable=True)
+    longest = ends[order]
+    rows = PackedRows(torch.searchsorted(-longest, -torch.arange(int(longest[0]), device="cpu")))
+    lane = order[rows.lane]
+    at = lane * T + rows.step if layer.batch_first else rows.step * B + lane
+    at, order = at.to(input.device), order.to(input.device)
+    data = input.flatten(0, 1).index_select(0, at)
+    found = packed_call(layer, PackedSequence(data, rows.sizes, order, order.argsort()), hx)
+    if found is None:
+        return None
+    y = found[0].data
+    padded = y.new_zeros(T * B, y.shape[1]).index_copy(0, at, y)
+    return padded.view(*input.shape[:2], y.shape[1]), found[1]
 
 
 def packed_call(layer: Layer, packed: PackedSequence, hx: Hidden | None) -> tuple[PackedSequence, Hidden] | None:

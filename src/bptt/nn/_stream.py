@@ -174,6 +174,7 @@ class _Stream:
 
     def __post_init__(self) -> None:
         self.like = next(self.layer.parameters())
+        self.dtype = self.like.dtype  # of x as it is computed with
         self.first = 0  # the step of x with which `given` begins
         self.sizes: torch.Size | None = None  # [B, I] of the first slice
 
@@ -184,7 +185,7 @@ class _Stream:
             raise ValueError("x must have at least 1 step: got 0")
         first = self.x(0, 1)
         call = self._call(first)
-        call.x = first.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
+        call.x = call.x.expand(T, *first.shape[1:])  # the sizes of the whole, in the memory of a step
         call.resets = self._resets_of(call.x)
         self._check_resets_end(T)
         call.reset_state = call.restarts(self.layer, self.reset_state)
@@ -198,6 +199,7 @@ class _Stream:
         grads: tuple[Tensor, ...] = ()
         for (x,) in self.rechunked(pieces, k):
             call = call or self._call(x)
+            x = x.to(self.dtype)
             call.x, call.resets = x, self._resets_of(x)
             self.given, steps = x, slice(self.first, self.first + len(x))
             call.reset_state = call.restarts(self.layer, _of_steps(self.reset_state, steps))
@@ -227,7 +229,9 @@ class _Stream:
 
     def _call(self, x: Tensor) -> Call:
         """The call of the layer on x, time first."""
-        return Call.of(self.layer, x.transpose(0, 1) if self.layer.batch_first else x, self.hx, None)
+        call = Call.of(self.layer, x.transpose(0, 1) if self.layer.batch_first else x, self.hx, None)
+        self.dtype, self.results = call.x.dtype, call.as_results
+        return call
 
     def _gradients(self, call: Call, policy: policies.Policy) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(the final state, the gradients of the initial state and the weights) of a call that reads x from here."""
@@ -268,27 +272,29 @@ class _Stream:
         """The piece as a tensor on the layer's device and of its dtype."""
         found = as_tensor(piece)
         refuse_tangents("stream_gradients", (found,))
-        return found.to(device=self.like.device, dtype=self.like.dtype)
+        return found.to(device=self.like.device, dtype=self.dtype)
 
     def see(self, a: int, b: int, y: Tensor) -> None:
         """Ignore y of the forward pass: it is used in the backward pass."""
 
     def error(self, a: int, b: int, y: Tensor) -> Tensor | None:
-        return self.loss.errors(slice(self.first + a, self.first + b), [y], lambda ys: ys[0])[0]
+        error = self.loss.errors(slice(self.first + a, self.first + b), [self.results(y)[0]], lambda ys: ys[0])[0]
+        return None if error is None else error.to(self.dtype)
 
     def put(self, a: int, b: int, dx: Tensor | None) -> None:
         """Ignore dL/dx, which is not asked for."""
 
     def _result(self, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> StreamGradients:
         """The loss, the gradients and the final state, in the caller's layout."""
+        (_, final), (_, *grads) = call.as_results(final[0], final), call.as_given((final[0], *grads))
         states, end = len(final), len(grads) - len(call.reset_state)
         return StreamGradients(
             loss=self.loss.total,
             parameters=dict(zip(self.layer._flat_weights_names, grads[states:end], strict=True)),
             wrt=tuple(self.loss.grads),
-            hx=call.restore_hidden(grads[:states]),
+            hx=call.restore_hidden(tuple(grads[:states])),
             final=call.restore_hidden(final),
-            reset_state=call.restore_hidden(grads[end:]) if call.reset_state else None,
+            reset_state=call.restore_hidden(tuple(grads[end:])) if call.reset_state else None,
         )
 
 

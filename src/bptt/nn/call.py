@@ -31,7 +31,7 @@ from ..engine import (
 )
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints
-from ._sequences import checked_lengths, checked_resets
+from ._arguments import call_lengths, call_resets, check_dtypes, no_weight, not_dense
 from .packing import packed_rows, padded
 
 __all__ = ["Call", "Hidden", "Layer", "bare", "by_onnx", "net_of", "plain_net", "program", "whole_tape"]
@@ -69,6 +69,10 @@ class Call:
     packed: PackedSequence | None
     batched: bool
     batch_first: bool
+    # Under autocast, which casts them: the dtypes of the caller's x, states, weights, and of the states that resets
+    # restart from; those of y and h, and of c. Else ().
+    given: tuple[torch.dtype, ...] = ()
+    results: tuple[torch.dtype, ...] = ()
 
     @classmethod
     def of(
@@ -91,7 +95,7 @@ class Call:
         name = type(layer).__name__
         for weight in weights:
             if weight is None:
-                raise cls._no_weight(name, names[[w is None for w in weights].index(True)])
+                raise no_weight(name, names[[w is None for w in weights].index(True)])
         packed = input if isinstance(input, PackedSequence) else None
         if packed is not None:
             flat, batch_sizes = packed.data, packed.batch_sizes
@@ -102,19 +106,23 @@ class Call:
             if input.dim() not in (2, 3):
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
             if input.layout is not torch.strided or input.is_nested:
-                raise cls._not_dense(name, input)
+                raise not_dense(name, input)
             batched, sizes = input.dim() == 3, None
             flat = input if batched else input.unsqueeze(0 if layer.batch_first else 1)
         states = cls._hidden(layer, flat, hx, batched, sizes)
         if not tangents:
             refuse_tangents(name, (flat, *states, *weights))
-        autocast = torch._C._is_any_autocast_enabled()
+        precision = None
+        if torch._C._is_any_autocast_enabled():
+            kinds = flat.dtype, () if hx is None else tuple([state.dtype for state in states])
+            precision = kernels.precision(
+                layer, flat.device, weights[0].dtype, *kinds, packed is not None, resets is not None
+            )
         if not cls._fits(layer, flat, () if hx is None else states, weights[0].dtype, sizes):
             layer._update_flat_weights()
             layer.check_forward_args(flat, bare(states), sizes)
-            for state in states:
-                if state.dtype != flat.dtype and not autocast:
-                    raise RuntimeError(f"{name}: hx must have input's dtype {flat.dtype}: got {state.dtype}")
+            if precision is None:
+                check_dtypes(name, flat, states, weights[0].dtype)
         if packed is not None:
             x, own = padded(packed)
             lengths = own if recorder() is not None or (own != x.shape[0]).any() else None
@@ -127,18 +135,20 @@ class Call:
                     f"{name}: Expected sequence length to be larger than 0, got an input of shape {tuple(flat.shape)}"
                 )
             if ends is not None:
-                lengths = cls._lengths(name, ends, x)
+                lengths = call_lengths(name, ends, x)
                 if lengths is not None:  # padding may hold anything, and gets no gradient
                     x = x.masked_fill(_ended(x, lengths), 0)
-        if autocast:
-            dtype = kernels.precision(layer, flat.device, weights[0].dtype, resets is not None)
-            x, states = x.to(dtype), tuple(state.to(dtype) for state in states)
-            weights = tuple(weight.to(dtype) for weight in weights)
+        given = (x, *states, *weights)
+        if precision is not None:
+            x, *others = [t.to(precision.walk) for t in given]
+            states, weights = tuple(others[: len(states)]), tuple(others[len(states) :])
         if resets is not None:
-            resets = checked_resets(resets, x, batched, layer.batch_first, f"{name}: ")
+            resets = call_resets(name, resets, x, batched, layer.batch_first)
         elif reset_state is not None:
             raise ValueError(f"{name}: reset_state is what resets restart from: got it without resets")
         call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)
+        if precision is not None:
+            call.given, call.results = tuple([t.dtype for t in given]), precision.results
         if reset_state is not None:
             call.reset_state = call.restarts(layer, reset_state)
             if not tangents:
@@ -188,33 +198,6 @@ class Call:
             raise RuntimeError(f"For {kind} input, hx should also be {expected_dim}-D but got ({dims}) tensors")
         return given if batched else tuple(state.unsqueeze(1) for state in given)
 
-    @staticmethod
-    def _no_weight(layer: str, name: str) -> TypeError:
-        instead = " (a layer without biases is built with bias=False)" if name.startswith("bias") else ""
-        return TypeError(f"{layer}: {name} must be a tensor: got None{instead}")
-
-    @staticmethod
-    def _not_dense(layer: str, input: Tensor) -> RuntimeError:
-        if not input.is_nested:
-            return RuntimeError(f"{layer}: input must be a dense tensor: got layout {input.layout} (to_dense() of it)")
-        return RuntimeError(
-            f"{layer}: input must be a dense tensor or a PackedSequence, in a layer's own call also a nested tensor of "
-            f"layout=torch.jagged: got a nested tensor of {input.layout}, which becomes a PackedSequence by "
-            "torch.nn.utils.rnn.pack_sequence(input.unbind(), enforce_sorted=False)"
-        )
-
-    @staticmethod
-    def _lengths(name: str, ends: Any, x: Tensor) -> Tensor | None:
-        """The lengths `[B]` on the CPU; None where all are T, which a graph or a record does not ask."""
-        if not torch.compiler.is_compiling() and recorder() is None:
-            lengths = checked_lengths(ends, x)
-            return lengths if lengths is not None and bool((lengths != x.shape[0]).any()) else None
-        if not isinstance(ends, Tensor):
-            raise TypeError(
-                f"{name}: lengths must be a tensor in a graph, for other lengths: got {type(ends).__name__}"
-            )
-        return ends.detach().to("cpu", torch.int64)
-
     def restarts(self, layer: Layer, given: Hidden | None) -> tuple[Tensor, ...]:
         """The states that resets restart from, checked: in the form of the initial states, or one such per step."""
         if given is None:
@@ -236,10 +219,12 @@ class Call:
                 either = f"{shape}, or {(len(x), *shape)} with one for each step"
                 expected = either if part == "h" else f"{(len(x), *shape) if of_each else shape} as h has it"
                 raise ValueError(f"{name}: {which} must have shape {expected}: got {tuple(r.shape)}")
-            if r.dtype != x.dtype and not (torch._C._is_any_autocast_enabled() and r.dtype.is_floating_point):
+            if r.dtype != x.dtype and not (self.results and r.dtype.is_floating_point):
                 raise TypeError(f"{name}: {which} must have input's dtype {x.dtype}: got {r.dtype}")
             if r.device != x.device:
                 raise ValueError(f"{name}: {which} must be on input's device {x.device}: got {r.device}")
+        if self.results:
+            self.given = (*self.given[: len(self.tensors) - len(self.reset_state)], *[r.dtype for r in found])
         own = tuple((r if batched else r.unsqueeze(-2)).to(x.dtype) for r in found)
         if self.lengths is None or self.resets is None:
             return own
@@ -260,6 +245,22 @@ class Call:
             return functional.dropout(self.x.new_ones(*self.x.shape[:2], features), layer.dropout)
         mask = functional.dropout(self.x.new_ones(self.packed.data.shape[0], features), layer.dropout)
         return self.engine_layout(self.packed._replace(data=mask))
+
+    def returned(self, y: Tensor, final: Sequence[Tensor]) -> tuple[Tensor | PackedSequence, Hidden]:
+        """What the layer returns: the output `[T, B, D*P]` and states `[L*D, B, .]` in the caller's layout."""
+        if self.results:
+            y, final = self.as_results(y, final)
+        return self.restore(y), self.restore_hidden(tuple(final))
+
+    def as_results(self, y: Tensor, final: Sequence[Tensor] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Outputs in the precision that autocast asks for; elsewhere as they are."""
+        if not self.results:
+            return y, tuple(final)
+        return y.to(self.results[0]), tuple([s.to(of) for s, of in zip(final, self.results, strict=False)])
+
+    def as_given(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of the engine's inputs, each in the precision of what the caller gave."""
+        return [g.to(of) for g, of in zip(grads, self.given, strict=True)] if self.given else list(grads)
 
     def restore(self, y: Tensor) -> Tensor | PackedSequence:
         """The output `[T, B, D*P]` in the caller's layout."""
@@ -310,7 +311,7 @@ def by_onnx(layer: Layer, call: Call) -> tuple[Tensor | PackedSequence, Hidden]:
     net = net_of(layer, call, layer.gradient, differentiated=False)
     net = net if call.resets is not None else replace(net, resets=())  # which are at padding alone
     y, *final = onnx_layers(net, call.tensors)
-    return call.restore(y), call.restore_hidden(tuple(final))
+    return call.returned(y, final)
 
 
 def net_of(

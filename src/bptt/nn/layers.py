@@ -23,7 +23,9 @@ from ..engine import (
 )
 from ..memory import Checkpoints, Memory
 from ..memory import parse as parse_memory
+from ._autocast import plain_under_autocast
 from ._fx import fx_node
+from ._packed import padded_call
 from ._settings import Settings
 from .call import Call, Hidden, by_onnx, net_of, program, whole_tape
 from .flat import flat_call, is_flat
@@ -140,8 +142,14 @@ class DropInLayer(Settings, torch.nn.RNNBase):
         plainly = reset_state is None and lengths is None and cu_seqlens is None
         if plainly and type(input) in (Tensor, PackedSequence):
             result = plain(self, input, hx, resets)
+            if result is None and torch._C._is_any_autocast_enabled():
+                result = plain_under_autocast(self, input, hx, resets)
             if result is not None:
                 return result
+        elif lengths is not None and resets is None and reset_state is None and type(input) is Tensor:
+            padded = None if cu_seqlens is not None else padded_call(self, input, hx, lengths)
+            if padded is not None:
+                return padded
         if type(input) is not Tensor or not (plainly and resets is None and type(hx) in (type(None), Tensor)):
             keywords: dict[str, Any] = {"resets": resets, "reset_state": reset_state}
             keywords |= {"lengths": lengths, "cu_seqlens": cu_seqlens}
@@ -155,7 +163,7 @@ class DropInLayer(Settings, torch.nn.RNNBase):
                 call = Call.of(self, input, hx, resets, reset_state, lengths)
                 net = net_of(self, call, self.gradient, differentiated=True)
                 y, *final = through_operators(net, self.memory, call.tensors)
-                return call.restore(y), call.restore_hidden(tuple(final))
+                return call.returned(y, final)
         call = Call.of(self, input, hx, resets, reset_state, lengths, tangents=True)
         if for_onnx():
             return by_onnx(self, call)
@@ -166,7 +174,7 @@ class DropInLayer(Settings, torch.nn.RNNBase):
         if stack is not None:
             outputs = None if differentiated or inside else at_once(stack, call)
             outputs = run(stack, *tensors) if outputs is None else outputs
-            return call.restore(outputs[0]), call.restore_hidden(outputs[1:])
+            return call.returned(outputs[0], outputs[1:])
         net = net_of(self, call, self.gradient, differentiated)
         if differentiated and isinstance(self.memory, Checkpoints):
             if torch.compiler.is_exporting():
@@ -178,7 +186,7 @@ class DropInLayer(Settings, torch.nn.RNNBase):
             y, *final = (_OUTSIDE or [_checkpointed])[0](self, call, net)
         else:
             y, *final = run(whole_tape(self, net), *tensors)
-        return call.restore(y), call.restore_hidden(tuple(final))
+        return call.returned(y, final)
 
 
 _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
@@ -208,10 +216,12 @@ class RNN(DropInLayer):
     Raises ValueError for an unknown policy, memory or kernel; torch.nn's own checks raise torch.nn's errors.
 
     A policy acts within one forward call: the caller detaches a state hx that is carried from call to call. Under
-    autocast the layer computes and returns its parameters' precision: a recurrence amplifies rounding step by step. On
-    the kernel "fused" it computes and returns autocast's, as torch.nn's layers do. Outputs may be changed in place, as
-    in torch.nn; where y was, the backward pass runs the layer forward once more (`y = y + residual` avoids it, `y +=
-    residual` does not). Resets are copied: their tensor may be used again at once.
+    autocast results have the dtype that torch.nn's would have: on a GPU autocast's; on a CPU that too, but for a GRU,
+    and for an LSTM that is packed or projected, the wider one of it and the initial state's, which is the input's where
+    hx is not given (h, where it is projected, has autocast's). The layer computes in that precision, or a finer one;
+    gradients have that of what they are of; float64 stays. Outputs may be changed in place, as in torch.nn; where y
+    was, the backward pass runs the layer forward once more (`y = y + residual` avoids it, `y += residual` does not).
+    Resets are copied: their tensor may be used again at once.
     A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
     `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
     The transforms of torch.func (grad, vjp, jacrev, jvp, jacfwd, hessian, linearize, vmap), dual tensors and

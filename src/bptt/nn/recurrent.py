@@ -19,6 +19,7 @@ from ..scan import scan
 from ..scan.arguments import check_not_traced
 from ..scan.eager import kept_eager
 from ..scan.pytrees import Step
+from ._autocast_cells import cells_under_autocast
 from ._by_length import scan_by_length
 from ._cell_list import cells_of, learnable_state, learned_state, sample, unlike
 from ._flat_recurrent import flat_recurrent
@@ -171,6 +172,11 @@ class Recurrent(Settings, nn.Module):
         reset_state: Any = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """(y, final state) of the sequences: see the class."""
+        if torch._C._is_any_autocast_enabled():
+            others = {"lengths": lengths, "cu_seqlens": cu_seqlens, "resets": resets}
+            found = cells_under_autocast(self, input, hx, reset_state, others)
+            if found is not None:
+                return found
         kind = kind_of(self, input, (hx, lengths, cu_seqlens, resets, reset_state))
         if kind in self._steps:
             return self._steps[kind](self, input)
