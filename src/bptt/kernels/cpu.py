@@ -6,6 +6,7 @@ Legend: T steps, B lanes, F taped gate values, R positions and N columns of a sw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from .whole import WholeWalks
 
 __all__ = ["Cpu", "variants"]
 
-INFER = {
+INFER: dict[torch.dtype, Any] = {
     torch.float32: _walks.InferFloat32,
     torch.float64: _walks.InferFloat64,
     torch.bfloat16: _walks.ForwardBfloat16Whole,

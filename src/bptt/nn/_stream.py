@@ -286,15 +286,16 @@ class _Stream:
 
     def _result(self, call: Call, final: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> StreamGradients:
         """The loss, the gradients and the final state, in the caller's layout."""
-        (_, final), (_, *grads) = call.as_results(final[0], final), call.as_given((final[0], *grads))
+        final = call.as_results(final[0], final)[1]
+        grads = tuple(call.as_given((final[0], *grads))[1:])
         states, end = len(final), len(grads) - len(call.reset_state)
         return StreamGradients(
             loss=self.loss.total,
             parameters=dict(zip(self.layer._flat_weights_names, grads[states:end], strict=True)),
             wrt=tuple(self.loss.grads),
-            hx=call.restore_hidden(tuple(grads[:states])),
+            hx=call.restore_hidden(grads[:states]),
             final=call.restore_hidden(final),
-            reset_state=call.restore_hidden(tuple(grads[end:])) if call.reset_state else None,
+            reset_state=call.restore_hidden(grads[end:]) if call.reset_state else None,
         )
 
 
