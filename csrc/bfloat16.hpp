@@ -76,14 +76,14 @@ template <class S> struct Kept {
 };
 
 // The state in a row of the tape, which is the initial one of a lane unless that is negative; or where it is kept near,
-// in row n.
+// in row n. apart: whether the initial ones are not on the tape.
 template <class S, class T>
-BPTT_INLINE const T *kept_state(const S *tape, const T *initial, const T *near, long row, long lane, long n,
-                                long size) {
+BPTT_INLINE const T *kept_state(const S *tape, const T *initial, const T *near, long row, long lane, long n, long size,
+                                bool apart = false) {
     if constexpr (keeps_near<S>)
         return lane >= 0 ? initial + lane * size : near + n * size;
     else
-        return tape + row * size;
+        return apart && lane >= 0 ? initial + lane * size : tape + row * size;
 }
 
 } // namespace bptt::BPTT_VARIANT

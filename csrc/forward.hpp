@@ -227,7 +227,7 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
     const bool projects = a.w_hr != nullptr, shares = worker.split == Split::panels;
     if (worker.id == 0) {
         clear(s.zeros, a.H > a.P ? a.H : a.P);
-        copy(a.h_0, a.B * a.P, a.h + a.initial() * a.P);
+        if (!a.initial_apart) copy(a.h_0, a.B * a.P, a.h + a.initial() * a.P);
         if (a.c) copy(a.c_0, a.B * a.H, a.c + a.initial() * a.H);
     }
     const auto bias = [&](int g, long unit) {
@@ -266,8 +266,9 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
                 const long lane = a.initial_lane(before);
                 const bool reset = a.resets && a.resets[row];
                 s.at[n - g0] = row;
-                s.h_prev[n - g0] = reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros)
-                                         : kept_state(a.h, a.h_0, s.near_h[(i + 1) % 2], before, lane, n - g0, a.P);
+                s.h_prev[n - g0] =
+                    reset ? restart(a.reset_h, a.reset_h_step, row, a.B, a.P, s.zeros)
+                          : kept_state(a.h, a.h_0, s.near_h[(i + 1) % 2], before, lane, n - g0, a.P, a.initial_apart);
                 if (a.c)
                     s.c_prev[n - g0] = reset ? restart(a.reset_c, a.reset_c_step, row, a.B, a.H, s.zeros)
                                              : kept_state(a.c, a.c_0, s.near_c, before, lane, n - g0, a.H);

@@ -131,17 +131,19 @@ void forward_both(int variant, const Forward<Stored> &a, const Forward<Stored> &
     put_outputs(b);
 }
 
-// Stage 1 of which only the outputs are wanted: what lies between is kept here.
+// Stage 1 of which only the outputs are wanted: the states are those, and what else lies between is kept here.
 template <class Real> void infer(int variant, Infer<Real> a, int threads) {
+    const auto lines = [](long count) { return (count * long(sizeof(Real)) + 63) / 64 * 64; };
     const bool gated = gates_of(a.cell) > 1;
-    const long rows = a.T * a.B, h_0 = a.B * a.P, c_0 = a.c_0 ? a.B * a.H : 0;
-    const long gates = gated ? rows * gates_of(a.cell) * a.H : 0;
-    const long states = (a.T + 1) * h_0, cells = (a.T + 1) * c_0;
-    const std::unique_ptr<Real, Free> values(static_cast<Real *>(std::malloc((states + cells + gates) * sizeof(Real))));
-    if (!values) throw std::bad_alloc();
-    a.h = values.get();
-    a.c = a.c_0 ? a.h + states : nullptr;
-    a.gates = gated ? a.h + states + cells : a.h + a.state_after(0) * a.P;
+    const long cells = lines(a.c_0 ? (a.T + 1) * a.B * a.H : 0);
+    const long gates = lines(gated ? a.T * a.B * gates_of(a.cell) * a.H : 0);
+    const std::unique_ptr<void, Free> values(cells + gates ? std::aligned_alloc(64, cells + gates) : nullptr);
+    if (cells + gates && !values) throw std::bad_alloc();
+    a.h = std::exchange(a.y, nullptr) - a.state_after(0) * a.P;
+    a.initial_apart = true;
+    a.c = a.c_0 ? static_cast<Real *>(values.get()) : nullptr;
+    a.gates =
+        gated ? reinterpret_cast<Real *>(static_cast<char *>(values.get()) + cells) : a.h + a.state_after(0) * a.P;
     a.stride = gates_of(a.cell) * a.H;
     forward<Real>(variant, a, threads);
 }

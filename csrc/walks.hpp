@@ -76,6 +76,7 @@ template <class Stored> struct Forward {
     const Real *b_ih, *b_hh;    // [G H] or null
     const Real *w_hr;           // [P, H] or null
     Stored *h, *c;              // [T + 1, B, P], [T + 1, B, H] the initial state, then that after each step
+    bool initial_apart;         // whether h_0 is read where it lies instead, and nothing lies at its place in h
     Stored *y, *h_n, *c_n;      // [T, B, P], [B, P], [B, H] h after each step, the last state: once more, or null
 
     // Of all steps and lanes.
