@@ -64,6 +64,7 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
         (tmp_path / name / "config.toml").write_text(Config(**options).to_toml())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.toml").write_text(Config(cell="nowhere_at_all:Cell").to_toml())
+    (tmp_path / "there.csv").write_text("day,y\n1,2\n")
     there = {*tmp_path.rglob("*")}
     helps = ["--help", "--version", "", *(f"{name} --help" for name in COMMANDS)]
     wrong = {
@@ -102,7 +103,43 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
         "bench steps --shape 3": "shape must be three whole numbers",
         "bench --peers keras": "peers must be one of torch, jax",
         "bench --json none/x.json": "json must be a file in a directory that is there",
+        "bench --threads 0": "threads must be whole numbers in [1, ",
+        "bench --kernel fpga": "kernel must be one of auto, cpu, fused, eager for layers: got 'fpga'",
+        "bench steps --kernel cpu": "kernel must be one of auto, interpreter, eager, replay for steps: got 'cpu'",
         "check --dtype float32": "--dtype is for the layer",
+        "check --module torch.nn.GRU --dtype float8": "--dtype must be one of float64, float32: got 'float8'",
+        "check --module nowhere_at_all.GRU": "there is no module nowhere_at_all",
+        "check --module GRU": "which names no module",
+        "train --series there.csv --target w": "target must be a column of there.csv: got 'w'; it has day, y",
+        "train --series there.csv --horizon 0 --time day": "horizon=0 predicts y from other columns",
+        "train --classify there.csv": "group must be a column of there.csv: got 'id'; it has day, y",
+        "train --classify none.npz --group g": "cannot read sequences none.npz",
+        "train --device gpu": "device must be a torch device that is there: got 'gpu' (",
+        "find-lr --lowest 1 --highest 0.1": "lowest must be below highest=0.1: got 1",
+        "find-lr --tries 3": "steps of a range test must be at least 20: got 3",
+        "find-lr --out a.pdf": "out must be the name of a .png file",
+        "find-lr --series there.csv --group g": "group must be a column of there.csv: got 'g'",
+        "sample text --length -1": "length must be at least 0: got -1",
+        "sample text --temperature nan": "temperature must be a finite number of at least 0",
+        "sample text --device gpu": "did you mean cuda?",
+        "flow": "give a run directory, or --cell for a fresh layer",
+        "flow --cell rrn": "MODULE:CLASS of your own: got 'rrn' (did you mean rnn?)",
+        "flow --cell gru --hidden 0": "hidden must be at least 1: got 0",
+        "flow --cell gru --radius -1": "radius must be a finite number of at least 0: got -1",
+        "flow --cell lif --radius 1": "radius is for --cell rnn or gru or lstm: got 1 with --cell lif",
+        "flow --cell rnn --nonlinearity relo": "nonlinearity must be one of tanh, relu, sigmoid, identity: got 'relo'",
+        "flow --cell rnn --seed -1": "seed must be a whole number in",
+        "flow --cell nowhere_at_all:Cell": "there is no module nowhere_at_all",
+        "flow --lang fr": "lang must be en or zh: got 'fr'",
+        "flow text --hidden 3": "a run has its own network: leave out --hidden",
+        "flow text --lanes 0": "lanes must be at least 1: got 0",
+        "compare text --repeats 1": "repeats must be at least 5",
+        "compare text --draws 1": "draws must be at least 2",
+        "compare text often": "gradient must be one of",
+        "compare --scan loops": "scan must be MODULE:FUNCTION",
+        "compare --scan nowhere_at_all:f": "there is no module nowhere_at_all",
+        "compare --scan a:f --hidden 3": "a scan has its own step and batch: leave out hidden",
+        "demo --steps 0": "steps must be a whole number of at least 1: got 0",
     }
     program = WITHOUT_TORCH.replace("LINES", repr([*helps, *wrong]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)

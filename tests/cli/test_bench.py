@@ -95,7 +95,7 @@ def test_the_other_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         yield from ()
 
     monkeypatch.setattr("bptt.cli.benched.measured", nothing)
-    monkeypatch.setattr("bptt.cli.benched.cores", lambda: 4)
+    monkeypatch.setattr("bptt.cli.bench_options.cores", lambda: 4)
     assert bptt(capsys, "bench", "--threads", "4,1").status == 0
     assert bptt(capsys, "bench", "--quick").status == 0
     assert bptt(capsys, "bench", "scan", "train", "--cell", "lstm,rnn").status == 0

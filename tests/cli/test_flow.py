@@ -130,6 +130,25 @@ def test_compare_a_fresh_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "truncated:3" in result.out
 
 
+def test_a_fresh_layer_of_a_cell_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cells_for_flow.py").write_text(
+        "import torch\nclass Mine(torch.nn.RNNCell):\n    def __init__(self, i, h): super().__init__(i, h)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("require_pictures", "write_report"):
+        monkeypatch.setattr(f"bptt.cli.flow.{name}", lambda *_: tmp_path)
+    said = {}
+    for cell in ("rnn", "cells_for_flow:Mine", "mgu"):
+        result = bptt(capsys, "flow", "--cell", cell, "--hidden", 5, "--steps", 20, "--lanes", 2)
+        assert result.status == 0, result.err
+        assert f"fresh {cell}, 5 units" in result.out
+        said[cell] = re.findall(r"\|J_t\| is at most [\d.]+", result.out)
+    assert said["mgu"] != said["rnn"]
+    assert said["cells_for_flow:Mine"] == said["rnn"] != []  # the same cell, drawn alike
+
+
 @pytest.mark.parametrize("command", ["flow", "compare"])
 def test_what_cannot_be_measured(
     command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -139,15 +158,15 @@ def test_what_cannot_be_measured(
     def error(*arguments: object) -> str:
         return error_of(bptt(capsys, command, *arguments))
 
-    assert error() == "give a run directory, or --cell rnn, gru or lstm for a fresh layer"
+    assert error() == "give a run directory, or --cell for a fresh layer"
     assert "is not a run directory" in error(tmp_path)
-    assert "cell must be one of rnn, gru, lstm: got 'elman'" in error("--cell", "elman")
+    assert "or MODULE:CLASS of your own: got 'elman'" in error("--cell", "elman")
     assert "leave out --hidden" in error(run, "--hidden", 3)
     assert "hidden must be at least 1: got 0" in error("--cell", "gru", "--hidden", 0)
     assert "radius" in error("--cell", "gru", "--radius", -1)
     assert "nonlinearity is for --cell rnn" in error("--cell", "gru", "--nonlinearity", "relu")
     assert "too short" in error(run, "--steps", 10_000)
-    assert "steps and lanes must be at least 1" in error(run, "--steps", 0)
+    assert "steps must be at least 1: got 0" in error(run, "--steps", 0)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
+from typing import get_args
 
 import measurements as made
 import pytest
+import torch
 
 import bptt
 from bptt.flow import Setting, conclusion, language, verdict
+from bptt.flow._doctor_findings import Stage
 from bptt.flow._verdict import TOPICS
 from bptt.flow.language import LANGUAGES, current, say, translation
 from bptt.plots import style
@@ -56,7 +59,7 @@ def spoken() -> set[str]:
     from bptt.report._write import COLUMNS, SECTIONS
 
     found = {text for path in SOURCE.rglob("*.py") for text in templates_in(path)}
-    found |= {*TOPICS.values(), *Setting.__dataclass_fields__, NOTHING, *COLUMNS}
+    found |= {*get_args(Stage), *TOPICS.values(), *Setting.__dataclass_fields__, NOTHING, *COLUMNS}
     found |= {text for heading, explanation, _ in SECTIONS.values() for text in (heading, explanation)}
     return found - {""}
 
@@ -95,6 +98,20 @@ def test_no_english_is_left(name):
         said = f"{conclusion(MEASURES[name])}\n{verdict(MEASURES[name])}"
     assert re.findall(r"[A-Za-z]{3,}", NAMES.sub("", said)) == []
     assert re.search("[一-鿿]", said)
+
+
+def test_a_finding_is_in_the_language_in_which_it_is_found():
+    w = torch.tensor(1.0, requires_grad=True)
+    xs = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    looped = bptt.flow.scanned(lambda h, x: ((w * h - x).sqrt(), h), torch.full((2,), 4.0), xs, lambda h, ys: h.sum())
+    with language("zh"):
+        found = bptt.flow.diagnose(looped)
+    assert found is not None
+    said = found.findings[0].message
+    assert said.startswith("伴随：")
+    assert "第 1 步，第 1 道" in said
+    assert re.findall(r"[A-Za-z]{3,}", NAMES.sub("", re.sub(r"`[^`]*`", "", said))) == []
+    assert bptt.flow.diagnose(looped) != found
 
 
 def test_a_language_ends_with_its_block_and_belongs_to_its_thread():

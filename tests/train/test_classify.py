@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from bptt.train import Config, RunDirectory, Trainer, fit, prepare, record_run, resume, start
 from bptt.train.processes import Processes
 from bptt.train.tasks.sequence_arrays import read_npz
-from bptt.train.tasks.sequence_tables import sequences_of_table
+from bptt.train.tasks.sequence_files import read_sequences
 from bptt.train.tasks.ts_files import read_ts
 
 from .forked import forked
@@ -67,7 +67,7 @@ def test_every_form_gives_the_same_sequences(tmp_path: Path):
     others = [
         read_npz(offsets),
         read_npz(npz(tmp_path, x=padded)),
-        sequences_of_table(write(tmp_path, csv(values), "data.csv")),
+        read_sequences(write(tmp_path, csv(values), "data.csv"), Config()),
         read_ts(write(tmp_path, ts(values), "data.ts")),
     ]
     assert {each.sha256() for each in others} == {expected.sha256()}

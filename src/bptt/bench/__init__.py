@@ -26,7 +26,6 @@ from .markdown import markdown as markdown
 from .markdown import short_markdown as short_markdown
 from .markdown import steps_markdown as steps_markdown
 from .process import can_hold as can_hold
-from .process import cores as cores
 from .process import measured as measured
 from .reach import Verdict as Verdict
 from .reach import judge as judge

@@ -19,7 +19,7 @@ import torch
 from .results import Row
 from .tables import Selection, measure
 
-__all__ = ["can_hold", "cores", "measured"]
+__all__ = ["can_hold", "measured"]
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Environment variables read by the libraries below torch and NumPy when they are loaded."""
@@ -30,15 +30,10 @@ def can_hold() -> bool:
     return hasattr(os, "sched_setaffinity")
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def measured(selection: Selection, threads: int) -> Generator[Row]:
     """Every row of a selection, as it is measured. Closing the iterator ends the process.
 
-    threads: at most `cores()`. Must be called from the main thread.
+    threads: at most as many as there are cores. Must be called from the main thread.
 
     Raises RuntimeError, with the process's own traceback, where that fails or dies.
     """

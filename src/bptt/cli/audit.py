@@ -25,13 +25,12 @@ from ..cells import of_name
 from ..equations import stacks
 from ..nn import LAYERS
 from ..train import InputError
+from .check_options import DTYPES, LAYER
 
-__all__ = ["DTYPES", "AuditResult", "audit", "load"]
+__all__ = ["AuditResult", "audit", "load"]
 
 T, B, INPUTS, H, P = 7, 3, 3, 4, 2
 DROPOUT = 0.5
-DTYPES = {"float64": 1e-10, "float32": 1e-5}
-"""The precisions a layer is run in, and the largest relative error that counts as agreement."""
 WEIGHTS = {"W_ih": "weight_ih", "W_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh", "W_hr": "weight_hr"}
 CELLS = {of_name(name).gates_per_unit: name for name in reversed(equations.CELLS)}  # the first of those that share it
 """What the cell is by gates per hidden unit, which is all that the parameters of somebody's layer tell."""
@@ -114,21 +113,18 @@ def load(name: str) -> Callable[..., torch.nn.Module]:
 
     Raises InputError where there is none.
     """
-    expected = "--module must name a recurrent layer with torch.nn's call form, as torch.nn.LSTM"
     module, _, attribute = name.rpartition(".")
-    if not module:
-        raise InputError(f"{expected}: got {name!r}, which names no module")
     sys.path.insert(0, "")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except Exception as error:  # whatever somebody's module raises
-        raise InputError(f"{expected}: importing {module!r} raised {type(error).__name__}: {error}") from error
+        raise InputError(f"{LAYER}: importing {module!r} raised {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
     if found is None:
-        raise InputError(f"{expected}: got {name!r}, and {module!r} has no {attribute!r}")
+        raise InputError(f"{LAYER}: got {name!r}, and {module!r} has no {attribute!r}")
     if not (inspect.isclass(found) and issubclass(found, torch.nn.Module)):
-        raise InputError(f"{expected}: got {name!r}, which is no subclass of torch.nn.Module")
+        raise InputError(f"{LAYER}: got {name!r}, which is no subclass of torch.nn.Module")
     return found
 
 
@@ -150,18 +146,17 @@ def audit(kind: Callable[..., torch.nn.Module], device: torch.device, dtype: tor
 
 
 def _cell_of(kind: Callable[..., torch.nn.Module]) -> str:
-    expected = "--module must name a recurrent layer with torch.nn's call form"
     name = getattr(kind, "__name__", repr(kind))
     try:
         layer = kind(INPUTS, H)
     except Exception as error:  # whatever somebody's constructor raises
-        raise InputError(f"{expected}: {name}({INPUTS}, {H}) raised {type(error).__name__}: {error}") from error
+        raise InputError(f"{LAYER}: {name}({INPUTS}, {H}) raised {type(error).__name__}: {error}") from error
     shapes = {key: tuple(value.shape) for key, value in layer.named_parameters()}
     rows = shapes.get("weight_hh_l0", (0, 0))[0]
     if rows % H or rows // H not in CELLS or shapes.get("weight_ih_l0") != (rows, INPUTS):
         gates = " or ".join(", ".join(map(str, CELLS)).rsplit(", ", 1))
         raise InputError(
-            f"{expected}, with parameters weight_ih_l0 [G*H, I] and weight_hh_l0 [G*H, H] of G = {gates} gates: "
+            f"{LAYER}, with parameters weight_ih_l0 [G*H, I] and weight_hh_l0 [G*H, H] of G = {gates} gates: "
             f"{name}({INPUTS}, {H}) has {shapes or 'none'}"
         )
     return CELLS[rows // H]

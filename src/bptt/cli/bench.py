@@ -23,8 +23,10 @@ from .bench_options import (
     USUAL_STEPS,
     USUAL_TABLES,
     cells_of,
+    check_kernel,
     names_of,
     shapes_of,
+    threads_of,
 )
 
 __all__ = ["bench"]
@@ -137,6 +139,9 @@ def bench(
         raise InputError("add is for a file of measurements: give --json FILE")
     cells_of(("layers",) if calibrate else chosen, cell, everything)
     shapes_of(("layers",) if calibrate else chosen, shape or [])
+    counts = threads_of(threads)
+    if not calibrate:
+        check_kernel(chosen, kernel)
 
     from .benched import run_bench
 
@@ -144,7 +149,7 @@ def bench(
         tables=None if calibrate else chosen,
         cell=cell,
         shape=shape or [],
-        threads=threads,
+        threads=counts,
         peers=peers,
         kernel=kernel,
         seconds=seconds,

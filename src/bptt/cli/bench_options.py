@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Sequence
 
 from ..train import InputError
-from ..train.options import layer_cells
+from ..train.options import KERNELS, STEP_KERNELS, layer_cells
 
 __all__ = [
     "CALIBRATION_FILE",
@@ -19,8 +21,11 @@ __all__ = [
     "USUAL_STEP_SHAPES",
     "USUAL_TABLES",
     "cells_of",
+    "check_kernel",
+    "cores",
     "names_of",
     "shapes_of",
+    "threads_of",
 ]
 
 TABLES = ("layers", "windows", "scan", "train", "steps", "inference", "short", "stacks")
@@ -78,3 +83,26 @@ def shapes_of(
                 wanted = " or ".join(form for name, form in forms.items() if name in tables)
                 raise InputError(f"shape must be {wanted}: got {text!r}")
     return tuple(layers), tuple(steps)
+
+
+def threads_of(text: str | None) -> list[int]:
+    """Numbers of threads, each once: by default 1 and 2, as far as there are cores."""
+    if text is None:
+        return [count for count in (1, 2) if count <= cores()]
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(1 <= count <= cores() for count in counts):
+        raise InputError(f"threads must be whole numbers in [1, {cores()}], the cores there are: got {text!r}")
+    return list(dict.fromkeys(counts))
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def check_kernel(tables: Collection[str], name: str) -> None:
+    """Raise InputError for a kernel that the layers or the steps of these tables cannot have."""
+    for what, kernels in (("layers", KERNELS), ("steps", STEP_KERNELS)):
+        asked = "steps" in tables if what == "steps" else bool({*tables} - {"steps"})
+        if asked and name not in ("auto", *kernels):
+            raise InputError(f"kernel must be one of auto, {', '.join(kernels)} for {what}: got {name!r}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..train import InputError
+from .check_options import check_asked
 
 __all__ = ["check"]
 
@@ -37,9 +37,7 @@ def check(
     With --module: the same for somebody's layer, tensor by tensor: layers, directions, packed batches, dropout.
     Exit status 1 if one is above its tolerance.
     """
-    for option, value in (("--device", device), ("--dtype", dtype)):
-        if module is None and value is not None:
-            raise InputError(f"{option} is for the layer that --module names: got {value!r} without it")
+    check_asked(module, device, dtype)
 
     from .checked import audited, compared
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..train import InputError
-from .audit import DTYPES, WEIGHTS, AuditResult, audit, load
+from .audit import WEIGHTS, AuditResult, audit, load
+from .check_options import DTYPES
 from .comparison import compare, sources, tolerance
 
 __all__ = ["audited", "compared"]
@@ -37,8 +38,6 @@ def audited(module: str, device: str, dtype: str | None) -> int:
     """The audit as a table: a row a case, a column a tensor; of a weight the worst layer and direction."""
     kind, where = load(module), _device(device)
     dtype = dtype or ("float32" if where.type == "mps" else "float64")
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype must be one of {', '.join(DTYPES)}: got {dtype!r}")
     console = _console()
     rows = list(audit(kind, where, getattr(torch, dtype)))
     columns = ["y", "h_n", "c_n", "x", "h_0", "c_0", *WEIGHTS]

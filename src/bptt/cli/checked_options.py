@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..train import Config, InputError
+from ..train.columns import check_columns
 from ..train.config import read_entries, shown
 from ..train.corpus import encodable, read_file
 from ..train.found import found_file, found_sequences, found_text
@@ -28,7 +29,7 @@ def config_of(file: Path | None, flags: dict[str, Any]) -> tuple[Config, Path | 
 
 
 def check_found(config: Config) -> None:
-    """Raise InputError where the data, or the module of a cell, are not there."""
+    """Raise InputError where the data, columns of them, or the module of a cell are not there."""
     if ":" in config.cell:
         found_module("cell", config.cell)
     if config.text is not None:
@@ -38,6 +39,7 @@ def check_found(config: Config) -> None:
     for sequences in (config.classify, config.heldout_file):
         if sequences is not None:
             found_sequences(sequences)
+    check_columns(config)
 
 
 def directory_of(name: str, value: object) -> Path:

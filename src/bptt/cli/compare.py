@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,7 +11,6 @@ from rich.console import Console
 from .. import policies
 from ..train import InputError
 from ..train.extras import require
-from ..train.runs import options_of
 from .subject_options import (
     CellOption,
     HiddenOption,
@@ -22,12 +21,17 @@ from .subject_options import (
     RunArgument,
     SeedOption,
     StepsOption,
+    check_scan,
+    check_subject,
 )
 
 if TYPE_CHECKING:
     from ..flow import Recording, Scanned
 
 __all__ = ["compare"]
+
+LEAST_REPEATS = 5
+"""As `bptt.flow.compare` has it."""
 
 
 def compare(
@@ -59,7 +63,7 @@ def compare(
     steps: StepsOption = None,
     lanes: LanesOption = None,
     draws: Annotated[int, typer.Option(help="of a random policy, where its cuts are too many to enumerate")] = 200,
-    repeats: Annotated[int, typer.Option(help="samples of each policy's time, at least 5")] = 9,
+    repeats: Annotated[int, typer.Option(help=f"samples of each policy's time, at least {LEAST_REPEATS}")] = 9,
     seed: SeedOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="where comparison.png goes (default: RUN/flow, or flow)")
@@ -82,8 +86,19 @@ def compare(
         chosen = [policies.parse(text) for text in named or policies.COMPARED]
     except ValueError as error:
         raise InputError(str(error)) from None
-    if run is not None and scan is None:
-        options_of(run)
+    if draws < 2:
+        raise InputError(f"draws must be at least 2, for a variance: got {draws}")
+    if repeats < LEAST_REPEATS:
+        raise InputError(f"repeats must be at least {LEAST_REPEATS}, for a median with its quartiles: got {repeats}")
+    fresh: dict[str, Any] = {"cell": cell, "hidden": hidden, "layers": layers}
+    fresh |= {"nonlinearity": nonlinearity, "radius": radius}
+    if scan is None:
+        check_subject(run, steps, lanes, **fresh, seed=seed)
+    else:
+        given = {"steps": steps, "lanes": lanes, **fresh, "a run": run}
+        if named_too := [option for option, value in given.items() if value is not None]:
+            raise InputError(f"a scan has its own step and batch: leave out {', '.join(named_too)}")
+        check_scan(scan)
     require("matplotlib", "plots")
 
     from ..flow import compare as compared
@@ -91,15 +106,11 @@ def compare(
     from .scanned import load
     from .subject import subject
 
-    fresh = {"cell": cell, "hidden": hidden, "layers": layers, "nonlinearity": nonlinearity, "radius": radius}
     if scan is None:
         of = subject(run, steps, lanes, **fresh, seed=seed)
         name, directory = of.name, of.directory
         measured: Recording | Scanned = of.recording
     else:
-        given = {"steps": steps, "lanes": lanes, **fresh, "a run": run}
-        if named_too := [option for option, value in given.items() if value is not None]:
-            raise InputError(f"a scan has its own step and batch: leave out {', '.join(named_too)}")
         measured, name, directory = load(scan), scan, Path("flow")
     console = Console(stderr=True)
     try:

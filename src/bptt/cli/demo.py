@@ -43,6 +43,7 @@ def demo(
     """Train on Python's own documentation for a minute or two, sample, report how far its gradients travel, and say
     where everything lies.
     """
+    config = CONFIG if steps is None else CONFIG.override(steps=steps)
     require_pictures()
 
     from ..train import LanguageModel, Text, generate, start
@@ -50,7 +51,6 @@ def demo(
     from .progress import train_with_progress
     from .subject import subject
 
-    config = CONFIG if steps is None else CONFIG.override(steps=steps)
     task = Text.prepare(config)
     trainer, run = start(config, out, overwrite=True, task=task)
     console = Console(stderr=True)

@@ -9,6 +9,8 @@ import typer
 
 from ..train import InputError
 from ..train.extras import require
+from ..train.rates import check_range
+from .checked_options import config_of
 from .options import with_training_options
 
 __all__ = ["find_lr"]
@@ -38,8 +40,7 @@ def find_lr(
     Takes the data, model and optimisation options of bptt train, for every task. A network of its own is trained, from
     the first weights; no run is touched. It ends where the loss grows. What it suggests holds for these options.
     """
-    from .checked_options import config_of
-
+    check_range(lowest, highest, tries)
     config, _ = config_of(config_file, {name: value for name, value in options.items() if value is not None})
     if out.suffix.lower() != ".png" or out.is_dir():
         raise InputError(f"out must be the name of a .png file: got {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import set_cell_size
@@ -13,7 +13,6 @@ from rich.console import Console
 
 from ..train import InputError
 from ..train.extras import require
-from ..train.runs import options_of
 from .subject_options import (
     CellOption,
     HiddenOption,
@@ -24,6 +23,7 @@ from .subject_options import (
     RunArgument,
     SeedOption,
     StepsOption,
+    check_subject,
 )
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ def flow(
         raise InputError(f"lags must be at least 1: got {lags}")
     if lang not in ("en", "zh"):
         raise InputError(f"lang must be en or zh: got {lang!r}")
-    if run is not None:
-        options_of(run)
+    fresh: dict[str, Any] = {"cell": cell, "hidden": hidden, "layers": layers}
+    fresh |= {"nonlinearity": nonlinearity, "radius": radius, "seed": seed}
+    check_subject(run, steps, lanes, **fresh)
     require_pictures()
 
     from ..flow.language import language, say
@@ -70,8 +71,7 @@ def flow(
     console = Console(stderr=True)
 
     def make(steps: int | None) -> Subject:
-        fresh = {"cell": cell, "hidden": hidden, "layers": layers, "nonlinearity": nonlinearity, "radius": radius}
-        return subject(run, steps, lanes, **fresh, seed=seed)
+        return subject(run, steps, lanes, **fresh)
 
     with language(lang):
         if steps is None and lags is None:

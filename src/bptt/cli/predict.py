@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..train import InputError
+from ..train import Config, InputError
 from ..train.found import found_file, found_sequences
 from ..train.runs import options_of
 
@@ -31,7 +31,9 @@ def predict(
     likeliest class of each and the probability of every class; where they have labels, also how many are right. Writes
     a CSV file and a picture.
     """
-    task = options_of(run, "series", "classify").task
+    config = options_of(run, "series", "classify")
+    task = config.task
+    Config.check("device", device)
     if out is not None:
         _check_target(out)
     if task == "classify":

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..train import InputError
+from ..train import Config, InputError
+from ..train.drawing import check_drawing
 from ..train.runs import options_of
 
 __all__ = ["sample"]
@@ -27,6 +28,11 @@ def sample(
     Same run, prompt and seed: same text. An empty prompt starts from a token drawn by its frequency.
     """
     options_of(run, "text")
+    Config.check("device", device)
+    try:
+        check_drawing(length, temperature, seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
     from ..train import RunDirectory, generate
     from ..train.sampling import read_prompt
@@ -34,10 +40,7 @@ def sample(
 
     model, vocabulary, config = load(RunDirectory.open(run), device, "text")
     ids = read_prompt(prompt, vocabulary, config.preprocess)
-    try:
-        tokens = generate(model, vocabulary, ids, length, temperature=temperature, seed=seed)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    tokens = generate(model, vocabulary, ids, length, temperature=temperature, seed=seed)
     separator = "" if vocabulary.level == "char" else " "
     between = separator if ids else ""
     sys.stdout.write(vocabulary.decode(ids))

@@ -12,13 +12,8 @@ __all__ = ["load"]
 def load(text: str) -> Scanned:
     """What the function of a module returns, the present folder's modules included.
 
-    Raises InputError for text of another form, for what cannot be imported, and for what is no scan.
+    Raises InputError for what cannot be imported, and for what is no scan.
     """
-    module, _, name = text.partition(":")
-    if not (module and name):
-        raise InputError(
-            f"scan must be MODULE:FUNCTION, of a function that returns bptt.flow.scanned(...): got {text!r}"
-        )
     found = imported("scan", text)
     made = found() if callable(found) else found
     if not isinstance(made, Scanned):

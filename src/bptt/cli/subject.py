@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from ..flow import Recording, Scanned, record
+from ..flow import Recording, Scanned, record, record_scan
 from ..flow.language import say
-from ..nn import LAYERS, init
+from ..nn import init
 from ..train import InputError, RunDirectory
 from ..train.config import Config
 from ..train.inspection import record_data
-from ..train.options import LANES
-from .subject_options import NAMES
+from ..train.options import LANES, has_kernels
+from ..train.recurrence import recurrent_layers
+from .subject_options import check_subject
 
 __all__ = ["Subject", "subject"]
 
@@ -50,11 +51,8 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
 
     Raises InputError for both or neither, and for values that no layer can have.
     """
-    given = {name: value for name, value in fresh.items() if value is not None}
+    check_subject(run, steps, lanes, **fresh)
     if run is not None:
-        if given:
-            names = ", ".join(f"--{name}" for name in given)
-            raise InputError(f"a run has its own network: leave out {names}, or give --cell without a run")
         directory = RunDirectory.open(run)
         try:
             recording, data = record_data(directory, steps, lanes)
@@ -63,9 +61,7 @@ def subject(run: Path | None, steps: int | None, lanes: int | None, **fresh: Any
         config = directory.config()
         name, seed = f"{run.name}: {_described(config)}", say("{seed}, the run's", seed=config.seed)
         return Subject(recording, name, run / "flow", directory.metrics(), data, seed)
-    if "cell" not in given:
-        raise InputError(f"give a run directory, or --cell {NAMES} for a fresh layer")
-    return _fresh(steps, lanes, **given)
+    return _fresh(steps, lanes, **{name: value for name, value in fresh.items() if value is not None})
 
 
 def _described(config: Config) -> str:
@@ -86,25 +82,17 @@ def _fresh(
 ) -> Subject:
     """A layer as torch draws it, on normal input, with errors of norm 1 in random directions."""
     T, B = FRESH_STEPS if steps is None else steps, LANES if lanes is None else lanes
-    for name, value in {"hidden": hidden, "layers": layers, "steps": T, "lanes": B}.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1: got {value}")
-    if cell not in LAYERS:
-        raise InputError(f"cell must be one of {', '.join(LAYERS)}: got {cell!r}")
-    if nonlinearity is not None and not LAYERS[cell].nonlinearities:
-        able = " or ".join(name for name, layer in LAYERS.items() if layer.nonlinearities)
-        raise InputError(f"nonlinearity is for --cell {able}: got {nonlinearity!r} with --cell {cell}")
-    options = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
+    cell = Config.check("cell", cell)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        layer = recurrent_layers(cell, hidden, hidden, layers=layers, nonlinearity=nonlinearity)
         try:
-            kind: Any = LAYERS[cell]
-            layer = kind(hidden, hidden, num_layers=layers, **options)
             if radius is not None:
                 init.radius_(layer, radius)
         except ValueError as error:
             raise InputError(str(error)) from None
-        recording = record(layer, torch.randn(T, B, hidden))
+        noise = torch.randn(T, B, hidden)
+        recording = record(layer, noise) if has_kernels(cell) else record_scan(layer, noise)
     scaled = "" if radius is None else say(", spectral radius {radius}", radius=f"{radius:g}")
     kind = cell if nonlinearity is None else f"{cell} ({nonlinearity})"
     stacked = say("{count} layers of ", count=layers) if layers > 1 else ""

@@ -142,8 +142,19 @@ def _summary(run: RunDirectory, trainer: Trainer) -> str:
     if trainer.best is not None:
         best = f"held-out loss {trainer.best['loss']:.4g}"
         measured += f"; kept: the weights of step {trainer.best['step']}, the best, {best}"
+    if short := _shortfall(run, trainer):
+        measured += f"\n{short}"
     return (
         f"{trainer.step} steps{', out of patience' if trainer.out_of_patience else ''}{measured}\n"
         f"{run.path}: config.toml, metrics.jsonl, {trainer.task.file}, weights.safetensors, checkpoints\n"
         f"{USES[trainer.task.name].format(run=run.path)}; how far its gradients travel: bptt flow {run.path}"
     )
+
+
+def _shortfall(run: RunDirectory, trainer: Trainer) -> str:
+    """What the weights that were kept did not beat on the held-out data, in words."""
+    kept = trainer.step if trainer.best is None else trainer.best["step"]
+    for record in run.metrics():
+        if record["step"] == kept and record["heldout_loss"] is not None:
+            return trainer.task.shortfall(record["heldout_loss"], record["measures"] or {})
+    return ""

@@ -19,14 +19,19 @@ from ._scan_loss import ScanWithLoss
 from ._scan_search import Hit, first_back, first_error, first_forward, first_index
 from ._scanned import Scanned
 from ._subjects import scan_of
+from .language import say
 
-__all__ = ["Naming", "diagnose", "found_back", "found_forward", "kind_of", "word_for"]
+__all__ = ["STEEP_LOSS", "Naming", "diagnose", "kind_of", "sent_back", "walked_forward", "word_for"]
 
 _LOOK = "look for what is infinite or undefined there (a logarithm or a division near 0, an exponential), or scale down"
 _STEEP = (
     "look for a derivative that is infinite there (a square root, logarithm, norm or division at 0), scale the "
     "recurrent weights down, or let gradients reach less far (gradient='chunked:K')"
 )
+
+
+STEEP_LOSS = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
+"""What to do about an error that the loss sends."""
 
 
 @dataclass(frozen=True)
@@ -79,39 +84,46 @@ def found_forward(scan: ScanWithLoss, naming: Naming) -> Iterator[Finding]:
         return
     place, word = naming.place(hit), word_for(hit.value)
     if hit.what in ("input", "carry"):
-        what = f"its {'input' if hit.what == 'input' else 'initial state'} holds {word}"
-        advice = "look at the data, and at what computes it before this"
+        of = say("its input") if hit.what == "input" else say("its initial state")
+        what = say("{what} holds {value}", what=of, value=word)
+        advice = say("look at the data, and at what computes it before this")
         yield Finding.at(kind_of(hit.value, of_finite=False), "forward", place, hit.value, what, advice)
         return
     outputs = [naming.output(path) for path in hit.paths]
-    also = [output if layer is None else f"{output} of {layer}" for layer, output in outputs[1:]]
-    what = f"{word} out of a finite input and carry" + (
-        f" (not finite at this step: {', '.join(also)} too)" if also else ""
+    also = [
+        output if layer is None else say("{layer} of {whose}", layer=output, whose=layer)
+        for layer, output in outputs[1:]
+    ]
+    what = say("{value} out of a finite input and carry", value=word) + (
+        say(" (not finite at this step: {names} too)", names=say(", ").join(also)) if also else ""
     )
-    yield Finding.at(kind_of(hit.value, of_finite=naming.layer is not None), "forward", place, hit.value, what, _LOOK)
+    kind = kind_of(hit.value, of_finite=naming.layer is not None)
+    yield Finding.at(kind, "forward", place, hit.value, what, say(_LOOK))
 
 
 def found_back(scan: ScanWithLoss, policy: Policy, naming: Naming) -> Iterator[Finding]:
     """The first error, or step on the way back under a policy, that is not finite, if there is one."""
     hit = first_error(scan)
     if hit is not None:
-        of = "y" if hit.paths == ("y",) else "(final state)"
-        advice = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
+        of = "dL/dy" if hit.paths == ("y",) else say("dL/d(final state)")
         place = Place(naming.module, None, naming.forward_time(hit.step, hit.lane), hit.lane)
         kind = kind_of(hit.value, of_finite=False)
-        yield Finding.at(kind, "local error", place, hit.value, f"dL/d{of} is {word_for(hit.value)}", advice)
+        what = say("{what} is {value}", what=of, value=word_for(hit.value))
+        yield Finding.at(kind, "local error", place, hit.value, what, say(STEEP_LOSS))
         return
     hit = first_back(scan, policy)
     if hit is None:
         return
     place, word = naming.place(hit), word_for(hit.value)
     if hit.captured is None:
-        what = f"dL/d(what enters this step) is {word}, out of finite errors and a finite adjoint of what leaves it"
-        yield Finding.at(kind_of(hit.value), "adjoint", place, hit.value, what, _STEEP)
+        text = "dL/d(what enters this step) is {value}, out of finite errors and a finite adjoint of what leaves it"
+        yield Finding.at(kind_of(hit.value), "adjoint", place, hit.value, say(text, value=word), say(_STEEP))
         return
-    name = f"`{place.parameter}`" if place.parameter else f"a captured tensor {list(hit.captured.shape)}"
-    what = f"what this step sends to {name} is {word}, out of finite errors and a finite adjoint"
-    yield Finding.at(kind_of(hit.value), "parameter gradient", place, hit.value, what, _STEEP)
+    shape = list(hit.captured.shape)
+    name = f"`{place.parameter}`" if place.parameter else say("a captured tensor {shape}", shape=shape)
+    text = "what this step sends to {what} is {value}, out of finite errors and a finite adjoint"
+    what = say(text, what=name, value=word)
+    yield Finding.at(kind_of(hit.value), "parameter gradient", place, hit.value, what, say(_STEEP))
 
 
 def diagnose(
@@ -162,18 +174,24 @@ def _in_order(scanned: Scanned) -> Iterator[Finding]:
     scan, own = scanned.scan, Place(scanned.name)
     naming = Naming.of(scanned.name, scanned.layer, scanned.T, scan)
     names = [naming.parameters.get(id(p)) for p in scanned.parameters]
-    said = [f"`{n}`" if n else f"a parameter {list(p.shape)}" for n, p in zip(names, scanned.parameters, strict=True)]
+    said = [
+        f"`{name}`" if name else say("a parameter {shape}", shape=list(p.shape))
+        for name, p in zip(names, scanned.parameters, strict=True)
+    ]
     for name, words, parameter in zip(names, said, scanned.parameters, strict=True):
         if (index := first_index(parameter.detach())) is not None:
             value, place = float(parameter.detach()[index]), Place(scanned.name, parameter=name)
-            what = f"{words} holds {word_for(value)} in row {index[0] if index else 0}"
-            advice = "go back to weights from before, and lower the learning rate or clip the gradient"
+            text = "{what} holds {value} in row {row}"
+            row = index[0] if index else 0
+            what = say(text, what=words, value=word_for(value), row=row)
+            advice = say("go back to weights from before, and lower the learning rate or clip the gradient")
             yield Finding.at(kind_of(value, of_finite=False), "forward", place, value, what, advice)
     yield from found_forward(scan, naming)
     if scanned.loss is not None and not math.isfinite(scanned.loss):
-        what = f"the loss is {word_for(scanned.loss)} though the carry and y are finite at every step"
-        kind = kind_of(scanned.loss, of_finite=False)
-        yield Finding.at(kind, "loss", own, scanned.loss, what, "look at the loss and its targets")
+        text = "the loss is {value} though the carry and y are finite at every step"
+        what = say(text, value=word_for(scanned.loss))
+        kind, advice = kind_of(scanned.loss, of_finite=False), say("look at the loss and its targets")
+        yield Finding.at(kind, "loss", own, scanned.loss, what, advice)
     whole = scanned.vector(scanned.own)
     if first_index(whole) is None:  # what overflows on the way back reaches no parameter
         return
@@ -182,10 +200,15 @@ def _in_order(scanned: Scanned) -> Iterator[Finding]:
     for name, words, part in zip(names, said, gradient, strict=True):
         if (index := first_index(part)) is not None:
             value, place = float(part[index]), Place(scanned.name, parameter=name)
-            unseen = " (on the way back nothing was searched: its factors are random)"
-            after = unseen if isinstance(scanned.own, Randomized) else ", all that was seen before it finite"
-            what = f"the gradient of {words} is {word_for(value)}{after}"
-            advice = "look at the size of the sum over steps and lanes, and at losses that reach it beside the steps"
+            text = "the gradient of {what} is {value}, all that was seen before it finite"
+            if isinstance(scanned.own, Randomized):
+                text = (
+                    "the gradient of {what} is {value} (on the way back nothing was searched: its factors are random)"
+                )
+            what = say(text, what=words, value=word_for(value))
+            advice = say(
+                "look at the size of the sum over steps and lanes, and at losses that reach it beside the steps"
+            )
             kind = kind_of(value, of_finite=False)
             yield Finding.at(kind, "parameter gradient", place, value, what, advice)
 
@@ -197,4 +220,4 @@ def kind_of(value: float, of_finite: bool = True) -> Kind:
 
 def word_for(value: float) -> str:
     """A number that is not finite, in a sentence."""
-    return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}infinity"
+    return "NaN" if math.isnan(value) else say("-infinity") if value < 0 else say("infinity")

@@ -20,7 +20,8 @@ from ._doctor_findings import Diagnosis, Examination, Finding, Place
 from ._doctor_search import first_not_finite
 from ._doctor_symptoms import lags_of, lags_of_scan, symptoms, symptoms_of_scan
 from ._layer_call import detached, tensors_in
-from ._recurrent import RecurrentCall, tensors_of
+from ._recurrent_call import RecurrentCall, tensors_of
+from .language import say
 
 __all__ = ["Watch", "watch"]
 
@@ -210,8 +211,9 @@ class Watch:
         if _sees():
             if self._checked:
                 self._forget()
-            if RecurrentCall.is_one_scan(module, args, kwargs):
-                self._started[module] = RecurrentCall.about_to(module, args, kwargs)
+            call = RecurrentCall.about_to(module, args, kwargs)
+            if call.is_one_scan:
+                self._started[module] = call
 
     def _after(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not _sees():
@@ -234,8 +236,8 @@ class Watch:
     def _look_at_start(self, call: RecordedCall, states: tuple[Tensor, ...]) -> None:
         """Whether a call starts from an attached state, or from zero."""
         if any(state.grad_fn is not None for state in states) and self._leads_to_an_earlier_step(states):
-            what = "its initial state still carries the graph of an earlier step: the graph grows, step by step"
-            advice = "detach it between steps (state = state.detach(), of a pair both)"
+            what = say("its initial state still carries the graph of an earlier step: the graph grows, step by step")
+            advice = say("detach it between steps (state = state.detach(), of a pair both)")
             self._warn_of(Finding.at("attached", "forward", Place(call.name), None, what, advice))
         if self.carries and call.module.training and call.name not in self._zero:
             self._zero[call.name] = not any(bool(state.any()) for state in states)
@@ -256,8 +258,9 @@ class Watch:
             dropped = zero and self._ended.get(name, True)
             steps = self._from_zero[name] = self._from_zero.get(name, 0) + 1 if dropped else 0
             if steps >= DROPPED:
-                what = f"its state is dropped: the last {steps} steps began at zero, though it is meant to be carried"
-                advice = "hand the final state of one call, detached, to the next as hx"
+                text = "its state is dropped: the last {steps} steps began at zero, though it is meant to be carried"
+                what = say(text, steps=steps)
+                advice = say("hand the final state of one call, detached, to the next as hx")
                 self._warn_of(Finding.at("dropped", "forward", Place(name), float(steps), what, advice))
         for call in self._calls if self._zero else ():
             if call.keeps_state:
@@ -266,8 +269,9 @@ class Watch:
     def _watch_norm(self, norm: float) -> None:
         if len(self._norms) == NORMS and norm > SPIKE * statistics.median(self._norms) > 0:
             times = norm / statistics.median(self._norms)
-            what = f"the gradient explodes: its norm {norm:.3g} is {times:.0f} times the median of the last {NORMS}"
-            advice = "clip the gradient, lower the learning rate, or scale the recurrent weights down"
+            text = "the gradient explodes: its norm {norm} is {times} times the median of the last {count}"
+            what = say(text, norm=f"{norm:.3g}", times=f"{times:.0f}", count=NORMS)
+            advice = say("clip the gradient, lower the learning rate, or scale the recurrent weights down")
             self._warn_of(Finding.at("explosion", "parameter gradient", Place(""), norm, what, advice))
         self._norms.append(norm)
 

@@ -17,7 +17,7 @@ from ..nn.layers import DropInLayer
 from ..policies import Randomized
 from ._layer_call import LayerCall, tensors_in
 from ._recording import Recording, _twin
-from ._recurrent import RecurrentCall
+from ._recurrent_call import RecurrentCall
 from ._scan_loss import ScanWithLoss
 
 __all__ = ["Generators", "RecordedCall"]

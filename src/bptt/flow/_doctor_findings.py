@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ._by_lag import Lags
+from .language import say
 from .shown import Shown
 
 __all__ = ["Diagnosis", "Examination", "Finding", "Kind", "Place", "Stage"]
@@ -36,13 +37,13 @@ class Place:
     output: str | None = None
 
     def __str__(self) -> str:
-        whose = f"`{self.module}`" if self.module else "the model"
-        parts = [whose if self.layer is None else f"{self.layer} of {whose}"]
-        parts += [] if self.step is None else [f"step {self.step}"]
-        parts += [] if self.lane is None else [f"lane {self.lane}"]
-        parts += [] if self.gate is None else [f"gate {self.gate}"]
+        whose = f"`{self.module}`" if self.module else say("the model")
+        parts = [whose if self.layer is None else say("{layer} of {whose}", layer=self.layer, whose=whose)]
+        parts += [] if self.step is None else [say("step {number}", number=self.step)]
+        parts += [] if self.lane is None else [say("lane {number}", number=self.lane)]
+        parts += [] if self.gate is None else [say("gate {gate}", gate=self.gate)]
         parts += [] if self.output is None else [self.output]
-        return ", ".join(parts)
+        return say(", ").join(parts)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Finding:
 
     kind, stage: see `Kind` and `Stage`. module, layer, step, lane, gate, parameter, output: see `Place`. value: what
     stands there: NaN, an infinity, or what was measured (a growth rate, a horizon in steps, a saturated fraction).
-    message: one sentence, with what to do.
+    message: one sentence, with what to do, in the language in which it was found (`bptt.flow.language`).
     """
 
     kind: Kind
@@ -68,8 +69,9 @@ class Finding:
 
     @classmethod
     def at(cls, kind: Kind, stage: Stage, place: Place, value: float | None, what: str, advice: str) -> Finding:
-        """The finding at a place; its message is "stage: place: what; advice"."""
-        message = f"{stage}: {place}: {what}; {advice}"
+        """The finding at a place; its message is "stage: place: what; advice". what, advice: in the language spoken."""
+        text = "{stage}: {place}: {what}; {advice}"
+        message = say(text, stage=say(stage), place=place, what=what, advice=advice)
         where = place.module, place.layer, place.step, place.lane, place.gate, place.parameter
         return cls(kind, stage, *where, value, message, place.output)
 
@@ -90,10 +92,10 @@ class Diagnosis(Shown):
 
     def __repr__(self) -> str:
         if not self.findings:
-            return "Diagnosis: everything is finite"
+            return say("Diagnosis: everything is finite")
         more = len(self.findings) - 1
-        return f"Diagnosis: {self.findings[0].message}" + (
-            f"\n(and {more} more; print it to read them)" if more else ""
+        return say("Diagnosis: {first}", first=self.findings[0].message) + (
+            "\n" + say("(and {count} more; print it to read them)", count=more) if more else ""
         )
 
     def __str__(self) -> str:

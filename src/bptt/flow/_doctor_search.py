@@ -20,12 +20,13 @@ from ..kernels import SweepResult, Tape
 from ..nn import Recurrent
 from ..nn.call import Call, whole_tape
 from ..nn.layers import DropInLayer
-from ._diagnose import Naming, found_back, found_forward, kind_of, word_for
+from ._diagnose import STEEP_LOSS, Naming, kind_of, sent_back, walked_forward, word_for
 from ._doctor_calls import RecordedCall
 from ._doctor_findings import Finding, Place, Stage
 from ._layer_call import dense, tensors_in
 from ._scan_loss import ScanWithLoss
 from ._scan_search import first_index
+from .language import say
 
 __all__ = ["first_not_finite"]
 
@@ -41,10 +42,10 @@ def first_not_finite(model: torch.nn.Module, calls: Sequence[RecordedCall], loss
     with torch.no_grad():
         for found in _in_order(model, calls, loss):
             return found
-    what = "the gradient norm is not finite though every gradient is: their squares overflow"
+    what = say("the gradient norm is not finite though every gradient is: their squares overflow")
     if loss is not None and not math.isfinite(float(loss)):
-        what = "the loss is not finite, and no call of the model was seen"
-    return Finding.at("overflow", "parameter gradient", Place(""), math.inf, what, _SHRINK)
+        what = say("the loss is not finite, and no call of the model was seen")
+    return Finding.at("overflow", "parameter gradient", Place(""), math.inf, what, say(_SHRINK))
 
 
 def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tensor | float | None) -> Iterator[Finding]:
@@ -59,10 +60,9 @@ def _in_order(model: torch.nn.Module, calls: Sequence[RecordedCall], loss: Tenso
             yield from _forward(call)
         yield from _outputs(call)
     if calls and loss is not None and not math.isfinite(value := float(loss)):
-        what = f"the loss is {word_for(value)} though all outputs of the model are finite"
-        yield Finding.at(
-            kind_of(value, of_finite=False), "loss", Place(""), value, what, "look at the loss and its targets"
-        )
+        what = say("the loss is {value} though all outputs of the model are finite", value=word_for(value))
+        advice = say("look at the loss and its targets")
+        yield Finding.at(kind_of(value, of_finite=False), "loss", Place(""), value, what, advice)
     for call in reversed(calls):
         if call.recurrent:
             yield from _backward(call)
@@ -93,34 +93,34 @@ def _parameters(model: torch.nn.Module, calls: Sequence[RecordedCall]) -> Iterat
                 for shown in _first_of_walk(call):
                     place = replace(place, step=shown[0].step, lane=shown[0].lane)
                     break
-        what = f"`{name}` holds {word_for(value)} in row {index[0] if index else 0}"
-        yield Finding.at(kind_of(value, of_finite=False), "forward", place, value, what, _RESTORE)
+        text = "{what} holds {value} in row {row}"
+        row = index[0] if index else 0
+        what = say(text, what=f"`{name}`", value=word_for(value), row=row)
+        yield Finding.at(kind_of(value, of_finite=False), "forward", place, value, what, say(_RESTORE))
 
 
 def _inputs(call: RecordedCall) -> Iterator[Finding]:
     """What went into a call and was not finite already."""
-    found: list[tuple[str, Place, Tensor, tuple[int, ...]]] = []
+    found: list[tuple[str, str, Place, Tensor, tuple[int, ...]]] = []
+    data = say("look at the data, and at what computes it before this layer")
     if call.recurrent:
         layer, engine, _ = call.net()
         if (index := first_index(engine.x)) is not None:
-            place = Place(call.name, None, index[0], call.lane(index[1]))
-            found.append(("its input", place, engine.x, index))
+            found.append((say("its input"), data, Place(call.name, None, index[0], index[1]), engine.x, index))
         for state in engine.hx:
             if (index := first_index(state)) is not None:
-                place = Place(call.name, _names(layer)[index[0]], 0, call.lane(index[1]))
-                found.append(("its initial state", place, state, index))
+                place = Place(call.name, _names(layer)[index[0]], 0, index[1])
+                advice = say("start from zero, or from the last state that was finite")
+                found.append((say("its initial state"), advice, place, state, index))
     else:
         for tensor in map(dense, tensors_in((call.args, call.kwargs))):
             if (index := first_index(tensor)) is not None:
-                found.append((f"its input, at {list(index)},", Place(call.name), tensor, index))
-    for what, place, tensor, index in found:
+                where = say("its input, at {index},", index=list(index))
+                found.append((where, data, Place(call.name), tensor, index))
+    for what, advice, place, tensor, index in found:
         value = float(tensor[index])
-        advice = "look at the data, and at what computes it before this layer"
-        if "state" in what:
-            advice = "start from zero, or from the last state that was finite"
-        yield Finding.at(
-            kind_of(value, of_finite=False), "forward", place, value, f"{what} holds {word_for(value)}", advice
-        )
+        what = say("{what} holds {value}", what=what, value=word_for(value))
+        yield Finding.at(kind_of(value, of_finite=False), "forward", place, value, what, advice)
 
 
 def _outputs(call: RecordedCall) -> Iterator[Finding]:
@@ -128,17 +128,16 @@ def _outputs(call: RecordedCall) -> Iterator[Finding]:
     for tensor in map(dense, tensors_in(call.output)):
         if (index := first_index(tensor)) is not None:
             value = float(tensor[index])
-            what = f"its output holds {word_for(value)} at {list(index)}, from finite input and parameters"
-            yield Finding.at(
-                kind_of(value), "forward", Place(call.name), value, what, "scale its input or weights down"
-            )
+            text = "its output holds {value} at {index}, from finite input and parameters"
+            what, advice = say(text, value=word_for(value), index=list(index)), say("scale its input or weights down")
+            yield Finding.at(kind_of(value), "forward", Place(call.name), value, what, advice)
 
 
 def _forward(call: RecordedCall) -> Iterator[Finding]:
     """The first gate or state of a recurrent layer that is not finite."""
-    for place, value in _first_of_walk(call):
-        what = f"{word_for(value)} out of finite input, state and weights"
-        advice = "scale the weights down (bptt.nn.init.radius_) or take a bounded activation"
+    for place, value in _walked_forward(call):
+        what = say("{value} out of finite input, state and weights", value=word_for(value))
+        advice = say("scale the weights down (bptt.nn.init.radius_) or take a bounded activation")
         yield Finding.at(kind_of(value), "forward", place, value, what, advice)
 
 
@@ -196,17 +195,16 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
     recording = call.recording()
     if recording is None:
         return
-    for what, errors in (("dL/dy", recording.dy), *(("dL/d(final state)", d) for d in recording.dfinal)):
+    final = say("dL/d(final state)")
+    for what, errors in (("dL/dy", recording.dy), *((final, d) for d in recording.dfinal)):
         if errors is not None and (index := _last(errors)) is not None:
             value = float(errors[index])
             ends = what != "dL/dy"
-            layer, step = (_names(recording.layer)[index[0]], None) if ends else (None, index[0])
-            place = Place(call.name, layer, step, call.lane(index[1]))
-            advice = "look at the loss where it is steep (log, division, square root near 0), and at what is above"
-            kind = kind_of(value, of_finite=False)
-            yield Finding.at(kind, "local error", place, value, f"{what} is {word_for(value)}", advice)
-    own, engine, net = call.net()
-    program, results = whole_tape(own, net), _Results()
+            place = Place(call.name, f"layer {index[0]}" if ends else None, None if ends else index[0], index[1])
+            kind, said = kind_of(value, of_finite=False), say("{what} is {value}", what=what, value=word_for(value))
+            yield Finding.at(kind, "local error", place, value, said, say(STEEP_LOSS))
+    layer, engine, net = call.net()
+    program, results = whole_tape(layer, net), _Results()
     saved = Saved(engine.tensors, *program.forward(engine.tensors, keep=True))
     program.backward(saved, recording.asked(gradients=True), observer=results)
     names = _names(own)
@@ -223,9 +221,10 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
                     place = Place(call.name, names[k], _forward_time(engine, d, t, lane), call.lane(lane), gate)
                     found.append(((-t, order), place, float(part[index])))
         for _, place, value in sorted(found, key=lambda hit: hit[0]):
-            what = f"{'dL/dh' if place.gate is None else 'dL/d(pre-activation)'} is {word_for(value)}"
-            what += ", out of finite errors: the gradient explodes on its way back"
-            yield Finding.at(kind_of(value), "adjoint", place, value, what, _SHRINK)
+            of = "dL/dh" if place.gate is None else say("dL/d(pre-activation)")
+            text = "{what} is {value}, out of finite errors: the gradient explodes on its way back"
+            said = say(text, what=of, value=word_for(value))
+            yield Finding.at(kind_of(value), "adjoint", place, value, said, say(_SHRINK))
 
 
 def _gradients(model: torch.nn.Module) -> Iterator[Finding]:
@@ -235,8 +234,12 @@ def _gradients(model: torch.nn.Module) -> Iterator[Finding]:
         if grad is None or (index := first_index(grad)) is None:
             continue
         value = float(grad[index])
-        what = f"the gradient of `{name}` is {word_for(value)} in row {index[0] if index else 0}, all before it finite"
-        advice = "look at hooks on it, at losses that do not come through the model, and at the size of the batch's sum"
+        text = "the gradient of {what} is {value} in row {row}, all before it finite"
+        row = index[0] if index else 0
+        what = say(text, what=f"`{name}`", value=word_for(value), row=row)
+        advice = say(
+            "look at hooks on it, at losses that do not come through the model, and at the size of the batch's sum"
+        )
         stage: Stage = "parameter gradient"
         yield Finding.at(kind_of(value, of_finite=False), stage, _place_of(model, name, index), value, what, advice)
 

@@ -14,6 +14,7 @@ from ._doctor_findings import Finding, Place
 from ._lags import lag_map
 from ._recording import Recording
 from ._scan_loss import ScanWithLoss
+from .language import say
 
 __all__ = ["lags_of", "lags_of_scan", "symptoms", "symptoms_of_scan"]
 
@@ -80,7 +81,7 @@ def symptoms_of_scan(lags: Lags | None, name: str, window: int) -> Iterator[Find
     """Explosion and vanishing in a call of a `Recurrent`. window: the steps of its longest sequence."""
     for i in range(0 if lags is None else len(lags.layers)):
         assert lags is not None
-        start = "let the cell keep its state (a leak or a gate nearer 1), start from bptt.nn.init.orthogonal_"
+        start = say("let the cell keep its state (a leak or a gate nearer 1), start from bptt.nn.init.orthogonal_")
         yield from _by_lag(lags, i, Place(name), window, start)
 
 
@@ -100,10 +101,10 @@ def symptoms(recording: Recording, lags: Lags | None) -> Iterator[Finding]:
 def _start(recording: Recording) -> str:
     """What makes a layer keep its state longer."""
     if recording.cell.keeps is None:
-        return "take gru or lstm, start from bptt.nn.init.orthogonal_"
+        return say("take gru or lstm, start from bptt.nn.init.orthogonal_")
     if recording.cell.states == 2:
-        return "start with open forget gates (bptt.nn.init.forget_bias_, chrono_)"
-    return "start with update gates that keep (bptt.nn.init.chrono_)"
+        return say("start with open forget gates (bptt.nn.init.forget_bias_, chrono_)")
+    return say("start with update gates that keep (bptt.nn.init.chrono_)")
 
 
 def _by_lag(lags: Lags, i: int, place: Place, window: int, start: str) -> Iterator[Finding]:
@@ -111,22 +112,24 @@ def _by_lag(lags: Lags, i: int, place: Place, window: int, start: str) -> Iterat
     if far < 0:
         return  # no loss reaches this layer
     if norm[0] > 0 and rate > 1 and norm[far] > EXPLODES * norm[0]:
-        what = (
-            f"the gradient explodes: {far} steps back it is {norm[far] / norm[0]:.3g} times as large, and there it "
-            f"grows {rate:.3g} times per step"
-        )
-        advice = (
+        text = "the gradient explodes: it grows {rate} times per step back, {times} times in {far}"
+        what = say(text, rate=f"{rate:.2f}", times=f"{norm[far] / norm[0]:.3g}", far=far)
+        advice = say(
             "scale the recurrent weights down (bptt.nn.init.orthogonal_, radius_), lower the learning rate or clip the "
             "gradient"
         )
         yield Finding.at("explosion", "adjoint", place, rate, what, advice)
     horizon = int(lags.horizon_99[i])
-    if window >= SHORT and rate < 1 and horizon < VANISHES * window and lags.settled(0.99)[i]:
-        what = (
-            f"the gradient vanishes: 99 % of it arises within {horizon} of {window} steps "
-            f"(90 % within {int(lags.horizon_90[i])}); farther back it shrinks to {rate:.3g} times per step"
+    if window >= SHORT and rate < 1 and horizon < VANISHES * window:
+        what = say(
+            "the gradient vanishes: 99 % of it arises within {horizon} of {window} steps (90 % within {near}); farther "
+            "back it shrinks to {rate} times per step",
+            horizon=horizon,
+            window=window,
+            near=int(lags.horizon_90[i]),
+            rate=f"{rate:.2f}",
         )
-        advice = f"{start}, or use shorter windows"
+        advice = say("{start}, or use shorter windows", start=start)
         yield Finding.at("vanishing", "adjoint", place, float(horizon), what, advice)
 
 
@@ -143,6 +146,7 @@ def _saturated(recording: Recording, place: Place, activation: str, values: Tens
     high = float((values >= ends[1] - margin).double().mean())
     counted = low if place.gate == recording.cell.keeps else low + high
     if counted > SATURATED:
-        what = f"saturated: {counted:.0%} of its values lie within {MARGIN:.0%} of an end of its range"
-        advice = "no gradient passes there: scale its weights or input down, set its bias nearer 0"
+        text = "saturated: {share} of its values lie within {margin} of an end of its range"
+        what = say(text, share=f"{counted:.0%}", margin=f"{MARGIN:.0%}")
+        advice = say("no gradient passes there: scale its weights or input down, set its bias nearer 0")
         yield Finding.at("saturation", "forward", place, counted, what, advice)

@@ -34,6 +34,7 @@ from .options import (
     USES,
     Check,
     at_least,
+    check_device,
     has_kernels,
     kernels_of,
     layer_cells,
@@ -273,6 +274,7 @@ class Config:
                 case "cell":
                     return named_cell(value)
                 case "device" if value != "cpu":
+                    check_device(value)
                     from torch import device
 
                     device(value)

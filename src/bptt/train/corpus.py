@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .extras import require
+from .formats import check_text
 
 __all__ = ["CORPORA", "DEFAULT", "PREPROCESSORS", "encodable", "load", "read_file"]
 
@@ -76,7 +77,9 @@ def encodable(text: str) -> bool:
 def read_file(path: Path, what: str = "text") -> str:
     """The text of a UTF-8 file (a byte order mark is dropped). InputError, saying `what` it is, for any other file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        check_text(data, path, what)
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")  # as Python's text mode
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {path} is not UTF-8: byte {error.start} cannot be decoded") from None
     except OSError as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from .errors import InputError
 from .scaling import Scaling
 from .tables import Numbers, Table
 from .tasks.series import Forecaster, Group, groups_of
+from .times import later
 
 __all__ = ["Forecast", "forecast"]
 
@@ -21,9 +20,9 @@ __all__ = ["Forecast", "forecast"]
 class Forecast:
     """What is predicted of one group.
 
-    group: the rows that were read. times: of the predicted steps: where the times have one distance they go on so, else
-    (and without a column of times) the steps after the last row are counted from 1. values: float64 `[steps,
-    targets]`.
+    group: the rows that were read. times: of the predicted steps: where the times have one distance, in whole months or
+    in time, they go on so, else (and without a column of times) the steps after the last row are counted from 1.
+    values: float64 `[steps, targets]`.
     """
 
     group: Group
@@ -50,7 +49,7 @@ def forecast(model: Forecaster, scaling: Scaling, table: Table) -> list[Forecast
             raise InputError(f"the forecast{_of(group)} is not finite: its values are too far from those trained on")
         if scaling.horizon:
             values = scaling.values(predicted, group.inputs)[-1].T
-            found.append(Forecast(group, _later(group.time, scaling.horizon), values))
+            found.append(Forecast(group, later(group.time, scaling.horizon), values))
         else:
             times = list(range(1, len(x) + 1)) if group.time is None else group.time
             found.append(Forecast(group, times, scaling.values(predicted, group.inputs)[:, :, 0]))
@@ -59,29 +58,3 @@ def forecast(model: Forecaster, scaling: Scaling, table: Table) -> list[Forecast
 
 def _of(group: Group) -> str:
     return f" of group {group.name}" if group.name else ""
-
-
-def _later(times: list[Any] | None, steps: int) -> list[Any]:
-    """The times after the last, where all have one distance; else numbers from 1."""
-    counted = list(range(1, steps + 1))
-    if times is None or len(times) < 2:
-        return counted
-    for read in (_number, datetime.fromisoformat):
-        try:
-            known: list[Any] = [read(str(time).strip()) for time in times]
-        except ValueError:
-            continue
-        last = known[-1] - known[-2]
-        if any(b - a != last for a, b in pairwise(known)):
-            return counted
-        later = [known[-1] + step * last for step in counted]
-        if read is _number:
-            return later
-        bare = all(len(str(time).strip()) == len("2000-01-01") for time in times)
-        return [time.date().isoformat() if bare else time.isoformat() for time in later]
-    return counted
-
-
-def _number(text: str) -> float | int:
-    value = float(text)
-    return int(value) if value.is_integer() else value

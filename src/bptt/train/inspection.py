@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..flow import Recording, Scanned
+from ..flow.language import say
+from ..nn import Recurrent
 from .errors import InputError
 from .loop import Trainer
 from .rundir import RunDirectory
@@ -41,6 +43,8 @@ def record_data(
     with torch.no_grad():
         for earlier in before:
             _, state = model(*task.arguments(earlier, state, next(model.parameters())))
+    if isinstance(model.recurrent, Recurrent) and model.recurrent.bidirectional:
+        said += say("; of its two directions the forward one")
     return record_window(task, model, window, state), said
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.metadata import entry_points
 from typing import Any
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "USES",
     "Check",
     "at_least",
+    "check_device",
     "has_kernels",
     "kernels_of",
     "layer_cells",
@@ -89,6 +91,8 @@ USES = {
     "classify": "classify with it: bptt predict {run} FILE",
 }
 """The tasks by name, and what a run of each is good for; `{run}`: its directory."""
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "ipu", "hip", "meta", "maia", "privateuseone", "vulkan")
+"""Devices that torch knows by name; others come from packages that it loads with it."""
 LANES = 8
 """Lanes that are measured where no number is asked for: enough for a mean, few enough to be quick."""
 
@@ -142,6 +146,14 @@ def nearest_cell(text: str) -> str:
 
 def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
+
+
+def check_device(text: str) -> None:
+    """Raise ValueError for a device that torch can have from nowhere; it has the last word on the others."""
+    kind = text.partition(":")[0]
+    if kind not in DEVICES and not entry_points(group="torch.backends"):
+        near = ["cuda"] if kind.lower() == "gpu" else get_close_matches(kind.lower(), DEVICES, n=1)
+        raise ValueError(f"Expected one of {', '.join(DEVICES)}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def one_of(*names: str) -> Check:

@@ -13,7 +13,7 @@ import torch
 from .config import Config
 from .errors import InputError, NonFiniteError
 from .loop import Trainer
-from .options import RATE
+from .rates import LEAST_STEPS, check_range
 from .records import Step
 from .tasks import Task
 
@@ -21,8 +21,6 @@ __all__ = ["RateTest", "rate_test"]
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
 """The rates of a test, and its steps, where none are given."""
-
-LEAST_STEPS = 20
 
 DIVERGED = 4.0
 """Times the least loss, at which the test ends."""
@@ -89,13 +87,7 @@ def rate_test(
     Source: Smith 2017, "Cyclical learning rates for training neural networks" (arXiv 1506.01186), section 3.3; rates
     that rise by a factor, and the point of steepest descent, as in fastai and Lightning.
     """
-    for name, rate in (("lowest", lowest), ("highest", highest)):
-        if not (RATE.holds(rate) and rate <= RATE.most):
-            raise InputError(f"{name} must be {RATE.expected}, at most {RATE.most:g}: got {rate:g}")
-    if lowest >= highest:
-        raise InputError(f"lowest must be below highest={highest:g}: got {lowest:g}")
-    if steps < LEAST_STEPS:
-        raise InputError(f"steps of a range test must be at least {LEAST_STEPS}: got {steps}")
+    check_range(lowest, highest, steps)
     plain = config.override(
         steps=steps, schedule="constant", warmup=0, learning_rate=lowest, on_nonfinite="stop", patience=0
     )

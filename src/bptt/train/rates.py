@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["SCHEDULES", "factor"]
+from .errors import InputError
+from .options import RATE
+
+__all__ = ["LEAST_STEPS", "SCHEDULES", "check_range", "factor"]
+
+LEAST_STEPS = 20
+"""Of a learning-rate range test."""
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -22,3 +28,14 @@ def factor(schedule: str, warmup: int, step: int, total: int) -> float:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, total - warmup)
     return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
+
+
+def check_range(lowest: float, highest: float, steps: int) -> None:
+    """Raise InputError for rates of a range test that do not rise, or too few steps."""
+    for name, rate in (("lowest", lowest), ("highest", highest)):
+        if not (RATE.holds(rate) and rate <= RATE.most):
+            raise InputError(f"{name} must be {RATE.expected}, at most {RATE.most:g}: got {rate:g}")
+    if lowest >= highest:
+        raise InputError(f"lowest must be below highest={highest:g}: got {lowest:g}")
+    if steps < LEAST_STEPS:
+        raise InputError(f"steps of a range test must be at least {LEAST_STEPS}: got {steps}")

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .carried import State
-from .config import Config
 from .corpus import PREPROCESSORS
+from .drawing import check_drawing
 from .errors import InputError
 from .model import LanguageModel
 from .vocabulary import UNKNOWN, Vocabulary, tokenize
@@ -44,11 +44,8 @@ def generate(
     <unk> is never drawn.
     Raises ValueError for a negative length, a temperature that is negative or not finite, a seed that no run can have.
     """
-    if length < 0:
-        raise ValueError(f"length must be at least 0: got {length}")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number of at least 0: got {temperature}")
-    generator = torch.Generator("cpu").manual_seed(Config.check("seed", seed))
+    check_drawing(length, temperature, seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     return _draw(model, vocabulary, prompt, length, temperature, generator)
 
 

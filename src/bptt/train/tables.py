@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from .arrays import arrays_of
+from .columns import check_column, check_names, opened_csv
 from .errors import InputError
+from .numerals import number_of
+from .times import kind_of, moment
 
-__all__ = ["MISSING", "Numbers", "Table", "column_names", "number_of_time", "read_table"]
-
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
-"""What stands for a missing value, in small letters."""
-
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
-"""What other programs put between columns, in words."""
+__all__ = ["Numbers", "Table", "read_table"]
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -40,10 +34,7 @@ class Table:
 
     def column(self, name: str, option: str) -> list[Any]:
         """A column as it was read. option: what names it, for the message."""
-        if name not in self.columns:
-            raise InputError(
-                f"{option} must be a column of {self.path}: got {name!r}; it has {', '.join(self.columns)}"
-            )
+        check_column(self.path, list(self.columns), name, option)
         return self.columns[name]
 
     def numbers(self, name: str, option: str) -> Numbers:
@@ -51,23 +42,19 @@ class Table:
         values = self.column(name, option)
         result = np.empty(len(values))
         for i, value in enumerate(values):
-            text = value.strip() if isinstance(value, str) else value
-            if text is None or (isinstance(text, str) and text.lower() in MISSING):
-                result[i] = np.nan
-                continue
-            try:
-                result[i] = float(text)
-            except (TypeError, ValueError):
-                result[i] = np.inf
-            if np.isinf(result[i]):
+            number = number_of(value)
+            if number is None:
                 raise InputError(
                     f"{option} {name} of {self.path} must be finite numbers: {self.place(i)} has {value!r}"
                 )
+            result[i] = number
         return result
 
     def texts(self, name: str, option: str) -> list[str]:
         """A column as text, "" where a value is missing."""
-        return ["" if value is None else str(value).strip() for value in self.column(name, option)]
+        values = self.column(name, option)
+        missing = (value is None or (isinstance(value, float) and value != value) for value in values)
+        return ["" if none else str(value).strip() for value, none in zip(values, missing, strict=True)]
 
     def rows_of(self, group: str | None, time: str | None) -> dict[str, list[int]]:
         """The rows of each group, by its name, in the order in which they first appear; "" has all if group is None.
@@ -85,18 +72,25 @@ class Table:
         if time is None:
             return rows
         times = self.column(time, "time")
-        numbers = [number_of_time(value) for value in times]
-        for i, number in enumerate(numbers):
-            if number is None or not math.isfinite(number):
-                raise InputError(
-                    f"time {time} of {self.path} must be numbers or ISO dates: {self.place(i)} has {times[i]!r}"
-                )
+        read = [moment(value) for value in times]
+        if None in read:
+            i = read.index(None)
+            raise InputError(
+                f"time {time} of {self.path} must be numbers or ISO dates: {self.place(i)} has {times[i]!r}"
+            )
+        known: list[Any] = [value for value in read if value is not None]
+        kinds = [kind_of(value) for value in known]
+        other = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), None)
+        if other is not None:
+            raise InputError(
+                f"time {time} of {self.path} must be all numbers, all dates, or all dates with a time zone: "
+                f"{self.place(0)} has {times[0]!r}, {self.place(other)} has {times[other]!r}"
+            )
         for key, own in rows.items():
             for before, i in pairwise(own):
-                now, then = cast(float, numbers[i]), cast(float, numbers[before])
-                if now <= then:
+                if known[i] <= known[before]:
                     of = "" if group is None else f" of group {key}"
-                    what = "twice" if now == then else "out of order"
+                    what = "twice" if known[i] == known[before] else "out of order"
                     raise InputError(f"time {time}{of} of {self.path} is {what}: {self.place(i)} has {times[i]!r}")
         return rows
 
@@ -121,57 +115,20 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def column_names(option: str, text: str) -> tuple[str, ...]:
-    """The columns that an option names, with commas between. Raises InputError where one has no name, or two the same.
-
-    >>> column_names("target", "y, z")
-    ('y', 'z')
-    """
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"{option} must be different columns with commas between: got {text!r}")
-    return names
-
-
-def number_of_time(value: Any) -> float | None:
-    """A time as a number, in seconds where it is a date; None where it is neither.
-
-    >>> number_of_time("1958.5"), number_of_time("1970-01-02"), number_of_time("soon")
-    (1958.5, 86400.0, None)
-    """
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        pass
-    try:
-        when = datetime.fromisoformat(str(value).strip())
-    except ValueError:
-        return None
-    return (when.replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds()
-
-
 def _csv(path: Path) -> Table:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            names = [name.strip() for name in next(rows, [])]
-            _check_header(path, names)
-            columns: list[list[Any]] = [[] for _ in names]
-            lines = []
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(names):
-                    raise InputError(
-                        f"table {path} must have {len(names)} values in every row: line {rows.line_num} has {len(row)}"
-                    )
-                lines.append(rows.line_num)
-                for column, value in zip(columns, row, strict=True):
-                    column.append(value)
-    except UnicodeDecodeError as error:
-        raise InputError(f"table {path} is not UTF-8: byte {error.start} cannot be decoded") from None
-    except csv.Error as error:
-        raise InputError(f"table {path} is no CSV: {error}") from None
+    with opened_csv(path) as (names, rows):
+        columns: list[list[Any]] = [[] for _ in names]
+        lines = []
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise InputError(
+                    f"table {path} must have {len(names)} values in every row: line {rows.line_num} has {len(row)}"
+                )
+            lines.append(rows.line_num)
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
     return Table(path, dict(zip(names, columns, strict=True)), lines)
 
 
@@ -182,12 +139,13 @@ def _parquet(path: Path) -> Table:
         try:
             from pyarrow import parquet
 
-            _check_names(path, parquet.read_schema(path).names)
-            return Table(path, parquet.read_table(path).to_pydict())
+            check_names(path, parquet.read_schema(path).names)
+            table = parquet.read_table(path, coerce_int96_timestamp_unit="us")
+            return Table(path, {name: _listed(table[name]) for name in table.column_names})
         except ModuleNotFoundError:
             import polars
 
-            _check_names(path, list(polars.read_parquet_schema(path)))
+            check_names(path, list(polars.read_parquet_schema(path)))
             return Table(path, polars.read_parquet(path).to_dict(as_series=False))
     except ModuleNotFoundError:
         raise InputError("neither pyarrow nor polars is installed: pip install 'bptt[parquet]'") from None
@@ -198,7 +156,10 @@ def _parquet(path: Path) -> Table:
 
 
 def _numpy(path: Path) -> Table:
-    arrays = arrays_of(path, "table")
+    arrays = {
+        name: np.char.decode(array, "latin-1") if array.dtype.kind == "S" else array
+        for name, array in arrays_of(path, "table").items()
+    }
     if list(arrays) == [""]:
         array = arrays[""]
         if array.ndim not in (1, 2):
@@ -211,30 +172,11 @@ def _numpy(path: Path) -> Table:
     return Table(path, {name: array.tolist() for name, array in arrays.items()})
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError for columns that cannot be told apart."""
-    if not all(names) or len(set(names)) < len(names):
-        raise InputError(f"table {path} must begin with a name of each column, each once: got {list(names)}")
+def _listed(column: Any) -> list[Any]:
+    """A column of Arrow's; Python's dates end at microseconds, so that finer ones are cut off there."""
+    from pyarrow import timestamp, types
 
-
-def _check_header(path: Path, names: Sequence[str]) -> None:
-    """Raise InputError for a first line of text that does not name the columns."""
-    _check_names(path, names)
-    if names and all(map(_is_number, names)) and list(names) != [str(i) for i in range(len(names))]:
-        raise InputError(
-            f"table {path} must begin with the names of its columns: its first line has numbers alone, "
-            f"{', '.join(names[:4])}"
-        )
-    if len(names) == 1 and (between := next((c for c in SEPARATORS if c in names[0]), None)):
-        raise InputError(
-            f"table {path} must have {'tabs' if path.suffix.lower() == '.tsv' else 'commas'} between its columns: its "
-            f"first line has {SEPARATORS[between]}"
-        )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    if types.is_timestamp(column.type) and column.type.unit == "ns":
+        column = column.cast(timestamp("us", column.type.tz), safe=False)
+    values: list[Any] = column.to_pylist()
+    return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -141,10 +141,19 @@ class Classification:
 
     def baseline(self) -> str:
         """The accuracy of the class that training has most often."""
+        name, share = self._guess()
+        return f"always guessing {name} has accuracy {share:.3f}"
+
+    def _guess(self) -> tuple[str, float]:
         part = self.train if self.heldout is None else self.heldout
         most = int(self.train.labels.bincount().argmax())
-        share = float((part.labels == most).double().mean())
-        return f"always guessing {self.stored.names[most]} has accuracy {share:.3f}"
+        return self.stored.names[most], float((part.labels == most).double().mean())
+
+    def shortfall(self, loss: float, measures: Mapping[str, float | None]) -> str:
+        (name, share), accuracy = self._guess(), measures.get("accuracy")
+        if accuracy is None or accuracy > share:
+            return ""
+        return f"a held-out accuracy of {accuracy:.3f} is no better than always guessing {name}, {share:.3f}"
 
     def hints(self, config: Config) -> list[str]:
         if not self.stored.masked:

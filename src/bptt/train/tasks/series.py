@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,13 +16,14 @@ from torch import Tensor
 from ...flow.language import say
 from ..batches import Batches
 from ..carried import State
+from ..columns import columns_of_series
 from ..config import Config
 from ..errors import InputError
 from ..model import Network
 from ..recurrence import recurrent_layers
 from ..scaling import Scaling, naive_errors, scaled_error
 from ..streams import Stream, Streams
-from ..tables import Numbers, Table, column_names, read_table
+from ..tables import Numbers, Table, read_table
 from ..window import Window
 from .stream import inspected
 
@@ -99,7 +100,7 @@ class Series:
         if config.series is None:
             raise InputError("task=series needs series, the table to read: got none")
         table = read_table(Path(config.series))
-        names = _names(config, table)
+        names = columns_of_series(config, table.path, list(table.columns))
         groups = groups_of(table, config.time, config.group, *names)
         cuts = [len(g.targets) - round(len(g.targets) * config.heldout) for g in groups]
         for group, cut in zip(groups, cuts, strict=True):
@@ -234,6 +235,16 @@ class Series:
         more = f", the seasonal-naive one {seasonal:.4g}" if self.scaling.season > 1 else ""
         return f"the naive forecast has mase {naive:.4g}{more}"
 
+    def shortfall(self, loss: float, measures: Mapping[str, float | None]) -> str:
+        if not self.scaling.horizon:
+            return "" if loss < 1 else f"a held-out loss of {loss:.4g} is no better than the mean's, 1"
+        known = {"naive": self.naive[0]} | ({"seasonal-naive": self.naive[1]} if self.scaling.season > 1 else {})
+        mase = measures.get("mase")
+        if mase is None or not (unbeaten := {name: error for name, error in known.items() if error <= mase}):
+            return ""
+        told = " and ".join(f"the {name} forecast's, {error:.4g}" for name, error in unbeaten.items())
+        return f"a held-out mase of {mase:.4g} is no better than {told}"
+
     def hints(self, config: Config) -> list[str]:
         return []
 
@@ -264,32 +275,6 @@ def groups_of(
         x, y = (np.stack([read[name][own] for name in names], axis=1) for names in (inputs, targets))
         made.append(Group(key, None if times is None else [times[i] for i in own], x, y))
     return made
-
-
-def _names(config: Config, table: Table) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(targets, inputs): of a forecast the targets are inputs too; without a target, all columns are."""
-    apart = [name for name in (config.time, config.group) if name is not None]
-    given = {o: column_names(o, getattr(config, o)) for o in ("target", "inputs") if getattr(config, o) is not None}
-    for option in ("time", "group"):
-        if getattr(config, option) is not None:
-            table.column(getattr(config, option), option)
-    for option, names in given.items():
-        for name in names:
-            table.column(name, option)
-            if name in apart:
-                raise InputError(f"{option} must not be the time or the group: got {name}")
-    inputs = given.get("inputs", ())
-    targets = given.get("target") or tuple(n for n in table.columns if n not in (*apart, *inputs))
-    if not targets:
-        raise InputError(f"{table.path} has no column to predict: it has {', '.join(table.columns)}")
-    if not config.horizon:
-        inputs = inputs or tuple(name for name in table.columns if name not in (*apart, *targets))
-        if not inputs or set(inputs) & set(targets):
-            raise InputError(
-                f"horizon=0 predicts {', '.join(targets)} from other columns: got inputs={','.join(inputs) or None}"
-            )
-        return targets, inputs
-    return targets, (*targets, *(name for name in inputs if name not in targets))
 
 
 def _scaling(

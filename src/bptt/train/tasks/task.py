@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -127,6 +127,10 @@ class Task(Protocol):
         """What the network must beat, in words and a number."""
         ...
 
+    def shortfall(self, loss: float, measures: Mapping[str, float | None]) -> str:
+        """What held-out loss and measures did not beat, in words and numbers; "" where they beat the baseline."""
+        ...
+
     def hints(self, config: Config) -> list[str]:
         """What a user should hear before training."""
         ...
@@ -140,13 +144,14 @@ class Task(Protocol):
 
 
 def record_window(task: Task, model: Network, batch: Any, state: State) -> Recording | Scanned:
-    """The recurrent layers' part in the mean loss of a batch: of a cell without kernels of its own as a scan. state:
-    before it, None for zero.
+    """The recurrent layers' part in the mean loss of a batch: of a cell without kernels of its own as a scan, of one in
+    both directions the forward one. state: before it, None for zero.
     """
     arguments = task.arguments(batch, state, next(model.parameters()))
 
     def loss(output: Any) -> Tensor:
         return task.loss(output, batch) / max(1, batch.tokens)
 
-    scan = isinstance(model.recurrent, Recurrent)
-    return record_scan(model, arguments, loss) if scan else record(model, arguments, loss)
+    if not isinstance(model.recurrent, Recurrent):
+        return record(model, arguments, loss)
+    return record_scan(model, arguments, loss, direction="forward" if model.recurrent.bidirectional else None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -146,6 +147,13 @@ class Text:
         """The perplexity of guessing by frequency: of the held-out text, or without one of the training text."""
         part = self.train if self.heldout is None else self.heldout
         return unigram_perplexity(self.vocabulary.counts, predicted(part))
+
+    def shortfall(self, loss: float, measures: Mapping[str, float | None]) -> str:
+        guessing = self.unigram()
+        if loss < math.log(guessing):
+            return ""
+        found = self.perplexity(loss)
+        return f"a held-out perplexity of {found:.4g} is no better than guessing by frequency, {guessing:.4g}"
 
     def hints(self, config: Config) -> list[str]:
         size, counts = len(self.vocabulary), self.vocabulary.counts

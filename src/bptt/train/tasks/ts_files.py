@@ -18,14 +18,13 @@ import numpy as np
 
 from ..corpus import read_file
 from ..errors import InputError
+from ..numerals import number_of
 from .sequences import Floats, Sequences
 
 __all__ = ["read_ts"]
 
 PAIR = re.compile(r"\(\s*([^()]*?)\s*,\s*([^(),]*?)\s*\)")
 """A time, which may hold commas of its own, and a value."""
-
-MISSING = {"?", "nan", ""}
 
 
 @dataclass
@@ -120,8 +119,9 @@ def _case(parts: list[str], pairs: bool, where: str) -> Floats:
         raise InputError(f"{where} must have the same times in every dimension")
     case = np.empty((sizes[0], len(texts)))
     for i, text in enumerate(texts):
-        try:
-            case[:, i] = [np.nan if value.lower() in MISSING else float(value) for value in text]
-        except ValueError as error:
-            raise InputError(f"{where}, dimension {i}: {error}") from None
+        for step, value in enumerate(text):
+            number = number_of(value)
+            if number is None:
+                raise InputError(f"{where}, dimension {i}, must be finite numbers: step {step} is {value!r}")
+            case[step, i] = number
     return case
