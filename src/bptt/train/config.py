@@ -23,6 +23,7 @@ from .options import (
     FLAG,
     FRACTION,
     KERNEL,
+    LOSSES,
     NOT_NEGATIVE,
     POOLS,
     RATE,
@@ -128,6 +129,9 @@ class Config:
         None, TEXT, "column that tells series apart, each with a state of its own; of sequences id", *COLUMNS
     )
     horizon: int = option(1, at_least(0, 10_000), "steps ahead to forecast; 0: the same step, from inputs", "series")
+    loss: str = option(
+        "squared", one_of(*LOSSES), "what an error costs: its square, or its size, which outliers rule less", "series"
+    )
     season: int = option(1, at_least(1, SIDE), "steps of a season, for the seasonal-naive forecast", "series")
 
     cell: str = option("lstm", CELL, "what recurs: a layer with kernels, a cell of the literature, or your own")

@@ -24,6 +24,7 @@ __all__ = [
     "KERNELS",
     "LANES",
     "LITERATURE",
+    "LOSSES",
     "NOT_NEGATIVE",
     "POOLS",
     "RATE",
@@ -190,6 +191,8 @@ SPLIT = Check(
 )
 FLAG = Check("true or false", lambda value: True)
 FILE = Check("a file name", lambda value: bool(value) and "\0" not in value)
+LOSSES = ("squared", "absolute")
+"""What an error of a forecast costs."""
 POOLS = ("last", "mean")
 """Which of a sequence's states a classifier reads: the last one, or the mean of all."""
 SEED = Check("a whole number in [0, 2**63)", lambda value: 0 <= value < 2**63)

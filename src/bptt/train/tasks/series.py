@@ -85,6 +85,7 @@ class Series:
     heldout: list[Stream] | None
     sha256: str
     naive: tuple[float, float]
+    cost: str = "squared"
 
     @property
     def stored(self) -> Scaling:
@@ -139,7 +140,8 @@ class Series:
             digest.update(group.name.encode())
             digest.update(np.ascontiguousarray(group.inputs).tobytes())
             digest.update(np.ascontiguousarray(group.targets).tobytes())
-        return cls(scaling, train, heldout or None, digest.hexdigest(), _naive(scaling, groups, cuts))
+        naive = _naive(scaling, groups, cuts)
+        return cls(scaling, train, heldout or None, digest.hexdigest(), naive, config.loss)
 
     @classmethod
     def read(cls, text: str) -> Scaling:
@@ -181,9 +183,10 @@ class Series:
         return batch.inputs.to(like), state, *resets
 
     def loss(self, output: Any, batch: Window) -> Tensor:
-        """Squared errors in units of `Scaling.step`, summed over the values that are not missing."""
+        """What errors cost in units of `Scaling.step`, summed over the values that are not missing."""
         error, known = self._errors(output, batch)
-        return torch.where(known, error, 0.0).square().sum()
+        there = torch.where(known, error, 0.0)
+        return (there.square() if self.cost == "squared" else there.abs()).sum()
 
     def counts(self, output: Any, batch: Window) -> Tensor:
         """Of every target: absolute and squared errors in the units of the data, and how many there are."""
@@ -229,15 +232,22 @@ class Series:
     def baseline(self) -> str:
         naive, seasonal = self.naive
         if not self.scaling.horizon:
-            return "the mean has loss 1"
+            return f"the mean has loss {self._of_mean():.4g}"
         if math.isnan(naive):
             return "the naive forecast errs nowhere in training, or is measured nowhere: there is no mase"
         more = f", the seasonal-naive one {seasonal:.4g}" if self.scaling.season > 1 else ""
         return f"the naive forecast has mase {naive:.4g}{more}"
 
+    def _of_mean(self) -> float:
+        """The loss of a regression that always predicts the mean: in training 1, where errors are squared."""
+        if self.cost == "squared":
+            return 1.0
+        return float(torch.cat([y.flatten() for _, y in self.train]).abs().nanmean())
+
     def shortfall(self, loss: float, measures: Mapping[str, float | None]) -> str:
         if not self.scaling.horizon:
-            return "" if loss < 1 else f"a held-out loss of {loss:.4g} is no better than the mean's, 1"
+            mean = self._of_mean()
+            return "" if loss < mean else f"a held-out loss of {loss:.4g} is no better than the mean's, {mean:.4g}"
         known = {"naive": self.naive[0]} | ({"seasonal-naive": self.naive[1]} if self.scaling.season > 1 else {})
         mase = measures.get("mase")
         if mase is None or not (unbeaten := {name: error for name, error in known.items() if error <= mase}):
