@@ -13,7 +13,7 @@ import bptt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch's own forward mode
 
-T, B, H = 7, 3, 2
+T, B, H = 9, 3, 2
 
 
 def data() -> tuple[Tensor, Tensor, Tensor]:
@@ -138,8 +138,8 @@ def test_a_named_kernel_says_so() -> None:
 def test_sequences_of_several_lengths() -> None:
     """Packed ones and flat ones, of which torch's functions read the memory where no transform is."""
     for layer in (bptt.nn.Recurrent(bptt.nn.cells.MGU(H, 4)).double(), bptt.nn.GRU(H, 4, dtype=torch.float64)):
-        packed = pack_padded_sequence(data()[1], [4, 7, 2], enforce_sorted=False)
-        offsets = torch.tensor([0, 4, 4, 11, 13])
+        packed = pack_padded_sequence(data()[1], [4, 9, 2], enforce_sorted=False)
+        offsets = torch.tensor([0, 4, 4, 13, 15])
 
         def of_packed(x: Tensor, layer: Any = layer, packed: Any = packed) -> Tensor:
             y, final = layer(packed._replace(data=x))

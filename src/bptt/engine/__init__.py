@@ -49,6 +49,7 @@ from .records import Saved as Saved
 from .records import Tensors as Tensors
 from .records import given as given
 from .rerun import reversals as reversals
+from .rules import reaches_all as reaches_all
 from .segments import Checkpointed as Checkpointed
 from .stack import Stack as Stack
 from .step_plan import StepPlan as StepPlan

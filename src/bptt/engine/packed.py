@@ -249,6 +249,9 @@ class _PackedRules:
     def is_uncut(self, program: PackedStack, x: Tensor) -> bool:
         return RULES[Stack].is_uncut(program.stack, given(program.pad(x)))
 
+    def by_tangents(self, program: PackedStack, x: Tensor) -> bool:
+        return False
+
     def push(self, program: PackedStack, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
         y, *final = RULES[Stack].push(program.stack, program.padded(inputs), program.padded(tangents))
         return given(program.pack(y)), *final

@@ -130,6 +130,9 @@ class _NetRules:
     def is_uncut(self, program: Any, x: Tensor) -> bool:
         return not program.net.xi and reaches_all(program.net.reach, x.shape[0])
 
+    def by_tangents(self, program: Any, x: Tensor) -> bool:
+        return False
+
     def push(self, program: Any, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
         return push(program.net, inputs, tangents)
 

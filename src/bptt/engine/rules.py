@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..policies import Reach
-from .records import Tensors
+from .records import Saved, Tensors
 
-__all__ = ["RULES", "Rules", "reaches_all"]
+__all__ = ["AS_ROWS", "RULES", "AsRows", "Rules", "reaches_all"]
 
 
 class Rules(Protocol):
@@ -40,6 +40,10 @@ class Rules(Protocol):
         """Whether the gradient is the full one, so that it is the transpose of the tangent."""
         ...
 
+    def by_tangents(self, program: Any, x: Tensor) -> bool:
+        """Whether gradients of its gradients are those of tangents, which `push` has faster than a recorded one."""
+        ...
+
     def push(self, program: Any, inputs: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
         """The tangents of the outputs from those of the inputs, None for zero, by operations that torch can record."""
         ...
@@ -47,6 +51,21 @@ class Rules(Protocol):
 
 RULES: dict[type, Rules] = {}
 """The rules of each kind of program that can be transformed."""
+
+
+class AsRows(NamedTuple):
+    """A call of a program as one of another that has rules. arriving: its cotangents of the call's, which are all that
+    transforms map over. leaving: the call's gradients of its.
+    """
+
+    program: Any
+    saved: Saved
+    arriving: Callable[[Tensors], Tensors]
+    leaving: Callable[[Tensors], Tensors]
+
+
+AS_ROWS: dict[type, Callable[[Any, Saved], AsRows]] = {}
+"""Of programs without rules what makes a call of theirs one that can be mapped."""
 
 
 def reaches_all(reach: Reach, T: int) -> bool:

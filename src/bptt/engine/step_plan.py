@@ -130,6 +130,29 @@ class StepPlan:
         else:
             values.flat.update(program(values.T * values.B, values.rows))
 
+    @cached_property
+    def sums(self) -> Part:
+        """What is deferred, as far as gradients of captured tensors that are the same for all lanes need it."""
+        return self.step.deferred.only(self._shared)
+
+    @cached_property
+    def by_row(self) -> Part:
+        """The rest of what is deferred."""
+        step = self.step
+        return step.deferred.only({n for n in step.deferred.outputs if n not in self._shared or n in step.dx})
+
+    @property
+    def _shared(self) -> set[str]:
+        """The names of these gradients."""
+        return {n for n, own in zip(self.step.dcaptured, self.lanes, strict=True) if n is not None and not own}
+
+    @cached_property
+    def sums_by_group(self) -> bool:
+        """Whether these gradients can be told apart by groups of lanes: none is summed over rows in the walk."""
+        step, part = self.step, self.step.deferred
+        alone = not set(step.summed).intersection((*part.inputs, *self._shared))
+        return alone and self._shared <= set(part.outputs) and all(step.values[n].rows >= 0 for n in part.inputs)
+
     def stage(self, keep: bool, wants_y: bool) -> Stage:
         """What stage 1 computes."""
         found = self._stages.get((keep, wants_y))

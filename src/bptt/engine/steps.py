@@ -306,7 +306,11 @@ class _BackwardPass:
             values.flat.update(sums.flat)
             if leaving:
                 yield frames, tuple(left)
-        program.plan.compute(step.deferred, values)
+        if self.asked.lane_groups is None:
+            program.plan.compute(step.deferred, values)
+        else:
+            values.compute(program.plan.by_row)
+            self._add_by_group(values, self.asked.lane_groups)
         self._finish(values, a, b)
 
     def _finish(self, values: StepValues, a: int, b: int) -> None:
@@ -327,6 +331,8 @@ class _BackwardPass:
         for i, name in enumerate(step.dcaptured):
             if name is None or not needs[self.n + self.m + i]:
                 continue
+            if self.asked.lane_groups is not None and not program.plan.lanes[i]:
+                continue
             before = self.captured[i]
             if program.plan.lanes[i]:
                 found = step.over_time(name, values)
@@ -335,6 +341,24 @@ class _BackwardPass:
                 if before is None and name not in step.own:
                     found = found.clone()
             self.captured[i] = found if before is None else before + found
+
+    def _add_by_group(self, values: StepValues, groups: int) -> None:
+        """Add what the segment sends to captured tensors that are the same for all lanes, apart for each group."""
+        plan, step = self.program.plan, self.program.step
+        part = plan.sums
+        used = [bool(n.users) for n in part.graph.nodes if n.op == "placeholder"][1:]
+        given = [values.rows(name) if wanted else None for name, wanted in zip(part.inputs, used, strict=True)]
+        rows = [step.values[name].rows for name in part.inputs]
+        of_each = []
+        for g in range(groups):
+            some = [t if t is None or not k else t.unflatten(0, (values.T, groups, -1))[:, g].flatten(0, 1)
+                   for t, k in zip(given, rows, strict=True)]  # fmt: skip
+            of_each.append(part.function(values.T * values.B // groups, *some))
+        found = dict(zip(part.outputs, map(torch.stack, zip(*of_each, strict=True)), strict=True))
+        for i, (name, own) in enumerate(zip(step.dcaptured, plan.lanes, strict=True)):
+            if name is not None and not own and self.asked.needs[self.n + self.m + i]:
+                before = self.captured[i]
+                self.captured[i] = found[name].clone() if before is None else before + found[name]
 
     def grads(self, first: Tensors) -> Grads:
         """The gradients of all inputs. first: that of the first carry."""

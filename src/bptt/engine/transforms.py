@@ -21,7 +21,7 @@ from .levels import apply
 from .mapped import at_once, folded, in_pieces, lane, no_calls, one_by_one, unfolded
 from .pull_request import PullRequest
 from .records import Asked, Saved, Tensors, given
-from .rules import RULES
+from .rules import AS_ROWS, RULES, AsRows
 from .tangents import forward_mode
 from .tracing import named, seen
 
@@ -98,15 +98,22 @@ def pulled_batched(program: Any, saved: Saved, asked: Asked) -> Tensors:
             "scans: use torch.func.vmap"
         )
     at = [i for i, c in enumerate(apart) if c is not None]
+    as_rows = AS_ROWS.get(type(program))
+    of = AsRows(program, saved, _as_it_is, _as_it_is) if as_rows is None else as_rows(program, saved)
 
     def one(*some: Tensor) -> tuple[Tensor, ...]:
         changed = dict(zip(at, some, strict=True))
-        cotangents = tuple(changed.get(i) for i in range(len(apart)))
-        return tuple(g for g in pulled(program, saved, asked._replace(cotangents=cotangents)) if g is not None)
+        cotangents = of.arriving(tuple(changed.get(i) for i in range(len(apart))))
+        grads = of.leaving(pulled(of.program, of.saved, asked._replace(cotangents=cotangents)))
+        return tuple(g for g in grads if g is not None)
 
     dims = tuple(0 if batched[i] else None for i in at)
     grads = iter(torch.func.vmap(one, in_dims=dims)(*[apart[i] for i in at]))  # type: ignore[arg-type]  # any tree, says torch
     return tuple(torch._add_batch_dim(next(grads), 0, level) if need else None for need in asked.needs)
+
+
+def _as_it_is(tensors: Tensors) -> Tensors:
+    return tensors
 
 
 def is_batched(cotangents: Tensors) -> bool:
@@ -166,6 +173,7 @@ class Transformed(torch.autograd.Function):
             return moved if rules.is_uncut(program, given(inputs[0])) else without_reverse(*moved)
 
         moved = _below(push, saved[:count], tangents[2 : 2 + ctx.inputs])
+        moved = tuple(t if t is None or t.is_floating_point() else None for t in moved)  # none of whole numbers
         return (*moved, *[None] * (len(saved) - count))
 
     @staticmethod
@@ -222,7 +230,9 @@ class Pulled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *adjoints: Tensor | None) -> tuple[Tensor | None, ...]:
         request, flat = ctx.request, list(map(_alive, ctx.saved_tensors))
-        request.rules("second derivative inside a transform")
+        rules = request.rules("second derivative inside a transform")
+        if request.lane_groups is None and rules.by_tangents(request.program, flat[0]):  # type: ignore[arg-type]  # a tensor where it is wanted
+            return (None, *_gradients_of_gradients(request, flat, adjoints))
         at = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need]
 
         def recorded(*some: Tensor) -> tuple[Tensor, ...]:
@@ -297,6 +307,29 @@ def _tangents_of_gradients(request: PullRequest, flat: Tensors, moving: Tensors)
         more = pulled(program, Saved(inputs, outputs, tape), asked)
         total = [m if t is None else t + m for t, m in zip(total, [more[i] for i in wanted], strict=True)]  # type: ignore[operator]  # a tensor where it is wanted
     return tuple(torch.zeros_like(inputs[i]) if t is None else t for t, i in zip(total, wanted, strict=True))  # type: ignore[arg-type]  # a tensor where it is wanted
+
+
+def _gradients_of_gradients(request: PullRequest, flat: Tensors, adjoints: Tensors) -> Tensors:
+    """The gradients of everything that a backward call is given, from the adjoints of the full gradients that it gives.
+
+    The full gradient is the transpose of the tangent, <a, J' c> = <c, J a>: its own gradient is that of the tangent in
+    the direction of the adjoints a, by the inputs, and by the cotangents c the tangent itself.
+    """
+    rules = request.rules("second derivative inside a transform")
+    inputs, held, outputs, tape, cotangents = request.parts(flat)
+    program, left = request.holding(held), iter(adjoints)
+    moving = tuple(next(left) if need else None for need in request.needs)
+    at = [i for i, t in enumerate(inputs) if t is not None and t.is_floating_point()]
+
+    def tangent(*some: Tensor) -> tuple[Tensor, ...]:
+        changed = dict(zip(at, some, strict=True))
+        moved = rules.push(program, tuple(changed.get(i, t) for i, t in enumerate(inputs)), moving)
+        return tuple(m for m, c in zip(moved, cotangents, strict=True) if c is not None)
+
+    moved, back = torch.func.vjp(tangent, *[inputs[i] for i in at])  # type: ignore[misc]  # two without has_aux
+    found = dict(zip(at, back(tuple(c for c in cotangents if c is not None)), strict=True))
+    rest = (None,) * (len(held) + len(outputs) + len(tape))
+    return (*(found.get(i) for i in range(len(inputs))), *rest, *moved)
 
 
 def tangent_of_a_gradient() -> NotImplementedError:

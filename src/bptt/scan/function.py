@@ -154,11 +154,16 @@ def scan(
     where a later call finds that a compiled step no longer does what it did. NotImplementedError inside torch.jit.trace
     and torch.fx, whose graph would hold this number of steps for every input.
 
-    Inside vmap of torch.func, and at most one grad, vjp or jacrev, a compiled step runs as elsewhere: what is mapped
-    over becomes rows of one call, of captured tensors `[B, ...]` too. It keeps the carries. In every other transform
-    (jvp, jacfwd, hessian, dual tensors), or where the step draws random numbers, is given resets or a policy that draws
-    factors, or captures a tensor that a transform maps over or differentiates by, the steps are a plain loop that torch
-    transforms, in any nesting: in the time of that loop. Memory says nothing there, and a named kernel raises. A
+    Inside the transforms of torch.func and in forward mode a compiled step runs too, and keeps the carries: what vmap
+    maps over becomes rows of one call, of captured tensors `[B, ...]` and of resets too; a tangent is that of another
+    compiled step, of (carry, its tangent) and (x, its tangent), traced once; so are gradients of tangents, tangents of
+    gradients and gradients of gradients, which are these transposed. So does the vmap of
+    `torch.autograd.grad(..., is_grads_batched=True)`. The steps are a plain loop that torch transforms, in the time of
+    that loop, where the step draws random numbers or reads values, where it captures what a vmap maps over, where an
+    object of its own class holds what a transform has wrapped, under a tracer (`torch.func.linearize`), and in forward
+    mode and gradients of gradients also for a step whose gradient is not the derivative of its operations, since it
+    detaches or has an autograd.Function of its own; of such a step torch.autograd's second derivatives around a vmap
+    raise NotImplementedError, but for kernel="replay". Memory says nothing in transforms, and a named kernel raises. A
     tangent is the full one under any policy, which changes adjoints alone; so a tangent of a gradient, or a gradient of
     a tangent, raises NotImplementedError under a policy that cuts edges.
 

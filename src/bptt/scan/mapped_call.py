@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,20 +12,24 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
-from ..engine import Check, MappedSteps, forward_mode, run
+from ..engine import MappedSteps, forward_mode, reaches_all, run
 from ..kernels import OutOfBounds
 from ..memory import parse as parse_memory
 from ..policies import Policy
-from ..steps import SplitStep, holds_wrapped, origin
+from ..steps import Unwrapped, holds_wrapped, is_mapped, origin
 from .arguments import Arguments
 from .compiled import compiled_step
 from .compiled_call import StepDiffers, comparison, reason_not_to_compile, results_of
 from .forward import ScanResults
-from .lanes import as_one_lane
-from .plain_loop import by_plain_loop
-from .pytrees import differentiable, split
-from .surroundings import Surroundings
+from .lanes import as_one_lane, lanes_differ, without_lane
+from .looped import bare, looped
+from .plain_loop import drawn_factors
+from .pytrees import differentiable
+from .smoothness import is_smooth
+from .surroundings import Surroundings, generator_states, set_generators
+from .tangents import pushed
 
 __all__ = ["by_mapped_step"]
 
@@ -32,25 +37,36 @@ __all__ = ["by_mapped_step"]
 def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> ScanResults | None:
     """The results of a call inside transforms by a compiled step; None where a plain loop has to run instead.
 
-    That is where the call does what an ordinary one would not be compiled for, draws random numbers or has resets, in
-    forward mode and in the gradient of a gradient, and where the step captures what a transform has wrapped.
+    That is where the call does what an ordinary one would not be compiled for, or the step draws random numbers, and
+    where it captures what a vmap maps over, or in an object of its own class what another transform has wrapped; in
+    forward mode and in the gradient of a gradient also where its gradient is not the derivative of its operations, and
+    in the latter where a policy cuts time edges.
     """
-    if reason_not_to_compile(given, kernel) is not None or not _only_maps_and_one_gradient():
+    if reason_not_to_compile(given, kernel) is not None:
         return None
-    if given.resets is not None or policy.draws_factors or torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled():
         return None
     code = origin(given.step)
-    if holds_wrapped(given.step) or not isinstance(code, Hashable) or code in _WRAPPED:
+    if not isinstance(code, Hashable) or code in _WRAPPED:
         return None
-    with temporarily_clear_interpreter_stack():
+    own: Unwrapped | None = None
+    with temporarily_clear_interpreter_stack(), forward_ad._set_fwd_grad_enabled(False):
         one = _of_the_first(given)
+        if holds_wrapped(given.step):
+            own = Unwrapped.of(given.step, _bare)
+            if own is None or any(map(is_mapped, own.given.values())):
+                return None
+            one = replace(one, step=own.step)
         surroundings = Surroundings.current(one.devices)
-        entry, captured = compiled_step(one, surroundings)
+        with nullcontext() if own is None else own.within():
+            entry, captured = compiled_step(one, surroundings, not lanes_differ(given, policy))
         if entry.guard is None or any(map(functorch.is_functorch_wrapped_tensor, captured)):
             while len(_WRAPPED) >= MOST:
                 _WRAPPED.pop(next(iter(_WRAPPED)))
             _WRAPPED[code] = None
             return None
+    if own is not None:
+        one = replace(one, step=own)
     if entry.one_lane and entry.reason is None:
         given, one = as_one_lane(given), as_one_lane(one)
     B = given.carry[0].shape[0]
@@ -64,16 +80,29 @@ def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> ScanResults
     def plan_for(B: int) -> Any:
         return entry.plan("auto", one.carry, reach, given.T, B, whole)
 
-    parts, bare = plan_for(B).step, replace(given, step=_no_step, carry=[], xs=[])  # which holds no tensor
-    loop = partial(_looped, bare, policy, parts, (len(given.carry), len(given.xs)))
+    loop = partial(looped, bare(given), policy, plan_for(B).step, (len(given.carry), len(given.xs)))
+    with temporarily_clear_interpreter_stack(), forward_ad._set_fwd_grad_enabled(False):
+        smooth = is_smooth(entry, one, captured)
+    if (forward_mode() and not smooth) or (
+        _nested_gradients() and not (smooth and reaches_all(reach, given.T) and not policy.draws_factors)
+    ):
+        return None
     check = [_of_first_rows(comparison(one, entry, surroundings, []), B)] if entry.due() else []
-    program = MappedSteps(plan_for, B, loop, check)
+    program = MappedSteps(plan_for, B, loop, check, tangent=partial(pushed, entry), smooth=smooth)
+    before = generator_states(one.devices) if policy.draws_factors else {}
+    factors = getattr(policy, "generator", None)
+    factors_before = None if factors is None else factors.get_state()
+    xi = drawn_factors(policy, given)
+    held = tuple(None if t is None else t.expand(given.T, B)[..., None] for t in (xi, given.resets))
+    program = program.holding(held) if policy.draws_factors or given.resets is not None else program
+    tensors = *given.carry, *given.xs, *(captured if own is None else own.wrapped(captured))
     try:
-        outputs = program.unflat(run(program, *program.rows((*given.carry, *given.xs, *captured))))
-    except OutOfBounds:
-        return None  # the step itself says which index it is
-    except StepDiffers as error:
-        entry.reason = str(error)
+        outputs = program.unflat(run(program, *program.rows(tensors)))
+    except (OutOfBounds, StepDiffers) as error:  # the step itself says which index it is
+        entry.reason = str(error) if isinstance(error, StepDiffers) else entry.reason
+        set_generators(before)
+        if factors is not None and factors_before is not None:
+            factors.set_state(factors_before)  # the same factors are drawn again
         return None
     return results_of(entry, given, outputs)
 
@@ -85,18 +114,16 @@ _WRAPPED: dict[Hashable, None] = {}
 """The code of such steps: what they capture is wrapped where it takes a long look to see that."""
 
 
-def _only_maps_and_one_gradient() -> bool:
-    """Whether the transforms are vmap, any number of times, and grad or vjp, at most once."""
-    kinds = [i.key() for i in functorch.get_interpreter_stack() or ()]
-    maps = kinds.count(functorch.TransformType.Vmap)
-    gradients = kinds.count(functorch.TransformType.Grad)
-    return not forward_mode() and gradients <= 1 and maps + gradients == len(kinds)
+def _nested_gradients() -> bool:
+    """Whether there is a gradient within a gradient."""
+    return [i.key() for i in functorch.get_interpreter_stack() or ()].count(functorch.TransformType.Grad) > 1
 
 
 def _of_the_first(given: Arguments) -> Arguments:
     """The first of the calls that are mapped over, by tensors that no transform has wrapped."""
     carry, xs = ([_bare(t) for t in tensors] for tensors in (given.carry, given.xs))
-    return replace(given, carry=carry, xs=[x.requires_grad_(differentiable(x)) for x in xs])
+    resets = None if given.resets is None else _bare(given.resets)
+    return replace(given, carry=carry, resets=resets, xs=[x.requires_grad_(differentiable(x)) for x in xs])
 
 
 def _bare(t: Tensor) -> Tensor:
@@ -118,27 +145,3 @@ def _of_first_rows(check: Check, B: int) -> Check:
         check(a, [s[:, :B] for s in states], [y[:, :B] for y in ys])
 
     return of_first
-
-
-def _no_step(carry: Any, x: Any) -> tuple[Any, Any]:
-    raise AssertionError("the traced step runs in its place")
-
-
-def _looped(
-    given: Arguments, policy: Policy, parts: SplitStep, counts: tuple[int, int], B: int, tensors: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """The outputs by operations of torch, of the traced step, one step after the other."""
-    n, m = counts[0], sum(counts)
-    captured = dict(zip(parts.captured, tensors[m:], strict=True))
-    fixed = captured | parts.constants(1, captured)
-
-    def step(carry: Any, x: Any) -> tuple[Any, Any]:
-        values = dict(fixed)
-        values |= zip(parts.carry, split(carry, given.carry_form)[0], strict=True)
-        values |= zip(parts.x, split(x, given.x_form)[0], strict=True)
-        for part in (parts.hoisted, parts.forward, parts.outputs):
-            values |= part(B, values)
-        return given.carry_form.join(values[name] for name in parts.next), tuple(values[name] for name in parts.y)
-
-    final, ys = by_plain_loop(replace(given, step=step, carry=list(tensors[:n]), xs=list(tensors[n:m])), policy)
-    return (*split(final, given.carry_form)[0], *ys)

@@ -19,13 +19,13 @@ from .arguments import Arguments
 from .forward import StepResults
 from .pytrees import Form, beside, differentiable, reset
 
-__all__ = ["by_plain_loop"]
+__all__ = ["by_plain_loop", "drawn_factors"]
 
 
-def by_plain_loop(given: Arguments, policy: Policy) -> tuple[Any, Any]:
-    """(the final carry, ys in the order of the steps): see `scan`."""
+def by_plain_loop(given: Arguments, policy: Policy, xi: Tensor | None = None) -> tuple[Any, Any]:
+    """(the final carry, ys in the order of the steps): see `scan`. xi: the factors that the policy has drawn before."""
     blocks = policy.reach(given.T).blocks(given.T)
-    factors = _factors(policy, given)
+    factors = drawn_factors(policy, given) if xi is None else xi
     results = StepResults(given.carry_form)
     entering: list[tuple[list[Tensor], Form]] = []  # the carries of the block before, from its earliest step on
     ys: list[list[Tensor]] = []
@@ -53,7 +53,7 @@ def by_plain_loop(given: Arguments, policy: Policy) -> tuple[Any, Any]:
     return form.join(final), results.y_form.join(together)
 
 
-def _factors(policy: Policy, given: Arguments) -> Tensor | None:
+def drawn_factors(policy: Policy, given: Arguments) -> Tensor | None:
     """The factors that a policy draws `[T, B]`; None for 1."""
     floats = [c for c in given.carry if differentiable(c)]
     if not policy.draws_factors or not floats:

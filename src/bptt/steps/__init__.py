@@ -22,5 +22,9 @@ from .recorder import Recorder as Recorder
 from .restarts import restarting as restarting
 from .split import split as split
 from .substitutes import counts_rows as counts_rows
+from .tangent import TangentStep as TangentStep
+from .tangent import tangent_step as tangent_step
 from .trace import trace as trace
 from .traced import TracedStep as TracedStep
+from .unwrapped import Unwrapped as Unwrapped
+from .unwrapped import is_mapped as is_mapped

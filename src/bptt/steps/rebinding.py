@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .objects import described, form, redescribed, same, told
 
-__all__ = ["Rebinding", "holds_wrapped", "module_in", "origin", "without_history"]
+__all__ = ["Copy", "LeadsBack", "Rebinding", "holds_wrapped", "is_wrapped", "module_in", "origin", "without_history"]
 
 
 def origin(step: Callable[..., Any]) -> Hashable:
@@ -52,18 +53,28 @@ def module_in(step: Any, depth: int = 4) -> nn.Module | None:
     return found
 
 
+def is_wrapped(t: Tensor) -> bool:
+    """Whether a tensor is the wrapper of a transform of torch.func, or has a tangent of `torch.autograd.forward_ad`."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return True
+    if getattr(forward_ad, "_current_level", 0) < 0:
+        return False
+    with forward_ad._set_fwd_grad_enabled(True):  # wherever a tangent is hidden
+        return forward_ad.unpack_dual(t).tangent is not None
+
+
 def holds_wrapped(step: Any, depth: int = 4) -> bool:
-    """Whether a tensor that a step holds, itself or in a module, is the wrapper of a transform of torch.func.
+    """Whether a tensor that a step holds, itself or in a module, is wrapped in the sense of `is_wrapped`.
 
     >>> import torch
     >>> torch.func.grad(lambda w: float(holds_wrapped(lambda h, x: (h * w, x))) * w)(torch.tensor(2.0))
     tensor(1.)
     """
     if isinstance(step, Tensor):
-        return torch._C._functorch.is_functorch_wrapped_tensor(step)
+        return is_wrapped(step)
     if isinstance(step, nn.Module):
         own = (t for module in step.modules() for of in (module._parameters, module._buffers) for t in of.values())
-        return any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in own)
+        return any(t is not None and is_wrapped(t) for t in own)
     return depth > 0 and any(holds_wrapped(part, depth - 1) for part in _held(step))
 
 
@@ -91,13 +102,17 @@ def without_history(step: Callable[..., Any]) -> tuple[Callable[..., Any], dict[
     tensor that stands for another, by its id.
     """
     try:
-        copy = _Copy()
+        copy = Copy(_without_history)
         return copy.of(step), copy.stand_ins
-    except _LeadsBack:
+    except LeadsBack:
         return step, {}
 
 
-class _LeadsBack(Exception):  # noqa: N818  the step is remembered as it is
+def _without_history(t: Tensor) -> Tensor | None:
+    return None if t.grad_fn is None else t.detach().requires_grad_()
+
+
+class LeadsBack(Exception):  # noqa: N818  the step is remembered as it is
     """A step leads back to itself, as a function does that calls itself, or goes too deep to tell."""
 
 
@@ -106,31 +121,37 @@ DEEPEST = 50
 
 
 @dataclass
-class _Copy:
-    """A copy of a step in which tensors that were computed stand without what they come from.
+class Copy:
+    """A copy of a step in which other tensors stand for some.
 
-    stand_ins: the tensor that stands for another, by its id. made: what stands for a function or container, by its id;
-    missing while that is being made.
+    stand_in: what stands for a tensor, or None. others: what stands for an object of another kind, or None. stand_ins:
+    the tensor that stands for another, by its id. made: what stands for a function or container, by its id; missing
+    while that is being made.
     """
 
+    stand_in: Callable[[Tensor], Tensor | None]
+    others: Callable[[Any], Any] = lambda _: None
     stand_ins: dict[int, Tensor] = field(default_factory=dict)
     made: dict[int, Any] = field(default_factory=dict)
     depth: int = 0
 
     def of(self, value: Any) -> Any:
-        """What stands for a value: itself where nothing in it was computed. Raises _LeadsBack."""
-        if isinstance(value, Tensor) and value.grad_fn is not None:
+        """What stands for a value: itself where nothing in it has another in its place. Raises LeadsBack."""
+        if isinstance(value, Tensor):
             if id(value) not in self.stand_ins:
-                self.stand_ins[id(value)] = value.detach().requires_grad_()
+                made = self.stand_in(value)
+                if made is None:
+                    return value
+                self.stand_ins[id(value)] = made
             return self.stand_ins[id(value)]
         if not isinstance(value, (MethodType, list, tuple, partial, FunctionType)):
-            return value
+            return value if (other := self.others(value)) is None else other
         if id(value) in self.made:
             if self.made[id(value)] is _UNFINISHED:
-                raise _LeadsBack
+                raise LeadsBack
             return self.made[id(value)]
         if self.depth == DEEPEST:
-            raise _LeadsBack
+            raise LeadsBack
         self.made[id(value)] = _UNFINISHED
         self.depth += 1
         found = self._of_parts(value)
@@ -139,8 +160,9 @@ class _Copy:
         return found
 
     def _of_parts(self, value: Any) -> Any:
-        if isinstance(value, MethodType) and isinstance(value.__self__, Tensor):
-            return value
+        if isinstance(value, MethodType):
+            of = value.__self__ if isinstance(value.__self__, Tensor) else self.of(value.__self__)
+            return value if of is value.__self__ else MethodType(value.__func__, of)
         if type(value) in (list, tuple):
             items = list(map(self.of, value))
             return value if all(map(operator.is_, items, value)) else type(value)(items)
