@@ -279,7 +279,7 @@ def _as_rows(program: StepProgram, saved: Saved) -> AsRows:
     return AsRows(rows, Saved(inputs, (), tape), rows.flat_outputs, rows.shaped_inputs)
 
 
-def _no_loop(*_: Any) -> tuple[Tensor, ...]:
+def _no_loop(B: int, tensors: Sequence[Tensor], xi: Tensor | None, resets: Tensor | None) -> tuple[Tensor, ...]:
     raise NotImplementedError(
         "bptt has no derivative of higher order of the backward call of a scan (bptt.scan, bptt.nn.Recurrent) with "
         "is_grads_batched=True: use torch.autograd.grad(..., create_graph=True) for one cotangent after the other, or "

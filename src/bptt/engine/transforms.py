@@ -173,8 +173,8 @@ class Transformed(torch.autograd.Function):
             return moved if rules.is_uncut(program, given(inputs[0])) else without_reverse(*moved)
 
         moved = _below(push, saved[:count], tangents[2 : 2 + ctx.inputs])
-        moved = tuple(t if t is None or t.is_floating_point() else None for t in moved)  # none of whole numbers
-        return (*moved, *[None] * (len(saved) - count))
+        # None of whole numbers.
+        return (*(t if t.is_floating_point() else None for t in moved), *[None] * (len(saved) - count))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], program: Any, keep: bool, *tensors: Tensor | None) -> Any:
@@ -231,8 +231,8 @@ class Pulled(torch.autograd.Function):
     def backward(ctx: Any, *adjoints: Tensor | None) -> tuple[Tensor | None, ...]:
         request, flat = ctx.request, list(map(_alive, ctx.saved_tensors))
         rules = request.rules("second derivative inside a transform")
-        if request.lane_groups is None and rules.by_tangents(request.program, flat[0]):  # type: ignore[arg-type]  # a tensor where it is wanted
-            return (None, *_gradients_of_gradients(request, flat, adjoints))
+        if request.lane_groups is None and rules.by_tangents(request.program, given(flat[0])):
+            return (None, *_gradients_of_gradients(request, tuple(flat), adjoints))
         at = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need]
 
         def recorded(*some: Tensor) -> tuple[Tensor, ...]:

@@ -42,7 +42,7 @@ def flat_recurrent(
         return stack_hidden(own, int(flat.packed.batch_sizes[0]), True) if flat.packed else state
 
     own_resets = flat.resets(resets, layer.batch_first)
-    y, final = layer.forward(flat.packed, present(hx), resets=own_resets, reset_state=present(reset_state))
+    y, final = layer._own_forward(flat.packed, present(hx), resets=own_resets, reset_state=present(reset_state))
     if flat.present is None:
         return flat.restored(y), final
     M = int(flat.packed.batch_sizes[0])

@@ -73,7 +73,7 @@ def packed_call(layer: Layer, packed: PackedSequence, hx: Hidden | None) -> tupl
     if rows.S == T * B:  # all as long as the first: rows of a tensor
         x = data.unflatten(0, (T, B))
         x = x.transpose(0, 1) if layer.batch_first else x
-        y, last = layer.forward(x, bare(states), resets=None, reset_state=None)
+        y, last = layer._own_forward(x, bare(states), resets=None, reset_state=None)
         y = (y.transpose(0, 1) if layer.batch_first else y).flatten(0, 1)
         final = (last,) if isinstance(last, Tensor) else last
     else:

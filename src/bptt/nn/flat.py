@@ -56,7 +56,7 @@ def _called(
         rows = flat.values.new_zeros(0, D * (layer.proj_size or layer.hidden_size)) + flat.values.sum()  # as ever in
         return flat.as_given(rows), bare(_first_states(layer, flat, hx))  # the graph of its input
     packed: Any = flat.packed
-    y, final = layer.forward(packed, states, resets=flat.resets(resets, layer.batch_first), reset_state=restarts)
+    y, final = layer._own_forward(packed, states, resets=flat.resets(resets, layer.batch_first), reset_state=restarts)
     if flat.present is not None:  # sequences without a step keep their first state
         finals = (final,) if isinstance(final, Tensor) else final
         firsts = _first_states(layer, flat, hx)

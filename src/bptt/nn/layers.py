@@ -188,6 +188,8 @@ class DropInLayer(Settings, torch.nn.RNNBase):
             y, *final = run(whole_tape(self, net), *tensors)
         return call.returned(y, final)
 
+    _own_forward = forward  # for a call within the call, which a subclass's forward is not to be a part of again
+
 
 _OUTSIDE: list[Callable[..., tuple[Tensor, ...]]] = []
 """`_checkpointed` as a function outside of a compiler's graphs; empty until a layer has checkpoints."""

@@ -201,6 +201,8 @@ class Recurrent(Settings, nn.Module):
             y, finals = self._both(sequences, masks, states, restarts, calls)
         return sequences.restore(y), stack_hidden(finals, sequences.B, sequences.batched)
 
+    _own_forward = forward  # for a call within the call, which a subclass's forward is not to be a part of again
+
     def as_scan(
         self,
         input: Tensor | PackedSequence,

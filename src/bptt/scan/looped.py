@@ -12,14 +12,14 @@ from ..policies import Policy
 from ..steps import SplitStep
 from .arguments import Arguments
 from .plain_loop import by_plain_loop
-from .pytrees import split
+from .pytrees import Form, split
 
 __all__ = ["bare", "looped"]
 
 
-def bare(given: Arguments, T: int | None = None) -> Arguments:
-    """The arguments without the step and any tensor, for T steps."""
-    return replace(given, step=_no_step, carry=[], xs=[], resets=None, T=given.T if T is None else T)
+def bare(carry: Form, x: Form, T: int) -> Arguments:
+    """Arguments of these forms without a step and any tensor, for T steps."""
+    return Arguments(_no_step, [], carry, [], x, T, None)
 
 
 def _no_step(carry: Any, x: Any) -> tuple[Any, Any]:

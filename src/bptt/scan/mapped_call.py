@@ -80,7 +80,13 @@ def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> ScanResults
     def plan_for(B: int) -> Any:
         return entry.plan("auto", one.carry, reach, given.T, B, whole)
 
-    loop = partial(looped, bare(given), policy, plan_for(B).step, (len(given.carry), len(given.xs)))
+    loop = partial(
+        looped,
+        bare(given.carry_form, given.x_form, given.T),
+        policy,
+        plan_for(B).step,
+        (len(given.carry), len(given.xs)),
+    )
     with temporarily_clear_interpreter_stack(), forward_ad._set_fwd_grad_enabled(False):
         smooth = is_smooth(entry, one, captured)
     if (forward_mode() and not smooth) or (

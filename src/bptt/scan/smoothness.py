@@ -36,7 +36,9 @@ def is_smooth(entry: Compiled, given: Arguments, captured: Sequence[Tensor]) -> 
 def _is_smooth(entry: Compiled, given: Arguments, captured: Sequence[Tensor]) -> bool:
     T, B = min(MOST_STEPS, given.T), given.carry[0].shape[0]
     plan = entry.plan("auto", given.carry, Full().reach(T).within(T), T, B, parse_memory("states"))
-    loop = partial(looped, bare(given, T), Full(), plan.step, (len(given.carry), len(given.xs)))
+    loop = partial(
+        looped, bare(given.carry_form, given.x_form, T), Full(), plan.step, (len(given.carry), len(given.xs))
+    )
     program = MappedSteps(lambda _: plan, B, loop, [])
     near = [_near(t.detach()) for t in (*given.carry, *(x[:T] for x in given.xs))]
     inputs = tuple(program.rows((*near, *(t.detach() for t in captured))))

@@ -16,7 +16,6 @@ from ..engine import MappedSteps, run
 from ..memory import parse as parse_memory
 from ..policies import Full
 from ..steps import NotTraceable, TangentStep, split, tangent_step
-from .arguments import Arguments
 from .compiled import Compiled
 from .looped import bare, looped
 from .pytrees import split as split_tree
@@ -114,7 +113,6 @@ def _program(
     def plan_for(B: int) -> Any:
         return compiled.plan("auto", [like], reach, T, B, parse_memory("states"))
 
-    forms = [split_tree((like,) * count)[1] for count in counts]
-    given = bare(Arguments(program.loop, [], forms[0], [], forms[1], T, None))
-    loop = partial(looped, given, Full(), plan_for(program.B).step, counts)
+    carry, x = (split_tree((like,) * count)[1] for count in counts)
+    loop = partial(looped, bare(carry, x, T), Full(), plan_for(program.B).step, counts)
     return MappedSteps(plan_for, program.B, loop, [], tangent=partial(pushed, compiled), resets=program.resets)
