@@ -5,12 +5,14 @@
 // of products over rows, for its sums.
 #pragma once
 
+#include "convolved.hpp"
 #include "indexed.hpp"
 #include "matrices.hpp"
 #include "narrow.hpp"
 #include "operations.hpp"
 #include "packed.hpp"
 #include "program.hpp"
+#include "reduced.hpp"
 
 namespace bptt::BPTT_VARIANT {
 
@@ -53,7 +55,9 @@ template <class T> struct Machine {
         }
     }
 
-    static bool takes_all(const Instruction &in) { return in.op == (long)Op::product || in.op == (long)Op::add_outer; }
+    static bool takes_all(const Instruction &in) {
+        return in.op == (long)Op::product || in.op == (long)Op::add_outer || in.op == (long)Op::correlate;
+    }
 
     void one(const Instruction &in, long rows) const {
         if (in.op >= (long)Op::element_wise) return element_wise(in, rows);
@@ -73,6 +77,8 @@ template <class T> struct Machine {
         case Op::order: return by_line(in, rows, order_row<T>);
         case Op::add_rows: return add_rows(in, rows);
         case Op::add_outer: return add_outer(in, rows);
+        case Op::convolve: return convolve(in, rows);
+        case Op::correlate: return correlate(in, rows);
         default: return reduce(in, rows);
         }
     }
@@ -158,6 +164,8 @@ template <class T> struct Machine {
             const int vectors = packing.vectors_of(p);
             const long first = p * packing.V * L;
             const int last = (int)(units - first - (vectors - 1) * L < L ? units - first - (vectors - 1) * L : L);
+            const Multiply<T> *const multiply =
+                a.back && packing.few && vectors <= 4 ? multiplies_in_parts<T>[vectors] : multiplies<T>[vectors];
             const long count = rows * k;
             long row = 0, line = 0, place = 0; // of the next one: in the tile, and in the grid of its row
             for (long m0 = 0; m0 < count;) {
@@ -173,11 +181,22 @@ template <class T> struct Machine {
                     if (++place == length) place = 0, ++line;
                     if (line == lines) line = 0, ++row;
                 }
-                multiplies<T>[vectors][M - 1](from, K, panel, starts ? start : nullptr, to, last);
+                multiply[M - 1](from, K, panel, starts ? start : nullptr, to, last);
                 m0 += M;
             }
             panel += K * vectors * L;
         }
+    }
+
+    void convolve(const Instruction &in, long rows) const {
+        const At out = at(in.x[0]), x = at(in.x[1]), w = at(in.x[2]), s = at_or(in.x[3], At{nullptr, 0});
+        for (long r = 0; r < rows; ++r) convolve_row<T>(in, out.p + r * out.row, x.p + r * x.row, w.p, s.p + r * s.row);
+    }
+
+    void correlate(const Instruction &in, long rows) const {
+        double *sums = static_cast<double *>(base[in.x[0].place]) + in.x[0].offset;
+        const At errors = at(in.x[1]), x = at(in.x[2]);
+        correlate_rows<T>(in, rows, sums, errors.p, errors.row, x.p, x.row);
     }
 
     // A product of small matrices [I, K] and [K, J] of each row. One with a vector on the right is turned round.
@@ -245,7 +264,7 @@ template <class T> struct Machine {
         }
         if (op != Op::sum && op != Op::mean) {
             nest<2, 3>(in, [&](const long *d) {
-                for (long r = 0; r < rows; ++r) out.p[d[0] + r * out.row] = extreme(op, x.p + d[1] + r * x.row, n);
+                for (long r = 0; r < rows; ++r) out.p[d[0] + r * out.row] = extreme<T>(op, x.p + d[1] + r * x.row, n);
             });
             return;
         }
@@ -258,7 +277,9 @@ template <class T> struct Machine {
                 for (; i + 4 * L <= n; i += 4 * L)
 #pragma GCC unroll 4
                     for (int v = 0; v < 4; ++v) part[v] += load(p + i + v * L);
-                for (int v = 0; i < n; i += L, ++v) part[v] += load(p + i, (int)(n - i < L ? n - i : L));
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; ++v)
+                    if (i + v * L < n) part[v] += load(p + i + v * L, (int)(n - i - v * L < L ? n - i - v * L : L));
                 Vec<T> sum = (part[0] + part[1]) + (part[2] + part[3]);
                 if (op == Op::mean) sum = sum / T(n);
                 sums.add(sum, out.p + d[0] + r * out.row);
@@ -298,25 +319,6 @@ template <class T> struct Machine {
                 }
             });
     }
-
-    // The largest or smallest of n values; NaN if one is.
-    static T extreme(Op op, const T *x, long n) {
-        T found = x[0];
-        long i = 1;
-        if (n >= L) {
-            Vec<T> all = load(x);
-            for (i = L; i + L <= n; i += L)
-                all = op == Op::most ? Maximum::of<T>(all, load(x + i)) : Minimum::of<T>(all, load(x + i));
-            T each[L];
-            store(each, all);
-            found = each[0];
-            for (int l = 1; l < L; ++l) found = worse(op, found, each[l]);
-        }
-        for (; i < n; ++i) found = worse(op, found, x[i]);
-        return found;
-    }
-
-    BPTT_INLINE static T worse(Op op, T a, T b) { return (op == Op::most ? a > b : a < b) || a != a ? a : b; }
 
     template <class F> void by_index(const Instruction &in, long rows, F f) const {
         const At out = at(in.x[0]), x = at(in.x[1]), index = at(in.x[2]);

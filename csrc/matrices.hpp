@@ -29,6 +29,7 @@ template <class T> void combine(T *to, const T *x, long sx, const T *rows, long 
     constexpr int L = lanes<T>, V = 8;
     long j = 0;
     for (; j + V * L <= J; j += V * L) combine_vectors<T, V>(to + j, x, sx, rows + j, s, K, L);
+    for (; j + 4 * L <= J; j += 4 * L) combine_vectors<T, 4>(to + j, x, sx, rows + j, s, K, L);
     for (; j + 2 * L <= J; j += 2 * L) combine_vectors<T, 2>(to + j, x, sx, rows + j, s, K, L);
     for (; j < J; j += L) combine_vectors<T, 1>(to + j, x, sx, rows + j, s, K, (int)(J - j < L ? J - j : L));
 }
@@ -141,7 +142,10 @@ void outer_of(void *to, long down, const T *p, long p_row, long along, const T *
             for (int v = 0; v < V; ++v) sum[m][v] += x * w[v];
         }
     }
+    // Not a loop: of sums that are numbered while it runs, each would be kept in memory all the way.
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
         for (int v = 0; v < V; ++v) {
             if constexpr (sets) {
                 store(static_cast<T *>(to) + m * down + v * L, sum[m][v], v + 1 < V ? L : last);

@@ -279,8 +279,7 @@ nb::object places(nb::tuple tensors, nb::tuple shapes, nb::handle dtype) {
     static PyObject *const names[] = {
         PyUnicode_InternFromString("shape"),   PyUnicode_InternFromString("dtype"),
         PyUnicode_InternFromString("is_cpu"),  PyUnicode_InternFromString("is_contiguous"),
-        PyUnicode_InternFromString("is_neg"),  PyUnicode_InternFromString("_is_zerotensor"),
-        PyUnicode_InternFromString("data_ptr")};
+        PyUnicode_InternFromString("is_neg"),  PyUnicode_InternFromString("data_ptr")};
     const auto attribute = [](nb::handle of, int name) { return nb::steal(PyObject_GetAttr(of.ptr(), names[name])); };
     const auto call = [](nb::handle of, int name) {
         return nb::steal(PyObject_CallMethodObjArgs(of.ptr(), names[name], nullptr));
@@ -297,9 +296,8 @@ nb::object places(nb::tuple tensors, nb::tuple shapes, nb::handle dtype) {
             const bool fits = shape.is_none() || (own_shape.is_valid() &&
                                                   PyObject_RichCompareBool(own_shape.ptr(), shape.ptr(), Py_EQ) == 1);
             if (fits && attribute(tensor, 1).is(dtype) && attribute(tensor, 2).ptr() == Py_True &&
-                call(tensor, 3).ptr() == Py_True && call(tensor, 4).ptr() == Py_False &&
-                call(tensor, 5).ptr() == Py_False)
-                address = call(tensor, 6);
+                call(tensor, 3).ptr() == Py_True && call(tensor, 4).ptr() == Py_False)
+                address = call(tensor, 5); // 0 of a tensor that is zero without having memory
             if (!address.is_valid() || PyObject_IsTrue(address.ptr()) != 1) {
                 PyErr_Clear();
                 return nb::none();

@@ -71,6 +71,10 @@ enum class Op : std::int64_t {
     order,        // n: likewise; the indices in the order of the values, by modes the largest first
     add_rows,     // n: as element-wise
     add_outer,    // n: 1, rows of a value that belong to a row, I, J; sums[i, j] += x1[i] x2[j]
+    convolve,     // n: O, C, OH, OW; modes: the kernel's h and v, and the distances down and right between what it finds,
+                  // 16 bits each; out[o, y, x] = sum over c, i, j of x1[c, y + down i, x + right j] x2[o, c, i, j], by
+                  // planes; x: padded image, kernel, a start [o]
+    correlate,    // likewise sums[o, c, i, j] += sum over y, x of x1[o, y, x] x2[c, y + down i, x + right j]
     element_wise, // the first of these
 };
 

@@ -1,24 +1,31 @@
-"""Convolutions in programs: sums over the rows of a kernel of products with what it covers, channels last.
+"""Convolutions in programs: plane by plane, or as sums over the rows of a kernel of products with what it covers,
+channels last.
 
 Legend: an image `[C, H, W]` for each row of the program, a kernel of h x w, O channels in its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import Node
 
 from .graph_values import GraphValues
-from .program import Program, Refused
+from .program import LINE, Program, Refused
 from .views import View
 
 __all__ = ["Convolution"]
 
-
 MOST_GROUPS = 8
 """Groups of channels that have instructions of their own, unless each is a channel by itself."""
+
+LONGEST = 2**15
+"""Beyond which the sizes of a kernel do not fit an instruction."""
+
+MOST_COVERED = 2 * LINE
+"""Numbers of a kernel for one channel of its result up to which its gradient is made plane by plane."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,10 @@ class Convolution:
             raise Refused(f"{told}: it has {groups} groups")
         apart, step = (self.stride, (1, 1)) if self.transposed else ((1, 1), self.stride)
         size = ((OH - 1) * step[0] + far[0] + 1, (OW - 1) * step[1] + far[1] + 1)
+        suits = _suits_planes(O // groups, OH, OW, size[1]) and max(h, v, down, right) < LONGEST
+        if suits and step == (1, 1) and not C == O == groups:
+            planes = _padded_planes(program, x, (above, before), size, apart)
+            return self._by_planes(program, to, planes, w, bias)
         padded = _padded(program, x, (above, before), size, apart)
         made = program.new((1, OH, OW, O), True)
         across = padded.dims[2] * C
@@ -91,6 +102,27 @@ class Convolution:
         program.copy(to, made.pick((0, 3, 1, 2)))
         return None
 
+    def _by_planes(self, program: Program, to: View, padded: View, w: View, bias: View | None) -> None:
+        """Each channel of the result as a sum of shifted planes."""
+        (_, O, OH, OW), (h, v) = to.dims, w.dims[2:]
+        inputs, outputs = padded.dims[1] // self.groups, O // self.groups
+        if self.transposed:  # from its last row and column to the first
+            (s, t), end = w.strides[2:], (h - 1) * w.strides[2] + (v - 1) * w.strides[3]
+            w = replace(w, strides=(*w.strides[:2], -s, -t), offset=w.offset + end)
+        made = to if to.strides[3] == 1 or OW == 1 else program.new(to.dims, True)
+        modes = h | v << 16 | self.dilation[0] << 32 | self.dilation[1] << 48
+        for g in range(self.groups):
+            first, count = (g * inputs, inputs) if self.transposed else (g * outputs, outputs)
+            own = w.slice(0, first, count)
+            own = own.pick((1, 0, 2, 3)) if self.transposed else own
+            start = None if bias is None else bias.slice(0, g * outputs, outputs)
+            result, image = made.slice(1, g * outputs, outputs), padded.slice(1, g * inputs, inputs)
+            strides = [result.strides, image.strides, own.strides, [] if start is None else [0, *start.strides, 0, 0]]
+            program.add("convolve", [result, image, own, start], [outputs, inputs, OH, OW], strides, modes,
+                        work=OH * OW * outputs * inputs * h * v)  # fmt: skip
+        if made is not to:
+            program.copy(to, made)
+
     def _by_channel(self, program: Program, made: View, padded: View, w: View, bias: View | None,
                     step: tuple[int, int]) -> None:  # fmt: skip
         """Each channel by itself: sums of all that a place of the kernel covers, times its numbers."""
@@ -121,8 +153,15 @@ class Convolution:
         if self.transposed or to.by_row or not (x.by_row and errors.by_row) or x.dims[0] != 1:
             raise Refused(f"{told}: the gradient of a kernel that is transposed, or one for each row")
         (O, C, h, v), (OH, OW) = to.dims, errors.dims[2:]
-        padded = _padded(program, x, self.padding, (OH + h - 1, OW + v - 1))
-        k, covered = OH * OW, C * h * v
+        k, covered, size = OH * OW, C * h * v, (OH + h - 1, OW + v - 1)
+        if covered <= MOST_COVERED and max(h, v) < LONGEST:
+            planes = _padded_planes(program, x, self.padding, size)
+            if errors.strides[3] != 1 and OW > 1:
+                errors = program.dense(errors)
+            strides: list[Sequence[int]] = [to.strides, errors.strides, planes.strides]
+            modes = h | v << 16 | 1 << 32 | 1 << 48
+            return program.add("correlate", [to, errors, planes], [O, C, OH, OW], strides, modes, work=k * O * covered)
+        padded = _padded(program, x, self.padding, size)
         columns = program.new((k, covered), True)
         across, (_, line, place, channel) = columns.strides[0], padded.strides
         for i in range(h):
@@ -136,7 +175,7 @@ class Convolution:
             assert by_place is not None
         along, apart = by_place.strides[1:]
         strides = [[0, 0, covered, 1], [0, apart, along, 0], [0, across, 0, 1]]
-        program.add("add_outer", [to, by_place, columns], [1, k, O, covered], strides, work=k * O * covered)
+        return program.add("add_outer", [to, by_place, columns], [1, k, O, covered], strides, work=k * O * covered)
 
 
 def _padded(
@@ -154,6 +193,26 @@ def _padded(
                      in zip((H, W), size, before, apart, strict=True))  # fmt: skip
     within = padded.slice(1, line, lines, apart[0]).slice(2, place, places, apart[1])
     program.copy(within, x.pick((0, 2, 3, 1)).slice(1, 0, lines).slice(2, 0, places))
+    return padded
+
+
+def _suits_planes(O: int, OH: int, OW: int, line: int) -> bool:
+    """Whether O channels of a result take fewer registers plane by plane, or not many more, than channels last."""
+    return -(-((OH - 1) * line + OW) // LINE) * O <= 2 * OH * OW * -(-O // LINE)
+
+
+def _padded_planes(program: Program, x: View, before: tuple[int, int], size: tuple[int, int],
+                   apart: tuple[int, int] = (1, 1)) -> View:  # fmt: skip
+    """`_padded` with channels first, and a register more than it has values: so far one may be read beyond them."""
+    (_, C, H, W), (line, place), values = x.dims, before, x.dims[1] * size[0] * size[1]
+    slot = program.slot("tile", -(-values // LINE) * LINE + LINE)
+    padded = View(slot, True, (1, C, *size), (values, size[0] * size[1], size[1], 1))
+    if size != (H, W):
+        program.copy(padded, View(program.slots[0], True, padded.dims, (0,) * 4, program.constant(0.0)))
+    lines, places = (min(n, -(-(whole - first) // s)) for n, whole, first, s
+                     in zip((H, W), size, before, apart, strict=True))  # fmt: skip
+    within = padded.slice(2, line, lines, apart[0]).slice(3, place, places, apart[1])
+    program.copy(within, x.slice(2, 0, lines).slice(3, 0, places))
     return padded
 
 

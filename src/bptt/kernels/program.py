@@ -13,7 +13,7 @@ from . import _walks
 from .views import Slot, View, collapse, dense_strides
 from .whole_numbers import Bounds
 
-__all__ = ["Instruction", "Program", "Refused"]
+__all__ = ["LINE", "Instruction", "Program", "Refused"]
 
 KINDS = (
     "outside", "once", "packed", "tile", "input", "owned", "output", "carry", "next", "adjoint", "back", "sum", "lane",

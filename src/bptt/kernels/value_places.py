@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
@@ -15,9 +15,20 @@ from .program import Program, Refused
 from .views import Slot, View, dims_of
 from .whole_numbers import COUNTS
 
-__all__ = ["ValuePlaces"]
+__all__ = ["ValuePlaces", "permuted"]
 
 aten = torch.ops.aten
+
+
+def permuted(node: Node, rank: int) -> list[int]:
+    """The order in which a node has the dimensions of another."""
+    order, args = list(range(rank)), cast("Any", node.args)
+    if packet(node) is aten.permute:
+        return [d % rank for d in (args[1] if len(args) > 1 else node.kwargs["dims"])]
+    a, b = (0, 1) if packet(node) is aten.t else (args[1], args[2])
+    if order:
+        order[a], order[b] = order[b], order[a]
+    return order
 
 
 class ValuePlaces(GraphValues):
@@ -76,8 +87,28 @@ class ValuePlaces(GraphValues):
             "outside" if kind == "output" and not value.rows else kind, math.prod(dims_of(value)), name
         )
         if kind != "sum" and node.op != "placeholder":
-            self.wanted.setdefault(node, slot)
+            self.wanted.setdefault(self._unshaped(node), slot)
         return slot
+
+    def _unshaped(self, node: Node) -> Node:
+        """The value whose numbers are those of a value in their order, in other dimensions: what is written there."""
+        while True:
+            first: Any = node.args[0] if node.args else None
+            if not isinstance(first, Node) or packet(first) is None or not self._reshapes(node, first):
+                return node
+            node = first
+
+    def _reshapes(self, node: Node, first: Node) -> bool:
+        here, there = self._known(node), self._known(first)
+        if here is None or there is None or (here.rows, here.dtype) != (there.rows, there.dtype):
+            return False
+        if packet(node) in (aten.permute, aten.transpose, aten.t):
+            dims, order = dims_of(there), permuted(node, len(dims_of(there)))
+            moved = [d for d in order if dims[d] != 1]
+            return moved == sorted(moved)
+        if packet(node) is aten.select:
+            return math.prod(dims_of(here)) == math.prod(dims_of(there))
+        return packet(node) in (aten.view, aten.reshape, aten._unsafe_view, aten.squeeze, aten.unsqueeze)
 
     def _finish(self, node: Node, slot: Slot, name: str) -> Slot:
         """Have the value of an output in its slot, if it is not there yet. Sums have one already."""
@@ -112,16 +143,14 @@ class ValuePlaces(GraphValues):
         return place
 
     def _part_of_cat(self, node: Node) -> View | None:
-        """Its place in a concatenation that alone uses it."""
-        users = [user for user in node.users if user in self.needed]
-        if self.counts[node] != 1 or len(users) != 1 or packet(users[0]) is not aten.cat:
+        """Its place in the first concatenation that uses it: others copy it from there."""
+        if self.kind(node).rows == 0:
             return None
-        cat = users[0]
-        if self.kind(cat).rows == 0 or self.kind(node).rows == 0:
-            return None
-        for part, place in self.parts_of_cat(cat, self.destination(cat)):
-            if part is node:
-                return place
+        for user in node.users:
+            if user in self.needed and packet(user) is aten.cat and self.kind(user).rows:
+                for part, place in self.parts_of_cat(user, self.destination(user)):
+                    if part is node:
+                        return place
         return None
 
     def parts_of_cat(self, cat: Node, whole: View) -> list[tuple[Node, View]]:

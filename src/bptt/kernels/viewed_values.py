@@ -12,7 +12,7 @@ from torch.fx import Node
 from ..steps import Value
 from .graph_values import packet
 from .program import Refused
-from .value_places import ValuePlaces
+from .value_places import ValuePlaces, permuted
 from .views import View, dims_of
 from .whole_numbers import COUNTS
 
@@ -90,13 +90,7 @@ class ViewedValues(ValuePlaces):
     def _permuted(self, node: Node) -> View:
         first: Any = node.args[0]
         view = self.view(first)
-        order = list(range(len(view.dims)))
-        if packet(node) is aten.permute:
-            order = [d % len(order) for d in self.argument(node, 1, "dims")]
-        else:
-            a, b = (0, 1) if packet(node) is aten.t else (node.args[1], node.args[2])
-            if order:
-                order[a], order[b] = order[b], order[a]  # type: ignore[index]  # an argument of this operation is whole numbers
+        order = permuted(node, len(view.dims))
         if view.by_row and order[0] != 0:
             raise Refused(f"{self.told(node)}: it moves rows to another dimension")
         return view.pick(order)

@@ -22,7 +22,7 @@ from .frames import Frames
 from .prepared import Prepared
 from .row_parts import RowPart
 from .step_memories import AtOnce, BoundWalk, Memories, NotWhole, Reader, StepRequest, inputs_known
-from .step_values import LINE
+from .step_values import LINE, sizes
 
 __all__ = ["WholeSteps"]
 
@@ -102,11 +102,11 @@ class _Forward:
 
 
 class _Back:
-    """Stages 3 and 4. Memories: the inputs, the tape, the cotangents of the outputs, what the walk sends, what reaches
-    the first carry, what is computed before the walk.
+    """Stages 3 and 4. Memories: the inputs, the tape, the cotangents of the outputs, what the walk sends, its sums over
+    all rows, what reaches the first carry, what is computed before the walk, what `late` gives.
 
-    leaves: of the carry that have a gradient. dx, dcaptured: (position among the results of the last function or -1,
-    whether it must be copied, how else to get it).
+    leaves: of the carry that have a gradient. sums, made: the dimensions of tensors made for sums and for `late`.
+    gradients: (number of the memory that is one or -1, how else to get it) of each input but the first carry.
     """
 
     def __init__(self, request: StepRequest, ready: Prepared, forward: _Forward, variant: int) -> None:
@@ -131,63 +131,89 @@ class _Back:
         left = step.deferred.inputs if request.late is None else request.late.needs
         wanted = [*(name for name, _, _, _ in ready.inputs), *left, *deferred]
         given = AtOnce((request.constants[1], step.errors), wanted, memories)
-        walk = self.walk = BoundWalk(ready, memories, given, work + 1 + n, variant)
+        sums = list(dict.fromkeys(at for _, at in ready.summed))
+        first = work + 1 + len(sums)
+        walk = self.walk = BoundWalk(ready, memories, given, first + n, variant)
         for i in ready.leaves:
             slot = ready.program.inputs.get(step.adjoints[i] or "")
             if slot is not None:
                 walk.at(ready.count + ready.numbers[slot], (tape + 1 + i, 0))
         for leaf, at in ready.backs:
-            walk.at(2 * ready.count + at, (work + 1 + leaf, 0))
-        end, shared = 0, dict[int, int]()
-        for name, at in (*ready.sent, *ready.summed):
-            offset = shared.get(at, end)
-            if at not in shared:
-                shared[at] = end
-                end += _aligned(prod(memories.size(name)))
-            memories.lies_in(name, work, offset)
+            walk.at(2 * ready.count + at, (first + leaf, 0))
+        sizes_of = {name: memories.by_step(name) for name in step.dx if name is not None}
+        self.sizes: dict[int, tuple[int, ...]] = {}
+        seen_as = self._seen_as(request, sizes_of)
+        end = 0
+        for name, at in ready.sent:
+            memories.lies_in(name, work, end)
             walk.at(at, memories.sources[name])
+            end += _aligned(prod(memories.size(name)))
+        for name, at in ready.summed:
+            memory = work + 1 + sums.index(at)
+            self._own(memories, name, memory, seen_as.get(name, memories.size(name)))
+            walk.at(at, memories.sources[name])
+        self.sums = [self.sizes[work + 1 + k] for k in range(len(sums))]
         self.work, self.covers, self.frames = (end,), request.frames.walks.covers, request.frames
         self.leaves = {leaf for leaf, _ in ready.backs}
         self.first = [
             (len(request.frames.start) * memories.kinds[c].rows, *memories.kinds[c].shape) for c in step.carry
         ]
-        sizes_of = {name: memories.by_step(name) for name in step.dx if name is not None}
         self.late: list[_walks.Bound] = []
         after: tuple[Part, ...] = (step.deferred,)
         self.made: list[tuple[int, ...]] = []
         if request.late is not None:
-            late, at = request.late, work + 1 + n + len(given.outputs)
+            late, at = request.late, first + n + len(given.outputs)
             _check_rows(late, step)
             for name in late.outputs:
-                self.made.append(sizes_of.get(name, memories.size(name)))
-                memories.own(name, at, flatten=name in sizes_of)
+                self._own(memories, name, at, seen_as.get(name, sizes_of.get(name, memories.size(name))))
+                self.made.append(self.sizes[at])
                 at += 1
             for name, of in late.same.items():
                 memory, distance = memories.sources[of]
                 if memory < tape:
                     raise NotWhole(f"{name} is an input")
-                if of in late.outputs:
+                if memory in self.sizes:
                     memories.own(name, memory, flatten=True)
                 else:
                     memories.lies_in(name, memory, distance // ready.itemsize)
             self.late = late.bound(request.T * request.B, memories.sources)
             after = () if late.after is None else (late.after,)
         self.last = AtOnce(after, deferred, memories)
-        self.gradients: list[_Gradient | _GradientOfLanes | None] = []
-        given_out: set[str] = set()  # what is given out twice is copied: autograd may add to it in place
+        self.gradients: list[tuple[int, _Gradient | _GradientOfLanes | None]] = []
+        given_out: set[str | int] = set()  # what is given out twice is copied: autograd may add to it in place
         of_lanes = {name for name, of in zip(step.dcaptured, step.captured, strict=True) if of in step.lanes}
         for i, wanted_name in enumerate((*step.dx, *step.dcaptured)):
             if wanted_name is None:
-                self.gradients.append(None)
+                self.gradients.append((-1, None))
                 continue
             if i >= len(step.dx) and wanted_name in of_lanes:
-                self.gradients.append(self._of_lanes(wanted_name, memories))
+                self.gradients.append((-1, self._of_lanes(wanted_name, memories)))
                 continue
             size = sizes_of.get(wanted_name) if i < len(step.dx) else None
-            found = self._gradient(wanted_name, memories, size)
-            self.gradients.append(found._replace(copied=found.copied or wanted_name in given_out))
-            given_out.add(wanted_name)
+            memory, distance = memories.sources.get(wanted_name, (-1, 0))
+            whole = memory in self.sizes and distance == 0
+            if whole and memory not in given_out and self.sizes[memory] == (size or memories.size(wanted_name)):
+                self.gradients.append((memory, None))
+            else:
+                found = self._gradient(wanted_name, memories, size)
+                copied = memory in given_out if whole else found.copied or wanted_name in given_out
+                self.gradients.append((-1, found._replace(copied=copied)))
+            given_out |= {wanted_name} if memory < 0 else {wanted_name, memory}
         walk.finish(request, back=True)
+
+    @staticmethod
+    def _seen_as(request: StepRequest, sizes_of: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The dimensions in which values that are known in others are given out."""
+        step, kinds = request.step, request.step.values
+        wanted = {*step.dx, *step.dcaptured}
+        same = {} if request.late is None else request.late.same
+        return {of: sizes_of.get(name, sizes(kinds[name], request.T, request.B))
+                for name, of in same.items() if name in wanted and of not in wanted}  # fmt: skip
+
+    def _own(self, memories: Memories, name: str, memory: int, size: tuple[int, ...]) -> None:
+        """A value that is a tensor of these dimensions, made for it."""
+        self.sizes.setdefault(memory, size)
+        memories.own(name, memory, flatten=self.sizes[memory] != memories.size(name))
 
     def _of_lanes(self, name: str, memories: Memories) -> _GradientOfLanes:
         names = [n for pair in memories.request.step.by_lane.get(name, ((name,),)) for n in pair]
@@ -198,10 +224,6 @@ class _Back:
         outputs = self.last.outputs
         read = None if name in outputs else memories.readers[name]
         position = outputs.index(name) if read is None else -1
-        late = memories.request.late
-        if late is not None and name in late.outputs and size is not None:
-            memory = memories.sources[name][0]
-            read, size = (lambda held: held[memory]), None
         return _Gradient(position, read, name not in memories.request.step.own, size)
 
     def __call__(
@@ -216,27 +238,33 @@ class _Back:
         found = _walks.places(tuple(held), self.shapes, self.dtype)
         if found is None:
             return None
-        new = saved[0].new_empty if self.covers else saved[0].new_zeros
-        work, first = new(self.work), list[Tensor | None]([None] * n)
-        begins = [*found, work.data_ptr()]
+        empty, first = saved[0].new_empty, list[Tensor | None]([None] * n)
+        own = [empty(self.work) if self.covers else saved[0].new_zeros(self.work), *[empty(size) for size in self.sums]]
+        begins = [*found, *[t.data_ptr() for t in own]]
         if True in needs[:n]:
             first = [saved[0].new_zeros(size) if i in self.leaves else None for i, size in enumerate(self.first)]
-        begins += [0 if t is None else t.data_ptr() for t in first]
-        held += (work, *first)
+            begins += [0 if t is None else t.data_ptr() for t in first]
+        else:
+            begins += [0] * n
+        held += own
+        held += first
         computed = self.walk(held, begins)
         if computed is None:
             return None
         held += computed
         if self.late:
-            made = [saved[0].new_empty(size) for size in self.made]
+            made = [empty(size) for size in self.made]
             begins += [t.data_ptr() for t in made]
             for program in self.late:
                 program.run(begins, self.walk.variant, torch.get_num_threads())
             held += made
         results = self.last(held) if self.last.outputs else ()
         grads: list[Tensor | None] = [None if t is None else _initial(self.frames, t) for t in first]
-        for gradient in self.gradients:
-            grads.append(None if gradient is None else gradient(results, held))
+        for memory, gradient in self.gradients:
+            if memory >= 0:
+                grads.append(held[memory])
+            else:
+                grads.append(None if gradient is None else gradient(results, held))
         return (
             tuple(grads)
             if False not in needs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from .policy import Policy
@@ -46,12 +47,9 @@ def parse(text: str | Policy) -> Policy:
     if not isinstance(text, str):
         raise TypeError(f"gradient must be a policy or its text form ({_FORMS}): got {text!r} ({type(text).__name__})")
     form = text.strip().lower()
-    if form == "full":
-        return Full()
-    if match := re.fullmatch(r"chunked:([-+]?[0-9]+)", form):
-        return Chunked(int(match[1]))
-    if match := re.fullmatch(r"truncated:([-+]?[0-9]+)(?:/([-+]?[0-9]+))?", form):
-        return Truncated(int(match[1]), every=int(match[2] or 1))
+    fixed = _fixed(form)
+    if fixed is not None:
+        return fixed
     if match := re.fullmatch(rf"randomized:({_NUMBER}(?:,{_NUMBER})*)", form):
         numbers = tuple(float(number) for number in match[1].split(","))
         return Randomized(numbers[0] if len(numbers) == 1 else numbers)
@@ -63,3 +61,15 @@ def parse(text: str | Policy) -> Policy:
         window = None if match[4] is None else int(match[4])
         return Adaptive(float(match[1]), int(match[2]), every=int(match[3] or 1), window=window)
     raise ValueError(f"gradient must be one of {_FORMS}: got {text!r}")
+
+
+@functools.lru_cache(maxsize=256)  # read in every call of `scan`
+def _fixed(form: str) -> Policy | None:
+    """The policy of a form that says all of it: one object for every reader, which nobody can change."""
+    if form == "full":
+        return Full()
+    if match := re.fullmatch(r"chunked:([-+]?[0-9]+)", form):
+        return Chunked(int(match[1]))
+    if match := re.fullmatch(r"truncated:([-+]?[0-9]+)(?:/([-+]?[0-9]+))?", form):
+        return Truncated(int(match[1]), every=int(match[2] or 1))
+    return None

@@ -162,11 +162,17 @@ def _transposed(graph: Graph, matrix: Any) -> Node:
 
 
 def _sum(graph: Graph, node: Node, a: Node, b: Node) -> Node | None:
-    """A sum with zeros is the other term; one of pieces between zeros is their concatenation."""
+    """A sum with zeros is the other term; one with a negative value a difference; one of pieces between zeros their
+    concatenation.
+    """
     same = [n for n, other in ((a, b), (b, a)) if _zero(other)
             and (_shape(n), _dtype(n)) == (_shape(node), _dtype(node))]  # fmt: skip
     if same:
         return same[0]
+    for negative, other in ((a, b), (b, a)):
+        if _target(negative) is aten.neg.default and len(node.args) == 2 and not node.kwargs:
+            with graph.inserting_before(node):
+                return _like(graph.call_function(aten.sub.Tensor, (other, negative.args[0])), node)
     if _target(a) is not aten.cat.default or _target(b) is not aten.cat.default or a.args[1] != b.args[1]:
         return None
     dim, first, second = a.args[1], _pieces(a), _pieces(b)
