@@ -34,11 +34,11 @@ def of_bench(name: str) -> Stepped:
     return Stepped(flat, [c.requires_grad_() for c in leaves], [xs.requires_grad_()], parameters)
 
 
-def convolved(convolve: Any, *size: int, taps: tuple[int, ...], padding: int) -> Stepped:
-    """A state of 3 channels that is convolved with the input, in which products are shared by cat."""
-    w = (torch.randn(3, 5, *taps, dtype=torch.float64) * 0.2).requires_grad_()
-    b = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    h = torch.randn(B, 3, *size, dtype=torch.float64, requires_grad=True)
+def convolved(convolve: Any, *size: int, taps: tuple[int, ...], padding: int, channels: int = 3) -> Stepped:
+    """A state of some channels that is convolved with the input, in which products are shared by cat."""
+    w = (torch.randn(channels, channels + 2, *taps, dtype=torch.float64) * 0.2).requires_grad_()
+    b = torch.randn(channels, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(B, channels, *size, dtype=torch.float64, requires_grad=True)
     x = torch.randn(T, B, 2, *size, dtype=torch.float64, requires_grad=True)
 
     def step(carry: list[Tensor], x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -69,6 +69,8 @@ CELLS = {
     "gated delta": lambda: of_bench("gated-delta"),
     "conv1d": lambda: convolved(conv1d, 7, taps=(5,), padding=2),
     "conv2d": lambda: convolved(conv2d, 4, 5, taps=(3, 3), padding=1),
+    "conv2d of wide images": lambda: convolved(conv2d, 3, 35, taps=(3, 3), padding=1, channels=2),
+    "conv2d of more channels": lambda: convolved(conv2d, 4, 5, taps=(3, 3), padding=1, channels=5),
     "conv2d by 1": lambda: convolved(conv2d, 2, 3, taps=(1, 1), padding=0),
 }
 

@@ -21,6 +21,9 @@ __all__ = ["Convolution"]
 MOST_GROUPS = 8
 """Groups of channels that have instructions of their own, unless each is a channel by itself."""
 
+MOST_PLANES = LINE
+"""Pairs of channels, before and after, up to which planes are faster than channels last: of 64 they take longer."""
+
 LONGEST = 2**15
 """Beyond which the sizes of a kernel do not fit an instruction."""
 
@@ -66,8 +69,8 @@ class Convolution:
             raise Refused(f"{told}: it has {groups} groups")
         apart, step = (self.stride, (1, 1)) if self.transposed else ((1, 1), self.stride)
         size = ((OH - 1) * step[0] + far[0] + 1, (OW - 1) * step[1] + far[1] + 1)
-        suits = _suits_planes(O // groups, OH, OW, size[1]) and max(h, v, down, right) < LONGEST
-        if suits and step == (1, 1) and not C == O == groups:
+        few = MOST_PLANES * groups**2 >= C * O and max(h, v, down, right) < LONGEST
+        if few and step == (1, 1) and not C == O == groups:
             planes = _padded_planes(program, x, (above, before), size, apart)
             return self._by_planes(program, to, planes, w, bias)
         padded = _padded(program, x, (above, before), size, apart)
@@ -194,11 +197,6 @@ def _padded(
     within = padded.slice(1, line, lines, apart[0]).slice(2, place, places, apart[1])
     program.copy(within, x.pick((0, 2, 3, 1)).slice(1, 0, lines).slice(2, 0, places))
     return padded
-
-
-def _suits_planes(O: int, OH: int, OW: int, line: int) -> bool:
-    """Whether O channels of a result take fewer registers plane by plane, or not many more, than channels last."""
-    return -(-((OH - 1) * line + OW) // LINE) * O <= 2 * OH * OW * -(-O // LINE)
 
 
 def _padded_planes(program: Program, x: View, before: tuple[int, int], size: tuple[int, int],

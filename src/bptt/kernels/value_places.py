@@ -24,7 +24,8 @@ def permuted(node: Node, rank: int) -> list[int]:
     """The order in which a node has the dimensions of another."""
     order, args = list(range(rank)), cast("Any", node.args)
     if packet(node) is aten.permute:
-        return [d % rank for d in (args[1] if len(args) > 1 else node.kwargs["dims"])]
+        given: Any = args[1] if len(args) > 1 else node.kwargs["dims"]
+        return [d % rank for d in given]
     a, b = (0, 1) if packet(node) is aten.t else (args[1], args[2])
     if order:
         order[a], order[b] = order[b], order[a]

@@ -255,9 +255,7 @@ class _Splitter:
         return sorted(cut, key=self.order.__getitem__)
 
     def _size(self, n: Node) -> int:
-        """What it costs to keep a value: the bytes of a row; less where it lies in memory anyway, to be read once."""
-        size = max(1, math.prod(s for s, _ in n.meta["dims"])) * n.meta["dtype"].itemsize
-        return 3 * size if n in self.hoisted and self._used_outside(n, self.hoisted) else 4 * size
+        return max(1, math.prod(s for s, _ in n.meta["dims"])) * n.meta["dtype"].itemsize
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
