@@ -16,6 +16,7 @@ from . import (  # noqa: F401  their rules
     products,
     reductions,
     resampled,
+    sampled,
     views,
     windows,
 )

@@ -1,10 +1,12 @@
-"""Pooling by means, upsampling and padding by reflection, in the canonical set: a matrix for each dimension.
+"""Pooling by means, upsampling and padding by reflection, in the canonical set: weighted sums for each dimension.
 
-Each is linear and treats each dimension by itself; torch's own operation says which matrix, of unit vectors.
+Each is linear and treats each dimension by itself; torch's own operation says which elements a result is made of, and
+with which weights. No result has anything of another element, be it infinite or NaN.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .rules import rule
+from .rules import full, rule, times
 
 __all__: list[str] = []
 
@@ -33,15 +35,9 @@ def _alone(value: Any, d: int, count: int, other: Any) -> list[Any]:
 
 
 def _applied(a: Tensor, along: Along, count: int) -> Tensor:
-    """What operations along the last dimensions give, one after the other."""
-    for d in range(count):
-        numbers = _numbers(along, a.shape[d - count], d, count)
-        taken = _taken(numbers)
-        if taken is None:
-            a = _product(a, _matrix(numbers, a), d - count)
-        else:  # what is not taken is multiplied by nothing: it may be infinite
-            index = torch.tensor(taken, dtype=torch.int64, device=a.device)
-            a = aten.index_select.default(a, a.dim() + d - count, index)
+    """What operations along the last dimensions give, one after the other, the last one first as in torch."""
+    for d in reversed(range(count)):
+        a = _along(a, _shares(along, a.shape[d - count], d, count), a.dim() + d - count)
     return a
 
 
@@ -49,29 +45,73 @@ def _pulled_back(grad: Tensor, along: Along, sizes: Sequence[int]) -> Tensor:
     """The gradient of what they are applied to, which has these sizes."""
     count = len(sizes)
     for d, n in enumerate(sizes):
-        matrix = _matrix(_numbers(along, n, d, count), grad)
-        grad = _product(grad, aten.permute.default(matrix, [1, 0]), d - count)
+        shares, back = _shares(along, n, d, count), [dict[int, float]() for _ in range(n)]
+        for result, share in enumerate(shares):
+            for element, weight in share.items():
+                back[element][result] = weight
+        grad = _along(grad, back, grad.dim() + d - count)
     return grad
 
 
-def _numbers(along: Along, n: int, d: int, count: int) -> list[list[float]]:
-    """What an operation makes of each unit vector."""
+Shares = Sequence[dict[int, float]]
+"""Of each result the elements that it is a sum of, with their weights. A weight may be 0: of an infinite element the
+result is then NaN; what is no part of the sum leaves it alone."""
+
+
+def _shares(along: Along, n: int, d: int, count: int) -> Shares:
+    """What an operation makes of n elements: weights by unit vectors, and what it reads at all by NaN in one place."""
     with _disable_current_modes():
-        unit = torch.eye(n, dtype=torch.float64, device="cpu").view(n, 1, *_alone(n, d, count, 1))
-        made: list[list[float]] = along(unit, d).reshape(n, -1).tolist()
-    return made
+        unit = torch.eye(n, dtype=torch.float64, device="cpu")
+        probes = torch.cat([unit, unit.masked_fill(unit == 1, math.nan)]).view(2 * n, 1, *_alone(n, d, count, 1))
+        made = along(probes, d).reshape(2, n, -1)
+        weights, read = made[0].T.tolist(), made[1].isnan().T.tolist()
+    return [{i: w[i] for i in range(n) if r[i]} for w, r in zip(weights, read, strict=True)]
 
 
-def _taken(numbers: list[list[float]]) -> list[int] | None:
-    """Which one each result is, of an operation that takes some as they are; None of any other."""
-    columns = list(zip(*numbers, strict=True))
-    if any(sorted(c) != [*[0.0] * (len(c) - 1), 1.0] for c in columns):
-        return None
-    return [c.index(1.0) for c in columns]
+def _along(a: Tensor, shares: Shares, dim: int) -> Tensor:
+    """Sums of elements along a dimension."""
+    n, most = a.shape[dim], max(map(len, shares))
+    if most > 1 and all(len(share) == n for share in shares):
+        numbers = [[share[i] for share in shares] for i in range(n)]
+        return _product(a, torch.tensor(numbers, dtype=a.dtype, device=a.device), dim)
+    if most > len(shares) and all(s and max(s) - min(s) + 1 == len(s) for s in shares):
+        return aten.cat.default([_sum(a, share, dim) for share in shares], dim)
+    total: Tensor | None = None
+    for j in range(most):
+        parts = [list(share.items())[j] if j < len(share) else None for share in shares]
+        value = _taken(a, [next(iter(s), 0) if p is None else p[0] for p, s in zip(parts, shares, strict=True)], dim)
+        beside = [len(shares), *[1] * (a.dim() - dim - 1)]
+        weights = [0.0 if p is None else p[1] for p in parts]
+        if len(set(weights)) > 1 and None not in parts:
+            value = aten.mul.Tensor(value, torch.tensor(weights, dtype=a.dtype, device=a.device).view(beside))
+        elif None not in parts:
+            value = times(value, weights[0])
+        else:
+            there = torch.tensor([p is not None for p in parts], device=a.device).view(beside)
+            weights = [1.0 if p is None else p[1] for p in parts]
+            if set(weights) != {1.0}:
+                value = aten.mul.Tensor(value, torch.tensor(weights, dtype=a.dtype, device=a.device).view(beside))
+            value = aten.where.self(there, value, full(a, [], 0))
+        total = value if total is None else aten.add.Tensor(total, value)
+    return full(a, [*a.shape[:dim], len(shares), *a.shape[dim + 1 :]], 0) if total is None else total
 
 
-def _matrix(numbers: list[list[float]], like: Tensor) -> Tensor:
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+def _taken(a: Tensor, index: Sequence[int], dim: int) -> Tensor:
+    """Elements of a dimension: a slice, where they lie so."""
+    step = index[1] - index[0] if len(index) > 1 else 1
+    if step > 0 and list(index) == list(range(index[0], index[-1] + 1, step)):
+        return aten.slice.Tensor(a, dim, index[0], index[-1] + 1, step)
+    return aten.index_select.default(a, dim, torch.tensor(index, dtype=torch.int64, device=a.device))
+
+
+def _sum(a: Tensor, share: dict[int, float], dim: int) -> Tensor:
+    """One sum of elements that lie side by side."""
+    first, last = min(share), max(share)
+    part, weights = aten.slice.Tensor(a, dim, first, last + 1, 1), [share[i] for i in range(first, last + 1)]
+    if len(set(weights)) > 1:
+        weighing = torch.tensor(weights, dtype=a.dtype, device=a.device).view(-1, *[1] * (a.dim() - dim - 1))
+        return aten.sum.dim_IntList(aten.mul.Tensor(part, weighing), [dim], True)
+    return times(aten.sum.dim_IntList(part, [dim], True), weights[0])
 
 
 def _product(a: Tensor, matrix: Tensor, dim: int) -> Tensor:

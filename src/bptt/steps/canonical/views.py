@@ -153,7 +153,9 @@ def _view(a: Tensor, size: Sequence[int], *_: Any) -> Tensor:
 
 @rule(aten.as_strided.default)
 def _as_strided(a: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Any:
-    """A slice of a dense tensor, or a row or column, as autograd asks for it after a write to one."""
+    """A slice of a dense tensor, of every so many elements perhaps, or a row or column, as autograd asks for it after a
+    write to one.
+    """
     if a.dim() == 1 and list(stride) not in ([], [1]) and a.is_contiguous() and a.storage_offset() == 0:
         # All of the memory: as the dense tensor of these strides.
         dense = _dense(a.numel(), list(stride))
@@ -166,20 +168,23 @@ def _as_strided(a: Tensor, size: Sequence[int], stride: Sequence[int], offset: i
     for step in strides:
         starts.append(at // step)
         at %= step
-    left, dims = list(zip(size, stride, strict=True)), list[int | None]()
+    left, dims = list(zip(size, stride, strict=True)), list[tuple[int, int] | None]()
     for n, step in zip(own, strides, strict=True):
-        if left and left[0][1] == step and left[0][0] <= n:
-            dims.append(left.pop(0)[0])
-        else:
-            dims.append(None)
-    if left or at or any(i + (n or 1) > s for i, n, s in zip(starts, dims, own, strict=True)):
+        every = left[0][1] // step if left and left[0][1] % step == 0 else 0
+        length = (left[0][0] - 1) * every + 1 if every else 0
+        fits = 0 < length <= n
+        if fits:
+            left.pop(0)
+        dims.append((length, every) if fits else None)
+    if left or at or any(i + (n[0] if n else 1) > s for i, n, s in zip(starts, dims, own, strict=True)):
         return NotImplemented
     made, dim = a, 0
-    for start, size_of in zip(starts, dims, strict=True):
-        if size_of is None:
+    for start, taken in zip(starts, dims, strict=True):
+        if taken is None:
             made = aten.select.int(made, dim, start)
         else:
-            made, dim = aten.slice.Tensor(made, dim, start, start + size_of), dim + 1
+            length, every = taken
+            made, dim = aten.slice.Tensor(made, dim, start, start + length, every), dim + 1
     return made
 
 
