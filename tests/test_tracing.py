@@ -229,7 +229,8 @@ def test_a_scan_is_refused_by_name() -> None:
 
 def test_the_graph_of_a_scan_takes_any_lanes_but_one_number_of_steps() -> None:
     x, lanes = normal(7, 2, I), torch.export.Dim("B", min=2, max=64)
-    for model in (Scan(), bptt.nn.Recurrent(bptt.nn.cells.MGU(I, H)).double()):
+    cells = bptt.nn.cells.MGU(I, H), torch.nn.RNNCell(I, H)  # of which the second is called in vain first
+    for model in (Scan(), *(bptt.nn.Recurrent(cell).double() for cell in cells)):
         with torch.no_grad():
             exported = torch.export.export(model, (x,), dynamic_shapes=({1: lanes},), strict=False).module()
             wider = normal(7, 5, I)

@@ -168,7 +168,7 @@ class _Trial:
         """What the cell returns; None where it raises."""
         set_generators(self.states)
         try:
-            with _put_back(self.cell):
+            with _put_back(self.cell), _exporter_kept():
                 return form.call(self.cell, self.x, state)
         except _FAILURES as error:
             text = str(error).strip().partition("\n")[0]
@@ -261,3 +261,23 @@ def _put_back(cell: nn.Module) -> Iterator[None]:
         for buffer, value in values:
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
+
+
+@contextmanager
+def _exporter_kept() -> Iterator[None]:
+    """A context that torch.export's tracer leaves as it entered: it forgets to leave a module whose call raises."""
+    if not torch.compiler.is_exporting():
+        yield
+        return
+    from torch.fx.experimental import proxy_tensor  # which an exporter has loaded
+
+    tracer = getattr(proxy_tensor, "_CURRENT_MAKE_FX_TRACER", None)
+    stack: Any = getattr(getattr(tracer, "fx_tracer", None), "module_stack", None)
+    inside = None if stack is None else list(stack.items())
+    try:
+        yield
+    except _FAILURES:
+        if inside is not None:
+            stack.clear()
+            stack.update(inside)
+        raise
