@@ -116,6 +116,8 @@ def gates_by_a_parameter() -> Case:
 ROWS = {
     "dropout": of_rows(lambda h: functional.dropout(h, 0.5)),
     "alpha dropout": of_rows(lambda h: functional.alpha_dropout(h, 0.25, training=True)),
+    "into a transposed tensor": of_rows(lambda h: h + torch.empty(H, len(h), dtype=DOUBLE).t().uniform_()),
+    "rows in the last dimension": of_rows(lambda h: h + torch.randn(H, len(h), dtype=DOUBLE).t()),
     "gaussian noise": of_rows(lambda h: h + 0.1 * torch.randn_like(h)),
     "many numbers": of_rows(lambda h: h + torch.randn(len(h), 7, H, dtype=DOUBLE).mean(1)),
     "uniform": of_rows(lambda h: h * torch.rand(len(h), 1, dtype=DOUBLE)),
@@ -238,7 +240,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
         lambda h: h + torch.rand(H, generator=OWN, dtype=DOUBLE), r"whose state changes with each draw"
     ),
     "a choice by the carry": (lambda h: h + torch.multinomial(h.detach().softmax(1), 1), r"multinomial"),
-    "into a transposed tensor": (lambda h: h + torch.empty(H, len(h), dtype=DOUBLE).t().uniform_(), r"contiguous"),
+    "into every second": (lambda h: h + torch.zeros(len(h), 2 * H, dtype=DOUBLE)[:, ::2].uniform_(), r"with gaps"),
 }  # fmt: skip
 
 

@@ -111,11 +111,12 @@ def test_a_step_without_x_and_one_with_rows_of_its_own() -> None:
 
 
 def test_where_the_interpreter_refuses_its_reason_is_told() -> None:
-    found = bptt.explain(lambda h, x: (h.logcumsumexp(1) + x, h), torch.zeros(B, H), torch.zeros(B, H))
+    w = torch.randn(H, H, requires_grad=True)
+    found = bptt.explain(lambda h, x: (h.lgamma() + x @ w, h), torch.zeros(B, H), torch.zeros(B, H))
     assert found.kernel == "eager"
     assert found.variant is None
-    assert "'interpreter' cannot: aten.logcumsumexp.default (test_explain.py:" in str(found).splitlines()[0]
-    assert section(str(found), "core forward")[0] == "logcumsumexp [R, 5] = logcumsumexp(carry, 1)"
+    assert "'interpreter' cannot: aten.lgamma.default (test_explain.py:" in str(found).splitlines()[0]
+    assert section(str(found), "core forward")[0] == "lgamma [R, 5] = lgamma(carry)"
     half = torch.zeros(B, H, dtype=torch.float16)
     assert "float64, not torch.float16" in bptt.explain(lambda h, x: (h * x, h), half, half).reason
 
@@ -171,10 +172,13 @@ def test_scan_runs_what_was_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert bptt.explain(step, torch.zeros(B, H), torch.zeros(B, H)).kernel == "replay"  # it appends to a list
     del traced[:]
-    assert bptt.explain(lambda h, x: (h.logcumsumexp(1) + x, h), torch.zeros(B, H), torch.zeros(B, H)).kernel == "eager"
-    assert not calls
-    bptt.scan(lambda h, x: (h.logcumsumexp(1) + x, h), torch.zeros(B, H), torch.zeros(9, B, H))
-    assert calls == ["eager"]
+    w = torch.randn(H, H, requires_grad=True)
+    for first, names in ((w, ["eager"]), (w.detach(), ["eager"])):  # alone, its steps are as many operations
+        assert bptt.explain(lambda h, x, w=first: (h.lgamma() + x @ w, h), *torch.zeros(2, B, H)).kernel == (
+            "eager" if first is w else "replay"
+        )
+        bptt.scan(lambda h, x, w=first: (h.lgamma() + x @ w, h), torch.zeros(B, H), torch.zeros(9, B, H))
+        assert calls == names
 
 
 def test_a_recurrent_tells_what_its_call_does() -> None:

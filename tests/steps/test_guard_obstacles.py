@@ -283,8 +283,6 @@ CASES: list[tuple[Callable[[], Any], str]] = [
     (counted_by_a_helper_on_its_second_argument, "sets `b.t`"),
     (attribute_of_a_function, "sets `step.calls`"),
     (appended_in_a_comprehension, "calls `history.append`"),
-    (lambda: lambda h, x: (h if h.requires_grad else 2 * h, x), "asks by `requires_grad` whether gradients are"),
-    (lambda: lambda h, x: (h if (h + x).grad_fn else 2 * h, x), "asks by `grad_fn` whether gradients are"),
     (lambda: lambda h, x: (h, logger.info("a step")), "`logger` logs"),
     (lambda: lambda h, x: (h, logging.info("a step")), "`logging.info` logs"),
     (lambda: lambda h, x: (h * float(os.environ["GAIN"]), x), "`os.environ` is the environment, which may change"),

@@ -292,7 +292,7 @@ def test_whole_numbers_too_large_for_a_program_are_run_by_operations() -> None:
         (_, end), ys = bptt.scan(step, (h, first), xs)
         assert end.tolist() == (first + T).tolist()
         assert ys[:, 0].tolist() == list(range(start, start + T))
-    assert bptt.explain(step, (h, first), xs[0]).kernel == "eager"
+    assert bptt.explain(step, (h, first), xs[0]).kernel != "interpreter"
     with pytest.raises(RuntimeError, match="whole numbers beyond"):
         bptt.scan(step, (h, first), xs, kernel="interpreter")
 

@@ -52,10 +52,13 @@ class EagerSteps:
         nexts, kept = [place[n] for n in step.next], [(place[name], rows) for name, rows in found.items()]
         of_carry = [step.carry.index(n) if n in step.carry else None for n in part.inputs]
         current: Sequence[Tensor] = carry
+        of_rows, function = part.in_turn
+        free = of_rows(B)
         for t in range(T):
             if resets is not None:
                 current = [_reset(c, resets[t]) for c in current]
-            made = part.function(B, *[i[t] if w is None else current[w] for i, w in zip(inputs, of_carry, strict=True)])
+            given = [i[t] if w is None else current[w] for i, w in zip(inputs, of_carry, strict=True)]
+            made = function(B, *free, *given)
             current = [made[i] for i in nexts]
             for rows, c in zip(states, current, strict=True):
                 rows.append(c)
@@ -94,6 +97,7 @@ class EagerSteps:
         given_rows = _Rows(step, values, frames, edge_factors)
         place = {name: i for i, name in enumerate(part.outputs)}
         back = [None if b is None else place[b] for b in step.back]
+        (of_rows, function), free, before = part.in_turn, tuple[Tensor, ...](), -1
         for j in range(frames.R):
             active = counts[j]
             if not active:
@@ -103,9 +107,11 @@ class EagerSteps:
             at = given_rows.at(j, top, lane, active)
             dead = None if frames.whole else own[:active] <= j
             given = dict(zip(step.adjoints, lam, strict=True))
-            made = part.function(
-                active, *[given[n] if n in given else given_rows.rows(n, at, dead if n in step.owned else None)
-                          for n in part.inputs]
+            if active != before:
+                free, before = of_rows(active), active
+            made = function(
+                active, *free, *[given[n] if n in given else given_rows.rows(n, at, dead if n in step.owned else None)
+                                 for n in part.inputs]
             )  # fmt: skip
             lam = [None if a is None else torch.zeros_like(a) if b is None else made[b]
                    for a, b in zip(lam, back, strict=True)]  # fmt: skip

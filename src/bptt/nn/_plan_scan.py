@@ -27,6 +27,7 @@ from ..scan.pytrees import Step, differentiable
 from ..scan.recorded import recordable
 from ..scan.segments import KeptCarries
 from ..scan.surroundings import Surroundings
+from ..scan.traced_loop import loop_suffices
 from ..schedules import Schedule
 from ._planned import Plan
 
@@ -111,10 +112,12 @@ def plan_scan(
 def _kept(given: Arguments, policy: policies.Policy, memory: Any, kernel: str, first_steps: Any) -> Kept:
     T, reach = given.T, policy.reach(given.T).within(given.T)
     if reason_to_replay(given, kernel) is None:
-        entry, _ = compiled_step(given, Surroundings.current(given.devices))
+        entry, captured = compiled_step(given, Surroundings.current(given.devices))
         if entry.parts is not None and entry.traced is not None and entry.reason is None:
-            core, B = entry.choice(kernel, given.carry).kernel, 1 if entry.one_lane else len(given.carry[0])
-            return _of_program(StepPlan.of(entry.parts, core, reach, T, B, memory, entry.traced.lanes))
+            as_it_is = entry.as_it_is(kernel, given.carry, (*given.xs, *captured))
+            if as_it_is is None or not loop_suffices(given, policy, memory, entry):
+                core, B = entry.choice(kernel, given.carry).kernel, 1 if entry.one_lane else len(given.carry[0])
+                return _of_program(StepPlan.of(entry.parts, core, reach, T, B, memory, entry.traced.lanes))
     if recordable(memory, "auto"):
         few, more = min(FEW, T), min(2 * FEW, T)
         small, large = _graph_bytes(first_steps, few, given), _graph_bytes(first_steps, more, given)

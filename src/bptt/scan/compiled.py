@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -40,15 +41,22 @@ PATIENCE = 256
 """Calls in which such a step is run itself, before it is traced once more: what it reads may have come to rest."""
 
 
+MOST_BYTES = 2**30
+"""The largest graph that autograd keeps of a traced step: 1 GiB, by the size of all that it makes."""
+
+OF_A_SPLIT = 4 / 3
+"""What an operation of a split step takes, of one of the step as it is: Python runs it, on the way back too."""
+
+
 @dataclass(eq=False)
 class Compiled:
     """A traced step with what tells whether it is still the same step; or the reason why it has none.
 
     one_lane: it is traced for calls as `as_one_lane` makes them. whatever_rows: the reason has nothing to do with what
     counts as a row. calls: how often it was used; a real step is compared with it at the first call, and at every one
-    whose number is a power of two. direct: what `direct` keeps of calls, by their kind. tangents: what
-    `tangents` keeps, by what moves. smooth: see `smoothness`; None where nobody has asked. missed: the calls since it
-    was made, as the last of the most traces of a kind, that could use none of them.
+    whose number is a power of two. direct: what `direct` keeps of calls, by their kind. itself: see `as_it_is`, by
+    whether calls are differentiated. missed: the calls since it was made, as the last of the most traces of a kind,
+    that could use none of them.
     """
 
     guard: Guard | None
@@ -61,8 +69,7 @@ class Compiled:
     calls: int = 0
     plans: dict[Hashable, StepPlan] = field(default_factory=dict)
     direct: dict[Hashable, Any] = field(default_factory=dict)
-    tangents: dict[Hashable, Any] = field(default_factory=dict)
-    smooth: bool | None = None
+    itself: dict[bool, str | None] = field(default_factory=dict)
     missed: int = 0
 
     def plan(self, kernel: str, carry: Sequence[Tensor], reach: Reach, T: int, B: int, memory: Memory) -> StepPlan:
@@ -84,12 +91,48 @@ class Compiled:
         assert self.parts is not None
         return choose_step(name, self.parts, carry[0].device, self.parts.dtype)
 
+    def as_it_is(self, kernel: str, carry: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
+        """Why kernel="auto" leaves a call to the step itself and, differentiated, to autograd, where the graph of all
+        steps may be kept; None where a kernel takes less time.
+
+        others: xs, and the tensors that the step captures.
+        """
+        if kernel != "auto" or self.traced is None or self.parts is None:
+            return None
+        differentiated = torch.is_grad_enabled() and True in [t.requires_grad for t in (*carry, *others)]
+        if differentiated not in self.itself:
+            self.itself[differentiated] = self._as_it_is(carry, differentiated)
+        return self.itself[differentiated]
+
+    def _as_it_is(self, carry: Sequence[Tensor], differentiated: bool) -> str | None:
+        assert self.traced is not None
+        assert self.parts is not None
+        choice = self.choice("auto", carry)
+        if not choice.kernel.by_operations:
+            return None
+        parts, asked = self.parts.for_operations, self.traced.asked[0]
+        split_asked = parts.forward.operations
+        if differentiated:
+            asked, split_asked = sum(self.traced.asked), split_asked + parts.adjoint.operations
+        if split_asked * OF_A_SPLIT < asked:
+            return None
+        return (
+            f"{choice.reason}; and as it is, its steps ask torch for {asked:g} operations each, split for "
+            f"{split_asked:g}, which take a third longer"
+        )
+
     @property
     def counts(self) -> bool:
         """Whether whole numbers are a part of its carry or of x."""
         return self.parts is not None and any(
             not self.parts.values[name].dtype.is_floating_point for name in (*self.parts.carry, *self.parts.x)
         )
+
+    def graph_fits(self, T: int, B: int) -> bool:
+        """Whether autograd may keep all that T steps of B lanes make."""
+        assert self.parts is not None
+        values = [v for v in self.parts.values.values() if v.rows]
+        return T * B * sum(abs(v.rows) * prod(v.shape) * v.dtype.itemsize for v in values) <= MOST_BYTES
 
     def begins(self, carry: Sequence[Tensor]) -> bool:
         """Whether its code branches, on a first carry, as it did when it was traced."""

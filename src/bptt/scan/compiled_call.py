@@ -24,6 +24,7 @@ from .pytrees import Step, beside, differentiable, reset, split, split_y
 from .replay import Replay
 from .segments import KeptCarries
 from .surroundings import GeneratorStates, Surroundings, generator_states, random_kept, set_generators
+from .traced_loop import by_traced_loop, loop_suffices
 
 __all__ = [
     "KERNELS",
@@ -102,6 +103,11 @@ def by_compiled_step(
         return obstacle
     assert entry.traced is not None
     traced = entry.traced
+    if traced.asks and (told := _told_otherwise(given, policy, captured)) is not None:
+        return told
+    if entry.as_it_is(kernel, given.carry, (*given.xs, *captured)) and loop_suffices(given, policy, memory, entry):
+        entry.calls += 1
+        return by_traced_loop(asked, policy, traced.writes)
     reach = policy.reach(given.T).within(given.T)
     plan = entry.plan(kernel, given.carry, reach, given.T, B, parse_memory(memory))
     if traced.draws and independent:
@@ -124,7 +130,7 @@ def by_compiled_step(
     differentiated = torch.is_grad_enabled() and True in [t.requires_grad for t in tensors]
     factors = edge_factors(policy, given) if differentiated else None
     again = partial(_pullback, given, policy, entry, captured, surroundings, factors, states)
-    check = comparison(given, entry, surroundings, states) if entry.due() else None
+    check = comparison(given, entry, surroundings, states, torch.is_grad_enabled()) if entry.due() else None
     check = check if traced.branches is None else _branches_then(check, given, entry)
     program = StepProgram(plan, factors, given.resets, again if differentiated else None, check)
     try:
@@ -133,6 +139,7 @@ def by_compiled_step(
         undo()
         entry.plans.clear()
         entry.direct.clear()
+        entry.itself.clear()
         return by_compiled_step(asked, policy, memory, kernel, surroundings, independent)  # by another kernel
     except _OtherWay as error:
         undo()
@@ -164,6 +171,24 @@ def results_of(entry: Compiled, given: Arguments, outputs: Sequence[Tensor]) -> 
     n = len(given.carry)
     final, ys = (outputs[:n], outputs[n:]) if not entry.one_lane else without_lane(outputs[:n], outputs[n:])
     return ScanResults(final, given.carry_form, ys, entry.y_form)
+
+
+def _told_otherwise(given: Arguments, policy: Policy, captured: Sequence[Tensor]) -> str | None:
+    """Why code that asks whether a tensor has a gradient would be told otherwise than in a trace, where all of the
+    carry have one; None where it would not.
+    """
+    recording = torch.is_grad_enabled()
+    if recording and len(policy.reach(given.T).blocks(given.T)) == 1:
+        if all(c.requires_grad for c in given.carry if differentiable(c)):
+            return None
+        if given.T > 1 and any(t.requires_grad for t in (*given.carry, *given.xs, *captured)):
+            return FirstStepDiffers(_ASKS)
+    return _ASKS
+
+
+_ASKS = "its Python code asks by `requires_grad` whether gradients are recorded, which not all of its carry have"
+
+Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]
 
 
 def _branches_then(check: Check | None, given: Arguments, entry: Compiled) -> Check:
@@ -231,9 +256,16 @@ def _again(
 
 
 def comparison(
-    given: Arguments, entry: Compiled, surroundings: Surroundings, before: Sequence[GeneratorStates | None]
-) -> Check:
-    """What compares the step itself with its program at some steps."""
+    given: Arguments,
+    entry: Compiled,
+    surroundings: Surroundings,
+    before: Sequence[GeneratorStates | None],
+    recording: bool = False,
+) -> Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]:
+    """What compares the step itself with its program at some steps.
+
+    recording: autograd records, as where the step was traced: its code may differentiate something inside.
+    """
     T, by_nan = given.T, entry.traced is not None and entry.traced.tells_by_nan
     times = sorted({0, T // 2, T - 1}) if entry.calls == 1 else [entry.calls * 7919 % T]
 
@@ -243,17 +275,18 @@ def comparison(
     def check(a: int, states: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
         for t in times:
             if a <= t < a + len(states[0]) - 1:
-                carry = reset([s[t - a].clone() for s in states], given.resets, t)
+                carry = reset([s[t - a].detach() for s in states], given.resets, t)
                 expected = [*(s[t - a + 1] for s in states), *(y[t - a] for y in ys)]
                 if by_nan and not all(bool(e.isfinite().all()) for e in expected):
                     return  # the step itself is run then
                 state = drawing.get(t)
-                with torch.no_grad(), surroundings.entered(), surroundings.on_default_device(), random_kept([state]):
+                grad_mode, device = torch.set_grad_enabled(recording), surroundings.on_default_device()
+                with grad_mode, surroundings.entered(), device, random_kept([state]):
+                    xs = [x[t].detach().requires_grad_(recording and x.requires_grad).clone() for x in given.xs]
+                    carry = [c.requires_grad_(recording and differentiable(c)).clone() for c in carry]
                     if state is not None:
                         set_generators(state)
-                    result = given.step(
-                        given.carry_form.join(carry), given.x_form.join(x[t].detach().clone() for x in given.xs)
-                    )
+                    result = given.step(given.carry_form.join(carry), given.x_form.join(xs))
                 got = [*split(result[0], given.carry_form)[0], *split_y(result[1], entry.y_form)[0]]
                 if not all(_alike(g, e, rounding) for g, e in zip(got, expected, strict=True)):
                     raise StepDiffers(f"at step {t} it gives another result than its trace")

@@ -184,7 +184,7 @@ def remember(
     traced = entry.traced
     if entry.calls < 2 or entry.one_lane or given.resets is not None or type(policy) not in _FIXED or traced is None:
         return
-    if traced.probabilities is not None or traced.branches is not None or is_observed():
+    if traced.asks or traced.branches is not None or is_observed():
         return
     carry, xs = given.carry_form.join(given.carry), given.x_form.join(given.xs)
     key = _key(given.step, carry, xs, None if given.xs else given.T)

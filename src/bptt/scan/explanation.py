@@ -138,6 +138,7 @@ def _explained(given: Arguments, kernel: str, setting: str) -> StepExplanation:
         entry, captured = compiled_step(given, Surroundings.current(given.devices), whatever_it_takes=kernel != "auto")
         rows = 1 if entry.one_lane else rows
         reason = entry.obstacle(captured, rows or 0)
+        reason = entry.as_it_is(kernel, given.carry, (*given.xs, *captured)) if reason is None else reason
         if reason is None:
             choice, names = entry.choice(kernel, given.carry), _names(entry, given)
             own, paths = choice.kernel, _captured(entry, captured, names)

@@ -131,9 +131,10 @@ def scan(
         come on top. Of a compiled step it is for the kept values of a segment as well, where it is large enough for
         those. Where one segment would hold all steps, all carries are kept.
     kernel: "auto" compiles a step in calls of 8 steps or more, runs its program by the first of the kernels that can,
-        and replays a step that cannot be traced. "interpreter" (compiled code, on the CPU, float32 and float64) and
-        "eager" (the same split by torch operations, on any device) compile it in calls of any length, or raise.
-        "replay" never does.
+        and replays a step that cannot be traced. Where that kernel is "eager", would ask torch for more operations than
+        the step itself, and the graph of all steps may be kept (as "auto" says of memory), a plain loop runs the step.
+        "interpreter" (compiled code, on the CPU, float32 and float64) and "eager" (the same split by torch operations,
+        on any device) compile it in calls of any length, or raise. "replay" never does.
 
     Returns (carry, ys): the final carry, and the ys stacked `[T, ...]`; numbers among the ys become tensors.
 
@@ -255,17 +256,21 @@ def _run(
     memory: str | Checkpoints,
     kernel: str,
     surroundings: Surroundings,
+    first: bool = True,
 ) -> tuple[Any, Any]:
-    """(the final carry, ys in the order of the steps). Raises FirstCarryChanges where that may be why it cannot be."""
+    """(the final carry, ys in the order of the steps). Raises FirstCarryChanges where that may be why it cannot be.
+
+    first: the first of these steps may run by itself.
+    """
     step, recording = given.step, torch.is_grad_enabled()
     reason = reason_to_replay(given, kernel)
     if reason is None:
         found = by_compiled_step(given, policy, memory, kernel, surroundings, rows == "independent")
         if isinstance(found, ScanResults):
-            return found.joined()
-        if isinstance(found, FirstStepDiffers):
+            return found.joined((*found.final, *found.ys))
+        if first and isinstance(found, FirstStepDiffers):
             rest = with_first_step_alone(
-                given, policy, lambda other: _run(other, policy, rows, memory, kernel, surroundings)
+                given, policy, lambda other: _run(other, policy, rows, memory, kernel, surroundings, False)
             )
             if rest is not None:
                 return rest
@@ -273,7 +278,7 @@ def _run(
     if kernel not in ("auto", "replay"):
         error = RuntimeError(f"kernel={kernel!r} cannot run this step: {reason}")
         raise FirstCarryChanges(error) if may_fit(given, surroundings) else error
-    monitor = StepMonitor(step, given.devices, given.xs) if recording else None
+    monitor, before = StepMonitor(step, given.devices, given.xs) if recording else None, generator_states(given.devices)
     with torch.no_grad(), surroundings.entered(), named("scan", "steps"):
         kept = KeptCarries.of(memory, given.T, given.carry)
         run, reach = ForwardRun(given, monitor, kept.before), policy.reach(given.T)
@@ -286,6 +291,13 @@ def _run(
             if run.t == 0 and may_fit(given, surroundings):
                 raise FirstCarryChanges(error) from None
             raise
+        except RuntimeError as error:
+            # It differentiates something inside, which needs what autograd records outside, as in a plain loop.
+            if not recording or run.t > 0 or "does not require grad" not in str(error):
+                raise
+            set_generators(before)
+            with torch.enable_grad():
+                return by_plain_loop(given, policy)
     outputs = (*computed.final, *computed.ys)
     if monitor is not None and isinstance(computed, ForwardPass):
         leaked = monitor.leaked()

@@ -73,7 +73,7 @@ def by_mapped_step(given: Arguments, policy: Policy, kernel: str) -> ScanResults
     traced = entry.traced
     if entry.obstacle(captured, B) is not None or traced is None or entry.y_form is None:
         return None
-    if traced.draws or traced.opaque or traced.tells_by_nan or traced.branches is not None:
+    if traced.draws or traced.opaque or traced.tells_by_nan or traced.asks or traced.branches is not None:
         return None
     reach, whole = policy.reach(given.T).within(given.T), parse_memory("states")
 

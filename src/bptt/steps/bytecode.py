@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from .objects import ASKS_FOR_HISTORY, MUTATORS, is_plain
+from .objects import MUTATORS, is_plain
 
 __all__ = ["METHOD", "PART", "Frame", "Known", "Reader", "is_class_of", "method", "owner_of"]
 
@@ -211,8 +211,6 @@ class Frame:
     def _attribute(self, owner: Known | None, name: str) -> Known | None:
         self.reader.names.add(name)
         if owner is None:
-            if name in ASKS_FOR_HISTORY:
-                self._refuse(f"asks by `{name}` whether gradients are recorded")
             return None
         if owner.value is not PART:
             return self.reader.read_attribute(owner, name, self.where)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "Filling", "constant_arguments", "draw_all", "filling", "normal_parts"]
+__all__ = ["Draw", "Filling", "constant_arguments", "draw_all", "filling", "memory_order", "normal_parts"]
 
 aten = torch.ops.aten
 
@@ -31,7 +31,9 @@ class Filling:
 class Draw:
     """A draw of a step: a tensor `[rows * R, ...]` for R lanes, and what fills it.
 
-    by: the value of the step's graph whose elements are the first argument: one probability for each number.
+    by: the value of the step's graph whose elements are the first argument: one probability for each number. at: which
+    of its dimensions the step has the rows in. order: its dimensions as they lie in memory, the outermost first, in
+    which order numbers may be drawn.
     """
 
     filling: Filling
@@ -40,10 +42,20 @@ class Draw:
     dtype: torch.dtype
     device: torch.device
     by: str | None = None
+    at: int = 0
+    order: tuple[int, ...] = ()
 
     def empty(self, T: int, B: int) -> Tensor:
-        """A tensor for the numbers of T steps and B lanes."""
-        return torch.empty(T, B * self.rows, *self.shape, dtype=self.dtype, device=self.device)
+        """A tensor for the numbers of T steps and B lanes, each step's as the step itself has them."""
+        sizes = [*self.shape[: self.at], B * self.rows, *self.shape[self.at :]]
+        made = torch.empty(T, *[sizes[d] for d in self.order], dtype=self.dtype, device=self.device)
+        return made.permute(0, *[1 + self.order.index(d) for d in range(len(sizes))])
+
+
+def memory_order(t: Tensor) -> tuple[int, ...] | None:
+    """The dimensions of a tensor as they lie in memory, the outermost first; None where its memory has gaps."""
+    order = range(t.dim()) if t.is_contiguous() else sorted(range(t.dim()), key=t.stride, reverse=True)
+    return tuple(order) if t.permute(*order).is_contiguous() else None
 
 
 def draw_all(
@@ -68,7 +80,7 @@ def draw_all(
             before(t)
         for fill, steps, arguments in fills:
             fill(steps[t], *arguments[t])
-    return numbers
+    return [n.movedim(1 + draw.at, 1).contiguous() for draw, n in zip(draws, numbers, strict=True)]
 
 
 _METHODS: dict[Any, str] = {

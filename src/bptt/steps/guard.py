@@ -57,8 +57,8 @@ class Guard:
     - that Python read a captured tensor's value (`if w.sum() > 0`, `float(w)`) while the step was traced: whoever
       traces must refuse that; here only the names `item`, `tolist` and `numpy` are seen, and tensors of one element
       that need no gradient and are not in the graph are compared by value;
-    - files, warnings, and settings of torch: autocast, grad mode, default dtype and device, determinism, hooks
-      of all modules.
+    - warnings, and settings of torch: autocast, grad mode, default dtype and device, determinism, hooks of all modules;
+    - what `id` gives for an object that is another at each call.
 
     And it may see more than the step depends on: branches that are not taken are read as well, and an object that is
     passed on counts with all attributes whose names any code of the step mentions. Of a module that is called, every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import inspect
 import logging
 import mmap
 import os
@@ -23,8 +24,6 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "ACTS",
-    "ASKS_FOR_HISTORY",
     "CONTAINERS",
     "CREATION",
     "HOOKS",
@@ -33,13 +32,11 @@ __all__ = [
     "OPERATORS",
     "READS_VALUES",
     "REGISTRIES",
-    "SETTINGS",
-    "VARYING",
+    "act",
     "bases",
     "changes",
     "computed",
     "described",
-    "draws",
     "elsewhere",
     "foreign",
     "form",
@@ -78,18 +75,29 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 INTERNALS = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
-VARYING = ("random", "numpy.random", "secrets", "time", "datetime", "uuid")
+_VARYING = ("random", "numpy.random", "secrets", "time", "datetime", "uuid")
 """Modules whose functions give another value at each call."""
 
+_AROUND = """
+_io _locale _socket _thread asyncio.events asyncio.runners asyncio.tasks faulthandler gc genericpath getpass glob io
+linecache locale mmap multiprocessing.context multiprocessing.process nt os pathlib posix pwd resource select shutil
+signal socket subprocess sys tempfile threading torch.cuda.memory traceback tracemalloc
+"""
 
-def draws(value: Any) -> bool:
+_MODULES_AROUND = frozenset(_AROUND.split())
+"""Modules whose functions tell of the process, its files and threads, the machine, or who calls, or act on them."""
+
+_AROUND_IT = "tells of the process or the machine, or acts on them"
+
+
+def _draws(value: Any) -> bool:
     """Whether a value is a generator of random numbers; those of NumPy by name, since asking for them loads them."""
     kind = type(value)
     own = kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")
     return own or isinstance(value, torch.Generator | random.Random)
 
 
-SETTINGS = (
+_SETTINGS = (
     torch.manual_seed, torch.seed, torch.set_rng_state, torch.cuda.manual_seed, torch.cuda.manual_seed_all,
     torch.cuda.set_rng_state, torch.set_default_dtype, torch.set_default_device, torch.set_default_tensor_type,
     torch.use_deterministic_algorithms, torch.set_float32_matmul_precision, torch.set_num_threads,
@@ -107,15 +115,17 @@ def foreign(value: Any) -> bool:
 def unreadable(value: Any) -> str | None:
     """Why what an object does cannot be told from what it is; None where it can."""
     kind = type(value).__name__
-    if draws(value):
+    if _draws(value):
         return f"is a {kind}, whose state changes with each draw"
     if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         what = "module" if isinstance(value, nn.Module) else "function"
         return f"is a scripted {what}, whose code cannot be read"
     if foreign(value):
         return f"is a {kind}, which nothing compares at each call: it may be memory of any kind"
-    if isinstance(value, type) and value.__module__ in VARYING:
+    if isinstance(value, type) and value.__module__ in _VARYING:
         return "may give another value at each call"
+    if isinstance(value, type) and value.__module__ in _MODULES_AROUND and not issubclass(value, BaseException):
+        return _AROUND_IT
     if hasattr(type(value), "__next__"):
         return f"is a {kind}, which gives another item each time"
     return elsewhere(value)
@@ -134,7 +144,7 @@ def written_array(function: Any, args: Sequence[Any], keywords: Mapping[str, Any
     return args[which] if which < len(args) else None
 
 
-ACTS = {
+_ACTS: dict[Any, str] = {
     print: "prints",
     input: "asks for input",
     open: "opens a file",
@@ -144,10 +154,31 @@ ACTS = {
     eval: "runs code that is not read",
     exec: "runs code that is not read",
     os.getenv: "reads the environment",
+    breakpoint: "stops in a debugger",
     torch.is_grad_enabled: "asks whether gradients are recorded",
     torch.is_inference_mode_enabled: "asks whether gradients are recorded",
 }
+_ACTS |= dict.fromkeys((inspect.currentframe, inspect.stack, inspect.trace), "looks at the calls that lead to it")
+_ACTS |= dict.fromkeys(
+    (torch.initial_seed, torch.get_rng_state, torch.cuda.get_rng_state, torch.get_num_threads,
+     torch.are_deterministic_algorithms_enabled, torch.get_float32_matmul_precision),
+    "reads torch's settings or random generators",
+)  # fmt: skip
 """Functions that do more than give a value, or more than can be read, or give one of the call alone."""
+
+
+def act(function: Any) -> str | None:
+    """What a function of a library does besides giving a value of its arguments; None where nothing is known of that.
+
+    >>> act(os.getpid), act(len)
+    ('tells of the process or the machine, or acts on them', None)
+    """
+    module = module_of(function) or ""
+    if module in _VARYING or _draws(getattr(function, "__self__", None)):
+        return "gives another value at each call"
+    if any(function is f for f in _SETTINGS):
+        return "changes torch's settings or random generators"
+    return _ACTS.get(function) or elsewhere(function) or (_AROUND_IT if module in _MODULES_AROUND else None)
 
 
 def elsewhere(value: Any) -> str | None:
@@ -164,9 +195,6 @@ def elsewhere(value: Any) -> str | None:
         return "may hold other values in each thread"
     return None
 
-
-ASKS_FOR_HISTORY = frozenset({"requires_grad", "grad_fn", "is_leaf"})
-"""Attributes of a tensor that tell whether gradients are recorded: those of carry and x differ from call to call."""
 
 READS_VALUES = frozenset({"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"})
 """Methods of a tensor that give its value to Python, where nothing tells when it changes."""

@@ -5,6 +5,7 @@ Legend: R rows (lanes of a batch, of one step or of several), T steps.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 __all__ = ["Part", "SplitStep", "Value"]
@@ -70,12 +72,49 @@ class Part:
     @cached_property
     def function(self) -> Callable[..., tuple[Tensor, ...]]:
         """The part by torch operations: a function of R and the inputs."""
-        graph, made = Graph(), dict[Any, Any]()
-        graph.output(graph.graph_copy(self.graph, made))
-        _fuse_products(graph)
+        return _function(self._fused())
+
+    @cached_property
+    def in_turn(self) -> tuple[Callable[[int], tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
+        """The same for many calls of one number of rows: a function of R that makes what follows from it alone, and one
+        of R, all that the first has made, and the inputs.
+        """
+        graph, made = self._fused(), Graph()
+        end, rows = graph.output_node(), next(iter(graph.nodes))
+        free = {rows}
         for node in graph.nodes:
-            node.target = _FUNCTIONS.get(node.target, node.target)
-        return GraphModule(torch.nn.Module(), graph).forward
+            if node.op == "call_function" and free.issuperset(node.all_input_nodes):
+                free.add(node)
+        counts = {rows, *(n for n in free if n.target is operator.mul)}
+        used = [n for n in graph.nodes if n in free - counts and end not in n.users and not free.issuperset(n.users)]
+        own: dict[Any, Any] = {}
+        for node in graph.nodes:
+            if node in free:
+                own[node] = made.node_copy(node, lambda n: own[n])
+        made.output(tuple(own[n] for n in used))
+        made.eliminate_dead_code()
+        with graph.inserting_after(rows):
+            for node in reversed(used):
+                node.replace_all_uses_with(graph.placeholder(f"free_{node.name}"))
+        graph.eliminate_dead_code()
+        return _function(made), _function(graph)
+
+    def _fused(self) -> Graph:
+        graph = Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        _fuse_products(graph)
+        return graph
+
+    @cached_property
+    def operations(self) -> float:
+        """How many operations torch is asked for at each of many calls; a view counts half."""
+        made = [n for n in self.graph.nodes if n.op == "call_function"]
+        free = set[Node]()
+        for node in made:
+            if all(n in free or n is next(iter(self.graph.nodes)) for n in node.all_input_nodes):
+                free.add(node)
+        asked = [n.target for n in made if n not in free and isinstance(n.target, OpOverload)]
+        return sum(0.5 if target.is_view else 1.0 for target in asked)
 
     def only(self, names: Container[str]) -> Part:
         """The part as far as these of its outputs need it. Inputs stay as they are."""
@@ -92,6 +131,12 @@ class Part:
         if not self.outputs:
             return {}
         return dict(zip(self.outputs, self.function(R, *(values[n] for n in self.inputs)), strict=True))
+
+
+def _function(graph: Graph) -> Callable[..., tuple[Tensor, ...]]:
+    for node in graph.nodes:
+        node.target = _FUNCTIONS.get(node.target, node.target)
+    return GraphModule(torch.nn.Module(), graph).forward
 
 
 def _fuse_products(graph: Graph) -> None:

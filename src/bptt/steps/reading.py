@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter, methodcaller
 from types import BuiltinFunctionType, CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from .absences import Absences
 from .bytecode import PART, Frame, Known, is_class_of, method, owner_of
 from .objects import (
-    ACTS,
     CONTAINERS,
     CREATION,
     HOOKS,
@@ -25,12 +24,10 @@ from .objects import (
     OPERATORS,
     READS_VALUES,
     REGISTRIES,
-    SETTINGS,
-    VARYING,
+    act,
     bases,
     changes,
     computed,
-    draws,
     elsewhere,
     in_library,
     is_plain,
@@ -270,12 +267,8 @@ class Reads:
         code, owner = function.__code__, getattr(function, "__wrapped__", None)
         if owner is not None:
             self.use(Known(path, owner))
-        if module_of(function) in VARYING:
-            self.refuse("gives another value at each call", f"`{path}`")
-        if any(function is f for f in SETTINGS):
-            self.refuse("changes torch's settings or random generators", f"`{path}`")
-        if act := ACTS.get(cast("Any", function)) or elsewhere(function):
-            self.refuse(act, f"`{path}`")
+        if (what := act(function)) is not None:
+            self.refuse(what, f"`{path}`")
         if in_library(module_of(function)):
             return
         given = (*args, *keywords.values())
@@ -315,14 +308,10 @@ class Reads:
         """A function of C: it may belong to an object, or draw."""
         path, value = known
         owner = value.__self__
-        if (value.__module__ or "") in VARYING or draws(owner):
-            self.refuse("gives another value at each call", f"`{path}`")
-        elif value is getattr or value is vars:
+        if value is getattr or value is vars:
             self.by_any_name = True
-        elif any(value is f for f in SETTINGS):
-            self.refuse("changes torch's settings or random generators", f"`{path}`")
-        elif value in ACTS:
-            self.refuse(ACTS[value], f"`{path}`")
+        elif (what := act(value)) is not None:
+            self.refuse(what, f"`{path}`")
         elif changes(owner, value.__name__):
             self.refuse("changes a container", f"`{path}`")
         elif owner is not None and not isinstance(owner, ModuleType):

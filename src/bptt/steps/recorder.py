@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .canonical import RULES, by_row, solved, taken_apart, without_write
-from .draws import filling, normal_parts
+from .draws import filling, memory_order, normal_parts
 from .kinds import KNOWN
 from .known_tensors import Known, KnownTensors, is_captured, place
 from .lines import current_line
@@ -50,15 +50,18 @@ class Recorder(KnownTensors, TorchDispatchMode):
 
     draws: what random numbers are drawn, in order: placeholders, whose "filling" says what fills them; probabilities:
     of each number of a draw. branches: a value of truths, "all" or "any", and whether that held, for each branch.
-    checks: truths that all had this value. reason: why what was recorded is no graph.
+    checks: truths that all had this value. asked: the operations that torch was asked for, a view as half of one.
+    reason: why what was recorded is no graph.
     """
 
     draws: list[Node] = field(default_factory=list)
     probabilities: list[Node | None] = field(default_factory=list)
     branches: list[tuple[Node, str, bool]] = field(default_factory=list)
     checks: list[tuple[Node, bool]] = field(default_factory=list)
+    asked: float = 0.0
     reason: str | None = None
     _apart: list[Any] = field(default_factory=list)  # operations that are being taken apart
+    _inside: int = 0  # so many operations of which the present one is a part
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -75,7 +78,15 @@ class Recorder(KnownTensors, TorchDispatchMode):
     # Operations -------------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        if not self._inside:
+            self.asked += 0.5 if func.is_view else 1.0
+        self._inside += 1
+        try:
+            return self._written_down(func, args, kwargs or {})
+        finally:
+            self._inside -= 1
+
+    def _written_down(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if self.reason is not None:
             raise NotTraceable(self.reason)
         if torch.is_inference_mode_enabled():
@@ -215,10 +226,11 @@ class Recorder(KnownTensors, TorchDispatchMode):
         if probability is not None and not probability.is_contiguous():
             raise self.refused(f"it draws random numbers by a tensor that is not contiguous ({_name(func)})")
         result = func(*args, **kwargs)
-        if not result.is_contiguous():
-            raise self.refused(f"it draws random numbers into a tensor that is not contiguous ({_name(func)})")
+        order = memory_order(result)
+        if order is None:
+            raise self.refused(f"it draws random numbers into a tensor with gaps in its memory ({_name(func)})")
         node = self.graph.placeholder(f"draw_{len(self.draws)}")
-        node.meta |= {"filling": fill, "device": result.device, "line": current_line()}
+        node.meta |= {"filling": fill, "order": order, "device": result.device, "line": current_line()}
         node.meta["tensor"] = result.shape, result.dtype
         self.draws.append(node)
         self.probabilities.append(by)

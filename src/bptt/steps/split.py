@@ -170,7 +170,11 @@ class _Splitter:
 
     @cached_property
     def summed(self) -> list[Node]:
-        """Sums over rows of values that need no product and nothing else needs: added up in the walk."""
+        """Sums over rows of values that need no product and nothing else needs: added up in the walk, where operations
+        cost next to nothing there.
+        """
+        if not self.in_walk:
+            return []
         sums = [n for n in self._wanted if n.target is aten.sum.dim_IntList
                 and (row_dim(n.args[0]), row_dim(n)) == (0, None)
                 and n in self.on_adjoint - self.adjoint_core]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from .draws import constant_arguments
+from .objects import in_library
 from .one_row import CELLS, leaf
 from .recorder import Recorder
 
@@ -41,6 +43,15 @@ _READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor
 """Functions by which Python sees the memory of a tensor, where no dispatcher does."""
 
 
+_HISTORY: dict[Any, str] = {
+    getattr(Tensor, name).__get__: name
+    for name in ("_version", "_base", "_cdata", "output_nr", "grad_fn", "is_leaf", "retains_grad", "_backward_hooks")
+} | {Tensor._is_view: "_is_view", Tensor.is_inference: "is_inference"}
+"""What tells how a tensor came to be, which is otherwise in a trace."""
+
+_ASKS_FOR_GRADIENT: Any = Tensor.requires_grad.__get__  # type: ignore[attr-defined]  # a property of the class
+
+
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     """What torch's own gives, where the number of classes is given: that one looks at values to check them."""
     if num_classes <= 0 or tensor.dtype != torch.int64:
@@ -58,18 +69,25 @@ class Substitutes(TorchFunctionMode):
     """A function mode that replaces captured tensors with a gradient by leaves of their own, without their history and
     hooks, and those of `lanes` by ones with R rows.
 
-    one_row: the step is mapped over its rows. sources: of a tensor made of captured ones alone, the ids of those of
-    them that may have a row for each lane.
+    one_row: the step is mapped over its rows. given: the tensors of carry and x that the step is given. asks: its code
+    asks whether a tensor that it is given or makes has a gradient. sources: of a tensor made of captured ones alone,
+    the ids of those of them that may have a row for each lane.
     """
 
     def __init__(self, recorder: Recorder, lanes: frozenset[int], R: int, seen: Seen) -> None:
         super().__init__()
         self.recorder, self.lanes, self.R, self.seen = recorder, lanes, R, seen
-        self.one_row = False
+        self.one_row = self.asks = False
+        self.given: list[Tensor] = []
         self.inside: dict[int, Tensor] = {}
         self.table: dict[int, tuple[Tensor, Tensor]] = {}
         self.back: dict[int, Tensor] = {}
         self.sources: dict[int, frozenset[int]] = {}
+
+    @property
+    def written_to(self) -> bool:
+        """Whether the step has written to what it was given."""
+        return any(t._version > 0 for t in self.given)
 
     def made_for(self, substitute: Tensor) -> Tensor | None:
         """The captured tensor that a substitute stands for."""
@@ -78,6 +96,9 @@ class Substitutes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _READS:
             raise self.recorder.refused(f"its Python code reads a value of a tensor ({func.__name__})")
+        if func == _ASKS_FOR_GRADIENT or func in _HISTORY:
+            self._asked(func, args[0], sys._getframe(1).f_globals.get("__name__"))
+            return func(*args)
         if self.one_row:
             func = CELLS.get(getattr(func, "__name__", ""), func)
         func = _REPLACED.get(func, func)
@@ -93,6 +114,17 @@ class Substitutes(TorchFunctionMode):
             sources = frozenset[int]().union(*(self.sources[id(t)] for t in tensors))
             self.sources |= {id(t): sources for t in tree_leaves(result) if isinstance(t, Tensor)}
         return result
+
+    def _asked(self, func: Any, of: Tensor, module: str | None) -> None:
+        """Note that code asks for a tensor's history, if it is not a library's, which does so for its own ends."""
+        if in_library(module):
+            return
+        if func != _ASKS_FOR_GRADIENT:
+            raise self.recorder.refused(f"its Python code asks by `{_HISTORY[func]}` how a tensor came to be")
+        inside = self.inside.get(id(of)) is of or self.recorder.knows(of)
+        if inside and self.one_row:
+            raise self.recorder.refused("its Python code asks by `requires_grad` whether gradients are recorded")
+        self.asks = self.asks or inside  # of a captured tensor, it is compared at each call
 
     def blame(self, tensors: Sequence[Tensor]) -> None:
         """Note the captured tensors of which those are made alone that did not fit, if they may have lanes.

@@ -207,6 +207,7 @@ def _record(
     try:
         with torch.random.fork_rng(_generators((*carry, *x))), torch.enable_grad(), recorder, substitutes:
             received = [c.clone() for c in cs], [t.clone() for t in xs]
+            substitutes.given = [t for tensors in received for t in tensors]
             new, y = step(*received) if not isinstance(step, OneRow) else step.mapped(*received, substitutes.note)
     except NotTraceable:
         raise
@@ -227,6 +228,10 @@ def _record(
             if kind == "y" and (not g.dim() or len(g) != R):
                 substitutes.blame([g])
                 raise NotTraceable(f"y has no row for each lane: {_kind(g)} on {R} rows")
+    if substitutes.asks and not all(c.requires_grad for c in new if _differentiable(c)):
+        raise NotTraceable(
+            "its Python code asks by `requires_grad` whether gradients are recorded, and a part of its carry has none"
+        )
     recorded = _with_gradients(recorder, substitutes, R, (cs, xs), (new, y))
     substitutes.inside.clear()
     return recorded, recorder.release()
@@ -237,6 +242,7 @@ def _with_gradients(
 ) -> Recorded:
     """The recorded step with its vector-Jacobian product."""
     (cs, xs), (new, y) = given, made
+    forward = recorder.asked - len(cs) - len(xs)  # of which the first are copies
     with recorder:
         values = [list[Node | None](recorder.node(t) for t in tensors) for tensors in made]
     drawn, checks = len(recorder.draws), list(recorder.checks)
@@ -269,6 +275,8 @@ def _with_gradients(
         found = {id(t): g for t, g in zip(inputs, grads, strict=True) if g is not None}
         if any(t.requires_grad and not any(t is i for i in inputs) for t, _ in recorder.captured):
             raise NotTraceable("its gradient reads a captured tensor that the step itself does not")
+    # What a loop adds up, step by step, a trace leaves to the end.
+    back = recorder.asked - len(cs) - len(xs) - forward + sum(id(t) in found for t, _ in recorder.captured)
     if recorder.reason is not None:
         raise NotTraceable(recorder.reason, whatever_rows=True)
     if recorder.branches and drawn:
@@ -282,8 +290,8 @@ def _with_gradients(
     captured = [
         (t if (original := substitutes.made_for(t)) is None else original, node.name) for t, node in recorder.captured
     ]
-    back, dx = gradients(cs), [*gradients(xs), *[None] * drawn]
-    for i, (node, t) in enumerate(zip(back, new, strict=True)):
+    on, dx = gradients(cs), [*gradients(xs), *[None] * drawn]
+    for i, (node, t) in enumerate(zip(on, new, strict=True)):
         if node is not None and names["adjoint"][i] is None:
             # Ys alone send something to this leaf, whose next one has no gradient: what goes on to the step before is
             # lost there, but for the first step's.
@@ -292,13 +300,13 @@ def _with_gradients(
     dcaptured = gradients([t for t, _ in recorder.captured])
     nan_where_failed(recorder.graph, checks, R, values[1])
     branches: list[Node | None] = [node for node, _, _ in recorder.branches]
-    outputs = [*values, back, dx, dcaptured, list(recorder.probabilities), branches]
+    outputs = [*values, on, dx, dcaptured, list(recorder.probabilities), branches]
     constants = [bool(node.meta.get("constant")) for _, node in recorder.captured]
     recorder.graph.output([list(part) for part in outputs])
     decided = tuple((kind, value) for _, kind, value in recorder.branches)
     return Recorded(
         R, recorder.graph, names["adjoint"], names["dy"], captured, constants, bool(opaque), decided,
-        bool(checks),
+        bool(checks), substitutes.asks, (forward, back), substitutes.written_to,
     )  # fmt: skip
 
 

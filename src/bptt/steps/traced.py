@@ -20,11 +20,13 @@ from .known import known_before
 from .merged_rows import rows_ahead
 from .parts import Part, Value
 from .recorder import NotTraceable
-from .rows import at_line, check_rows, kind_of
+from .rows import at_line, check_rows, kind_of, row_dim
 from .rows_first import rows_first
 from .simplify import simplified
 
 __all__ = ["Recorded", "TracedStep", "check_same_again", "merged"]
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +37,10 @@ class TracedStep:
     the tensors; lanes: those of them that have a row for each lane. constants: those that the step makes of Python
     values alone. opaque: it hands captured tensors to calls that cannot be looked into. draws: the random numbers that
     it is given: the last leaves of x, in this order. probabilities: of x and captured tensors, of these draws.
-    counted: which captured tensors have to be the numbers of the rows, from 0 on. checked: its code
-    checks values.
+    counted: which captured tensors have to be the numbers of the rows, from 0 on. checked: its code checks values.
+    asks: its code asks whether tensors have a gradient, and was told that all of the carry have. asked: the operations
+    that the step and its gradient ask torch for, one after the other; a view counts half. writes: it writes to what it
+    is given.
     """
 
     graph: Graph
@@ -60,6 +64,9 @@ class TracedStep:
     branches: Branches | None = None
     counted: tuple[bool, ...] = ()
     checked: bool = False
+    asks: bool = False
+    asked: tuple[float, float] = (0.0, 0.0)
+    writes: bool = False
 
     @cached_property
     def solves(self) -> bool:
@@ -80,8 +87,8 @@ class TracedStep:
         return self.checked
 
 
-_SOLVERS = {torch.ops.aten._linalg_solve_ex.default, torch.ops.aten.linalg_inv_ex.default,
-            torch.ops.aten.linalg_cholesky_ex.default}  # fmt: skip
+_SOLVERS = {aten._linalg_solve_ex.default, aten.linalg_inv_ex.default,
+            aten.linalg_cholesky_ex.default}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +104,9 @@ class Recorded:
     opaque: bool
     decided: tuple[tuple[str, bool], ...] = ()
     checked: bool = False
+    asks: bool = False
+    asked: tuple[float, float] = (0.0, 0.0)
+    writes: bool = False
 
     def operations(self) -> list[tuple[str, str]]:
         """Each operation with its arguments, in words, and where it stands."""
@@ -162,15 +172,15 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
             continue
         if n.op == "placeholder":
             new = graph.placeholder(n.target)
-            if n.meta.get("filling") != m.meta.get("filling"):
+            if (n.meta.get("filling"), n.meta.get("order")) != (m.meta.get("filling"), m.meta.get("order")):
                 raise NotTraceable("the number of rows decides what random numbers it draws")
         else:
             new = graph.call_function(n.target, merge(n.args, m.args, n), _merged_kwargs(merge, n, m))
-        made[n] = made[m] = new
         new.meta["line"] = n.meta.get("line")
         if "tensor" in n.meta:
             new.meta["dims"] = dims[new.name] = _dims(n, m, a.R, b.R)
             new.meta["dtype"] = n.meta["tensor"][1]
+        made[n] = made[m] = new if "filling" not in n.meta else _rows_where_they_were(graph, new)
     final: list[list[Node | None]] = [
         [None if n is None else made[n] for n in part]
         for part in cast("list[list[Node | None]]", a.graph.output_node().args[0])
@@ -207,22 +217,32 @@ def merged(a: Recorded, b: Recorded, lanes: frozenset[int]) -> TracedStep:
         Branches.of(graph, [n for n in branches if n is not None], a.decided),
         tuple(name in counted for _, name in a.captured),
         a.checked,
+        a.asks,
+        a.asked,
+        a.writes,
     )
+
+
+def _rows_where_they_were(graph: Graph, drawn: Node) -> Node:
+    """What is drawn, as the step has it: it is given with its rows first."""
+    at, dims = row_dim(drawn), drawn.meta["dims"]
+    if not at:
+        return drawn
+    drawn.meta["dims"] = dims[at], *dims[:at], *dims[at + 1 :]
+    made = graph.call_function(aten.permute.default, (drawn, [*range(1, at + 1), 0, *range(at + 1, len(dims))]))
+    made.meta |= {"line": drawn.meta["line"], "dims": dims, "dtype": drawn.meta["dtype"]}
+    return made
 
 
 def _draw(node: Node, dims: tuple[tuple[int, bool], ...], by: Node | None) -> Draw:
     """What fills a node with random numbers: some for each row."""
-    if not dims or not dims[0][1] or any(rows for _, rows in dims[1:]):
+    found = [i for i, (_, rows) in enumerate(dims) if rows]
+    if len(found) != 1 or (by is not None and found != [0]):
         raise NotTraceable(f"it draws random numbers that are the same for all rows{at_line(node)}")
-    shape = tuple(s for s, _ in dims[1:])
-    return Draw(
-        node.meta["filling"],
-        dims[0][0],
-        shape,
-        node.meta["tensor"][1],
-        node.meta["device"],
-        None if by is None else by.name,
-    )
+    at, name = found[0], None if by is None else by.name
+    shape = tuple(s for s, rows in dims if not rows)
+    kind, device = node.meta["tensor"][1], node.meta["device"]
+    return Draw(node.meta["filling"], dims[at][0], shape, kind, device, name, at, node.meta["order"])
 
 
 def _make_constants(a: Recorded, b: Recorded) -> None:
@@ -265,7 +285,7 @@ def _same_captured(a: Recorded, b: Recorded) -> bool:
     return all(s is t or (made and s.dtype == t.dtype and torch.equal(s, t)) for (s, _), (t, _), made in pairs)
 
 
-_SIZED = {torch.ops.aten.view.default, torch.ops.aten.expand.default, torch.ops.aten.full.default}
+_SIZED = {aten.view.default, aten.expand.default, aten.full.default}
 """Operations that are given sizes, which may count rows."""
 
 

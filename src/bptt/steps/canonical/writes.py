@@ -60,6 +60,9 @@ def scattered(recorder: Any, base: Any, value: Any, func: Any, args: Sequence[An
             value.meta["tensor"] = torch.Size([*shape[:dim], 1, *shape[dim + 1 :]]), base.meta["tensor"][1]
         else:
             start, end, step = args[2:5]
+        scaled = _scaled(graph, base, value, dim, (start, end)) if step == 1 else None
+        if scaled is not None:
+            return scaled
         if step != 1:
             return _node(graph, aten.slice_scatter.default, base, base, value, dim, start, end, step)
         parts = []
@@ -71,6 +74,31 @@ def scattered(recorder: Any, base: Any, value: Any, func: Any, args: Sequence[An
         pieces = [node for _, node in sorted([*parts, (start, value)], key=lambda p: p[0])]
         return value if len(pieces) == 1 else _node(graph, aten.cat.default, pieces, base, dim)
     return None
+
+
+def _scaled(graph: Any, base: Any, value: Any, dim: int, where: tuple[int, int]) -> Any:
+    """A base of complex numbers of which a slice is multiplied by a number, as one product, by ones elsewhere: in the
+    gradient of a Fourier transform to real numbers. None of any other.
+    """
+    shape, dtype = base.meta["tensor"]
+    if not dtype.is_complex or value.target not in (aten.mul.Tensor, aten.mul.Scalar) or len(value.args) != 2:
+        return None
+    part, number = value.args
+    while getattr(part, "target", None) in (aten.detach.default, aten.alias.default):
+        part = part.args[0]
+    if isinstance(number, torch.fx.Node) or getattr(part, "target", None) is not aten.slice.Tensor:
+        return None
+    if part.args[0] is not base or part.args[1:4] != (dim, *where):
+        return None
+    after = [1] * (len(shape) - dim - 1)
+    pieces = []
+    for size, factor in ((where[0], 1.0), (where[1] - where[0], number), (shape[dim] - where[1], 1.0)):
+        if size > 0:
+            pieces.append(graph.call_function(aten.full.default, ([size, *after], factor), {"dtype": dtype.to_real()}))
+            pieces[-1].meta["tensor"] = torch.Size([size, *after]), dtype.to_real()
+    factors = graph.call_function(aten.cat.default, (pieces, 0))
+    factors.meta["tensor"] = torch.Size([shape[dim], *after]), dtype.to_real()
+    return _node(graph, aten.mul.Tensor, base, base, factors)
 
 
 def _on_diagonal(graph: Any, base: Any, value: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
