@@ -324,7 +324,7 @@ def test_a_matrix_that_is_not_definite_raises_as_in_a_loop() -> None:
     xs = torch.rand(T, B, H) + 0.1
     first = torch.eye(2).expand(B, 2, 2).clone()
     bptt.scan(step, first, xs)
-    assert bptt.explain(step, first, xs[0]).kernel == "eager"
+    assert bptt.explain(step, first, xs[0]).kernel != "interpreter"
     xs[7, 1, 0] = -50
     with pytest.raises(torch.linalg.LinAlgError):
         bptt.scan(step, first, xs)
