@@ -69,7 +69,7 @@ template <class S> struct Kept {
     S *tape;
     RealOf<S> *near;
 
-    BPTT_INLINE void put(long u, Vec<RealOf<S>> x, int count) const {
+    template <class Count> BPTT_INLINE void put(long u, Vec<RealOf<S>> x, Count count) const {
         store(tape + u, x, count);
         if constexpr (keeps_near<S>) store(near + u, x, count);
     }

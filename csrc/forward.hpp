@@ -1,12 +1,11 @@
 // Stage 1: forward through time. Legend and arguments: walks.hpp. Formula numbers: equations/README.md.
 #pragma once
 
-#include "activation.hpp"
-#include "bfloat16.hpp"
 #include "product.hpp"
 #include "restart.hpp"
 #include "scratch.hpp"
 #include "small.hpp"
+#include "tile.hpp"
 #include "walks.hpp"
 
 namespace bptt::BPTT_VARIANT {
@@ -38,120 +37,100 @@ template <class T> BPTT_INLINE void clear(T *p, long count) {
     for (long i = 0; i < count; ++i) p[i] = T{};
 }
 
-template <Cell f, class T> BPTT_INLINE Vec<T> activate(Vec<T> x) {
-    if constexpr (f == Cell::tanh)
-        return tanh<T>(x);
-    else if constexpr (f == Cell::sigmoid)
-        return sigmoid<T>(x);
-    else if constexpr (f == Cell::relu)
-        return x < broadcast(T(0)) ? Vec<T>{} : x; // NaN stays NaN
-    else
-        return x;
-}
-
-// One step's rows: what the cells' formulas are applied to. S is how the tape is stored.
-template <class S> struct Step {
-    using T = RealOf<S>;
-    const Forward<S> &a;
-    const long *at;         // row of each column in a [T, B, ...] tensor
-    const T *const *h_prev; // the state before the step, resets applied
-    const T *const *c_prev;
-    T *m; // [rows, H] o * tanh(c) before a projection, else null
-    const T *zeros;
-    T *near_h, *near_c; // [rows, P], [rows, H] the state after the step once more where it is stored as another type
-
-    // The state after the step, of column n.
-    BPTT_INLINE Kept<S> h(long n) const {
-        return {a.h + a.state_after(at[n]) * a.P, keeps_near<S> ? near_h + n * a.P : nullptr};
-    }
-    BPTT_INLINE Kept<S> c(long n) const {
-        return {a.c + a.state_after(at[n]) * a.H, keeps_near<S> ? near_c + n * a.H : nullptr};
-    }
-};
+#define BPTT_EACH _Pragma("GCC unroll 8") for (int k = 0; k < N; ++k)
 
 template <Cell f, class S> struct RnnForward : Step<S> {
     using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
-        const auto &a = this->a;
-        for (int i = 0; i < rows; ++i) {
-            const Kept<S> h = this->h(n + i);
-            for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
-                const long u = unit + v * lanes<T>;
-                const int count = (int)least(a.H - u, lanes<T>);
-                h.put(u, activate<f, T>(load(sums) + load(h.tape + u, count)), count); // (3.1), (3.2)
+        const Tile<S> t(*this, n);
+        in_groups<T, 4>(rows, unit, vectors, t.H, [&](auto at, auto count) __attribute__((always_inline)) {
+            constexpr int N = at.size;
+            Kept<S> h[N];
+            Vec<T> x[N];
+            BPTT_EACH {
+                const long v = (at.vector + k) * lanes<T>;
+                h[k] = t.state(at.row, unit + v);
+                x[k] = load(sums + at.row * vectors * lanes<T> + v) + load(h[k].tape, count); // (3.1)
+                t.expect(at.row, unit + v);
             }
-        }
+            activate_all<f, T>(x); // (3.2)
+            BPTT_EACH h[k].put(0, x[k], count);
+        });
     }
 };
 
 template <class S> struct GruForward : Step<S> {
     using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
-        const auto &a = this->a;
-        const long H = a.H, width = vectors * lanes<T>;
-        const T *b_in = a.b_ih ? a.b_ih + 2 * H : this->zeros;
-        for (int i = 0; i < rows; ++i, sums += 3 * width) {
-            const long row = this->at[n + i];
-            S *g = a.gates + row * a.stride;
-            const Kept<S> h = this->h(n + i);
-            const T *h_prev = this->h_prev[n + i];
-            for (int v = 0; v < vectors; ++v) {
-                const long u = unit + v * lanes<T>;
-                const int count = (int)least(H - u, lanes<T>);
-                const T *s = sums + v * lanes<T>;
-                const Vec<T> r = sigmoid<T>(load(s) + load(g + u, count));             // (4.1)
-                const Vec<T> z = sigmoid<T>(load(s + width) + load(g + H + u, count)); // (4.2)
-                const Vec<T> m = load(s + 2 * width);                                  // (4.3)
-                const Vec<T> a_n = load(g + 2 * H + u, count) + load(b_in + u, count);
-                const Vec<T> c = tanh<T>(a_n + r * m);                  // (4.4)
-                h.put(u, c + z * (load(h_prev + u, count) - c), count); // (4.5)
-                if (a.keeps) {
-                    store(g + u, r, count);
-                    store(g + H + u, z, count);
-                    store(g + 2 * H + u, c, count);
-                    store(g + 3 * H + u, m, count);
+        const Tile<S> t(*this, n);
+        const long H = t.H, width = vectors * lanes<T>;
+        in_groups<T, 2>(rows, unit, vectors, H, [&](auto at, auto count) __attribute__((always_inline)) {
+            constexpr int N = at.size;
+            long u[N];
+            S *g[N];
+            const T *s[N];
+            Vec<T> rz[2 * N], c[N], m[N];
+            BPTT_EACH {
+                u[k] = unit + (at.vector + k) * lanes<T>;
+                g[k] = t.gates + t.at[at.row] * t.stride + u[k];
+                s[k] = sums + at.row * 3 * width + (at.vector + k) * lanes<T>;
+                t.expect(at.row, u[k]);
+                rz[k] = load(s[k]) + load(g[k], count);                 // (4.1)
+                rz[N + k] = load(s[k] + width) + load(g[k] + H, count); // (4.2)
+            }
+            sigmoids<T>(rz);
+            BPTT_EACH {
+                m[k] = load(s[k] + 2 * width); // (4.3)
+                c[k] = load(g[k] + 2 * H, count) + load(t.b_in + u[k], count) + rz[k] * m[k];
+            }
+            tanhs<T>(c); // (4.4)
+            BPTT_EACH {
+                const Vec<T> z = rz[N + k], h_prev = load(t.h_prev[at.row] + u[k], count);
+                t.state(at.row, u[k]).put(0, c[k] + z * (h_prev - c[k]), count); // (4.5)
+                if (t.keeps) {
+                    store(g[k], rz[k], count);
+                    store(g[k] + H, z, count);
+                    store(g[k] + 2 * H, c[k], count);
+                    store(g[k] + 3 * H, m[k], count);
                 }
             }
-        }
+        });
     }
 };
 
 template <class S> struct LstmForward : Step<S> {
     using T = RealOf<S>;
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
-        const auto &a = this->a;
-        const long H = a.H, width = vectors * lanes<T>;
-        for (int i = 0; i < rows; ++i, sums += 4 * width) {
-            const long row = this->at[n + i];
-            S *gates = a.gates + row * a.stride;
-            T *m = this->m ? this->m + (n + i) * H : nullptr;
-            const Kept<S> h = this->h(n + i), c = this->c(n + i);
-            const T *c_prev = this->c_prev[n + i];
-            for (int v = 0; v < vectors; ++v) {
-                const long u = unit + v * lanes<T>;
-                const int count = (int)least(H - u, lanes<T>);
-                const T *s = sums + v * lanes<T>;
-                const Vec<T> in = sigmoid<T>(load(s) + load(gates + u, count));                    // (5.1)
-                const Vec<T> f = sigmoid<T>(load(s + width) + load(gates + H + u, count));         // (5.2)
-                const Vec<T> g = tanh<T>(load(s + 2 * width) + load(gates + 2 * H + u, count));    // (5.3)
-                const Vec<T> o = sigmoid<T>(load(s + 3 * width) + load(gates + 3 * H + u, count)); // (5.4)
-                const Vec<T> cell = f * load(c_prev + u, count) + in * g;                          // (5.5)
-                const Vec<T> out = o * tanh<T>(cell);                                              // (5.6)
-                c.put(u, cell, count);
-                if (m)
-                    store(m + u, out, count);
-                else
-                    h.put(u, out, count);
-                if (a.keeps) {
-                    store(gates + u, in, count);
-                    store(gates + H + u, f, count);
-                    store(gates + 2 * H + u, g, count);
-                    store(gates + 3 * H + u, o, count);
-                }
+        const Tile<S> t(*this, n);
+        const long H = t.H, width = vectors * lanes<T>;
+        in_groups<T, 1>(rows, unit, vectors, H, [&](auto at, auto count) __attribute__((always_inline)) {
+            const long u = unit + at.vector * lanes<T>;
+            S *const gates = t.gates + t.at[at.row] * t.stride + u;
+            const T *const s = sums + at.row * 4 * width + at.vector * lanes<T>;
+            t.expect(at.row, u);
+            Vec<T> in_f[] = {load(s) + load(gates, count),              // (5.1)
+                             load(s + width) + load(gates + H, count)}; // (5.2)
+            sigmoids<T>(in_f);
+            const Vec<T> g = tanh<T>(load(s + 2 * width) + load(gates + 2 * H, count));    // (5.3)
+            const Vec<T> o = sigmoid<T>(load(s + 3 * width) + load(gates + 3 * H, count)); // (5.4)
+            const Vec<T> cell = in_f[1] * load(t.c_prev[at.row] + u, count) + in_f[0] * g; // (5.5)
+            const Vec<T> out = o * tanh<T>(cell);                                          // (5.6)
+            t.cell(at.row, u).put(0, cell, count);
+            if (t.m)
+                store(t.m + at.row * H + u, out, count);
+            else
+                t.state(at.row, u).put(0, out, count);
+            if (t.keeps) {
+                store(gates, in_f[0], count);
+                store(gates + H, in_f[1], count);
+                store(gates + 2 * H, g, count);
+                store(gates + 3 * H, o, count);
             }
-        }
+        });
     }
 };
+
+#undef BPTT_EACH
 
 // (5.7): h is the projection of m.
 template <class S> struct Projected : Step<S> {
@@ -176,22 +155,23 @@ template <class S> struct ForwardMemory {
     long together;      // rows of a group
     long *at = nullptr; // this worker's, [together]
     const T **h_prev = nullptr, **c_prev = nullptr, **m_rows = nullptr;
-    void *small = nullptr;
+    InputRows<S> input;
     T *m = nullptr;                       // this worker's, or all workers' where panels are shared, as what follows
     T *near_h[2] = {}, *near_c = nullptr; // [together, P], [together, H] states of this step and the one before
     long bytes;
 
     ForwardMemory(const Forward<S> &a, int gates, void *memory, int id, int workers, Split split)
         : w(gates, a.H, a.P, split == Split::rows ? a.B / workers : a.B, lying(a.w_hh, gates * a.H * a.P, a.rows())),
-          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.P * a.H, a.rows())) {
+          projection(1, a.P, a.H, split == Split::rows ? a.B / workers : a.B, lying(a.w_hr, a.P * a.H, a.rows())),
+          input(a, gates) {
         Scratch scratch(memory);
         w.place(scratch.take<T>(w.values()));
         if (a.w_hr) projection.place(scratch.take<T>(projection.values()));
         zeros = scratch.take<T>(a.H > a.P ? a.H : a.P);
-        small = scratch.take<char>(small_forward_bytes(a, gates, workers));
         together = least(a.B, rows_together<T>(a.P));
         if (split == Split::panels) together = a.B;
         if (together < 1) together = 1;
+        if (a.x) input.place(a, together, scratch, id, workers);
         T *shared = a.w_hr ? scratch.take<T>(together * a.H) : nullptr;
         for (int i = 0; keeps_near<S> && i < (split == Split::panels ? 1 : workers); ++i) {
             T *first = scratch.take<T>(together * a.P), *second = scratch.take<T>(together * a.P);
@@ -242,11 +222,13 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
         for (long p = part(s.projection.count, worker.id, worker.count);
              p < part(s.projection.count, worker.id + 1, worker.count); ++p)
             s.projection.pack_rows(p, a.w_hr, [](int, long) { return T(0); });
-    if (a.x) small_forward(a, G, s.small, worker);
+    if (a.x) s.input.pack(a, worker);
     worker.wait();
     // Panels and rows of this worker.
     const long p0 = shares ? part(s.w.count, worker.id, worker.count) : 0;
     const long p1 = shares ? part(s.w.count, worker.id + 1, worker.count) : s.w.count;
+    const long i0 = shares ? part(s.input.w.count, worker.id, worker.count) : 0;
+    const long i1 = shares ? part(s.input.w.count, worker.id + 1, worker.count) : s.input.w.count;
     const long q0 = shares ? part(s.projection.count, worker.id, worker.count) : 0;
     const long q1 = shares ? part(s.projection.count, worker.id + 1, worker.count) : s.projection.count;
     const long b0 = shares ? 0 : part(a.B, a.active, a.T, worker.id, worker.count);
@@ -254,9 +236,19 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
     if (a.active && !a.first && (!shares || worker.id == 0)) clear_padding(a, b0, b1);
     for (long g0 = b0; g0 < b1; g0 += s.together) {
         const long g1 = least(g0 + s.together, b1);
+        const auto time = [&](long i) { return a.reverse ? a.T - 1 - i : i; };
+        const auto end = [&](long t) { return a.active ? least(g1, a.active[t]) : g1; };
+        const long steps = s.input.most / s.together;
         for (long i = 0; i < a.T; ++i) {
-            const long t = a.reverse ? a.T - 1 - i : i;
-            const long n1 = a.active ? least(g1, a.active[t]) : g1;
+            const long t = time(i), n1 = end(t);
+            if (a.x && i % steps == 0) {
+                long count = 0;
+                for (long j = i; j < least(i + steps, a.T); ++j)
+                    for (long n = g0; n < end(time(j)); ++n)
+                        s.input.at[count++] = a.row(time(j), a.lane ? a.lane[n] : n);
+                s.input.multiply(a, count, i0, i1);
+                if (shares) worker.wait();
+            }
             if (n1 <= g0) {
                 if (a.reverse) continue; // lanes begin one after the other
                 break;
@@ -274,7 +266,9 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
                                              : kept_state(a.c, a.c_0, s.near_c, before, lane, n - g0, a.H);
                 if (projects) s.m_rows[n - g0] = s.m + (n - g0) * a.H;
             }
-            const Step<S> step{a, s.at, s.h_prev, s.c_prev, s.m, s.zeros, s.near_h[i % 2], s.near_c};
+            const long width = a.first ? a.active[t] : a.B;
+            const Step<S> step{
+                a, s.at, s.h_prev, s.c_prev, s.m, s.zeros, s.near_h[i % 2], s.near_c, a.reverse ? -width : width};
             pass(s.w, s.h_prev, 0, n1 - g0, p0, p1, Op<S>{step});
             if (projects) {
                 if (shares) worker.wait();

@@ -72,6 +72,23 @@ template <class T> BPTT_INLINE void store(T *p, Vec<T> x, int count) {
 #endif
 }
 
+// Asks for the line of a value that will be read or written.
+BPTT_INLINE void fetch(const void *p) { __builtin_prefetch(p, 1, 2); }
+
+// All values of a register, where a count would be asked for.
+struct All {};
+
+template <class T> BPTT_INLINE Vec<T> load(const T *p, All) { return load(p); }
+template <class T> BPTT_INLINE void store(T *p, Vec<T> x, All) { store(p, x); }
+
+// f(all or as many as are left before `end`), for the register of values from u on.
+template <class T, class F> BPTT_INLINE void with_count(long u, long end, F f) {
+    if (end - u >= lanes<T>)
+        f(All{});
+    else
+        f((int)(end - u));
+}
+
 // a keeps its lanes whose number has no bit `D`, and takes b's in place of the others, which go to b for those. Done
 // for every D below `lanes`, over all pairs of `lanes` vectors whose numbers differ in that bit, it makes rows columns.
 template <int D, class T> BPTT_INLINE void exchange(Vec<T> &a, Vec<T> &b) {

@@ -14,15 +14,16 @@ BPTT_INLINE long least(long a, long b) { return a < b ? a : b; }
 // Bytes of rows that a walk keeps coming back to: what stays in the second-level cache beside the weights.
 constexpr long near_bytes = 256 * 1024;
 
-// Rows of a result, where they lie: out + n * stride.
+// Rows of a result, where they lie: out + n * stride, or of row at[n].
 template <class S> struct RowsOut {
     using T = RealOf<S>;
     S *out;
     long stride, units;
+    const long *at = nullptr;
 
     BPTT_INLINE void operator()(long n, int rows, long unit, int vectors, const T *sums) const {
         for (int i = 0; i < rows; ++i) {
-            S *to = out + (n + i) * stride;
+            S *to = out + (at ? at[n + i] : n + i) * stride;
             for (int v = 0; v < vectors; ++v, sums += lanes<T>) {
                 const long u = unit + v * lanes<T>;
                 store(to + u, load(sums), (int)(units - u < lanes<T> ? units - u : lanes<T>));
@@ -86,18 +87,51 @@ void small_product(const Worker &worker, long count, long units, long K, Row row
     worker.wait();
 }
 
-template <class S> long small_forward_bytes(const Forward<S> &a, long G, int workers) {
-    if (!a.x) return 0;
-    return small_bytes<S>(a.rows(), G * a.H, a.I, workers, lying(a.w_ih, G * a.H * a.I, a.rows()));
-}
-
-template <class S> void small_forward(const Forward<S> &a, long G, void *memory, const Worker &worker) {
+// The input product of some rows of a walk at a time, so that the walk finds them near.
+template <class S> struct InputRows {
     using T = RealOf<S>;
-    small_product<S>(
-        worker, a.rows(), G * a.H, a.I, [&](long n) { return a.x + n * a.I; }, lying(a.w_ih, G * a.H * a.I, a.rows()),
-        [&](Panels<T> &w, long p) { w.pack_rows(p, a.w_ih, [](int, long) { return T(0); }); }, a.gates, a.stride,
-        memory);
-}
+    Panels<T> w;
+    long most = 0;            // rows at a time: of whole steps
+    long *at = nullptr;       // [most] which they are
+    const T **rows = nullptr; // [most] x of each
+    T *near = nullptr;        // [most, I] the values of x, where they are stored as another type
+
+    InputRows(const Forward<S> &a, long G) : w(1, G * a.H, a.I, a.rows(), lying(a.w_ih, G * a.H * a.I, a.rows())) {}
+
+    // columns: that walk together.
+    void place(const Forward<S> &a, long columns, Scratch &scratch, int id, int workers) {
+        const long bytes = columns * (a.stride * (long)sizeof(S) + a.I * (long)sizeof(T));
+        most = least(near_bytes / (bytes + 1) + 1, a.T) * columns;
+        w.place(scratch.take<T>(w.values()));
+        for (int i = 0; i < workers; ++i) {
+            long *own_at = scratch.take<long>(most);
+            const T **own_rows = scratch.take<const T *>(most);
+            T *own_near = keeps_near<S> ? scratch.take<T>(most * a.I) : nullptr;
+            if (i == id) at = own_at, rows = own_rows, near = own_near;
+        }
+    }
+
+    // Its share of the weights, by each worker.
+    void pack(const Forward<S> &a, const Worker &worker) {
+        for (long p = w.count * worker.id / worker.count; p < w.count * (worker.id + 1) / worker.count; ++p)
+            w.pack_rows(p, a.w_ih, [](int, long) { return T(0); });
+    }
+
+    // Of panels p0 to p1 and `count` rows.
+    void multiply(const Forward<S> &a, long count, long p0, long p1) const {
+        for (long n = 0; n < count; ++n) {
+            const S *x = a.x + at[n] * a.I;
+            if constexpr (keeps_near<S>)
+                copy(x, a.I, near + n * a.I), rows[n] = near + n * a.I;
+            else
+                rows[n] = x;
+        }
+        // Weights that stay near are gone through again for every few rows, so that the result is written row by row.
+        const long few = w.values() * (long)sizeof(T) <= near_bytes / 8 ? most_rows : count;
+        for (long n = 0; n < count; n += few)
+            pass(w, rows, n, least(n + few, count), p0, p1, RowsOut<S>{a.gates, a.stride, w.units, at});
+    }
+};
 
 template <class S> long small_inputs_bytes(const Sweep<S> &a, long G, int workers) {
     const long values = G * a.H * a.I;
