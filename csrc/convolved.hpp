@@ -87,11 +87,11 @@ template <class T> void convolve_row(const Instruction &in, T *out, const T *x, 
             long o = 0;
             for (; o + 4 <= s.O; o += 4) convolve_places<T, 4, V>(in, s, o, f, out, x, w, bias);
             for (; o < s.O; ++o) convolve_places<T, 1, V>(in, s, o, f, out, x, w, bias);
-            f += V * L;
+            return V;
         };
-        left >= most ? planes.template operator()<most>()
-        : left > 1   ? planes.template operator()<2>()
-                     : planes.template operator()<1>();
+        f += L * (left >= most ? planes.template operator()<most>()
+                  : left > 1   ? planes.template operator()<2>()
+                               : planes.template operator()<1>());
     }
 }
 
@@ -104,7 +104,8 @@ template <class T, int count> void add_lanes(const T *all, int J, double *sums, 
         for (int k = 0; k < L; ++k) some[k] = first + k < count ? load(all + (first + k) * L) : Vec<T>{};
         T each[L];
         store(each, sums_of<T>(some));
-        for (int k = first; k < first + L && k < count; ++k) sums[k / J * down + k % J * across] += (double)each[k - first];
+        for (int k = first; k < first + L && k < count; ++k)
+            sums[k / J * down + k % J * across] += (double)each[k - first];
     }
 }
 
@@ -158,11 +159,11 @@ void correlate_rows(const Instruction &in, long rows, double *sums, const T *err
                         correlate_line<T, 4, J>(in, s, rows, of + o * plane, error_row, from, x_row, line + o * to[0]);
                     for (; o < s.O; ++o)
                         correlate_line<T, 1, J>(in, s, rows, of + o * plane, error_row, from, x_row, line + o * to[0]);
-                    j += J;
+                    return J;
                 };
-                s.v - j >= 3   ? planes.template operator()<3>()
-                : s.v - j == 2 ? planes.template operator()<2>()
-                               : planes.template operator()<1>();
+                j += s.v - j >= 3   ? planes.template operator()<3>()
+                     : s.v - j == 2 ? planes.template operator()<2>()
+                                    : planes.template operator()<1>();
             }
 }
 
