@@ -13,13 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 
 from .tangents import forward_mode
 
 __all__ = ["Batch", "apply"]
+
+
+GRAD, JVP, VMAP = functorch.TransformType.Grad, functorch.TransformType.Jvp, functorch.TransformType.Vmap
+RANDOMNESS = {
+    functorch.RandomnessType.Error: "error",
+    functorch.RandomnessType.Same: "same",
+    functorch.RandomnessType.Different: "different",
+}
 
 
 class Batch(NamedTuple):
@@ -29,6 +34,35 @@ class Batch(NamedTuple):
     randomness: str
 
 
+class _Below:
+    """The levels below the innermost one inside `with`, and the modes of autograd there: what torch's interpreters do
+    in `lower`, without a generator for each of them.
+
+    modes: (reverse, forward); None as they are.
+    """
+
+    __slots__ = ("before", "level", "modes")
+
+    def __init__(self, modes: tuple[bool, bool] | None = None) -> None:
+        self.modes = modes
+
+    def __enter__(self) -> None:
+        if self.modes is not None:
+            self.before = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+            _set_modes(*self.modes)
+        self.level = functorch.pop_dynamic_layer_stack()
+
+    def __exit__(self, *error: object) -> None:
+        functorch.push_dynamic_layer_stack(self.level)
+        if self.modes is not None:
+            _set_modes(*self.before)
+
+
+def _set_modes(reverse: bool, forward: bool) -> None:
+    torch._C._set_grad_enabled(reverse)
+    torch._C._set_fwd_grad_enabled(forward)
+
+
 def apply(function: Any, *arguments: Any) -> tuple[Tensor, ...]:
     """`function.apply` of these arguments, in whatever transforms there are."""
     if not torch._C._are_functorch_transforms_active():
@@ -36,26 +70,31 @@ def apply(function: Any, *arguments: Any) -> tuple[Tensor, ...]:
         of = function.apply if recorded or forward_mode() else function.forward
         return of(*arguments)
     own = [functorch.unwrap_if_dead(a) if isinstance(a, Tensor) else a for a in arguments]
-    interpreter: Any = retrieve_current_functorch_interpreter()
+    interpreter: Any = functorch.peek_interpreter_stack()
     kind = interpreter.key()
-    if kind == functorch.TransformType.Vmap:
-        return _mapped(interpreter, function, own)
-    if kind in (functorch.TransformType.Grad, functorch.TransformType.Jvp):
-        lifted = [interpreter._cptr.lift(a) if isinstance(a, Tensor) else a for a in own]
-        with enable_single_level_autograd_function():
-            return _at_one_level(function).apply(*lifted)
-    return function.apply(*own)
+    if kind == VMAP:
+        return _mapped(functorch.CVmapInterpreterPtr(interpreter), function, own)
+    if kind not in (GRAD, JVP):
+        return function.apply(*own)
+    pointer: Any = functorch.CGradInterpreterPtr if kind == GRAD else functorch.CJvpInterpreterPtr
+    lift, allowed = pointer(interpreter).lift, functorch.get_single_level_autograd_function_allowed()
+    lifted = [lift(a) if isinstance(a, Tensor) else a for a in own]
+    functorch.set_single_level_autograd_function_allowed(True)
+    try:
+        return _at_one_level(function).apply(*lifted)
+    finally:
+        functorch.set_single_level_autograd_function_allowed(allowed)
 
 
 def _mapped(interpreter: Any, function: Any, arguments: list[Any]) -> tuple[Tensor, ...]:
     """The call below a level of vmap, by the function's own rule."""
     level = interpreter.level()
     dims = [_dim(a, level) for a in arguments]
-    with interpreter.lower():
+    with _Below():
         if all(d is None for d in dims):
             return apply(function, *arguments)
         below = [a if d is None else functorch.get_unwrapped(a) for a, d in zip(arguments, dims, strict=True)]
-        info = Batch(interpreter.batch_size(), interpreter.randomness())
+        info = Batch(interpreter.batchSize(), RANDOMNESS[interpreter.randomness()])
         results, out_dims = function.vmap(info, tuple(dims), *below)
     return tuple(
         r if d is None else functorch._add_batch_dim(r, d, level) for r, d in zip(results, out_dims, strict=True)
@@ -74,11 +113,15 @@ def _at_one_level(function: Any) -> Any:
     """An autograd function of one level of grad or jvp, whose forward call is the function's at the levels below."""
 
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        interpreter: Any = retrieve_current_functorch_interpreter()
+        interpreter: Any = functorch.peek_interpreter_stack()
         level = interpreter.level()
+        # This level has turned both off, for itself alone; the levels below have them as they were outside of it.
+        if interpreter.key() == GRAD:
+            modes = functorch.CGradInterpreterPtr(interpreter).prevGradMode(), True
+        else:
+            modes = True, functorch.CJvpInterpreterPtr(interpreter).prevFwdGradMode()
         below = [functorch._unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in arguments]
-        # This level has turned both off, for itself alone.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), interpreter.lower():
+        with _Below(modes):
             results = apply(function, *below)
         return tuple(functorch._wrap_for_grad(r, level) for r in results)
 
