@@ -86,7 +86,7 @@ SIGNATURES = {
     "Randomized": "(p, *, generator=None)",
     "Truncated": "(window, every=1)",
     "convert": "(model, gradient=None, *, memory=None, kernel=None, strict=False, subclasses=None)",
-    "explain": "(subject, carry=Ellipsis, x=Ellipsis)",
+    "explain": "(subject, carry=Ellipsis, x=Ellipsis, *, cu_seqlens=None)",
     "onnx_decompositions": "()",
     "gradients": "(layer, x, dy, hx=None, dh_n=None, gradient=None, *, cu_seqlens=None, resets=None, reset_state=None, "
     "per_sample=False)",
@@ -95,7 +95,7 @@ SIGNATURES = {
     "revert": "(model, *, subclasses=None)",
     "using": "(model, gradient=None, *, memory=None, kernel=None)",
     "stream_gradients": "(layer, x, loss, hx=None, *, wrt=(), gradient=None, memory='checkpoints', resets=None, "
-    "reset_state=None)",
+    "reset_state=None, lengths=None, cu_seqlens=None)",
     "stream_scan": "(step, carry, xs, loss, *, wrt=(), length=None, gradient='full', memory='checkpoints', "
     "resets=None, reset_state=None, kernel='auto')",
     "scan": "(step, carry, xs=None, *, gradient='full', resets=None, reset_state=None, reverse=False, length=None, "

@@ -122,6 +122,72 @@ def test_a_first_state_that_only_the_cell_knows() -> None:
         layer(x, cu_seqlens=OFFSETS)
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm_first", "list", "tokens"])
+def test_the_scan_of_flat_sequences_is_the_layers_call(name: str) -> None:
+    layer, x = layer_of(name), input_of(name)
+    _, like = layer(x, cu_seqlens=OFFSETS)
+    hx, restart = (tree_map(torch.randn_like, like) for _ in range(2))
+    resets = torch.rand(len(x)) < 0.4
+    expected = layer(x, hx, cu_seqlens=OFFSETS, resets=resets, reset_state=restart)
+    jagged = torch.nested.nested_tensor_from_jagged(x, offsets=OFFSETS)
+    for given, of in ((x, {"cu_seqlens": OFFSETS}), (jagged, {})):
+        step, carry, xs, own = layer.as_scan(given, hx, resets=resets, reset_state=restart, **of)
+        scanned = bptt.scan(step, carry, xs, resets=own, gradient=layer.gradient)
+        y, final = layer.from_scan(scanned, given, hx, **of)
+        torch.testing.assert_close((y.values() if y.is_nested else y, final), expected)
+    with pytest.raises(ValueError, match="at least one step: got 3 sequences without any"):
+        layer.as_scan(x[:0], cu_seqlens=torch.zeros(4, dtype=torch.int64))
+
+
+def test_what_is_told_of_flat_sequences() -> None:
+    layer, x = layer_of("gru"), input_of("gru")
+    alone = nn.utils.rnn.pack_sequence([own for own in x.split(list(LENGTHS)) if len(own)], enforce_sorted=False)
+    jagged = torch.nested.nested_tensor_from_jagged(x, offsets=OFFSETS)
+    own: Any = bptt.nn.GRU(I, H, gradient="truncated:4", memory="checkpoints:steps=2", dtype=torch.float64)
+    for subject in (layer, own):
+        told = [
+            str(bptt.explain(subject, alone)),
+            str(bptt.explain(subject, x, cu_seqlens=OFFSETS)),
+            str(bptt.explain(subject, jagged)),
+        ]
+        assert told[1:] == told[:1] * 2
+    assert "kernel" in bptt.explain(own, x[:0], cu_seqlens=torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to input's 18 rows"):
+        bptt.explain(own, x, cu_seqlens=OFFSETS - 1)
+    with pytest.raises(TypeError, match="cu_seqlens is for explain"):
+        bptt.explain(lambda h, x: (h, h), torch.zeros(2, 4), torch.zeros(2, 3), cu_seqlens=OFFSETS)  # type: ignore[call-overload]
+
+
+def test_a_plan_knows_the_input_from_any_form_of_a_call() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            cell = nn.Sequential(nn.Identity())  # a cell that does not tell its input
+            cell.append(nn.GRUCell(I, H, dtype=torch.float64))
+            cell.forward = lambda x, h: cell[1](x, h)  # type: ignore[method-assign]
+            cell.hidden_size = H  # type: ignore[assignment]
+            self.layer = bptt.nn.Recurrent(cell)
+
+        def forward(self, x: Any) -> Any:
+            return self.layer(input=x, **({"cu_seqlens": OFFSETS} if x is flat else {}))
+
+    model, flat = Model(), input_of("gru")
+    jagged, packed = (
+        torch.nested.nested_tensor_from_jagged(flat, offsets=OFFSETS),
+        nn.utils.rnn.pack_sequence([flat[:3], flat[3:5]]),
+    )
+    inputs = [flat[:5, None].expand(5, 2, I), flat, jagged, packed, flat[:5].clone()]
+    assert len({bptt.plan(model, 4, 2, x=x).tape_bytes for x in inputs}) == 1  # type: ignore[arg-type]  # of every form
+
+
+@pytest.mark.parametrize("name", ["lengths", "cu_seqlens"])
+def test_a_stream_refuses_several_lengths(name: str) -> None:
+    said = f"{name} must be None for stream_gradients.*one lane, with resets where each begins"
+    for layer in (layer_of("gru"), bptt.nn.GRU(I, H)):
+        with pytest.raises(TypeError, match=said):
+            bptt.stream_gradients(layer, input_of("gru"), lambda _, y: y.sum(), **{name: OFFSETS})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [

@@ -265,19 +265,12 @@ def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
             f"layer must be a bptt.nn.RNN, GRU or LSTM: got {type(layer).__module__}.{type(layer).__name__}"
         )
     data = x.data if isinstance(x, PackedSequence) else x
-    if data.is_nested:
-        if data.layout is not torch.jagged:
-            raise ValueError(f"x must be a dense tensor, packed, or nested in layout=torch.jagged: got {data.layout}")
-        data = data.values()
     if data.shape[-1] != layer.input_size:
         raise ValueError(f"x must have {layer.input_size} features, the layer's input_size: got {data.shape[-1]}")
     cell = layer.cell()
     rows = data.numel() // data.shape[-1]
     if isinstance(x, PackedSequence):
         T = len(x.batch_sizes)
-    elif data is not x:
-        jagged: Any = x  # torch's stubs lack the method
-        T = int(jagged.offsets().diff().max()) if len(x) else 0
     else:
         T = data.shape[1] if data.dim() == 3 and layer.batch_first else len(data)
     reach, draws, by_torch = layer.gradient.reach(T), layer.gradient.draws_factors, ""

@@ -15,6 +15,8 @@ from ..memory import Checkpoints
 from ..scan.explanation import StepExplanation, explain_scan, explain_step
 from ..scan.pytrees import Step
 from ._autocast_cells import in_float32, result_dtype
+from .call import Call, net_of, program
+from .flat import Flat, is_flat
 from .layers import DropInLayer
 from .recurrent import Recurrent
 
@@ -22,20 +24,22 @@ __all__ = ["explain"]
 
 
 @overload
-def explain(subject: Recurrent, carry: Tensor | PackedSequence) -> StepExplanation: ...
+def explain(
+    subject: Recurrent, carry: Tensor | PackedSequence, *, cu_seqlens: Tensor | None = None
+) -> StepExplanation: ...
 @overload
-def explain(subject: Layer, carry: Tensor | PackedSequence) -> str: ...
+def explain(subject: Layer, carry: Tensor | PackedSequence, *, cu_seqlens: Tensor | None = None) -> str: ...
 @overload
-def explain(subject: Recurrent, *, x: Tensor | PackedSequence) -> StepExplanation: ...
+def explain(subject: Recurrent, *, x: Tensor | PackedSequence, cu_seqlens: Tensor | None = None) -> StepExplanation: ...
 @overload
-def explain(subject: Layer, *, x: Tensor | PackedSequence) -> str: ...
+def explain(subject: Layer, *, x: Tensor | PackedSequence, cu_seqlens: Tensor | None = None) -> str: ...
 @overload
 def explain(subject: Step, carry: Any, x: Any) -> StepExplanation: ...
-def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanation:
+def explain(subject: Any, carry: Any = ..., x: Any = ..., *, cu_seqlens: Tensor | None = None) -> str | StepExplanation:
     """Tell what a call would do, and why: `explain(layer, x)` of a layer, `explain(step, carry, x)` of a scan's step.
 
-    Of a layer of bptt.nn, with x as it takes it: the kernel that it runs, what it keeps, how far gradients reach. Under
-    `torch.no_grad()` it tells of a call without a gradient, else of one with.
+    Of a layer of bptt.nn, with x as it takes it, and cu_seqlens beside a flat one: the kernel that it runs, what it
+    keeps, how far gradients reach. Under `torch.no_grad()` it tells of a call without a gradient, else of one with.
 
     Of a step `(carry, x) -> (carry, y)`, with the carry and one step's x, `[B, ...]`, as the step gets them; and of a
     `bptt.nn.Recurrent` of one direction, with x as it takes it: how `scan` compiles the step. A step is traced once for
@@ -90,7 +94,11 @@ def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanati
         if len(arguments) != 1:
             raise TypeError(f"explain takes (layer, x) of a layer: got {len(arguments)} arguments after it")
         if not isinstance(subject, Recurrent):
-            return explain_layer(subject, arguments[0], _segments(subject, arguments[0]))
+            given = arguments[0]
+            if is_flat(given, cu_seqlens):  # which run as a PackedSequence
+                flat = Flat.of(type(subject).__name__, given, cu_seqlens)
+                given = flat.values if flat.packed is None else flat.packed
+            return explain_layer(subject, given, _segments(subject, given))
         if subject.bidirectional:
             raise ValueError(
                 "explain is for a Recurrent of one direction: got a bidirectional one, which scans its cells one by one"
@@ -98,10 +106,12 @@ def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanati
         setting = f"gradient {subject.gradient}, memory={str(subject.memory)!r}"
         results = result_dtype(subject, arguments[0])
         if results is None:
-            return explain_scan(*subject.as_scan(arguments[0]), kernel=subject.kernel, setting=setting)
+            scan = subject.as_scan(arguments[0], cu_seqlens=cu_seqlens)
+            return explain_scan(*scan, kernel=subject.kernel, setting=setting)
         setting += f", autocast makes results {results}"
         with torch.autocast("cpu", enabled=False):
-            return explain_scan(*subject.as_scan(in_float32(arguments[0])), kernel=subject.kernel, setting=setting)
+            scan = subject.as_scan(in_float32(arguments[0]), cu_seqlens=cu_seqlens)
+            return explain_scan(*scan, kernel=subject.kernel, setting=setting)
     if len(arguments) != 2:
         kind = type(subject)
         raise TypeError(
@@ -110,6 +120,8 @@ def explain(subject: Any, carry: Any = ..., x: Any = ...) -> str | StepExplanati
         )
     if isinstance(subject, DropInLayer):
         raise TypeError(f"explain takes (layer, x) of a layer: got a {type(subject).__name__} and two arguments")
+    if cu_seqlens is not None:
+        raise TypeError("cu_seqlens is for explain(layer, x, cu_seqlens=...): got it with a step, whose x has one step")
     return explain_step(subject, carry, x)
 
 
@@ -117,11 +129,10 @@ def _segments(layer: Any, x: Tensor | PackedSequence) -> int:
     """How many segments of a call run again in its backward pass; 0 for a whole tape."""
     if not isinstance(layer, DropInLayer) or not isinstance(layer.memory, Checkpoints):
         return 0
-    packed = Flat.of(type(layer).__name__, x, None).packed if isinstance(x, Tensor) and x.is_nested else x
-    if packed is None or not (packed.data if isinstance(packed, PackedSequence) else packed).numel():
+    if not (x.data if isinstance(x, PackedSequence) else x).numel():
         return 0
     with torch.no_grad():
-        call = Call.of(layer, packed, None, None)
+        call = Call.of(layer, x, None, None)
         net = net_of(layer, call, layer.gradient, differentiated=True, drops=False, xi=())
         keeper = program(layer, call, net)
         return 0 if isinstance(keeper, Stack) else len(keeper.segment_starts(call.x.shape[0])) - 1

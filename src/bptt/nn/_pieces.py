@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["STEPS", "Sliceable", "as_tensor", "check_lanes", "is_sliceable", "on_disk", "rechunked", "steps_of"]
+__all__ = [
+    "STEPS",
+    "Sliceable",
+    "as_tensor",
+    "check_lanes",
+    "is_sliceable",
+    "on_disk",
+    "one_length",
+    "rechunked",
+    "steps_of",
+]
 
 STEPS = 1024
 """The largest number of steps that are written to the files of pieces at a time."""
@@ -42,10 +52,12 @@ def check_lanes(name: str, x: Any, shape: str = "[T, ...]") -> None:
         raise TypeError(f"{name} must be a dense tensor: got layout {x.layout} (to_dense() of it)")
     else:
         return
-    raise TypeError(
-        f"{name} must be {shape} with lanes of one length: got {got}. Sequences one after the other may be one lane, "
-        "with resets where each begins"
-    )
+    raise one_length(f"{name} must be {shape} with lanes of one length: got {got}")
+
+
+def one_length(what: str) -> TypeError:
+    """The error for sequences of several lengths, with the form that they may have instead."""
+    return TypeError(f"{what}. Sequences one after the other may be one lane, with resets where each begins")
 
 
 def steps_of(name: str, whole: Any, a: int, b: int) -> Tensor:

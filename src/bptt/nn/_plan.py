@@ -5,9 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from ..clock import Guard, Timing, now
 from ..engine import Asked, NetPrograms, Saved
@@ -16,7 +18,9 @@ from ..policies import Randomized, Reach
 from ..policies.arguments import count
 from ._plan_scan import plan_scan
 from ._planned import Plan
+from ._sequences import Sequences
 from .call import Call, net_of, program
+from .flat import Flat, is_flat
 from .layers import DropInLayer
 from .recurrent import Recurrent
 from .undrawn import plain_call
@@ -94,10 +98,12 @@ def _inputs(model: torch.nn.Module, layers: list[Recurrent], x: Tensor | None) -
         if isinstance(size, int) and weight is not None:
             found[layer] = weight.new_zeros(1, 1, size)
     if x is not None:
-        hooks = [
-            layer.register_forward_pre_hook(lambda layer, args: found.update({layer: args[0][:1, :1]}))
-            for layer in layers
-        ]
+
+        def find(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else kwargs["input"]
+            found[layer] = _first_step(layer, given, kwargs.get("cu_seqlens"))
+
+        hooks = [layer.register_forward_pre_hook(find, with_kwargs=True) for layer in layers]
         try:
             with torch.no_grad(), torch.random.fork_rng():
                 model(x)
@@ -111,6 +117,17 @@ def _inputs(model: torch.nn.Module, layers: list[Recurrent], x: Tensor | None) -
                 "of the model"
             )
     return found
+
+
+def _first_step(layer: Recurrent, input: Any, cu_seqlens: Tensor | None) -> Tensor:
+    """One step of one lane `[1, 1, ...]` of what a layer of any cell is called with, in any of its forms."""
+    if is_flat(input, cu_seqlens):
+        rows = Flat.of(type(layer).__name__, input, cu_seqlens, any_features=True).values
+    elif isinstance(input, PackedSequence):
+        rows = input.data
+    else:
+        return Sequences.of(input, None, None, layer.batch_first).x[:1, :1]
+    return rows[:1, None] if len(rows) else rows.new_zeros(1, 1, *rows.shape[1:])
 
 
 def _of_recurrent(layer: Recurrent, T: int, B: int, memory: Memory, one: Tensor) -> Plan:

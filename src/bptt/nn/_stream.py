@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import policies
 from ..engine import Checkpointed, given, refuse_tangents
 from ..memory import Checkpoints, parse
-from ._pieces import STEPS, Sliceable, as_tensor, check_lanes, is_sliceable, on_disk, rechunked, steps_of
+from ._pieces import STEPS, Sliceable, as_tensor, check_lanes, is_sliceable, on_disk, one_length, rechunked, steps_of
 from ._stream_loss import StreamLoss, checked_tensors
 from ._stream_recurrent import CellStream
 from .call import Call, Hidden, net_of
@@ -55,6 +55,8 @@ def stream_gradients(
     memory: Checkpoints | str = "checkpoints",
     resets: Sliceable | Tensor | None = None,
     reset_state: Any = None,
+    lengths: None = None,
+    cu_seqlens: None = None,
 ) -> StreamGradients:
     """Compute every gradient of L = sum over segments of loss(steps, y), with no x, y or dL/dy in memory as a whole.
 
@@ -80,6 +82,9 @@ def stream_gradients(
 
     Dropout between the layers is drawn for all steps at once (for each chunk, where there are chunks), so that its mask
     is in memory as a whole: train such stacks otherwise, or in eval mode. `.grad` is not touched.
+
+    lengths, cu_seqlens: refused, as are packed and nested x: lanes here are of one length. Sequences one after the
+    other may be one lane `[S, 1, I]`, with resets where each begins, whose blocks of losses count on from the first.
 
     A `Recurrent` has x `[T, B, ...]`, hx and reset_state in the forms of its call, and in `parameters` those that
     require a gradient. Where blocks overlap, a segment is run together with the steps before it that its losses reach,
@@ -114,6 +119,9 @@ def stream_gradients(
     if not callable(loss):
         raise TypeError(f"loss must be a function of (steps, y): got {type(loss).__name__}")
     check_lanes("x", x, "[T, B, I]")
+    for name, ends in (("lengths", lengths), ("cu_seqlens", cu_seqlens)):
+        if ends is not None:
+            raise one_length(f"{name} must be None for stream_gradients, whose lanes are of one length: got {ends!r}")
     if reset_state is not None and resets is None:
         raise ValueError("reset_state is what resets restart from: got it without resets")
     tensors = checked_tensors(wrt)

@@ -22,7 +22,7 @@ from ..scan.pytrees import Step
 from ._autocast_cells import cells_under_autocast
 from ._by_length import scan_by_length
 from ._cell_list import cells_of, learnable_state, learned_state, sample, unlike
-from ._flat_recurrent import flat_recurrent
+from ._flat_recurrent import FlatCall, flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._known_call import MOST_KNOWN, kind_of, remember
 from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
@@ -209,12 +209,14 @@ class Recurrent(Settings, nn.Module):
         hx: Any = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
+        cu_seqlens: Tensor | None = None,
         resets: Tensor | None = None,
         reset_state: Any = None,
     ) -> tuple[Step, Any, tuple[Any, ...], Tensor | None]:
         """(step, carry, xs, resets) with which a call of the layer calls `bptt.scan`, for what takes any step.
 
-        Raises ValueError for a bidirectional layer, which calls it for each layer and direction.
+        Of cu_seqlens or a jagged nested tensor: the scan over the sequences that have a step, as lanes. Raises
+        ValueError where none has, and for a bidirectional layer, which calls it for each layer and direction.
 
         >>> import torch, bptt
         >>> layer = bptt.nn.Recurrent(torch.nn.GRUCell(3, 5))
@@ -223,6 +225,9 @@ class Recurrent(Settings, nn.Module):
         """
         if self.bidirectional:
             raise ValueError("as_scan is for a layer of one direction: got a bidirectional one")
+        if is_flat(input, cu_seqlens):
+            flat = FlatCall(self, input, hx, lengths, cu_seqlens)
+            input, hx, resets, reset_state = flat.as_packed(resets, reset_state)
         sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
         ks, d = range(len(self.cells)), int(self.reverse)
         arguments = self._arguments(sequences, ks, (sequences.x, *masks), calls, states, d)
@@ -231,9 +236,21 @@ class Recurrent(Settings, nn.Module):
         return restarted(arguments, split_restarts(reset_state, sequences, calls, states), sequences, d)
 
     def from_scan(
-        self, scanned: tuple[Any, Any], input: Tensor | PackedSequence, hx: Any = None, *, lengths: Any = None
+        self,
+        scanned: tuple[Any, Any],
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """(y, final state), as `forward` returns them, from what `bptt.scan` returned for `as_scan`'s arguments."""
+        if is_flat(input, cu_seqlens):
+            flat = FlatCall(self, input, hx, lengths, cu_seqlens)
+            return flat.of_all(*self._from_scan(scanned, *flat.as_packed()[:2], None))
+        return self._from_scan(scanned, input, hx, lengths)
+
+    def _from_scan(self, scanned: tuple[Any, Any], input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
         sequences, (final, (y, kept)) = Sequences.of(input, lengths, None, self.batch_first), scanned
         states = self._entered(sequences, hx)[1]
         if sequences.lengths is not None:
