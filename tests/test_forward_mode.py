@@ -127,6 +127,22 @@ def test_linearize(cell: str, net: str) -> None:
         close(push(*v), jvp(loop, given, v)[1])
 
 
+@pytest.mark.parametrize("form", ["packed", "lengths", "flat"])
+def test_linearize_refuses_several_lengths(form: str) -> None:
+    """torch's graph has no values of theirs; of torch.nn's packed sequences neither."""
+    x = torch.randn(4, 3, 3)
+    packed = pack_padded_sequence(x, [3, 4, 1], enforce_sorted=False)
+    layers: list[Any] = [bptt.nn.GRU(3, 5), bptt.nn.Recurrent(torch.nn.GRUCell(3, 5))]
+    for layer in layers:
+        calls: dict[str, Callable[[Tensor], Any]] = {
+            "packed": lambda d, f=layer: f(packed._replace(data=d))[0].data,
+            "lengths": lambda d, f=layer: f(d, lengths=[3, 4, 1])[0],
+            "flat": lambda d, f=layer: f(d, cu_seqlens=torch.tensor([0, 3, 7, 8]))[0],
+        }
+        with pytest.raises(NotImplementedError, match="linearize and make_fx cannot trace the lengths of sequences"):
+            linearize(calls[form], x if form == "lengths" else packed.data)
+
+
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_gradcheck(cell: str) -> None:
     own, _, given = made(cell, "two" if cell == "lstm_proj" else "bi", "cpu")

@@ -63,6 +63,7 @@ from .tracing import recorder as recorder
 from .tracing import recording as recording
 from .tracing import refusal as refusal
 from .tracing import refuse_recording as refuse_recording
+from .tracing import refuse_tracing_values as refuse_tracing_values
 from .tracing import seen as seen
 from .transforms import refuse_mapped as refuse_mapped
 from .transforms import transformed as transformed

@@ -32,6 +32,7 @@ __all__ = [
     "refusal",
     "refuse_onnx",
     "refuse_recording",
+    "refuse_tracing_values",
     "seen",
 ]
 
@@ -60,6 +61,16 @@ def refuse_recording(what: str) -> None:
     """Raise NotImplementedError inside torch.jit.trace, whose record would hold another result for other input."""
     if recorder() is not None:
         raise refusal(f"torch.jit.trace cannot record {what}")
+
+
+def refuse_tracing_values(where: str, what: str) -> None:
+    """Raise NotImplementedError inside torch.func.linearize and make_fx, for whose graph nothing has a value."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    if mode is not None and not is_compiling():
+        raise NotImplementedError(
+            f"{where}: torch.func.linearize and make_fx cannot trace {what}, whose values are sizes of what is "
+            "computed: use torch.func.jvp, whose result for a tangent is that of the linearized function"
+        )
 
 
 def for_onnx() -> bool:

@@ -217,8 +217,8 @@ class Pulled(torch.autograd.Function):
             if need and t is not None
         ]
         # None may be one of the arguments, which torch.func would take it for, and in a dual level none may be a view.
-        dual = forward_mode()
-        return tuple([g.clone() if (dual and g._is_view()) or any(g is t for t in flat) else g for g in grads])
+        dual, arguments = forward_mode(), set(map(id, flat))
+        return tuple([g.clone() if id(g) in arguments or (dual and g._is_view()) else g for g in grads])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

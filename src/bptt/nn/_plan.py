@@ -38,7 +38,11 @@ GROUPS = 64
 
 
 def plan(
-    model: torch.nn.Module, T: int, B: int, memory: str | Checkpoints | None = None, x: Tensor | None = None
+    model: torch.nn.Module,
+    T: int,
+    B: int,
+    memory: str | Checkpoints | None = None,
+    x: Tensor | PackedSequence | None = None,
 ) -> Plan:
     """Estimate the tape, recomputation and time of forward and backward through the layers of `bptt.nn` in a model.
 
@@ -87,7 +91,7 @@ def plan(
     )
 
 
-def _inputs(model: torch.nn.Module, layers: list[Recurrent], x: Tensor | None) -> dict[Recurrent, Tensor]:
+def _inputs(model: torch.nn.Module, layers: list[Recurrent], x: Any) -> dict[Recurrent, Tensor]:
     """One step of one lane of what each layer of any cell gets, `[1, 1, ...]`."""
     found: dict[Recurrent, Tensor] = {}
     names = {module: name for name, module in model.named_modules()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from ..engine import refuse_mapped
+from ..engine import refuse_mapped, refuse_tracing_values
 from ..policies import Reach
 from .packing import packed_rows, padded
 
@@ -48,6 +48,8 @@ class Sequences:
         batch_first: bool,
     ) -> Sequences:
         """The sequences of an input in the caller's layout. Raises TypeError and ValueError for what does not fit."""
+        if isinstance(input, PackedSequence) or lengths is not None:
+            refuse_tracing_values("Recurrent", "the lengths of sequences")
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None for a PackedSequence, which has its own")

@@ -27,6 +27,7 @@ from ..engine import (
     recorder,
     refuse_recording,
     refuse_tangents,
+    refuse_tracing_values,
     with_checkpoints,
 )
 from ..kernels import Kernel, Request
@@ -109,6 +110,8 @@ class Call:
                 raise not_dense(name, input)
             batched, sizes = input.dim() == 3, None
             flat = input if batched else input.unsqueeze(0 if layer.batch_first else 1)
+        if packed is not None or ends is not None:
+            refuse_tracing_values(name, "the lengths of sequences")
         states = cls._hidden(layer, flat, hx, batched, sizes)
         if not tangents:
             refuse_tangents(name, (flat, *states, *weights))

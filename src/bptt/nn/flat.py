@@ -16,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import CELLS
-from ..engine import recorder, refuse_mapped, refuse_recording
+from ..engine import recorder, refuse_mapped, refuse_recording, refuse_tracing_values
 from .call import Hidden, Layer, bare
 
 __all__ = ["Flat", "flat_call", "is_flat"]
@@ -232,6 +232,7 @@ def _checked(name: str, offsets: Any, values: Tensor) -> Tensor:
     if offsets.dim() != 1 or not len(offsets):
         raise ValueError(f"{name}: cu_seqlens must have shape [N + 1] for N sequences: got {tuple(offsets.shape)}")
     refuse_mapped(f"{name}: cu_seqlens", offsets)
+    refuse_tracing_values(name, "the lengths of sequences")
     found = offsets.detach().to("cpu", torch.int64)
     if int(found[0]) != 0 or int(found[-1]) != len(values) or bool((found.diff() < 0).any()):
         raise ValueError(

@@ -226,9 +226,10 @@ class RNN(DropInLayer):
     Resets are copied: their tensor may be used again at once.
     A policy is a graph, whose cut edges are `detach`, and double backward differentiates that graph: `Full()` is exact,
     `Chunked(k)` equals a loop that detaches every k steps, to every order (equations/README.md, 6.7).
-    The transforms of torch.func (grad, vjp, jacrev, jvp, jacfwd, hessian, linearize, vmap), dual tensors and
-    is_grads_batched work in any nesting. A tangent is the full one under any policy, which changes adjoints alone; so a
-    tangent of a gradient, or a gradient of a tangent, raises NotImplementedError under a policy that cuts time edges.
+    The transforms of torch.func (grad, vjp, jacrev, jvp, jacfwd, hessian, vmap; linearize of sequences of one length),
+    dual tensors and is_grads_batched work in any nesting. A tangent is the full one under any policy, which changes
+    adjoints alone; so a tangent of a gradient, or a gradient of a tangent, raises NotImplementedError under a policy
+    that cuts time edges.
     vmap over x and states adds lanes, and gradients of weights for each sample are made side by side; over weights it
     calls the kernel once for each. Tangents and second derivatives are torch operations, a step at a time.
 
