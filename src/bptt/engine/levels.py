@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from .tangents import forward_mode
 
@@ -32,35 +34,6 @@ class Batch(NamedTuple):
 
     batch_size: int
     randomness: str
-
-
-class _Below:
-    """The levels below the innermost one inside `with`, and the modes of autograd there: what torch's interpreters do
-    in `lower`, without a generator for each of them.
-
-    modes: (reverse, forward); None as they are.
-    """
-
-    __slots__ = ("before", "level", "modes")
-
-    def __init__(self, modes: tuple[bool, bool] | None = None) -> None:
-        self.modes = modes
-
-    def __enter__(self) -> None:
-        if self.modes is not None:
-            self.before = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
-            _set_modes(*self.modes)
-        self.level = functorch.pop_dynamic_layer_stack()
-
-    def __exit__(self, *error: object) -> None:
-        functorch.push_dynamic_layer_stack(self.level)
-        if self.modes is not None:
-            _set_modes(*self.before)
-
-
-def _set_modes(reverse: bool, forward: bool) -> None:
-    torch._C._set_grad_enabled(reverse)
-    torch._C._set_fwd_grad_enabled(forward)
 
 
 def apply(function: Any, *arguments: Any) -> tuple[Tensor, ...]:
@@ -90,7 +63,7 @@ def _mapped(interpreter: Any, function: Any, arguments: list[Any]) -> tuple[Tens
     """The call below a level of vmap, by the function's own rule."""
     level = interpreter.level()
     dims = [_dim(a, level) for a in arguments]
-    with _Below():
+    with temporarily_pop_interpreter_stack():
         if all(d is None for d in dims):
             return apply(function, *arguments)
         below = [a if d is None else functorch.get_unwrapped(a) for a, d in zip(arguments, dims, strict=True)]
@@ -121,7 +94,7 @@ def _at_one_level(function: Any) -> Any:
         else:
             modes = True, functorch.CJvpInterpreterPtr(interpreter).prevFwdGradMode()
         below = [functorch._unwrap_for_grad(a, level) if isinstance(a, Tensor) else a for a in arguments]
-        with _Below(modes):
+        with torch.set_grad_enabled(modes[0]), _set_fwd_grad_enabled(modes[1]), temporarily_pop_interpreter_stack():
             results = apply(function, *below)
         return tuple(functorch._wrap_for_grad(r, level) for r in results)
 
