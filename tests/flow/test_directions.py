@@ -21,6 +21,43 @@ def square(y: Tensor) -> Tensor:
     return y.square().mean()
 
 
+@pytest.mark.parametrize(
+    ("direction", "lengths", "policy"),
+    [("forward", None, "full"), ("forward", [T, 2, T - 1], "chunked:5"), ("reverse", [T, 2, T - 1], "truncated:4/3")],
+)
+def test_one_direction_of_the_top_layer_has_the_gradient_of_its_own_cell(
+    direction: Literal["forward", "reverse"], lengths: list[int] | None, policy: str
+) -> None:
+    cells = [nn.LSTMCell(2 * H if k > 1 else I, H, dtype=F64) for k in range(6)]
+    options: dict[str, Any] = {"dropout": 0.3, "gradient": policy, "kernel": "replay"}  # tracing takes longer here
+    layer = bptt.nn.Recurrent(cells, bidirectional=True, **options)
+    resets = torch.zeros(T, B, dtype=torch.bool).index_put(
+        (torch.tensor([5, 9]), torch.tensor([0, 1])), torch.tensor(True)
+    )
+    state = tuple(torch.randn(6, B, H, dtype=F64) for _ in range(2))
+    kwargs: dict[str, Any] = {"hx": state, "resets": resets, "lengths": lengths}
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, (_, c) = self.layer(x, **kwargs)
+            weights = torch.linspace(0.5, 1.5, y.shape[-1], dtype=F64)
+            found: Tensor = (y * weights).square().sum() + c[4].sum() + 3 * c[5].sum()
+            return found
+
+    model, x = Model(), torch.randn(T, B, I, dtype=F64)
+    torch.manual_seed(1)
+    scan = flow.record_scan(model, x, lambda value: value, direction=direction)
+    torch.manual_seed(1)
+    model(x).backward()
+    top = layer.cells[4 + (direction == "reverse")]
+    assert {*map(id, scan.parameters)} == {*map(id, top.parameters())}
+    assert_close(scan.vector(scan.own), torch.cat([p.grad.flatten() for p in scan.parameters if p.grad is not None]))
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("lengths", [None, [T, 2, T - 1]])
 def test_one_direction_of_a_bidirectional_layer_is_a_scan_with_its_own_gradient(
@@ -45,6 +82,7 @@ def test_a_direction_is_refused_where_it_is_no_scan() -> None:
     x = torch.randn(T, B, I, dtype=F64)
     with pytest.raises(ValueError, match="direction is for a bidirectional layer: got 'forward'"):
         flow.record_scan(bptt.nn.Recurrent(nn.GRUCell(I, H, dtype=F64)), x, square, direction="forward")
-    deep = bptt.nn.Recurrent(lambda n: nn.GRUCell(2 * H if n else I, H, dtype=F64), 2, bidirectional=True)
-    with pytest.raises(ValueError, match="got a bidirectional one with several layers"):
-        flow.record_scan(deep, x, square, direction="reverse")
+    both: dict[str, Any] = {"bidirectional": True, "learn_initial_state": True}
+    learned = bptt.nn.Recurrent(lambda n: nn.GRUCell(I, H, dtype=F64), 1, **both)
+    with pytest.raises(ValueError, match="got a bidirectional one with a learned initial state"):
+        flow.record_scan(learned, x, square, direction="reverse")

@@ -43,14 +43,14 @@ def record_scan(
     What the loss is to the measurements is the sum of these errors times the layer's outputs: its gradient is that of
     the loss in the layer's parameters, and the same errors reach every policy. Dropout between the layers is drawn as
     in the call. Everything is measured in the layer's own precision. direction: "forward" or "reverse", of a
-    bidirectional layer of one layer: the scan is that of this direction's cell, with the errors of its half of y.
+    bidirectional layer: the scan is that of the top layer's cell of this direction, with the errors of its half of y.
 
     All cells of the layer are one scan, whose state is the carry of all of them, for each lane. Steps count in the
     scan's own time: a reverse layer's from the last step on.
 
     Raises TypeError where subject holds no such layer or loss gives no scalar; ValueError for several layers and no
-    name, for a bidirectional layer without a direction, which is two scans in opposite times, for one with several
-    layers, a learned initial state or `reset_state`, for sequences one after the other (`cu_seqlens`, nested tensors),
+    name, for a bidirectional layer without a direction, which is scans in opposite times, for one with a learned
+    initial state or `reset_state`, for sequences one after the other (`cu_seqlens`, nested tensors),
     for a layer that the call does not run exactly once, and for a loss that does not depend on its output.
 
     >>> import torch, bptt

@@ -260,6 +260,22 @@ class Recurrent(Settings, nn.Module):
         y = sequences.restore(sequences.forward_time(y, int(self.reverse)))
         return y, stack_hidden(list(final), sequences.B, sequences.batched)
 
+    def top_input(
+        self, input: Tensor | PackedSequence, hx: Any = None, *, lengths: Any = None, resets: Tensor | None = None
+    ) -> Tensor | PackedSequence:
+        """What the top layer reads in a call, `[T, B, F, ...]`, in the form of the input; ValueError in one direction.
+
+        >>> import torch, bptt
+        >>> layer = bptt.nn.Recurrent(lambda n: torch.nn.GRUCell(10 if n else 3, 5), 2, bidirectional=True)
+        >>> layer.top_input(torch.zeros(20, 2, 3)).shape
+        torch.Size([20, 2, 10])
+        """
+        if not self.bidirectional:
+            raise ValueError("top_input is for a bidirectional layer: got one of one direction")
+        sequences, calls, states, masks = self._prepared(input, hx, lengths, resets)
+        y, _ = self._both(sequences, masks, states, None, calls, layers=self.num_layers - 1)
+        return sequences.restore(y * masks[-1] if masks else y)
+
     def _prepared(
         self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor | None
     ) -> tuple[Sequences, list[CellCall], list[Any], list[Tensor]]:
@@ -290,10 +306,11 @@ class Recurrent(Settings, nn.Module):
         restarts: Sequence[Any] | None,
         calls: Sequence[CellCall],
         gradient: policies.Policy | None = None,
+        layers: int | None = None,
     ) -> tuple[Tensor, list[Any]]:
-        """(output in forward time, final states) of all layers in both directions, each a scan of its own."""
+        """(output in forward time, final states) of all layers, or the lowest so many, both directions scans apart."""
         y, finals = sequences.x, list[Any]()
-        for k in range(0, len(self.cells), 2):
+        for k in range(0, 2 * (self.num_layers if layers is None else layers), 2):
             x = y * masks[k // 2 - 1] if k and masks else y
             found = [
                 self._run(sequences, range(k + d, k + d + 1), (x,), calls, states, restarts, d, gradient)

@@ -44,7 +44,9 @@ def record_data(
         for earlier in before:
             _, state = model(*task.arguments(earlier, state, next(model.parameters())))
     if isinstance(model.recurrent, Recurrent) and model.recurrent.bidirectional:
-        said += say("; of its two directions the forward one")
+        one = model.recurrent.num_layers == 1
+        text = "; of its two directions the forward one"
+        said += say(text if one else "; of its top layer's two directions the forward one")
     return record_window(task, model, window, state), said
 
 
