@@ -3,11 +3,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -53,7 +56,7 @@ for arguments in LINES:
         main(arguments.split())
     except SystemExit as exit:
         print(exit.code, file=sys.stderr)
-print([name for name in ("torch", "numpy", "matplotlib") if name in sys.modules], file=sys.stderr)
+print([name for name in MODULES if name in sys.modules], file=sys.stderr)
 """
 
 
@@ -141,15 +144,55 @@ def test_help_and_what_cannot_be_used_load_no_torch(tmp_path: Path):
         "compare --scan a:f --hidden 3": "a scan has its own step and batch: leave out hidden",
         "demo --steps 0": "steps must be a whole number of at least 1: got 0",
     }
-    program = WITHOUT_TORCH.replace("LINES", repr([*helps, *wrong]))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert_refused_without(["torch", "numpy", "matplotlib"], wrong, tmp_path, helps)
+    assert {*tmp_path.rglob("*")} == there
+
+
+def test_columns_of_every_form_of_table_are_known_without_torch(tmp_path: Path):
+    """From the first line or the schema of what is trained on, and of what a run is to predict from."""
+    runs: list[tuple[str, dict[str, str], object]] = [
+        ("series", {"series": "none.csv"}, {"targets": ["y"], "inputs": ["y", "z"], "horizon": 1}),
+        ("timed", {"series": "none.csv", "time": "t"}, {"targets": ["y"], "inputs": ["z"], "horizon": 0}),
+        ("classify", {"classify": "none.csv"}, {"features": ["a", "b"]}),
+    ]
+    for name, options, kept in runs:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(Config.from_entries(options, name).to_toml())
+        stored = {"series": "scaling.json", "classify": "classes.json"}["series" if "series" in options else "classify"]
+        (tmp_path / name / stored).write_text(json.dumps(kept))
+    (tmp_path / "less.csv").write_text("day,y\n1,2\n")
+    (tmp_path / "one.csv").write_text("id,a,label\n0,1,2\n")
+    (tmp_path / "other.csv").write_text("id,a,c\n0,1,2\n")
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04")
+    np.savez(tmp_path / "less.npz", day=np.zeros(3), y=np.zeros(3))
+    np.save(tmp_path / "two.npy", np.zeros((3, 2)))
+    wrong = {
+        "predict series less.csv": "inputs must be a column of less.csv: got 'z'; it has day, y",
+        "predict series less.npz": "inputs must be a column of less.npz: got 'z'; it has day, y",
+        "predict series two.npy": "target must be a column of two.npy: got 'y'; it has 0, 1",
+        "predict timed two.npy": "inputs must be a column of two.npy: got 'z'",
+        "predict classify one.csv": "one.csv must have 2 features: got 1",
+        "predict classify other.csv": "other.csv must have the features of the training, 'b': got 'c' in its place",
+        "predict classify less.csv": "group must be a column of less.csv: got 'id'",
+        "train --series less.npz --target w": "target must be a column of less.npz: got 'w'; it has day, y",
+        "train --series two.npy --target w": "target must be a column of two.npy: got 'w'; it has 0, 1",
+    }
+    if importlib.util.find_spec("pyarrow") or importlib.util.find_spec("polars"):
+        (tmp_path / "odd.parquet").write_bytes(b"PAR1")
+        wrong["predict series odd.parquet"] = "table odd.parquet is no Parquet"
+    assert_refused_without(["torch"], wrong, tmp_path)
+
+
+def assert_refused_without(modules: list[str], wrong: dict[str, str], folder: Path, helps: Sequence[str] = ()) -> None:
+    """That command lines are refused, each with its words, in a process that loads none of the modules."""
+    program = WITHOUT_TORCH.replace("LINES", repr([*helps, *wrong])).replace("MODULES", repr(modules))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
     lines = done.stderr.splitlines()
     assert lines.pop() == "[]"
     assert lines[: len(helps)] == ["0"] * len(helps)
     told, statuses = lines[len(helps) :: 2], lines[len(helps) + 1 :: 2]
     assert statuses == ["2"] * len(wrong)
     assert [said for said, words in zip(told, wrong.values(), strict=True) if words not in said] == []
-    assert {*tmp_path.rglob("*")} == there
 
 
 @pytest.mark.parametrize("command", COMMANDS)

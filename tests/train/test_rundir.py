@@ -127,6 +127,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     torch.testing.assert_close(run.state()["model"], {"w": torch.ones(3)})
 
 
+def test_an_error_of_the_disk_names_the_file_that_was_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError) as caught:
+        atomic.write(tmp_path / "none" / "a.csv", b"x")
+    assert caught.value.filename == str(tmp_path / "none" / "a.csv")
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        atomic.write(tmp_path / "a.csv", b"x")
+    assert caught.value.filename == str(tmp_path / "a.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_are_as_readable_as_any_other(tmp_path: Path):
     (tmp_path / "plain").write_bytes(b"")
     atomic.write(tmp_path / "ours", b"x")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..train import Config, InputError
-from ..train.columns import check_columns
 from ..train.config import read_entries, shown
 from ..train.corpus import encodable, read_file
 from ..train.found import found_file, found_sequences, found_text
+from ..train.headers import check_columns
 from ..train.imported import found_module
 
 __all__ = ["check_found", "config_of", "directory_of"]

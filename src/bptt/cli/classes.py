@@ -12,6 +12,7 @@ from ..train import RunDirectory, atomic
 from ..train.extras import require
 from ..train.tasks.classification import predictions
 from ..train.trained import load
+from .pictures import write_picture
 
 __all__ = ["write_classes"]
 
@@ -36,6 +37,6 @@ def write_classes(run: Path, data: Path, target: Path, device: str) -> str:
     for each in known:
         counts[numbers[each.true or ""], numbers[each.label]] += 1
     picture = target.with_suffix(".png")
-    plots.confusion(counts, stored.names).savefig(picture)
+    write_picture(plots.confusion(counts, stored.names), picture)
     right, total = int(counts.trace()), sum(each.true is not None for each in found)
     return f"{said}; {right} of {total} labels are right, accuracy {right / total:.4f}; picture: {picture}"

@@ -11,6 +11,7 @@ from rich.console import Console
 from .. import policies
 from ..train import InputError
 from ..train.extras import require
+from .pictures import write_picture
 from .subject_options import (
     CellOption,
     HiddenOption,
@@ -129,5 +130,5 @@ def compare(
     directory.mkdir(parents=True, exist_ok=True)
     picture = directory / "comparison.png"
     plots = require("bptt.plots", "plots")
-    plots.comparison(found).savefig(picture)
+    write_picture(plots.comparison(found), picture)
     shown.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)

@@ -52,6 +52,7 @@ def find_lr(
 
     from ..train import prepare, rate_test
     from ..train.atomic import write
+    from .pictures import write_picture
 
     console = Console(stderr=True)
     with console.status("reading the data") as status:
@@ -67,7 +68,6 @@ def find_lr(
     table = "learning_rate,loss,smoothed\n" + "".join(f"{rate!r},{loss!r},{mean!r}\n" for rate, loss, mean in rows)
     write(out.with_suffix(".csv"), table.encode())
     plots = require("bptt.plots", "plots")
-    plots.rate_test(found.rates, found.losses, found.smoothed, found.suggestion, found.said, found.conditions).savefig(
-        out
-    )
+    drawn = plots.rate_test(found.rates, found.losses, found.smoothed, found.suggestion, found.said, found.conditions)
+    write_picture(drawn, out)
     typer.echo(f"{found.said}\n  {found.conditions}\npicture: {out}; numbers: {out.with_suffix('.csv')}")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..train import InputError
 from ..train.extras import require
+from .pictures import write_picture
 from .subject_options import (
     CellOption,
     HiddenOption,
@@ -148,6 +149,6 @@ def write_report(found: Survey, directory: Path) -> Path:
     """report.html, and every picture as a PNG beside it."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, figure in require("bptt.plots", "plots").figures(found):
-        figure.savefig(directory / f"{name}.png")
+        write_picture(figure, directory / f"{name}.png")
     written: Path = require("bptt.report", "report").write(directory / "report.html", found)
     return written

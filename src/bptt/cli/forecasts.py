@@ -15,6 +15,7 @@ from ..train.forecasting import Forecast, forecast
 from ..train.scaling import Scaling
 from ..train.tables import Numbers, read_table
 from ..train.trained import load
+from .pictures import write_picture
 
 __all__ = ["write_forecast"]
 
@@ -32,7 +33,7 @@ def write_forecast(run: Path, data: Path, target: Path, device: str) -> str:
     assert plots is not None
     heading = f"{', '.join(scaling.targets)}, {ahead}"
     named = {} if scaling.time is None else {"times": times, "time": scaling.time}
-    plots.forecast(known, predicted, steps, heading, **named).savefig(picture)
+    write_picture(plots.forecast(known, predicted, steps, heading, **named), picture)
     return f"{target}: {sum(len(each.times) for each in found)} rows; picture: {picture}"
 
 

@@ -9,6 +9,7 @@ import typer
 
 from ..train import Config, InputError
 from ..train.found import found_file, found_sequences
+from ..train.headers import check_predictable
 from ..train.runs import options_of
 
 __all__ = ["predict"]
@@ -40,6 +41,7 @@ def predict(
         found_sequences(str(data))
     else:
         found_file("table", str(data))
+    check_predictable(config, run, data)
 
     from .classes import write_classes
     from .forecasts import write_forecast

@@ -128,6 +128,8 @@ def write(path: str | Path, survey: Survey) -> Path:
     try:
         new.write_text(text, encoding="utf-8")
         os.replace(new, target)
+    except OSError as error:  # which names the new file, or, of a full disk, none
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
     finally:
         new.unlink(missing_ok=True)
     return target

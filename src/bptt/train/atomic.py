@@ -16,8 +16,15 @@ def write(path: Path, *parts: bytes | memoryview) -> None:
     """Replace `path` by the parts, joined, so that a crash at any moment leaves the old file or the new one.
 
     Written beside it, flushed to disk, renamed, and the directory flushed. On an error the new file is removed; what a
-    killed process leaves, `sweep` finds. Raises OSError.
+    killed process leaves, `sweep` finds. Raises OSError, which names `path`.
     """
+    try:
+        _write(path, parts)
+    except OSError as error:  # which names the new file, or, of a full disk, none
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _write(path: Path, parts: tuple[bytes | memoryview, ...]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:

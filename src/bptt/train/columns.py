@@ -1,4 +1,4 @@
-"""Which columns a table has, and which of them the options name: known from its first line, without NumPy and torch."""
+"""Which of a table's columns the options name, and the first line of a CSV file: without NumPy and torch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from .numerals import is_number
 
 __all__ = [
     "check_column",
-    "check_columns",
+    "check_features",
     "check_has_columns",
     "check_names",
     "column_names",
     "columns_of_sequences",
     "columns_of_series",
-    "header_of",
     "opened_csv",
 ]
 
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 """What other programs put between columns, in words."""
-
-OTHERS = (".parquet", ".npy", ".npz", ".ts")
-"""The endings of tables that are no CSV."""
 
 TABLES = (".csv", ".tsv", ".parquet")
 """The endings of tables of sequences; only these have columns that options name."""
@@ -58,16 +54,6 @@ def opened_csv(path: Path) -> Iterator[tuple[list[str], Any]]:
         raise InputError(f"table {path} is no CSV: {error}") from None
     except OSError as error:
         raise InputError(f"cannot read table {path}: {error.strerror or error}") from None
-
-
-def header_of(path: Path) -> list[str] | None:
-    """The names of a CSV file's columns; None for a table of another form, which only its own library reads, and for
-    what can be read only once, such as a pipe.
-    """
-    if path.suffix.lower() in OTHERS or not path.is_file():
-        return None
-    with opened_csv(path) as (names, _):
-        return names
 
 
 def column_names(option: str, text: str) -> tuple[str, ...]:
@@ -124,18 +110,6 @@ def columns_of_series(config: Config, path: Path, there: Sequence[str]) -> tuple
     return targets, (*targets, *(name for name in inputs if name not in targets))
 
 
-def check_columns(config: Config) -> None:
-    """Raise InputError where the tables that a configuration reads lack columns that it names, or need others.
-
-    Of CSV files, whose first lines tell it; the columns of other tables are looked at when they are read.
-    """
-    if config.series is not None and (there := header_of(Path(config.series))) is not None:
-        columns_of_series(config, Path(config.series), there)
-    for name in (config.classify, config.heldout_file):
-        if name is not None and check_has_columns(config, Path(name)) and (there := header_of(Path(name))) is not None:
-            columns_of_sequences(config, Path(name), there)
-
-
 def check_has_columns(config: Config, path: Path) -> bool:
     """Whether a file of sequences is a table. Raises InputError where it is none and options name columns of it."""
     if path.suffix.lower() in TABLES:
@@ -169,6 +143,15 @@ def columns_of_sequences(
     for option, name in (*named.items(), *(("inputs", name) for name in chosen)):
         check_column(path, there, name, option)
     return group, time, target, chosen
+
+
+def check_features(source: str, trained: Sequence[str], given: Sequence[str]) -> None:
+    """Raise InputError where sequences have other features than those of the training. source: they are from."""
+    if len(given) != len(trained):
+        raise InputError(f"{source} must have {len(trained)} features: got {len(given)}")
+    for one, two in zip(trained, given, strict=True):
+        if one != two:
+            raise InputError(f"{source} must have the features of the training, {one!r}: got {two!r} in its place")
 
 
 def _check_header(path: Path, names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from .errors import InputError
 __all__ = [
     "CONFIG",
     "SEQUENCES",
+    "STORED",
     "found_directory",
     "found_file",
     "found_run",
@@ -22,6 +23,9 @@ __all__ = [
 
 CONFIG = "config.toml"
 """The file that makes a directory a run's."""
+
+STORED = {"text": "vocabulary.json", "series": "scaling.json", "classify": "classes.json"}
+"""The file of a run that says what its network's numbers mean, by task."""
 
 SEQUENCES = {
     ".csv": "a table of long form",

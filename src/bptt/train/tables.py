@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .arrays import arrays_of
-from .columns import check_column, check_names, opened_csv
+from .columns import check_column, opened_csv
 from .errors import InputError
+from .headers import parquet_names
 from .numerals import number_of
 from .times import kind_of, moment
 
@@ -135,22 +136,17 @@ def _csv(path: Path) -> Table:
 def _parquet(path: Path) -> Table:
     if not path.is_file():
         raise InputError(f"cannot read table {path}: No such file")
+    parquet_names(path)
     try:
         try:
             from pyarrow import parquet
 
-            check_names(path, parquet.read_schema(path).names)
             table = parquet.read_table(path, coerce_int96_timestamp_unit="us")
             return Table(path, {name: _listed(table[name]) for name in table.column_names})
         except ModuleNotFoundError:
             import polars
 
-            check_names(path, list(polars.read_parquet_schema(path)))
             return Table(path, polars.read_parquet(path).to_dict(as_series=False))
-    except ModuleNotFoundError:
-        raise InputError("neither pyarrow nor polars is installed: pip install 'bptt[parquet]'") from None
-    except InputError:
-        raise
     except Exception as error:  # each library has errors of its own
         raise InputError(f"table {path} is no Parquet: {' '.join(str(error).split())}") from None
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..columns import check_features
 from ..errors import InputError
 from .sequences import Floats, Sequences
 
@@ -63,13 +64,7 @@ class Classes:
 
     def fit(self, other: Sequences) -> None:
         """Raise InputError where sequences have other features than those of the training."""
-        if len(other.features) != len(self.features):
-            raise InputError(f"{other.source} must have {len(self.features)} features: got {len(other.features)}")
-        if other.features != self.features:
-            one, two = next((a, b) for a, b in zip(self.features, other.features, strict=True) if a != b)
-            raise InputError(
-                f"{other.source} must have the features of the training, {one!r}: got {two!r} in its place"
-            )
+        check_features(other.source, self.features, other.features)
 
     def numbers(self, of: Sequences) -> Tensor:
         """The labels int64 `[N]` by their place among the classes. Raises InputError for an unknown one."""

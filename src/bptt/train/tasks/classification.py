@@ -16,6 +16,7 @@ from ...flow.language import say
 from ..carried import State
 from ..config import Config
 from ..errors import InputError
+from ..found import STORED
 from ..options import LANES
 from ..window import IGNORE
 from .classes import Classes
@@ -35,7 +36,7 @@ class Classification:
     """
 
     name: ClassVar[str] = "classify"
-    file: ClassVar[str] = "classes.json"
+    file: ClassVar[str] = STORED["classify"]
     what: ClassVar[str] = "classes"
     data: ClassVar[str] = "set of sequences"
     units: ClassVar[str] = "sequences"

@@ -19,6 +19,7 @@ from ..carried import State
 from ..columns import columns_of_series
 from ..config import Config
 from ..errors import InputError
+from ..found import STORED
 from ..model import Network
 from ..recurrence import recurrent_layers
 from ..scaling import Scaling, naive_errors, scaled_error
@@ -75,7 +76,7 @@ class Series:
     """
 
     name: ClassVar[str] = "series"
-    file: ClassVar[str] = "scaling.json"
+    file: ClassVar[str] = STORED["series"]
     what: ClassVar[str] = "scaling"
     data: ClassVar[str] = "series"
     units: ClassVar[str] = "values"

@@ -21,6 +21,7 @@ from ..carried import State
 from ..config import Config
 from ..documents import Numbered, Texts
 from ..errors import InputError
+from ..found import STORED
 from ..lanes import Lanes
 from ..model import LanguageModel, unigram_perplexity
 from ..records import perplexity
@@ -47,7 +48,7 @@ class Text:
     """
 
     name: ClassVar[str] = "text"
-    file: ClassVar[str] = "vocabulary.json"
+    file: ClassVar[str] = STORED["text"]
     what: ClassVar[str] = "vocabulary"
     data: ClassVar[str] = "text"
     units: ClassVar[str] = "tokens"
