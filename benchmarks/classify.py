@@ -59,9 +59,13 @@ def main(
     epochs: int = 15,
     learning_rate: float = 0.002,
     gradient: str = "full",
+    chrono: float = 0,
     save: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
-    """Some seeds of each cell and pooling, on one thread; the two networks take turns."""
+    """Some seeds of each cell and pooling, on one thread; the two networks take turns.
+
+    chrono: if not 0, the gates' biases begin with memories of up to so many steps (`bptt.nn.init.chrono_`), in both.
+    """
     torch.set_num_threads(1)
     sizes: dict[str, Any] = {"hidden": hidden, "batch": batch, "epochs": epochs, "learning_rate": learning_rate}
     sizes["gradient"] = gradient
@@ -76,6 +80,8 @@ def main(
                     torch.manual_seed(seed)
                     task = prepare(config)
                     model = build_model(config, task.stored).train()
+                    if chrono:
+                        bptt.nn.init.chrono_(model.recurrent, chrono)
                     if who == "torch":
                         bptt.revert(model)
                         assert isinstance(model.recurrent, torch.nn.RNNBase)
@@ -93,6 +99,7 @@ def main(
         "shape": list(task.train.batch(torch.arange(1)).x.shape),
         "sequences": [len(task.train), len(task.heldout)],
         **sizes,
+        **({"chrono": chrono} if chrono else {}),
         "threads": 1,
         "torch": torch.__version__,
         "machine": platform.machine(),
