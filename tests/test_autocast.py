@@ -379,3 +379,15 @@ def test_frozen_weights_and_no_gradient_at_all() -> None:
         for p in layer.parameters():
             p.requires_grad_(False)
         assert not layer(x)[0].requires_grad
+
+
+def test_frozen_weights_that_change_without_a_version() -> None:
+    """As those of a target network, which `.data` moves: torch keeps casts of leaves that require grad alone."""
+    layer, x = bptt.nn.LSTM(5, 7).requires_grad_(False), torch.randn(6, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+        for p in layer.parameters():
+            p.data.mul_(3)
+        changed = layer(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(changed, layer(x)[0])

@@ -192,3 +192,29 @@ def test_backward_calls_of_every_kind(kind: str, options: dict[str, Any], ran: l
     truth = torch.autograd.grad([(g * g).sum() for g in first], own, allow_unused=True)
     torch.testing.assert_close(second, truth, rtol=1e-9, atol=1e-9)
     assert ran
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_dropout_draws_as_of_packed_sequences(first: bool) -> None:
+    """The same numbers by whatever runs the call, since neither memory, kernel nor policy changes a value."""
+    x, lengths = torch.randn(T + 1, len(LENGTHS), I, dtype=torch.float64), torch.tensor(LENGTHS)
+    x = x.transpose(0, 1) if first else x
+    none = torch.zeros(x.shape[:2], dtype=torch.bool)
+    packed = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
+    layer, torchs = layer_of("GRU", num_layers=3, dropout=0.5, batch_first=first), torch.nn.GRU(I, H, 3, dropout=0.5)
+    torchs.double().load_state_dict(layer.state_dict())
+    torch.manual_seed(3)
+    expected = torchs(packed)[0].data
+    for memory, kernel, gradient, given in (
+        ("gates", "auto", "full", {}),
+        ("checkpoints:steps=2", "auto", "full", {}),
+        ("auto", "eager", "full", {}),
+        ("auto", "auto", "truncated:2", {}),
+        ("auto", "auto", "randomized:0.5", {}),
+        ("auto", "auto", "full", {"resets": none}),
+    ):
+        layer.memory, layer.kernel, layer.gradient = memory, kernel, gradient
+        torch.manual_seed(3)
+        y = layer(x, lengths=lengths, **given)[0]
+        actual = pack_padded_sequence(y, lengths, first, enforce_sorted=False).data
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)

@@ -82,10 +82,11 @@ def _known() -> dict[Any, Any]:
 
 
 def _cast(layer: Any, weights: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The weights in a dtype, whose values are found once in a context of autocast, as it does itself; unlike there,
-    each call's gradient is made of the weights' dtype before it is added to those of others.
+    """The weights in a dtype, whose values are found once in a context of autocast where it does so itself, which is of
+    leaves that require grad; unlike there, each call's gradient is made of the weights' dtype before it is added to
+    those of others.
     """
-    if any(w.is_inference() for w in weights):  # whose version nobody counts
+    if any(w.is_inference() or not (w.requires_grad and w.is_leaf) for w in weights):  # changed by `.data`, say
         return tuple([w.to(dtype) for w in weights])
     of = [(w._version, w.data_ptr()) for w in weights]
     known = _known()

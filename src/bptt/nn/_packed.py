@@ -17,6 +17,7 @@ from ..kernels import PackedRows, Request
 from ..memory import Checkpoints
 from ._sequences import checked_lengths
 from .call import Hidden, Layer, bare, plain_net
+from .packing import rows_of
 
 __all__ = ["packed_call", "padded_call"]
 
@@ -38,10 +39,7 @@ def padded_call(
     T, B = input.shape[:2] if not layer.batch_first else (input.shape[1], input.shape[0])
     if ends is None or bool((ends == T).all()):
         return None
-    order = ends.argsort(descending=True, stable=True)
-    longest = ends[order]
-    rows = PackedRows(torch.searchsorted(-longest, -torch.arange(int(longest[0]), device="cpu")))
-    lane = order[rows.lane]
+    rows, order, lane = rows_of(ends)
     at = lane * T + rows.step if layer.batch_first else rows.step * B + lane
     at, order = at.to(input.device), order.to(input.device)
     data = input.flatten(0, 1).index_select(0, at)

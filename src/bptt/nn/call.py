@@ -32,8 +32,9 @@ from ..engine import (
 )
 from ..kernels import Kernel, Request
 from ..memory import Checkpoints
-from ._arguments import call_lengths, call_resets, check_dtypes, no_weight, not_dense
-from .packing import packed_rows, padded
+from ._arguments import call_lengths, check_dtypes, no_weight, not_dense
+from ._sequences import checked_resets
+from .packing import packed_rows, padded, rows_of
 
 __all__ = ["Call", "Hidden", "Layer", "bare", "by_onnx", "net_of", "plain_net", "program", "whole_tape"]
 
@@ -242,12 +243,20 @@ class Call:
         return (self.x, *self.hx, *self.weights, *self.reset_state)
 
     def dropout_mask(self, layer: Layer) -> Tensor:
-        """The dropout mask `[T, B, D*P]` of a layer above the first: the numbers that torch.nn would draw."""
+        """The dropout mask `[T, B, D*P]` of a layer above the first: the numbers that torch.nn would draw, of padded
+        sequences those that it would once they are packed.
+        """
         features = (2 if layer.bidirectional else 1) * (layer.proj_size or layer.hidden_size)
-        if self.packed is None:
-            return functional.dropout(self.x.new_ones(*self.x.shape[:2], features), layer.dropout)
-        mask = functional.dropout(self.x.new_ones(self.packed.data.shape[0], features), layer.dropout)
-        return self.engine_layout(self.packed._replace(data=mask))
+        T, B, _ = self.x.shape
+        if self.packed is not None:
+            mask = functional.dropout(self.x.new_ones(self.packed.data.shape[0], features), layer.dropout)
+            return self.engine_layout(self.packed._replace(data=mask))
+        if self.lengths is None or torch.compiler.is_compiling() or recorder() is not None:  # a graph for any lengths
+            return functional.dropout(self.x.new_ones(T, B, features), layer.dropout)
+        rows, _, lane = rows_of(self.lengths)
+        mask = functional.dropout(self.x.new_ones(rows.S, features), layer.dropout)
+        at = (rows.step * B + lane).to(mask.device)
+        return mask.new_zeros(T * B, features).index_copy(0, at, mask).unflatten(0, (T, B))
 
     def returned(self, y: Tensor, final: Sequence[Tensor]) -> tuple[Tensor | PackedSequence, Hidden]:
         """What the layer returns: the output `[T, B, D*P]` and states `[L*D, B, .]` in the caller's layout."""

@@ -8,8 +8,9 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..engine import transformed, whole_numbers
+from ..kernels import PackedRows
 
-__all__ = ["packed_rows", "padded"]
+__all__ = ["packed_rows", "padded", "rows_of"]
 
 
 def padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
@@ -37,6 +38,16 @@ def packed_rows(y: Tensor, packed: PackedSequence, lengths: Tensor | None) -> Te
     if order is not None:
         y, lengths = y.index_select(1, order), lengths[order.cpu()]
     return pack_padded_sequence(y, lengths).data
+
+
+def rows_of(lengths: Tensor) -> tuple[PackedRows, Tensor, Tensor]:
+    """(the rows that padded sequences of these lengths `[B]` have packed, the order `[B]` of their lanes there, the
+    lane `[S]` of each row), all on the CPU.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    longest = lengths[order]
+    rows = PackedRows(torch.searchsorted(-longest, -torch.arange(int(longest[0]), device="cpu")))
+    return rows, order, order[rows.lane]
 
 
 def _places(packed: PackedSequence) -> Tensor:
