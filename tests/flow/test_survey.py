@@ -130,3 +130,27 @@ def test_the_lane_of_the_products_is_numbered_as_in_the_batch():
     assert found.lane == 1  # the longest
     assert_allclose(found.singular[:, 0], bptt.flow.products(layer, packed, lane=1).singular[:, 0], rtol=1e-5)
     assert "(along lane 1)" in bptt.flow.conclusion(found)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_dead_lane_is_not_taken_for_those_whose_gradients_explode(scanned):
+    cell = torch.nn.RNNCell(2, 3, nonlinearity="relu")
+    layer = bptt.nn.Recurrent(cell) if scanned else bptt.nn.RNN(2, 3, nonlinearity="relu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(1.4 * torch.eye(3) if parameter.shape == (3, 3) else torch.full_like(parameter, 0.5))
+    x = torch.ones(40, 3, 2)
+    x[:, 0] = -50
+    found = survey(layer, x, lambda y: y.sum(), policies=[])
+    assert found.products.lane == 1
+    assert found.products.log_singular[39, 0] == pytest.approx(39 * np.log(1.4))
+    assert "(along lane 1)" in bptt.flow.conclusion(found.products)
+    if scanned:  # on all lanes
+        assert bptt.flow.conclusion(found.lyapunov) == "Every perturbation dies completely in 1 of 3 lanes"
+
+
+def test_the_products_of_a_scan_are_not_those_of_a_lane_of_one_step():
+    packed = torch.nn.utils.rnn.pack_padded_sequence(X.float(), [1, 10, 7], enforce_sorted=False)
+    found = survey(bptt.nn.Recurrent(torch.nn.GRUCell(4, 5)), packed, lambda y: y.data.sum(), policies=[]).products
+    assert found.lane == 1
+    assert found.n[-1] == 10

@@ -33,7 +33,7 @@ class Lyapunov(Shown):
     layer: whose states these are. exponents: `[n]` descending, mean over lanes; -inf for a direction that a Jacobian
     takes to 0. error: `[n]` the standard error of that mean, NaN where it cannot be told. running: `[steps, n]` the
     estimate after so many steps, mean over lanes. steps: over how many steps the mean was taken, after `warmup`. lanes:
-    B.
+    B. dead: in how many of them the largest is -inf, and so its mean, whatever it is in the others.
     """
 
     layer: str
@@ -43,6 +43,7 @@ class Lyapunov(Shown):
     steps: int
     warmup: int
     lanes: int
+    dead: int = 0
 
 
 def lyapunov(
@@ -111,7 +112,9 @@ def lyapunov(
         running = np.where(passed > 0, lanes, 0).sum(1) / (passed > 0).sum(1)
         error = np.fmax(np.fmax(_error(lanes[-1]), _error(_blocks(grown, counted))), _drift(grown, counted))
     order = np.argsort(-running[-1], kind="stable")
-    return Lyapunov(chain.name, running[-1, order], error[order], running[:, order], total - skipped, skipped, chain.B)
+    dead = int((lanes[-1] == -np.inf).all(-1).sum())
+    steps = total - skipped
+    return Lyapunov(chain.name, running[-1, order], error[order], running[:, order], steps, skipped, chain.B, dead)
 
 
 @torch.no_grad()

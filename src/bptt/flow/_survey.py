@@ -12,7 +12,7 @@ from torch import Tensor
 from ..policies import Policy
 from ._by_lag import Lags, by_lag
 from ._cell_path import CellPath, cell_path, has_cell_path
-from ._chain import Chain, LayerChain
+from ._chain import Chain, LayerChain, lengths_of
 from ._compare import POLICIES, Comparison, NotComparable, compare
 from ._gates import Gates, gates
 from ._jacobians import Jacobians, Products, jacobians, products
@@ -164,8 +164,9 @@ def survey(
     What grows with the length of the sequence is bounded. The map is that of at most 8 lanes and, on long sequences, of
     every so many-th loss; there the shares are those of fewer lanes. The Jacobians are those of one lane, on long
     sequences at every so many-th step, for a state of at most 1024 numbers. The lanes are chosen among those that a
-    loss reaches, evenly over their lengths, with the longest among them; those whose gradient is not finite come first.
-    Padding is measured nowhere.
+    loss reaches, evenly over their lengths; those whose gradient is not finite come first, else the longest of those
+    in which errors grow most, to within a factor of 10, of which the products of a scan are too. Padding is measured
+    nowhere.
 
     Raises what `record`, `lag_map` and `compare` raise.
 
@@ -184,13 +185,13 @@ def survey(
         return _of_scan(scan, scan.label if name is None else name, lags, policies, records, data, seed, run)
     assert not isinstance(subject, Scanned)
     recording = recorded(subject, batch, loss)
-    broken = _not_finite(recording)
-    few, one = recording.sample(LANES, broken), recording.sample(1, broken)
-    lane = int(recording.sampled(1, broken)[0])
-    K = min(LAGS if lags is None else max(lags, 1), few.T)
-    compared = few.sample(max(1, min(LANES, COMPARED // few.T)), _not_finite(few) if broken.any() else None)
-    lanes = recording.sample(max(1, min(LANES, LOSSES // recording.T)), broken)
     top = len(recording.names) - (2 if recording.layer.bidirectional else 1)
+    first = _first(recording, top)
+    few, one = recording.sample(LANES, first), recording.sample(1, first)
+    lane = int(recording.sampled(1, first)[0])
+    K = min(LAGS if lags is None else max(lags, 1), few.T)
+    compared = few.sample(max(1, min(LANES, COMPARED // few.T)), _first(few, top) if first.any() else None)
+    lanes = recording.sample(max(1, min(LANES, LOSSES // recording.T)), first)
 
     two_ways = recording.layer.bidirectional and recording.layer.num_layers > 1  # a loss has no lag there
     map = None if two_ways else run("lags", lambda: lag_map(few, lags=lags, at=few.losses(min(LOSSES, LOSS_LAGS // K))))
@@ -244,7 +245,7 @@ def _of_scan(
         lag_map=map,
         lags=None if map is None else by_lag(map),
         jacobians=None if chain is None else run("Jacobians", lambda: jacobians(chain, every=-(-chain.T // STEPS))),
-        products=None if chain is None else run("products", lambda: products(chain)),
+        products=None if chain is None else run("products", lambda: products(chain, lane=_lane_of(chain))),
         lyapunov=None if chain is None else run("exponents", lambda: _exponents(chain, count)),
         comparison=run("policies", lambda: _compared(scan, policies)) if policies else None,
         records=tuple(records),
@@ -261,15 +262,48 @@ def _drawn(loss: object) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def _not_finite(recording: Recording) -> Tensor:
-    """The lanes `[B]` whose input, local errors or adjoints are not finite."""
+def _first(recording: Recording, top: int) -> Tensor:
+    """The lanes `[B]` that are measured before others: those whose input, local errors or adjoints are not finite. Else
+    the one of `_leading`, where that is not the longest that a loss reaches, which is among the measured ones anyway.
+    """
     program, saved = recording.forward()
     adjoints = program.backward(saved, recording.asked(adjoints=True)).adjoints
     padding = torch.arange(recording.T, device="cpu")[:, None] >= recording.lengths
-    found = torch.zeros(recording.B, dtype=torch.bool, device="cpu")
+    first = torch.zeros(recording.B, dtype=torch.bool, device="cpu")
     for values in (recording.call.x, recording.dy, *adjoints):
-        found |= (~torch.isfinite(values).all(-1).cpu() & ~padding).any(0)
-    return found
+        first |= (~torch.isfinite(values).all(-1).cpu() & ~padding).any(0)
+    if first.any():
+        return first
+    D = 2 if recording.layer.bidirectional else 1
+    dy = recording.dy[..., : recording.dy.shape[-1] // D]
+    adjoint, error = (t.abs().amax(-1).cpu().masked_fill(padding, 0).amax(0) for t in (adjoints[top], dy))
+    for final in recording.dfinal:
+        error = error if final is None else error.maximum(final[top].abs().amax(-1).cpu())
+    lane = _leading(adjoint, error, recording.lengths)
+    first[lane] = lane != int(recording.sampled(1)[0])
+    return first
+
+
+@torch.no_grad()
+def _lane_of(chain: Chain) -> int:
+    """The lane of `_leading` of a chain."""
+    largest, error, adjoint = torch.zeros((3, chain.B, chain.S), dtype=chain.dtype, device=chain.device)
+    for t in reversed(range(chain.T)):
+        if chain.errors is not None:
+            adjoint, error = adjoint + chain.errors[t], error.maximum(chain.errors[t].abs())
+        largest = largest.maximum(adjoint.abs())
+        if t in chain.transitions:
+            adjoint = chain.pull(t, adjoint[None])[0]
+    return _leading(largest.amax(-1).cpu(), error.amax(-1).cpu(), lengths_of(chain))
+
+
+def _leading(adjoint: Tensor, error: Tensor, lengths: Tensor) -> int:
+    """The longest lane of those in which errors grow most on their way back, to within a factor of 10; of equals the
+    first. So none is taken for all others in which they die. adjoint, error: the largest ones; with lengths, all `[B]`.
+    """
+    growth = (adjoint / error).where(error > 0, 0).nan_to_num(torch.inf)
+    large = (growth >= growth.max() / 10).nonzero()[:, 0].tolist()
+    return int(max(large, key=lambda lane: int(lengths[lane])))
 
 
 def _most_stuck(recording: Recording, top: int) -> Gates:

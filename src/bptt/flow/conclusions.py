@@ -303,8 +303,12 @@ def _keeper(measure: Gates) -> str | None:
 def _(measure: Lyapunov, layer: int | None = None) -> str:
     largest, error = float(measure.exponents[0]), float(measure.error[0])
     if not math.isfinite(largest):
-        died = "Every perturbation dies completely"
-        return say(died) if largest == -math.inf else say("The exponents are not finite")
+        if largest != -math.inf:
+            return say("The exponents are not finite")
+        if 0 < measure.dead < measure.lanes:
+            text = "Every perturbation dies completely in {count} of {lanes} lanes"
+            return say(text, count=measure.dead, lanes=measure.lanes)
+        return say("Every perturbation dies completely")
     text = "largest exponent {value} ± {error} nats per step over {steps}"
     text = text if math.isfinite(error) else "largest exponent {value} nats per step, error unknown over {steps}"
     value = say(text, value=number(largest), error=number(error), steps=steps(measure.steps))
@@ -325,7 +329,7 @@ def course(measure: Lyapunov) -> str:
     """What perturbations do: "vanish", "hold", "explode", or "unknown" where the error does not tell."""
     largest, doubt = float(measure.exponents[0]), 2 * float(np.nan_to_num(measure.error[0]))
     if not math.isfinite(largest):
-        return "vanish" if largest == -math.inf else "unknown"
+        return "vanish" if largest == -math.inf and measure.dead in (0, measure.lanes) else "unknown"
     if half_life(math.exp(min(abs(largest) + doubt, 700.0))) > max(measure.steps, STEADY):
         return "hold"
     return "unknown" if abs(largest) <= doubt else trend(math.exp(min(largest, 700.0)), measure.steps)
