@@ -354,3 +354,23 @@ def test_a_model_whose_forward_is_not_what_is_called():
             assert len(doctor._calls) == 2
     assert found[0] is not None
     assert found[1:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("given", "stage", "what"),
+    [(math.nan, "forward", "its initial state holds NaN"), (0.0, "local error", "dL/d(final state) is NaN")],
+)
+def test_the_state_of_a_sequence_without_a_step(given: float, stage: str, what: str) -> None:
+    """It goes from hx to the final state past all steps; a root at 0 makes its gradient NaN."""
+    layer = bptt.nn.GRU(2, 3)
+    layer.first = torch.nn.Parameter(torch.zeros(1, 3, 3))
+    given_states = layer.first + torch.tensor([0, given, 0])[:, None]
+    with watch(layer) as doctor:
+        y, h = layer(torch.randn(5, 2), given_states, cu_seqlens=torch.tensor([0, 3, 3, 5]))
+        loss = y[3:].sum() + (h[:, 1].abs().sqrt() * 0).sum()
+        loss.backward()
+        diagnosis = doctor.check(loss)
+    assert diagnosis is not None
+    found = diagnosis.findings[0]
+    assert (found.stage, found.layer, found.lane) == (stage, "layer 0", 1)
+    assert what in str(found)

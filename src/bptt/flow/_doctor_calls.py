@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,6 +128,12 @@ class RecordedCall:
         call = of_layer.call
         with nullcontext() if self.generators is None else self.generators.again(layer):
             return layer, call, net_of(layer, call, layer.gradient, differentiated=True, adjoints=True)
+
+    def in_all_lanes(self, of_engine: Sequence[Tensor | None], given: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """States `[L*D, B, .]` with those of sequences without a step, which the engine does not have, numbered as the
+        caller does. of_engine: what it has of them, given: what the caller has.
+        """
+        return list(of_engine if self._call()[1].flat is None else given)
 
     def lane(self, lane: int) -> int:
         """The caller's number of a lane of the engine, which has none for a sequence without a step."""

@@ -106,9 +106,10 @@ def _inputs(call: RecordedCall) -> Iterator[Finding]:
     if call.recurrent:
         layer, engine, _ = call.net()
         if (index := first_index(engine.x)) is not None:
-            found.append((say("its input"), data, Place(call.name, None, index[0], index[1]), engine.x, index))
-        for state in engine.hx:
-            if (index := first_index(state)) is not None:
+            place = Place(call.name, None, index[0], call.lane(index[1]))
+            found.append((say("its input"), data, place, engine.x, index))
+        for state in call.in_all_lanes(engine.hx, list(tensors_in(call.hx))):
+            if state is not None and (index := first_index(state)) is not None:
                 place = Place(call.name, _names(layer)[index[0]], 0, index[1])
                 advice = say("start from zero, or from the last state that was finite")
                 found.append((say("its initial state"), advice, place, state, index))
@@ -196,11 +197,14 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
     if recording is None:
         return
     final = say("dL/d(final state)")
-    for what, errors in (("dL/dy", recording.dy), *((final, d) for d in recording.dfinal)):
+    given_back = [call.errors.get(i + 1) for i in range(len(recording.dfinal))]
+    finals = call.in_all_lanes(recording.dfinal, given_back)
+    for what, errors in (("dL/dy", recording.dy), *((final, d) for d in finals)):
         if errors is not None and (index := _last(errors)) is not None:
             value = float(errors[index])
             ends = what != "dL/dy"
-            place = Place(call.name, f"layer {index[0]}" if ends else None, None if ends else index[0], index[1])
+            layer, step = (_names(recording.layer)[index[0]], None) if ends else (None, index[0])
+            place = Place(call.name, layer, step, index[1] if ends else call.lane(index[1]))
             kind, said = kind_of(value, of_finite=False), say("{what} is {value}", what=what, value=word_for(value))
             yield Finding.at(kind, "local error", place, value, said, say(STEEP_LOSS))
     layer, engine, net = call.net()
