@@ -46,9 +46,14 @@ H = 128, where they took four fifths of the time of a BLAS's calls."""
 NEAR = 2**18, 40_000_000 if BY_MKL else 70_000_000
 """Weights up to which they stay in a cache of a core, and with which that holds up to so many multiplications."""
 
-INFERRED = 70_000_000
-"""The same of a call that nobody differentiates: at 1000, 8, 64, 64 (RNN) and 100, 32, 32, 64 (GRU) its products took
-0.92 to 0.96 of MKL's time within the walk, where those of a call with a gradient took 1.09 to 1.15."""
+INFERRED = 500_000_000 if BY_MKL else 70_000_000
+"""The same of a call that keeps no gates, whose one such product the walk does block by block of steps: on an Intel
+Xeon, on one thread, it took 0.88 to 0.95 of the CPU time that it takes with MKL's product at 35, 32, 256, 256 (RNN),
+100, 32, 128, 128 and 100, 32, 32, 64 (LSTM), and 1.04 or more from some 800 million on; by AVX2 alone 0.95 to 0.98."""
+
+TAPED = {"avx512": 270_000_000} if BY_MKL else {}
+"""The same forward of a call that keeps its gates, by instruction set: 0.94 to 0.97 at 1000, 8, 64, 64 (all cells),
+1.05 at 100, 32, 128, 128 (LSTM); by AVX2 1.00 to 1.05 at all of these."""
 
 FEW_ROWS, FEW_ROWS_BACK = 32, 16
 """Rows of all steps together up to which that holds whatever their size: forward the walk multiplies by the weights as
@@ -101,7 +106,7 @@ class Cpu:
         reset_state: tuple[Tensor, ...] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         way = Way(initial, resets, w, reset_state, False)
-        small = lengths is None and _multiplies(x, w)
+        small = lengths is None and self._multiplies(x, w, tape_gates)
         made = CompiledForward(cell, x, way, tape_gates, lengths, None, small)
         if made.walk is not None:
             made.walk.run(variant=self._variant, threads=torch.get_num_threads())
@@ -119,7 +124,7 @@ class Cpu:
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         way = Way(initial, None, w, (), d == 1)
         x = x[None]
-        made = CompiledForward(cell, x, way, tape_gates, None, rows, _multiplies(x, w))
+        made = CompiledForward(cell, x, way, tape_gates, None, rows, self._multiplies(x, w, tape_gates))
         if made.walk is not None:
             made.walk.run(variant=self._variant, threads=torch.get_num_threads())
         return made.result
@@ -127,13 +132,19 @@ class Cpu:
     def forward_ways(
         self, cell: Cell, x: Tensor, ways: Sequence[Way], tape_gates: bool
     ) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
-        made = [CompiledForward(cell, x, way, tape_gates, None, None, _multiplies(x, way.w)) for way in ways]
+        small = [self._multiplies(x, way.w, tape_gates) for way in ways]
+        made = [CompiledForward(cell, x, way, tape_gates, None, None, s) for way, s in zip(ways, small, strict=True)]
         walks = [each.walk for each in made if each.walk is not None]
         if len(walks) == 2:
             walks[0].run_beside(walks[1], variant=self._variant, threads=torch.get_num_threads())
         elif walks:
             walks[0].run(variant=self._variant, threads=torch.get_num_threads())
         return [each.result for each in made]
+
+    def _multiplies(self, x: Tensor, w: Weights, tape_gates: bool) -> bool:
+        """Whether the input product is done with the walk."""
+        near = TAPED.get(self.variant or "", NEAR[1]) if tape_gates else INFERRED
+        return _is_small(x, w, FEW_ROWS, near) or _by_conversion(x, w)
 
     def infer(self, cell: Cell, x: Tensor, hx: tuple[Tensor, ...], w: Weights) -> tuple[Tensor, ...] | None:
         check(cell, x, hx, w, layers=(1,))
@@ -209,11 +220,6 @@ def _is_small(x: Tensor, w: Weights, few: int, near: int = NEAR[1]) -> bool:
     GH, P = w.hh.shape
     T, B, inputs = x.shape
     return is_small(T * B, GH * (inputs + P), few, near)
-
-
-def _multiplies(x: Tensor, w: Weights) -> bool:
-    """Whether the input product is done with the walk."""
-    return _is_small(x, w, FEW_ROWS) or _by_conversion(x, w)
 
 
 def _by_conversion(x: Tensor, w: Weights) -> bool:
