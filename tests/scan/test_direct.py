@@ -306,3 +306,33 @@ def test_the_definition() -> None:
     torch.testing.assert_close(
         gradients([*carry, *ys], inputs), gradients([*state, *whole], inputs), rtol=1e-9, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("policy", ["full", "truncated:6/3"])
+def test_carries_alone(policy: str, ways: Ways) -> None:
+    """memory="states" keeps nothing of a small call, walks forward again, and has the bits of a tape; twice, too."""
+    torch.manual_seed(0)
+    w = nn.Linear(H, 2 * H).double()
+    x, h_0 = torch.randn(T, B, H, dtype=torch.float64, requires_grad=True), torch.randn(B, H, dtype=torch.float64)
+    inputs = [x, *w.parameters()]
+
+    def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, c = w(h + x).chunk(2, dim=-1)
+        h = torch.sigmoid(z) * h + torch.tanh(c)
+        return h, h * x
+
+    def call(memory: str) -> tuple[Results, int]:
+        h, y = scan(step, h_0, x, gradient=policy, memory=memory)
+        kept = sum(t.numel() for t in y.grad_fn.saved_tensors)  # type: ignore[union-attr]  # of an operation of Python
+        loss = (y * y).sum() + h.sum()
+        first = torch.autograd.grad(loss, inputs, retain_graph=True)
+        return [y, h, *first, *torch.autograd.grad(loss, inputs)], kept
+
+    for _ in range(5):
+        expected, tape = call("auto")
+    for _ in range(5):
+        got, kept = call("states")
+    assert ways.taken[-1]
+    assert ways.taken[4]
+    assert kept + T * B * H <= tape
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)

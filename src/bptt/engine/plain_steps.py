@@ -1,12 +1,13 @@
 """A plain call of a traced step: without resets, factors or segments, by the kernel's whole passes.
 
-It gives what `boundary.run` gives of the same program, bit by bit, with less between the caller and the kernel.
+It gives what `boundary.run` gives of the same program where that keeps all values, bit by bit, with less between the
+caller and the kernel. Where a plan keeps the carries alone, such a call keeps nothing: its walk goes forward once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ derivatives of higher order."""
 MOST_BYTES = 2**16
 """Of all ys of a call: these are copied out of the tape, which in a large call takes longer than it saves."""
 
+MOST_KEPT = 2**20
+"""Bytes of what a backward pass needs, up to which it may be there at once where the plan keeps carries alone."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PlainSteps:
@@ -43,13 +47,16 @@ class PlainSteps:
     @classmethod
     def of(cls, plan: StepPlan, again: Again) -> PlainSteps | None:
         """The plain calls of a plan; None where it has none."""
-        step = plan.step
-        if len(plan.starts) != 2 or not plan.keeps or not isinstance(plan.kernel, WholeStepKernel):
+        step, rows = plan.step, plan.T * plan.B
+        if len(plan.starts) != 2 or not isinstance(plan.kernel, WholeStepKernel):
             return None
-        if plan.T * plan.B * step.row_bytes(step.y) > MOST_BYTES:
+        if rows * step.row_bytes(step.y) > MOST_BYTES or not (
+            plan.keeps or rows * step.row_bytes((*step.carry, *step.kept)) <= MOST_KEPT
+        ):
             return None
-        core = plan.stage(False, True).core, plan.stage(True, True).core
-        constants = plan.constants_forward, plan.constants_back
+        kept = plan if plan.keeps else replace(plan, keeps=True)
+        core = kept.stage(False, True).core, kept.stage(True, True).core
+        constants = kept.constants_forward, kept.constants_back
         request = StepRequest(
             step, plan.T, plan.B, plan.blocks.within(0, plan.T), core, constants, plan.early, plan.late
         )
@@ -70,6 +77,12 @@ class PlainSteps:
             return _apply((self, of, places), *tensors)
         return self.passes.infer(tensors, places)
 
+    def with_tape(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """The inputs and the tape, of a walk forward that keeps all values; None where it cannot tell."""
+        places = self.passes.places(tensors)
+        made = None if places is None else self.passes.taped(tensors, places)
+        return None if made is None else (*tensors, made[0])
+
     def program(self, of: Any, tensors: tuple[Tensor, ...]) -> StepProgram:
         """The same computation as a program."""
         return StepProgram(self.plan, again=self.again(of, tensors))
@@ -81,7 +94,13 @@ class _Plain(Boundary):
     @staticmethod
     def forward(ctx: Any, prepared: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # of any function
         call, of, places = prepared
-        made = call.passes.taped(tensors, places)
+        keeps, passes = call.plan.keeps, call.passes
+        made: tuple[Tensor, ...] | None
+        if keeps:
+            made = passes.taped(tensors, places)
+        else:
+            outputs = passes.infer(tensors, places)
+            made = None if outputs is None else (_NOTHING, *outputs)
         if made is None:
             outputs = call.program(of, tensors).forward(tensors, keep=False)[0]
             made = torch.empty(0, device="cpu"), *[t.clone() for t in outputs]
@@ -95,7 +114,8 @@ class _Plain(Boundary):
         saved = ctx.saved_tensors  # raises where an earlier backward call has freed them
         call, of = ctx.call
         if not (torch.is_grad_enabled() or is_observed()):
-            grads = call.passes.pulled(saved, cotangents, ctx.needs_input_grad[1:])
+            again = saved if call.plan.keeps else call.with_tape(saved[:-1])
+            grads = None if again is None else call.passes.pulled(again, cotangents, ctx.needs_input_grad[1:])
             if grads is not None:
                 return (None, *grads)
         count = len(saved) - 1
@@ -107,5 +127,6 @@ _apply: Any = super(torch.autograd.Function, _Plain).apply
 """`_Plain.apply` without what that does for torch.func's transforms, in none of which a plain call is."""
 
 with torch.inference_mode(False):  # whatever the mode in which this is imported
+    _NOTHING = torch.empty(0, device="cpu")
     _CHANGED = (torch.empty(0, device="cpu").add_(0),)
 """A witness of a change, so that the tape is made again in the form that the program has."""
