@@ -266,7 +266,7 @@ void forward_walk(const Forward<S> &a, void *memory, const Worker &worker) {
                                              : kept_state(a.c, a.c_0, s.near_c, before, lane, n - g0, a.H);
                 if (projects) s.m_rows[n - g0] = s.m + (n - g0) * a.H;
             }
-            const long width = a.first ? a.active[t] : a.B;
+            const long width = a.B == 1 ? 0 : a.first ? a.active[t] : a.B;
             const Step<S> step{
                 a, s.at, s.h_prev, s.c_prev, s.m, s.zeros, s.near_h[i % 2], s.near_c, a.reverse ? -width : width};
             pass(s.w, s.h_prev, 0, n1 - g0, p0, p1, Op<S>{step});

@@ -42,5 +42,6 @@ template <int purpose> class ScratchMemoryFor {
 
 using ScratchMemory = ScratchMemoryFor<0>;   // of walks
 using ConvertedMemory = ScratchMemoryFor<1>; // for the values of a call in the type that it is computed in
+using InferredMemory = ScratchMemoryFor<2>;  // for what lies between the inputs and outputs of a call
 
 } // namespace bptt

@@ -137,8 +137,7 @@ template <class Real> void infer(int variant, Infer<Real> a, int threads) {
     const bool gated = gates_of(a.cell) > 1;
     const long cells = lines(a.c_0 ? (a.T + 1) * a.B * a.H : 0);
     const long gates = lines(gated ? a.T * a.B * gates_of(a.cell) * a.H : 0);
-    const std::unique_ptr<void, Free> values(cells + gates ? std::aligned_alloc(64, cells + gates) : nullptr);
-    if (cells + gates && !values) throw std::bad_alloc();
+    const InferredMemory values(cells + gates + 1); // of one that needs none, too
     a.h = std::exchange(a.y, nullptr) - a.state_after(0) * a.P;
     a.initial_apart = true;
     a.c = a.c_0 ? static_cast<Real *>(values.get()) : nullptr;

@@ -127,7 +127,7 @@ template <class S> struct InputRows {
                 rows[n] = x;
         }
         // Weights that stay near are gone through again for every few rows, so that the result is written row by row.
-        const long few = w.values() * (long)sizeof(T) <= near_bytes / 8 ? most_rows : count;
+        const long few = w.units * w.K * (long)sizeof(T) <= near_bytes / 8 ? most_rows : count;
         for (long n = 0; n < count; n += few)
             pass(w, rows, n, least(n + few, count), p0, p1, RowsOut<S>{a.gates, a.stride, w.units, at});
     }

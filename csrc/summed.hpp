@@ -10,17 +10,25 @@ namespace bptt::BPTT_VARIANT {
 
 // The sums of da over all rows, for units u0 to u1: of b_ih, and of b_hh, which sees a GRU's dm in place of da_n.
 template <class T> void bias_sums(const Sweep<T> &a, long width, long u0, long u1) {
-    constexpr long block = 8; // vectors side by side
-    const long L = lanes<T>, rows = a.rows();
+    constexpr long block = 8, L = lanes<T>; // vectors side by side
+    const long rows = a.rows();
     const T *all = a.sums ? a.sums : a.da;
     for (long u = u0; u < u1; u += block * L) {
-        const int count = (int)least(block, (u1 - u + L - 1) / L);
         Vec<T> sums[block] = {};
-        for (long row = 0; row < rows; ++row) {
-            const T *da = all + row * width + u;
-            for (int v = 0; v < count; ++v) sums[v] += load(da + v * L, (int)least(u1 - u - v * L, L));
-        }
-        for (int v = 0; v < count; ++v) {
+        const auto add = [&](auto some) __attribute__((always_inline)) {
+            for (long row = 0; row < rows; ++row) {
+                const T *da = all + row * width + u;
+#pragma GCC unroll 8
+                for (int v = 0; v < block; ++v) some(sums[v], da + v * L, u1 - u - v * L);
+            }
+        };
+        if (u1 - u >= block * L)
+            add([](Vec<T> &sum, const T *da, long) __attribute__((always_inline)) { sum += load(da); });
+        else
+            add([](Vec<T> &sum, const T *da, long left) __attribute__((always_inline)) {
+                if (left > 0) sum += load(da, (int)least(left, lanes<T>));
+            });
+        for (int v = 0; v < block && u + v * L < u1; ++v) {
             alignas(BPTT_BYTES) T values[lanes<T>];
             store(values, sums[v]);
             for (long i = 0; i < least(u1 - u - v * L, L); ++i) {

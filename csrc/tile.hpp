@@ -59,7 +59,7 @@ template <class S> struct Step {
     T *m; // [rows, H] o * tanh(c) before a projection, else null
     const T *zeros;
     T *near_h, *near_c; // [rows, P], [rows, H] the state after the step once more where it is stored as another type
-    long ahead;         // rows from the row of a step to that of the next one
+    long ahead;         // rows from the row of a step to that of the next one; 0: of one lane, which stays near
 
     // The state after the step, of column n.
     BPTT_INLINE Kept<S> h(long n) const {
@@ -95,6 +95,7 @@ template <class S> struct Tile {
 
     // Asks for what the next step reads and writes in row i at units u, while there is time.
     BPTT_INLINE void expect(int i, long u) const {
+        if (!ahead) return;
         const long row = at[i] + ahead;
         fetch(h + row * P + u);
         if (!gated) return;
