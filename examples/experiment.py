@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 
-from bptt.bench import Machine, cores
+from bptt.bench import Machine
+from bptt.cli.bench_options import cores
 from bptt.cli.inventory import processor
 from bptt.plots.style import GREY, LINES, sparse, styled, title
 from bptt.train.atomic import write

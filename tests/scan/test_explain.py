@@ -69,7 +69,7 @@ def test_the_parts_of_a_leaky_cell() -> None:
         "y = add_3",
     ]
     assert section(text, "core adjoint")[0] == "add_4 [R, 5] = adjoint + dy"
-    assert section(text, "core adjoint")[-1] == "adjoint of the step before = add_6"
+    assert section(text, "core adjoint")[-1] == "adjoint of the step before = add_5"
     assert {line.split(" = ")[0] for line in section(text, "deferred") if line.startswith("gradient")} == {
         "gradient of cell.x.weight", "gradient of cell.x.bias", "gradient of cell.h.weight"
     }  # fmt: skip

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], str]] = {
         "is empty after --preprocess letters",
     ),
     "a text not in UTF-8": (new("a", TEXT.encode() + b"\xff\xfe"), "is not UTF-8: byte 900 cannot be decoded"),
-    "a text in UTF-16": (new("a", TEXT.encode("utf-16")), "is not UTF-8: byte 0 cannot be decoded"),
+    "a text in UTF-16": (new("a", TEXT.encode("utf-16")), "is not UTF-8: it is UTF-16; save it as UTF-8"),
     "a text shorter than a batch": (new("a", b"abc", "--heldout", 0), "the text is too short: 3 tokens to train on"),
     "no text to hold out": (new("a", b"abcdef"), "leaves 1 held-out tokens"),
     "random windows longer than the text": (

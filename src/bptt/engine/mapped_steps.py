@@ -86,8 +86,13 @@ class MappedSteps:
     def holding(self, tensors: Tensors) -> MappedSteps:
         return replace(self, xi=tensors[0], resets=tensors[1]) if tensors else self
 
+    def of_lanes(self, times: int) -> MappedSteps:
+        """The program of so many times the lanes."""
+        return replace(self, B=self.B * times)
+
     def forward(self, tensors: Tensors, keep: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """See `Program.forward`."""
+        whole = self.whole(tensors)
         if self.looped:
             return self._by_loop(whole), ()
         program = self._program(self.check.pop() if self.check else None)
@@ -104,7 +109,7 @@ class MappedSteps:
         found = self._program(None).backward(
             Saved(self.whole(saved.inputs), (), tape), asked._replace(cotangents=cotangents)
         )
-        return Grads(tuple(None if g is None else self._flat_input(i, g) for i, g in enumerate(found.inputs)))
+        return Grads(tuple(None if g is None else self._flat_input(i, g, n) for i, g in enumerate(found.inputs)))
 
     def _recorded(self, saved: Saved, asked: Asked) -> Grads:
         """The gradients by operations that torch can record."""
@@ -112,8 +117,7 @@ class MappedSteps:
         at = [i for i, need in enumerate(asked.needs) if need]
 
         def outputs(*some: Tensor) -> tuple[Tensor, ...]:
-            made = self.by_loop(changed(saved.inputs, at, some))
-            return tuple(o for o, c in zip(made, asked.cotangents, strict=True) if c is not None)
+            return self._arriving(asked, self.by_loop(changed(saved.inputs, at, some)))
 
         _, back = torch.func.vjp(outputs, *[given(saved.inputs[i]) for i in at])  # type: ignore[misc]  # as many as there are
         grads = back(tuple(c for c in asked.cotangents if c is not None))
@@ -182,17 +186,16 @@ class MappedSteps:
 
     def rows(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """The inputs of a call, that the step knows, as those of the program."""
-        return [self._flat_input(i, t) for i, t in enumerate(tensors)]
+        return [self._flat_input(i, t, len(self.plan.step.carry)) for i, t in enumerate(tensors)]
 
-    def _flat_input(self, i: int, t: Tensor) -> Tensor:
+    def _flat_input(self, i: int, t: Tensor, carries: int) -> Tensor:
         first = len(self.own)
         if i >= first and self.lanes[i - first] is None:
             return t
-        return flat(t, 2 if len(self.plan.step.carry) <= i < first else 1)
+        return flat(t, 2 if carries <= i < first else 1)
 
-    def _flat(self, outputs: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        n = len(self.plan.step.carry)
-        return tuple(flat(t, 1 if i < n else 2) for i, t in enumerate(outputs))
+    def _flat_output(self, i: int, t: Tensor) -> Tensor:
+        return flat(t, 1 if i < len(self.plan.step.carry) else 2)
 
     def flat_outputs(self, tensors: Tensors) -> Tensors:
         """Tensors like the outputs, that the step knows, as the program knows them."""
@@ -228,7 +231,7 @@ class _StepRules:
     """See `rules.Rules`."""
 
     def weights(self, program: MappedSteps) -> Sequence[int]:
-        return [len(program.own) + i for i, shape in enumerate(program.lanes) if shape is None]
+        return program.weights
 
     def tapes(self, program: MappedSteps) -> bool:
         return not program.looped
@@ -237,7 +240,7 @@ class _StepRules:
         return replace(program, looped=True)
 
     def of_lanes(self, program: MappedSteps, times: int) -> MappedSteps:
-        return replace(program, B=program.B * times)
+        return program.of_lanes(times)
 
     def sums_by_group(self, program: MappedSteps) -> bool:
         return program.plan.sums_by_group

@@ -317,7 +317,7 @@ def _gradients_of_gradients(request: PullRequest, flat: Tensors, adjoints: Tenso
     """
     rules = request.rules("second derivative inside a transform")
     inputs, held, outputs, tape, cotangents = request.parts(flat)
-    program, left = request.holding(held), iter(adjoints)
+    program, left = request.program.holding(held), iter(adjoints)
     moving = tuple(next(left) if need else None for need in request.needs)
     at = [i for i, t in enumerate(inputs) if t is not None and t.is_floating_point()]
 

@@ -21,7 +21,7 @@ from ._scanned import Scanned
 from ._subjects import scan_of
 from .language import say
 
-__all__ = ["STEEP_LOSS", "Naming", "diagnose", "kind_of", "sent_back", "walked_forward", "word_for"]
+__all__ = ["STEEP_LOSS", "Naming", "diagnose", "found_back", "found_forward", "kind_of", "word_for"]
 
 _LOOK = "look for what is infinite or undefined there (a logarithm or a division near 0, an exponential), or scale down"
 _STEEP = (

@@ -20,7 +20,7 @@ from ..kernels import SweepResult, Tape
 from ..nn import Recurrent
 from ..nn.call import Call, whole_tape
 from ..nn.layers import DropInLayer
-from ._diagnose import STEEP_LOSS, Naming, kind_of, sent_back, walked_forward, word_for
+from ._diagnose import STEEP_LOSS, Naming, found_back, found_forward, kind_of, word_for
 from ._doctor_calls import RecordedCall
 from ._doctor_findings import Finding, Place, Stage
 from ._layer_call import dense, tensors_in
@@ -136,7 +136,7 @@ def _outputs(call: RecordedCall) -> Iterator[Finding]:
 
 def _forward(call: RecordedCall) -> Iterator[Finding]:
     """The first gate or state of a recurrent layer that is not finite."""
-    for place, value in _walked_forward(call):
+    for place, value in _first_of_walk(call):
         what = say("{value} out of finite input, state and weights", value=word_for(value))
         advice = say("scale the weights down (bptt.nn.init.radius_) or take a bounded activation")
         yield Finding.at(kind_of(value), "forward", place, value, what, advice)
@@ -207,8 +207,8 @@ def _backward(call: RecordedCall) -> Iterator[Finding]:
             place = Place(call.name, layer, step, index[1] if ends else call.lane(index[1]))
             kind, said = kind_of(value, of_finite=False), say("{what} is {value}", what=what, value=word_for(value))
             yield Finding.at(kind, "local error", place, value, said, say(STEEP_LOSS))
-    layer, engine, net = call.net()
-    program, results = whole_tape(layer, net), _Results()
+    own, engine, net = call.net()
+    program, results = whole_tape(own, net), _Results()
     saved = Saved(engine.tensors, *program.forward(engine.tensors, keep=True))
     program.backward(saved, recording.asked(gradients=True), observer=results)
     names = _names(own)

@@ -112,22 +112,27 @@ def _by_lag(lags: Lags, i: int, place: Place, window: int, start: str) -> Iterat
     if far < 0:
         return  # no loss reaches this layer
     if norm[0] > 0 and rate > 1 and norm[far] > EXPLODES * norm[0]:
-        text = "the gradient explodes: it grows {rate} times per step back, {times} times in {far}"
-        what = say(text, rate=f"{rate:.2f}", times=f"{norm[far] / norm[0]:.3g}", far=far)
+        what = say(
+            "the gradient explodes: {far} steps back it is {times} times as large, and there it grows {rate} times per "
+            "step",
+            far=far,
+            times=f"{norm[far] / norm[0]:.3g}",
+            rate=f"{rate:.3g}",
+        )
         advice = say(
             "scale the recurrent weights down (bptt.nn.init.orthogonal_, radius_), lower the learning rate or clip the "
             "gradient"
         )
         yield Finding.at("explosion", "adjoint", place, rate, what, advice)
     horizon = int(lags.horizon_99[i])
-    if window >= SHORT and rate < 1 and horizon < VANISHES * window:
+    if window >= SHORT and rate < 1 and horizon < VANISHES * window and lags.settled(0.99)[i]:
         what = say(
             "the gradient vanishes: 99 % of it arises within {horizon} of {window} steps (90 % within {near}); farther "
             "back it shrinks to {rate} times per step",
             horizon=horizon,
             window=window,
             near=int(lags.horizon_90[i]),
-            rate=f"{rate:.2f}",
+            rate=f"{rate:.3g}",
         )
         advice = say("{start}, or use shorter windows", start=start)
         yield Finding.at("vanishing", "adjoint", place, float(horizon), what, advice)

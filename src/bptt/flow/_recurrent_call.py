@@ -73,7 +73,8 @@ class RecurrentCall:
         if lengths is not None:
             return int(lengths.max())
         assert isinstance(given, Tensor)
-        return given.shape[1 if self.layer.batch_first and given.dim() > 2 else 0]
+        tokens = not (given.is_floating_point() or given.is_complex())
+        return given.shape[1 if self.layer.batch_first and given.dim() > (1 if tokens else 2) else 0]
 
     @contextmanager
     def drawing_again(self) -> Iterator[None]:

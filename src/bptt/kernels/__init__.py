@@ -292,19 +292,21 @@ def explain(layer: Layer, x: Tensor | PackedSequence, segments: int = 0) -> str:
     gate_bytes = rows * walks * per_unit * layer.hidden_size * dtype.itemsize
     gates, takes = ("what torch's layer keeps", "takes about") if kernel.own_gradients else ("the gates", "take")
     bytes_taken = f", {gates} {takes} {gate_bytes:,} bytes" if gate_bytes or not kernel.own_gradients else ""
-    if isinstance(layer.memory, Checkpoints):
-        kept, memory = "a state now and then, and runs segments again", f"'{layer.memory}'"
-    else:
-        memory = repr(layer.memory)
-        kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
-        if gate_bytes and keeps_gates(layer.memory, gate_bytes):
-            kept = f"states and {gates.removeprefix('the ')}"
+    tapes: Memory = "gates" if isinstance(layer.memory, Checkpoints) else layer.memory
+    kept = "states, from which blocks run forward again" if kernel.own_gradients else "states"
+    if gate_bytes and keeps_gates(tapes, gate_bytes):
+        kept = f"states and {gates.removeprefix('the ')}"
+    if segments:
+        kept = "a state now and then, and runs segments again" if segments > 1 else "no tape, and runs the call again"
+    kept = f"{kept}: memory={str(layer.memory)!r}{bytes_taken}"
+    if not torch.is_grad_enabled():
+        kept = "nothing: grad mode is off"
     y, c = cast.results if cast is not None else (dtype, dtype)
     results = "" if cast is None else f"autocast makes results {y}" + (f", c {c}" if c != y else "") + "\n"
     compiled = f" ({choice.kernel.variant})" if choice.kernel.variant else ""
     return (
         f"{by_torch}kernel {choice.kernel.name!r}{compiled} for {cell.name}, {dtype} on {data.device}: "
         f"{choice.reason}\n{results}"
-        f"keeps {kept}: memory={memory}{bytes_taken}\n"
+        f"keeps {kept}\n"
         f"gradient {layer.gradient}"
     )

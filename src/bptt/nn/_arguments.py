@@ -10,7 +10,7 @@ from torch import Tensor
 from ..engine import recorder
 from ._sequences import checked_lengths
 
-__all__ = ["call_lengths", "call_resets", "check_dtypes", "no_weight", "not_dense"]
+__all__ = ["call_lengths", "check_dtypes", "no_weight", "not_dense"]
 
 
 def no_weight(layer: str, name: str) -> TypeError:
@@ -47,17 +47,3 @@ def call_lengths(name: str, ends: Any, x: Tensor) -> Tensor | None:
     if not isinstance(ends, Tensor):
         raise TypeError(f"{name}: lengths must be a tensor in a graph, for other lengths: got {type(ends).__name__}")
     return ends.detach().to("cpu", torch.int64)
-
-
-def call_resets(name: str, resets: Tensor, x: Tensor, batched: bool, batch_first: bool) -> Tensor:
-    """The resets as `[T, B]`."""
-    T, B = x.shape[:2]
-    expected = (T,) if not batched else (B, T) if batch_first else (T, B)
-    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
-        got = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
-        raise TypeError(f"{name}: resets must be a bool tensor of shape {expected}: got {got}")
-    if tuple(resets.shape) != expected:
-        raise ValueError(f"{name}: resets must have shape {expected}: got {tuple(resets.shape)}")
-    if resets.device != x.device:
-        raise ValueError(f"{name}: resets must be on input's device {x.device}: got {resets.device}")
-    return resets[:, None] if not batched else resets.t() if batch_first else resets

@@ -17,10 +17,40 @@ from ..steps import restarting
 from ._forms import CellCall
 from ._sequences import Sequences
 
-__all__ = ["layered_step", "restarted", "split_hidden", "split_restarts", "stack_hidden"]
+__all__ = ["restarted", "split_hidden", "split_restarts", "stack_hidden", "step_and_carry"]
 
 
-def layered_step(cells: Sequence[nn.Module], calls: Sequence[CellCall], own: Sequence[bool], keeps: bool) -> Step:
+def step_and_carry(
+    known: dict[Any, Any],
+    most: int,
+    cells: Sequence[nn.Module],
+    calls: Sequence[CellCall],
+    states: Sequence[Any],
+    sequences: Sequences,
+    keeps: bool,
+) -> tuple[Step, tuple[Any, ...]]:
+    """The step of some cells of a layer, the same one for every call of a kind, and the carry that it starts from.
+
+    known: the layer's steps, by kind, at most so many. states: of each cell, None where it makes its own first one.
+    keeps: whether the states are among what is put out; of unequal lengths they are.
+    """
+    keeps = keeps or sequences.lengths is not None
+    if sequences.lengths is not None and not all(call.has_lanes for call in calls):
+        raise ValueError("lengths must be equal for a cell whose state holds more than tensors [B, ...]")
+    own = [state is None for state in states]
+    carry = tuple(
+        (True, call.zeros(sequences.B)) if state is None else call.whole(state, sequences.B)
+        for state, call in zip(states, calls, strict=True)
+    )
+    kind = (*cells, *(call.form for call in calls), *own, keeps)
+    if kind not in known:
+        if len(known) >= most:
+            known.clear()  # of cells that have been replaced
+        known[kind] = _layered_step(cells, calls, own, keeps=keeps)
+    return known[kind], carry
+
+
+def _layered_step(cells: Sequence[nn.Module], calls: Sequence[CellCall], own: Sequence[bool], keeps: bool) -> Step:
     """The step of a whole net: (states, (input, dropout masks)) -> (states, (output, states)).
 
     own: whether a cell makes its own first state; its part of the carry is then (whether it is yet to be made, state).

@@ -147,7 +147,7 @@ class Call:
             x, *others = [t.to(precision.walk) for t in given]
             states, weights = tuple(others[: len(states)]), tuple(others[len(states) :])
         if resets is not None:
-            resets = call_resets(name, resets, x, batched, layer.batch_first)
+            resets = checked_resets(resets, x, batched, layer.batch_first, f"{name}: ")
         elif reset_state is not None:
             raise ValueError(f"{name}: reset_state is what resets restart from: got it without resets")
         call = cls(x, states, weights, lengths, resets, (), packed, batched, layer.batch_first)

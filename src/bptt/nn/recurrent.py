@@ -25,7 +25,7 @@ from ._cell_list import cells_of, learnable_state, learned_state, sample, unlike
 from ._flat_recurrent import FlatCall, flat_recurrent
 from ._forms import FORMS, CellCall, Form, Start, described, first_lane
 from ._known_call import MOST_KNOWN, kind_of, remember
-from ._layered import layered_step, restarted, split_hidden, split_restarts, stack_hidden
+from ._layered import restarted, split_hidden, split_restarts, stack_hidden, step_and_carry
 from ._overlapping import Layers, StackCall, overlapping
 from ._sequences import Sequences
 from ._settings import Settings
@@ -247,10 +247,7 @@ class Recurrent(Settings, nn.Module):
         """(y, final state), as `forward` returns them, from what `bptt.scan` returned for `as_scan`'s arguments."""
         if is_flat(input, cu_seqlens):
             flat = FlatCall(self, input, hx, lengths, cu_seqlens)
-            return flat.of_all(*self._from_scan(scanned, *flat.as_packed()[:2], None))
-        return self._from_scan(scanned, input, hx, lengths)
-
-    def _from_scan(self, scanned: tuple[Any, Any], input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
+            return flat.of_all(*self.from_scan(scanned, *flat.as_packed()[:2]))
         sequences, (final, (y, kept)) = Sequences.of(input, lengths, None, self.batch_first), scanned
         states = self._entered(sequences, hx)[1]
         if sequences.lengths is not None:
@@ -359,24 +356,10 @@ class Recurrent(Settings, nn.Module):
         d: int,
         keeps: bool = False,
     ) -> tuple[Step, Any, tuple[Tensor, ...], Tensor | None]:
-        """(step, carry, xs, resets) of the scan over some cells, in direction d's own time: see `_run`.
-
-        keeps: whether the states are among what is put out; of unequal lengths they are.
-        """
-        keeps = keeps or sequences.lengths is not None
-        cells, calls, own = [self.cells[k] for k in ks], [calls[k] for k in ks], [states[k] is None for k in ks]
-        if sequences.lengths is not None and not all(call.has_lanes for call in calls):
-            raise ValueError("lengths must be equal for a cell whose state holds more than tensors [B, ...]")
-        carry = tuple(
-            (True, call.zeros(sequences.B)) if states[k] is None else call.whole(states[k], sequences.B)
-            for k, call in zip(ks, calls, strict=True)
-        )
-        key = (*cells, *(call.form for call in calls), *own, keeps)
-        if key not in self._steps:
-            if len(self._steps) >= MOST_KNOWN * len(self.cells):
-                self._steps.clear()  # of cells that have been replaced
-            self._steps[key] = layered_step(cells, calls, own, keeps=keeps)
-        return self._steps[key], carry, tuple(sequences.own_time(x, d) for x in xs), sequences.own_resets(d)
+        """(step, carry, xs, resets) of the scan over some cells, in direction d's own time: see `_run`."""
+        of = [self.cells[k] for k in ks], [calls[k] for k in ks], [states[k] for k in ks]
+        step, carry = step_and_carry(self._steps, MOST_KNOWN * len(self.cells), *of, sequences, keeps)
+        return step, carry, tuple(sequences.own_time(x, d) for x in xs), sequences.own_resets(d)
 
     def _scan(
         self,

@@ -55,8 +55,9 @@ class Compiled:
     one_lane: it is traced for calls as `as_one_lane` makes them. whatever_rows: the reason has nothing to do with what
     counts as a row. calls: how often it was used; a real step is compared with it at the first call, and at every one
     whose number is a power of two. direct: what `direct` keeps of calls, by their kind. itself: see `as_it_is`, by
-    whether calls are differentiated. missed: the calls since it was made, as the last of the most traces of a kind,
-    that could use none of them.
+    whether calls are differentiated. tangents: what `tangents` keeps, by what moves. smooth: see `smoothness`; None
+    where nobody has asked. missed: the calls since it was made, as the last of the most traces of a kind, that could
+    use none of them.
     """
 
     guard: Guard | None
@@ -70,6 +71,8 @@ class Compiled:
     plans: dict[Hashable, StepPlan] = field(default_factory=dict)
     direct: dict[Hashable, Any] = field(default_factory=dict)
     itself: dict[bool, str | None] = field(default_factory=dict)
+    tangents: dict[Hashable, Any] = field(default_factory=dict)
+    smooth: bool | None = None
     missed: int = 0
 
     def plan(self, kernel: str, carry: Sequence[Tensor], reach: Reach, T: int, B: int, memory: Memory) -> StepPlan:

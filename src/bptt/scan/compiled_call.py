@@ -188,8 +188,6 @@ def _told_otherwise(given: Arguments, policy: Policy, captured: Sequence[Tensor]
 
 _ASKS = "its Python code asks by `requires_grad` whether gradients are recorded, which not all of its carry have"
 
-Check = Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]
-
 
 def _branches_then(check: Check | None, given: Arguments, entry: Compiled) -> Check:
     """The comparison of the branches of the step's code at every step, and then another one."""
@@ -261,7 +259,7 @@ def comparison(
     surroundings: Surroundings,
     before: Sequence[GeneratorStates | None],
     recording: bool = False,
-) -> Callable[[int, Sequence[Tensor], Sequence[Tensor]], None]:
+) -> Check:
     """What compares the step itself with its program at some steps.
 
     recording: autograd records, as where the step was traced: its code may differentiate something inside.

@@ -267,7 +267,7 @@ def _run(
     if reason is None:
         found = by_compiled_step(given, policy, memory, kernel, surroundings, rows == "independent")
         if isinstance(found, ScanResults):
-            return found.joined((*found.final, *found.ys))
+            return found.joined()
         if first and isinstance(found, FirstStepDiffers):
             rest = with_first_step_alone(
                 given, policy, lambda other: _run(other, policy, rows, memory, kernel, surroundings, False)

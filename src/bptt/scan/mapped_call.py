@@ -14,7 +14,7 @@ from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-from ..engine import MappedSteps, forward_mode, reaches_all, run
+from ..engine import Check, MappedSteps, forward_mode, reaches_all, run
 from ..kernels import OutOfBounds
 from ..memory import parse as parse_memory
 from ..policies import Policy
@@ -23,7 +23,7 @@ from .arguments import Arguments
 from .compiled import compiled_step
 from .compiled_call import StepDiffers, comparison, reason_not_to_compile, results_of
 from .forward import ScanResults
-from .lanes import as_one_lane, lanes_differ, without_lane
+from .lanes import as_one_lane, lanes_differ
 from .looped import bare, looped
 from .plain_loop import drawn_factors
 from .pytrees import differentiable
