@@ -275,10 +275,9 @@ void apply_operation(int variant, long op, long modes, long n, Address out, Addr
 // Where the values of tensors lie, 0 for None; None where one of them is not as it is said to be, or not dense on the
 // CPU, and Python has to look. shapes: of each, None for one that is known. Called for every tensor of a small call.
 nb::object places(nb::tuple tensors, nb::tuple shapes, nb::handle dtype) {
-    static PyObject *const names[] = {
-        PyUnicode_InternFromString("shape"),   PyUnicode_InternFromString("dtype"),
-        PyUnicode_InternFromString("is_cpu"),  PyUnicode_InternFromString("is_contiguous"),
-        PyUnicode_InternFromString("is_neg"),  PyUnicode_InternFromString("data_ptr")};
+    static PyObject *const names[] = {PyUnicode_InternFromString("shape"),  PyUnicode_InternFromString("dtype"),
+                                      PyUnicode_InternFromString("is_cpu"), PyUnicode_InternFromString("is_contiguous"),
+                                      PyUnicode_InternFromString("is_neg"), PyUnicode_InternFromString("data_ptr")};
     const auto attribute = [](nb::handle of, int name) { return nb::steal(PyObject_GetAttr(of.ptr(), names[name])); };
     const auto call = [](nb::handle of, int name) {
         return nb::steal(PyObject_CallMethodObjArgs(of.ptr(), names[name], nullptr));

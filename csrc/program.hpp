@@ -50,31 +50,31 @@ constexpr int most_unknowns = 16;
 
 // Operations that are not element-wise come first; the names of all are `operation_names`.
 enum class Op : std::int64_t {
-    copy,         // any strides
-    product,      // n: rows of the left operand's that belong to a row, K, units, 0 or how many of these rows lie in a
-                  // row of a grid, with strides[1] between rows of it and [2] within; x: left, packed, start
-    pack,         // n: K, units; x[1].strides: of both
-    small,        // n: batch, I, K, J; out[b, i, j] = sum over k of x1[b, i, k] x2[b, k, j]
-    solve,        // n: batch, unknowns (at most `most_unknowns`), columns; x: matrices [b, i, k], right sides [b, i, j]
-    sum,          // n: three dimensions that stay, one that is added up; if that has another stride than 1, n[2] has 1
-    mean,         //
-    most,         //
-    least,        //
-    cumsum,       // n: three dimensions of their own, one along which is added up
-    cumprod,      // likewise multiplied
-    gather,       // out[.., i, ..] = x1[.., x2[.., i, ..], ..]; modes: the size of the dimension that is indexed, times
-                  // 2^32, and its stride; x1.strides: 0 there
-    scatter,      // out[.., x2[.., i, ..], ..] = x1[.., i, ..], likewise with out in the place of x1
-    scatter_add,  // the same, added to what out holds
-    argmax,       // n: three dimensions that stay, one along which the index of the extreme is found
-    argmin,       //
-    order,        // n: likewise; the indices in the order of the values, by modes the largest first
-    add_rows,     // n: as element-wise
-    add_outer,    // n: 1, rows of a value that belong to a row, I, J; sums[i, j] += x1[i] x2[j]
-    convolve,     // n: O, C, OH, OW; modes: the kernel's h and v, and the distances down and right between what it finds,
-                  // 16 bits each; out[o, y, x] = sum over c, i, j of x1[c, y + down i, x + right j] x2[o, c, i, j], by
-                  // planes; x: padded image, kernel, a start [o]
-    correlate,    // likewise sums[o, c, i, j] += sum over y, x of x1[o, y, x] x2[c, y + down i, x + right j]
+    copy,        // any strides
+    product,     // n: rows of the left operand's that belong to a row, K, units, 0 or how many of these rows lie in a
+                 // row of a grid, with strides[1] between rows of it and [2] within; x: left, packed, start
+    pack,        // n: K, units; x[1].strides: of both
+    small,       // n: batch, I, K, J; out[b, i, j] = sum over k of x1[b, i, k] x2[b, k, j]
+    solve,       // n: batch, unknowns (at most `most_unknowns`), columns; x: matrices [b, i, k], right sides [b, i, j]
+    sum,         // n: three dimensions that stay, one that is added up; if that has another stride than 1, n[2] has 1
+    mean,        //
+    most,        //
+    least,       //
+    cumsum,      // n: three dimensions of their own, one along which is added up
+    cumprod,     // likewise multiplied
+    gather,      // out[.., i, ..] = x1[.., x2[.., i, ..], ..]; modes: the size of the dimension that is indexed, times
+                 // 2^32, and its stride; x1.strides: 0 there
+    scatter,     // out[.., x2[.., i, ..], ..] = x1[.., i, ..], likewise with out in the place of x1
+    scatter_add, // the same, added to what out holds
+    argmax,      // n: three dimensions that stay, one along which the index of the extreme is found
+    argmin,      //
+    order,       // n: likewise; the indices in the order of the values, by modes the largest first
+    add_rows,    // n: as element-wise
+    add_outer,   // n: 1, rows of a value that belong to a row, I, J; sums[i, j] += x1[i] x2[j]
+    convolve,  // n: O, C, OH, OW; modes: the kernel's h and v, and the distances down and right between what it finds,
+               // 16 bits each; out[o, y, x] = sum over c, i, j of x1[c, y + down i, x + right j] x2[o, c, i, j], by
+               // planes; x: padded image, kernel, a start [o]
+    correlate, // likewise sums[o, c, i, j] += sum over y, x of x1[o, y, x] x2[c, y + down i, x + right j]
     element_wise, // the first of these
 };
 

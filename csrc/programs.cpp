@@ -13,9 +13,9 @@ struct Names {
 };
 
 constexpr Names all_names() {
-    Names all{{"copy", "product", "pack", "small", "solve", "sum", "mean", "amax", "amin", "cumsum", "cumprod",
-               "gather", "scatter", "scatter_add", "argmax", "argmin", "order", "add_rows", "add_outer", "convolve",
-               "correlate"}};
+    Names all{{"copy",   "product", "pack",   "small",    "solve",     "sum",      "mean",
+               "amax",   "amin",    "cumsum", "cumprod",  "gather",    "scatter",  "scatter_add",
+               "argmax", "argmin",  "order",  "add_rows", "add_outer", "convolve", "correlate"}};
     for (int i = 0; i < element_wise; ++i) all.names[structural + i] = operations<float>[i].name;
     return all;
 }
