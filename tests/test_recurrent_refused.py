@@ -110,11 +110,6 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "input must be a dense tensor: .* sparse_coo",
     ),
-    "as_scan_jagged": (
-        lambda: gru().as_scan(jagged()),
-        TypeError,
-        r"must be a dense tensor: .* nested \(torch.nested.to_padded_tensor\(input, 0.0\) with lengths=",
-    ),
     "scan_jagged": (
         lambda: bptt.scan(plain, X[0], jagged()),
         TypeError,
