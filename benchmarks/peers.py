@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from frameworks import episodes, exported, forecasting, loops
-from frameworks.common import Row
+from frameworks.training import Row
 from rich.console import Console
 from rich.table import Table
 

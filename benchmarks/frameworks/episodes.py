@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .common import Row
+from .training import Row
 
 UNITS = 64
 ENVIRONMENTS, ROLLOUT, FEATURES = 8, 128, 64

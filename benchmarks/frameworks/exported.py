@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bptt
 
-from .common import Row, Tagger, batches, folder
+from .training import Row, Tagger, batches, folder
 
 
 def onnx_runtime(cell: str, ours: bool, steps: int) -> list[float]:

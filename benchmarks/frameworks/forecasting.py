@@ -13,7 +13,7 @@ import torch
 
 import bptt
 
-from .common import Row, folder
+from .training import Row, folder
 
 SERIES, LENGTH = 16, 300
 CONTEXT, AHEAD, UNITS, BATCH = 48, 12, 64, 16

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .common import PIECE, B, Row, Tagger, batches, folder, samples
+from .training import PIECE, B, Row, Tagger, batches, folder, samples
 
 LEARNING_RATE = 1e-3
 
